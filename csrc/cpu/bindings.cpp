@@ -1,0 +1,52 @@
+// pyengm._C: addresses come in as integers, so that the module needs no torch headers and serves every torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+
+#include "ops.h"
+
+namespace py = pybind11;
+using Address = uintptr_t;
+
+namespace {
+
+template <typename T>
+void pgd_linf_step_(Address x_adv, Address grad, Address x, int64_t n, int64_t d, double step, double eps, double lo,
+                    double hi, Address steps, Address mask) {
+  py::gil_scoped_release release;
+  pyengm::cpu::pgd_linf_step_(reinterpret_cast<T*>(x_adv), reinterpret_cast<const T*>(grad),
+                              reinterpret_cast<const T*>(x), n, d, T(step), T(eps), T(lo), T(hi),
+                              reinterpret_cast<const T*>(steps), reinterpret_cast<const bool*>(mask));
+}
+
+template <typename T>
+void clip_weights(Address out, Address norms, int64_t n, double alpha) {
+  py::gil_scoped_release release;
+  pyengm::cpu::clip_weights(reinterpret_cast<T*>(out), reinterpret_cast<const T*>(norms), n, T(alpha));
+}
+
+template <void (*Kernel)(float*, const int64_t*, int64_t, int64_t, pyengm::Stream)>
+void philox(Address out, Address index, int64_t n, int64_t count, uint64_t seed, uint32_t epoch, uint32_t purpose) {
+  py::gil_scoped_release release;
+  Kernel(reinterpret_cast<float*>(out), reinterpret_cast<const int64_t*>(index), n, count,
+         {uint32_t(seed), uint32_t(seed >> 32), epoch, purpose});
+}
+
+std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> c, std::array<uint32_t, 2> key) {
+  const pyengm::Words r = pyengm::philox4x32({{c[0], c[1], c[2], c[3]}}, key[0], key[1]);
+  return {r.w[0], r.w[1], r.w[2], r.w[3]};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "CPU kernels of pyengm on raw addresses; call them through pyengm.ops.";
+  m.def("pgd_linf_step_f32", &pgd_linf_step_<float>);
+  m.def("pgd_linf_step_f64", &pgd_linf_step_<double>);
+  m.def("clip_weights_f32", &clip_weights<float>);
+  m.def("clip_weights_f64", &clip_weights<double>);
+  m.def("philox_uniform", &philox<pyengm::cpu::philox_uniform>);
+  m.def("philox_normal", &philox<pyengm::cpu::philox_normal>);
+  m.def("philox4x32", &philox4x32, "The raw generator: counter (4 words), key (2 words) -> 4 words.");
+}

@@ -1,0 +1,47 @@
+// pyengm._cuda: as pyengm._C, with the device index and the address of the current stream in front.
+#include <pybind11/pybind11.h>
+
+#include "ops.h"
+
+namespace py = pybind11;
+using Address = uintptr_t;
+
+namespace {
+
+pyengm::cuda::Launch at(int device, Address stream) { return {device, reinterpret_cast<void*>(stream)}; }
+
+template <typename T>
+void pgd_linf_step_(int device, Address stream, Address x_adv, Address grad, Address x, int64_t n, int64_t d,
+                    double step, double eps, double lo, double hi, Address steps, Address mask) {
+  py::gil_scoped_release release;
+  pyengm::cuda::pgd_linf_step_(at(device, stream), reinterpret_cast<T*>(x_adv), reinterpret_cast<const T*>(grad),
+                               reinterpret_cast<const T*>(x), n, d, T(step), T(eps), T(lo), T(hi),
+                               reinterpret_cast<const T*>(steps), reinterpret_cast<const bool*>(mask));
+}
+
+template <typename T>
+void clip_weights(int device, Address stream, Address out, Address norms, int64_t n, double alpha) {
+  py::gil_scoped_release release;
+  pyengm::cuda::clip_weights(at(device, stream), reinterpret_cast<T*>(out), reinterpret_cast<const T*>(norms), n,
+                             T(alpha));
+}
+
+template <void (*Kernel)(pyengm::cuda::Launch, float*, const int64_t*, int64_t, int64_t, pyengm::Stream)>
+void philox(int device, Address stream, Address out, Address index, int64_t n, int64_t count, uint64_t seed,
+            uint32_t epoch, uint32_t purpose) {
+  py::gil_scoped_release release;
+  Kernel(at(device, stream), reinterpret_cast<float*>(out), reinterpret_cast<const int64_t*>(index), n, count,
+         {uint32_t(seed), uint32_t(seed >> 32), epoch, purpose});
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "CUDA kernels of pyengm on raw addresses; call them through pyengm.ops.";
+  m.def("pgd_linf_step_f32", &pgd_linf_step_<float>);
+  m.def("pgd_linf_step_f64", &pgd_linf_step_<double>);
+  m.def("clip_weights_f32", &clip_weights<float>);
+  m.def("clip_weights_f64", &clip_weights<double>);
+  m.def("philox_uniform", &philox<pyengm::cuda::philox_uniform>);
+  m.def("philox_normal", &philox<pyengm::cuda::philox_normal>);
+}

@@ -1,0 +1,53 @@
+// Starting a kernel with one thread per work item and turning every CUDA error into an exception.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "ops.h"
+
+namespace pyengm::cuda {
+
+inline void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // a launch error must not surface again in the next call
+  throw std::runtime_error(std::string("pyengm._cuda: ") + what + " failed: " + cudaGetErrorString(status));
+}
+
+// Makes a device current and restores the caller's on leaving.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&previous_), "cudaGetDevice");
+    if (device != previous_) check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = device != previous_;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+constexpr int kThreads = 256;
+
+// Runs kernel<<<>>>(args...) on enough blocks for `items` threads; kernels loop with a grid stride.
+template <typename... Params, typename... Args>
+void launch(Launch at, int64_t items, const char* name, void (*kernel)(Params...), Args... args) {
+  if (items == 0) return;
+  DeviceGuard guard(at.device);
+  const int64_t wanted = (items + kThreads - 1) / kThreads;
+  const int blocks = int(wanted < (1 << 20) ? wanted : (1 << 20));
+  kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(at.stream)>>>(args...);
+  check(cudaGetLastError(), name);
+}
+
+__device__ __forceinline__ int64_t first_item() { return blockIdx.x * int64_t(blockDim.x) + threadIdx.x; }
+__device__ __forceinline__ int64_t grid_stride() { return int64_t(gridDim.x) * blockDim.x; }
+
+}  // namespace pyengm::cuda

@@ -1,0 +1,18 @@
+// One element of a PGD step in the L-infinity ball, for host and device.
+#pragma once
+#include "philox.h"  // PYENGM_HD
+
+namespace pyengm {
+
+// x_adv + step * sign(grad), projected to [x - eps, x + eps] and then to [lo, hi]; sign(0) = sign(nan) = 0.
+template <typename T>
+PYENGM_HD T pgd_linf_step(T x_adv, T grad, T x, T step, T eps, T lo, T hi) {
+  T v = x_adv + step * (T(grad > T(0)) - T(grad < T(0)));
+  const T lower = x - eps, upper = x + eps;
+  v = v < lower ? lower : v;
+  v = v > upper ? upper : v;
+  v = v < lo ? lo : v;
+  return v > hi ? hi : v;
+}
+
+}  // namespace pyengm

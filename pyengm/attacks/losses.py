@@ -1,0 +1,40 @@
+"""Per-example losses that attacks ascend: logits (n, k) and labels (n,) to (n,), in float32 or better."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyengm.errors import ConfigError
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """-log softmax(logits)_y."""
+    return F.cross_entropy(_at_least_float32(logits), y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{k != y} z_k - z_y: positive exactly where the example is misclassified (ties aside)."""
+    z = _at_least_float32(logits)
+    own = F.one_hot(y, z.shape[1]).bool()
+    return z.masked_fill(own, -torch.inf).amax(dim=1) - z.gather(1, y[:, None]).squeeze(1)
+
+
+def carlini_wagner(logits: Tensor, y: Tensor) -> Tensor:
+    """-max(z_y - max_{k != y} z_k, 0) (Carlini & Wagner 2017, f_6 with kappa = 0): stops once the example is fooled."""
+    return -F.relu(-margin(logits, y))
+
+
+LOSSES = {"ce": cross_entropy, "margin": margin, "cw": carlini_wagner}
+
+
+def loss_named(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of that name. Raises ConfigError for an unknown one."""
+    if name not in LOSSES:
+        raise ConfigError(f"attack loss is {name!r}; known losses: {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,44 @@
+"""The state a model is in while it is attacked: parameters frozen, batch norm in an explicit mode."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from pyengm.errors import ConfigError
+
+BN_MODES = ("eval", "train", "frozen")
+
+
+@contextmanager
+def attack_mode(model: nn.Module, bn: str) -> Iterator[None]:
+    """Freezes the parameters, so that no weight gradient is computed or stored for, and sets the mode of all modules.
+
+    bn: "eval" (running statistics), "train" (batch statistics, running ones are updated by each forward pass) or
+    "frozen" (batch statistics, running ones stay as they are). Everything is put back on leaving, by an error too.
+    Raises ConfigError for an unknown mode.
+    """
+    if bn not in BN_MODES:
+        raise ConfigError(f"batch-norm mode is {bn!r}; known modes: {', '.join(BN_MODES)}")
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    flags = [(module, module.training) for module in model.modules()]
+    hidden = []
+    try:
+        for p in trainable:
+            p.requires_grad_(False)
+        model.train(bn != "eval")
+        if bn == "frozen":
+            # A norm layer without running statistics uses those of the batch and has nothing to update.
+            for module in model.modules():
+                if isinstance(module, _NormBase):
+                    hidden.append((module, dict(module._buffers)))
+                    module._buffers.update(dict.fromkeys(module._buffers))
+        yield
+    finally:
+        for module, buffers in hidden:
+            module._buffers.update(buffers)
+        for module, training in flags:
+            module.training = training
+        for p in trainable:
+            p.requires_grad_(True)

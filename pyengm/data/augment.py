@@ -1,0 +1,106 @@
+"""Random crop and flip, drawn per picture, and the way back for what is stored in un-augmented coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyengm.errors import DataError
+from pyengm.ops import Purpose, philox_uniform
+
+# May a picture be mirrored? A mirrored cat or coat is still one, a mirrored 2 is no digit; of arrays we do not know.
+AUGMENT = {
+    "digits": False,
+    "mnist": False,
+    "svhn": False,
+    "cifar10": True,
+    "cifar100": True,
+    "fashionmnist": True,
+    "folder": True,
+    "arrays": False,
+}
+
+
+def may_flip(name: str) -> bool:
+    """The policy for the data set `name`; an absolute path is a folder, an unknown name is arrays."""
+    return AUGMENT.get(name, AUGMENT["folder" if Path(name).is_absolute() else "arrays"])
+
+
+@dataclass(frozen=True, eq=False)
+class CropFlip:
+    """For each of n pictures: pad all sides, cut a window of the old size, then perhaps mirror left and right.
+
+    rows, cols: (n,) int64 in [0, 2 * padding], the window's upper left corner on the padded picture.
+    flip: (n,) bool. padding: in pixels.
+    """
+
+    rows: Tensor
+    cols: Tensor
+    flip: Tensor
+    padding: int
+
+    @classmethod
+    def draw(
+        cls,
+        index: Tensor,
+        image_shape: tuple[int, ...],
+        padding: int = 4,
+        *,
+        seed: int,
+        epoch: int,
+        flip: bool = True,
+    ) -> CropFlip:
+        """Draw for the pictures `index` (n,) int64, on its device, from (seed, epoch, index) alone.
+
+        image_shape: (..., H, W). flip=False never mirrors.
+        Raises DataError where the padding could push a whole picture out of its window.
+        """
+        if not 0 <= padding < min(image_shape[-2:]):
+            raise DataError(f"expected a padding of 0 to {min(image_shape[-2:]) - 1} pixels, got {padding}")
+        corner = philox_uniform(index, (2,), seed=seed, purpose=Purpose.CROP, epoch=epoch)
+        corner = (corner * (2 * padding + 1)).long()  # below 2 * padding + 1 also after rounding: u <= 1 - 2**-24
+        if flip:
+            mirrored = philox_uniform(index, (1,), seed=seed, purpose=Purpose.FLIP, epoch=epoch)[:, 0] < 0.5
+        else:
+            mirrored = torch.zeros_like(index, dtype=torch.bool)
+        return cls(corner[:, 0], corner[:, 1], mirrored, padding)
+
+    def apply(self, images: Tensor, fill: float = 0) -> Tensor:
+        """The transformed pictures, a new tensor like `images` (n, C, H, W); the padding has the value `fill`."""
+        height, width = self._size(images)
+        y = torch.arange(height, device=images.device) + (self.rows - self.padding)[:, None]  # (n, H), of the source
+        x = torch.arange(width, device=images.device).expand(len(images), -1)
+        x = torch.where(self.flip[:, None], width - 1 - x, x) + (self.cols - self.padding)[:, None]  # (n, W)
+        values, inside = _look_up(images, y, x)
+        return values.masked_fill_(~inside, fill)
+
+    def invert(self, images: Tensor, out: Tensor) -> Tensor:
+        """Write what is visible in the transformed `images` (n, C, H, W) back to its place in `out`, and return `out`.
+
+        Pixels of `out` (n, C, H, W) outside the window stay as they are.
+        """
+        height, width = self._size(images)
+        if out.shape != images.shape:
+            raise DataError(f"expected out of shape {tuple(images.shape)}, got {tuple(out.shape)}")
+        y = torch.arange(height, device=images.device) - (self.rows - self.padding)[:, None]  # (n, H), of `images`
+        x = torch.arange(width, device=images.device) - (self.cols - self.padding)[:, None]
+        x = torch.where(self.flip[:, None], width - 1 - x, x)  # (n, W)
+        values, inside = _look_up(images, y, x)
+        return out.copy_(torch.where(inside, values.to(out.dtype), out))
+
+    def _size(self, images: Tensor) -> tuple[int, int]:
+        if images.ndim != 4 or len(images) != len(self.rows):
+            raise DataError(f"expected ({len(self.rows)}, C, H, W) for this transform, got {tuple(images.shape)}")
+        return images.shape[-2], images.shape[-1]
+
+
+def _look_up(images: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels (n, C, H, W) at rows y (n, H) and columns x (n, W), and where these lie inside, (n, 1, H, W)."""
+    height, width = images.shape[-2:]
+    inside = ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[:, None, None, :]
+    pixel = y.clamp(0, height - 1)[:, :, None] * width + x.clamp(0, width - 1)[:, None, :]  # (n, H, W)
+    pixel = pixel.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    return images.flatten(2).gather(2, pixel).view(images.shape), inside

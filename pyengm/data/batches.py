@@ -1,0 +1,123 @@
+"""Batches on the compute device: shuffled, augmented, and a function of (seed, epoch, picture) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyengm.data.augment import CropFlip, may_flip
+from pyengm.data.images import ImageData
+from pyengm.data.order import shuffled
+from pyengm.data.prefetch import prefetch
+from pyengm.errors import ConfigError
+from pyengm.ops import Purpose
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """x: (n, C, H, W) float32 in [0, 1]; y: (n,) int64; index: (n,) int64; transform: what was done to x, or None."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    transform: CropFlip | None
+
+
+class Batches:
+    """The batches of a data set, epoch by epoch; the last batch of an epoch may be short.
+
+    batch_size: pictures per batch. device: where batches appear. seed: of order and augmentation.
+    augment: shift by up to an eighth of the picture, and mirror where `AUGMENT` allows it.
+    shuffle: a new order each epoch; else that of the data.
+    resident: keep the whole set on the device (True), or let a thread fetch batches from the host (False): both give
+        the same batches. None: on CUDA if it takes less than half of the free memory, elsewhere if it is in memory.
+    Raises ConfigError for a batch size below 1.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        batch_size: int,
+        *,
+        device: torch.device | str,
+        seed: int,
+        augment: bool,
+        shuffle: bool,
+        resident: bool | None = None,
+    ):
+        if batch_size < 1:
+            raise ConfigError(f"expected a batch size of 1 or more, got {batch_size}")
+        self.data, self.batch_size, self.device = data, batch_size, torch.device(device)
+        self.seed, self.augment, self.shuffle = seed, augment, shuffle
+        self.resident = _fits(data, self.device) if resident is None else resident
+        self._images = _move(data.images, self.device) if self.resident else data.images
+        self._labels = data.labels.to(self.device)
+        self._index = data.index.to(self.device)
+
+    def __len__(self) -> int:
+        return -(-len(self.data) // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch`, from batch number `start` on; ConfigError for a start outside [0, len]."""
+        if not 0 <= start <= len(self):
+            raise ConfigError(f"expected a first batch from 0 to {len(self)}, got {start}: was the batch size changed?")
+        return self._epoch(epoch, start)
+
+    def order(self, epoch: int) -> Tensor:
+        """Positions (N,) int64 on the CPU, in the order of `epoch`."""
+        if not self.shuffle:
+            return torch.arange(len(self.data))
+        return shuffled(self.data.index, seed=self.seed, purpose=Purpose.SHUFFLE, epoch=epoch)
+
+    def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
+        order = self.order(epoch)
+        here = order.to(self.device).split(self.batch_size)[start:]
+        if self.resident:
+            for positions in here:
+                yield self._batch(_take(self._images, positions), positions, epoch)
+            return
+        with closing(prefetch(self._fetch, order.split(self.batch_size)[start:])) as fetched:
+            for images, positions in zip(fetched, here, strict=True):
+                yield self._batch(images.to(self.device, non_blocking=True), positions, epoch)
+
+    def _fetch(self, positions: Tensor) -> Tensor:
+        images = _take(self._images, positions)
+        return images.pin_memory() if self.device.type == "cuda" else images
+
+    def _batch(self, images: Tensor, positions: Tensor, epoch: int) -> Batch:
+        index, transform = self._index[positions], None
+        if self.augment:
+            shape, flip = self.data.shape, may_flip(self.data.name)
+            transform = CropFlip.draw(index, shape, min(shape[1:]) // 8, seed=self.seed, epoch=epoch, flip=flip)
+            images = transform.apply(images)
+        return Batch(to_float(images), self._labels[positions], index, transform)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 pictures as float32 in [0, 1], on every device bitwise what torchvision's ToTensor gives."""
+    # CUDA turns division by a Python number into a product with 1/255, which rounds differently; not so with a tensor.
+    return images / torch.full((), 255, dtype=torch.float32, device=images.device)
+
+
+def _fits(data: ImageData, device: torch.device) -> bool:
+    if device.type == "cuda":
+        return data.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2
+    return isinstance(data.images, Tensor)
+
+
+def _take(images, positions: Tensor) -> Tensor:
+    # index_select copies whole pictures, indexing single bytes: ten times slower on a CPU
+    return images.index_select(0, positions) if isinstance(images, Tensor) else images[positions]
+
+
+def _move(images, device: torch.device) -> Tensor:
+    if isinstance(images, Tensor):
+        return images.to(device)
+    whole = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    for part in torch.arange(len(images)).split(1024):  # the host never holds more than one part
+        whole[part[0] : part[-1] + 1] = images[part].to(device)
+    return whole

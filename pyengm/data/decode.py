@@ -1,0 +1,107 @@
+"""Pictures decoded once into a memory-mapped file, which later runs read directly."""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as transforms
+
+from pyengm.errors import DataError
+
+BLOCK = 64  # pictures per task of the thread pool
+DEFAULT_SIZE = 224
+
+
+class _OtherSize(Exception):
+    pass
+
+
+def decoded(folder: Path, paths: Sequence[str], image_size: int | None, cache: Path) -> np.memmap:
+    """The pictures `paths` below `folder` as a read-only memmap (N, 3, H, W) uint8, decoded on first use.
+
+    image_size: H = W in pixels; None keeps the pictures' own size if they share one, else 224.
+    Raises DataError for a picture that cannot be read and for a full disk; nothing half-written stays.
+    """
+    path = cache / _fingerprint(folder, paths, image_size) / "images.npy"
+    if not path.exists():
+        if image_size is not None:
+            _decode(paths, (image_size, image_size), path)
+        else:
+            try:
+                width, height = _open(paths[0]).size
+                _decode(paths, (height, width), path, resize=False)
+            except _OtherSize:
+                _decode(paths, (DEFAULT_SIZE, DEFAULT_SIZE), path)
+    return np.load(path, mmap_mode="r")
+
+
+def _fingerprint(folder: Path, paths: Sequence[str], image_size: int | None) -> str:
+    digest = hashlib.sha256(f"pyengm 1 {image_size}\n".encode())
+    for path in paths:
+        status = os.stat(path)
+        digest.update(f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _decode(paths: Sequence[str], size: tuple[int, int], path: Path, resize: bool = True) -> None:
+    """Write all pictures under a temporary name, then move the file to `path`."""
+    shape = (len(paths), 3, *size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(path.parent).free
+    temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")
+    pool = ThreadPoolExecutor()
+    try:
+        if needed > free:  # a memmap on a full disk ends the process
+            raise DataError(
+                f"{needed / 1e9:.1f} GB are needed for decoded pictures in {path.parent}, {free / 1e9:.1f} GB are free:"
+                " make room, name another root (PYENGM_DATA), or ask for a smaller image_size"
+            )
+        images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+
+        def decode_block(start: int) -> None:
+            for position in range(start, min(start + BLOCK, len(paths))):
+                images[position] = _pixels(paths[position], size, resize)
+
+        starts = range(0, len(paths), BLOCK)
+        title, console = f"decoding {len(paths):,} pictures", Console(stderr=True)
+        for _ in track(pool.map(decode_block, starts), title, total=len(starts), console=console, transient=True):
+            pass
+        images.flush()
+        os.replace(temporary, path)
+    finally:
+        pool.shutdown(cancel_futures=True)  # an error, or Ctrl-C, waits for the blocks in work only
+        temporary.unlink(missing_ok=True)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+
+
+def _pixels(path: str, size: tuple[int, int], resize: bool) -> np.ndarray:
+    """One picture as (3, H, W) uint8: as it is, or its shorter side resized to 256/224 of `size`, centre cut out."""
+    picture = _open(path)
+    if picture.size != size[::-1]:
+        if not resize:
+            raise _OtherSize
+        picture = transforms.resize(picture, round(size[0] * 256 / 224), InterpolationMode.BICUBIC)
+        picture = transforms.center_crop(picture, size)
+    return np.asarray(picture).transpose(2, 0, 1)
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):  # more than 8 bits, which convert() would cut off
+                raise DataError(f"{path}: expected 8 bits per channel, got mode {picture.mode}: convert the picture")
+            return picture.convert("RGB")
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise many kinds of error on damaged files
+        raise DataError(f"{path}: cannot read this picture ({error}): repair or remove it") from error

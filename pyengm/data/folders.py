@@ -1,0 +1,84 @@
+"""Folders of pictures: ImageFolder's layout (ImageNet's too), and Tiny-ImageNet's list of validation labels."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from pyengm.data.decode import decoded
+from pyengm.data.images import ImageData
+from pyengm.errors import DataError
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def load_folder(folder: Path, split: str, image_size: int | None, cache: Path) -> ImageData:
+    """The pictures of `folder`, decoded once into `cache`; the classes are the sorted folder names in train/."""
+    train = folder / "train"
+    classes = tuple(_class_folders(train)) if train.is_dir() else ()
+    if not classes:
+        raise DataError(f"expected pictures in {train}/<class>/, found no class folder there")
+    if split == "train":
+        pictures = _by_class(train, classes)
+        missing = sorted(set(range(len(classes))) - {label for _, label in pictures})
+        if missing:
+            raise DataError(
+                f"{train / classes[missing[0]]} has no picture ({', '.join(SUFFIXES)}): add some or remove it"
+            )
+    else:
+        pictures = _test_pictures(folder, classes)
+    paths, labels = zip(*pictures, strict=True)
+    images = decoded(folder, paths, image_size, cache)
+    return ImageData(images, torch.tensor(labels), classes, str(folder), split)
+
+
+def _test_pictures(folder: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
+    for where in (folder / "test", folder / "val"):  # ImageNet and Tiny-ImageNet: test/ has no labels, val/ has
+        if where.is_dir() and not set(classes).isdisjoint(_class_folders(where)):
+            return _by_class(where, classes)
+        if (where / "val_annotations.txt").is_file():
+            return _by_annotation(where, classes)
+    raise DataError(f"expected test pictures in {folder}/test/<class>/ or {folder}/val/<class>/, classes as in train/")
+
+
+def _by_class(where: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
+    number = {name: label for label, name in enumerate(classes)}
+    pictures = []
+    for name in _class_folders(where):
+        found = _pictures(where / name)
+        if found and name not in number:
+            raise DataError(f"{where / name}: the class {name!r} is not in train/: add it there or remove it here")
+        pictures += [(path, number[name]) for path in found]
+    if not pictures:
+        raise DataError(f"{where} has no picture ({', '.join(SUFFIXES)})")
+    return pictures
+
+
+def _by_annotation(where: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Lines of "file <tab> class <tab> box"; the files are in images/."""
+    number = {name: label for label, name in enumerate(classes)}
+    pictures = []
+    for line in (where / "val_annotations.txt").read_text().splitlines():
+        file, name, *_ = [*line.split("\t"), ""]
+        path = where / "images" / file
+        if name not in number:
+            raise DataError(f"{where / 'val_annotations.txt'}: {file} has class {name!r}, which is not in train/")
+        if not path.is_file():
+            raise DataError(f"{where / 'val_annotations.txt'} names {file}, but there is no {path}")
+        pictures.append((str(path), number[name]))
+    if not pictures:
+        raise DataError(f"{where / 'val_annotations.txt'} is empty")
+    return sorted(pictures)
+
+
+def _class_folders(where: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(where) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _pictures(folder: Path) -> list[str]:
+    return sorted(
+        os.path.join(parent, file)
+        for parent, _, files in os.walk(folder, followlinks=True)
+        for file in files
+        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+    )

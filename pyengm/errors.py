@@ -1,0 +1,21 @@
+"""Exceptions that pyengm raises."""
+
+
+class PyengmError(Exception):
+    """Base class of every error that pyengm raises on purpose."""
+
+
+class ConfigError(PyengmError, ValueError):
+    """An option or a combination of options that cannot work."""
+
+
+class DataError(PyengmError, ValueError):
+    """Data that are missing, malformed or out of range."""
+
+
+class CheckpointError(PyengmError, RuntimeError):
+    """A checkpoint that is missing, damaged or belongs to something else."""
+
+
+class NonFiniteError(PyengmError, ArithmeticError):
+    """A loss, logit or gradient norm that is nan or infinite."""

@@ -1,0 +1,15 @@
+"""Natural training: no adversary."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyengm.methods.base import Method, Outcome
+from pyengm.ops import Key
+
+
+class Natural(Method):
+    """L_i = CE(f(x_i), y_i)."""
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, key: Key) -> Outcome:
+        logits = model(x)
+        return Outcome(F.cross_entropy(logits, y, reduction="none"), x, logits)

@@ -1,0 +1,28 @@
+"""PGD adversarial training (Madry et al. 2018)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyengm.attacks import PGD
+from pyengm.methods.base import Method, Outcome
+from pyengm.ops import Key
+
+
+class PGDAT(Method):
+    """L_i = CE(f(x'_i), y_i), x' from PGD on the cross-entropy with a random start.
+
+    eps, step: in pixel units. steps: of PGD. norm: "linf" or "l2". bn: batch-norm mode of the attack, "eval" as in
+    the authors' code; "train" as in Rice et al. 2020. Source: Madry et al. 2018, Eq. 2.1 and 2.2.
+    """
+
+    def __init__(self, eps: float, step: float, steps: int = 10, *, norm: str = "linf", bn: str = "eval"):
+        self.attack = PGD(eps, step, steps, norm=norm, bn=bn)
+        self._x_adv: Tensor | None = None  # kept from batch to batch
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, key: Key) -> Outcome:
+        if self._x_adv is None or self._x_adv.shape != x.shape or self._x_adv.device != x.device:
+            self._x_adv = torch.empty_like(x)
+        x_adv = self.attack(model, x, y, key=key, out=self._x_adv)
+        logits = model(x_adv)
+        return Outcome(F.cross_entropy(logits, y, reduction="none"), x_adv, logits)

@@ -1,0 +1,26 @@
+"""Image classifiers: pixels in [0, 1] go in, logits come out."""
+
+from pyengm.models.checkpoint import (
+    CheckpointInfo,
+    check_state,
+    load_checkpoint,
+    load_weights,
+    read_info,
+    save_checkpoint,
+    write_atomically,
+)
+from pyengm.models.normalize import Normalize
+from pyengm.models.registry import build, names
+
+__all__ = [
+    "CheckpointInfo",
+    "Normalize",
+    "build",
+    "check_state",
+    "load_checkpoint",
+    "load_weights",
+    "names",
+    "read_info",
+    "save_checkpoint",
+    "write_atomically",
+]

@@ -1,0 +1,67 @@
+"""Every op in plain PyTorch: the truth that kernels are tested against, and the form for devices without kernels."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def pgd_linf_step_(
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    step: float,
+    eps: float,
+    lo: float,
+    hi: float,
+    steps: Tensor | None,
+    mask: Tensor | None,
+) -> None:
+    per_example = (-1,) + (1,) * (x.dim() - 1)
+    size = step if steps is None else steps.view(per_example)
+    v = x_adv + size * grad.sign().nan_to_num(0.0)  # sign(nan) = 0: such an element stays where it is
+    v = torch.minimum(torch.maximum(v, x - eps), x + eps).clamp(lo, hi)
+    x_adv.copy_(v if mask is None else torch.where(mask.view(per_example), v, x_adv))
+
+
+def clip_weights(norms: Tensor, alpha: float) -> Tensor:
+    bounded = torch.where(norms > alpha, alpha / norms, torch.ones_like(norms))
+    return torch.where(norms.isnan(), norms, bounded)
+
+
+def philox4x32(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Ten rounds on four int64 tensors that hold 32-bit words; products wrap, which keeps their low 64 bits."""
+    low = 0xFFFFFFFF
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (p1 >> 32 & low) ^ c1 ^ k0, p1 & low, (p0 >> 32 & low) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+    return [c0, c1, c2, c3]
+
+
+def _words(index: Tensor, count: int, seed: int, epoch: int, purpose: int) -> Tensor:
+    """(n, blocks, 4) words: the counter is (block, example, epoch, purpose), the key is the seed."""
+    block = torch.arange((count + 3) // 4, device=index.device)
+    example = (index & 0xFFFFFFFF)[:, None].expand(-1, len(block))
+    counter = [
+        block.expand_as(example),
+        example,
+        torch.full_like(example, epoch),
+        torch.full_like(example, purpose),
+    ]
+    return torch.stack(philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)), dim=-1)
+
+
+def philox_uniform(index: Tensor, count: int, seed: int, epoch: int, purpose: int) -> Tensor:
+    words = _words(index, count, seed, epoch, purpose)
+    return ((words >> 8).float() * 2.0**-24).flatten(1)[:, :count].contiguous()
+
+
+def philox_normal(index: Tensor, count: int, seed: int, epoch: int, purpose: int) -> Tensor:
+    words = _words(index, count, seed, epoch, purpose).double()
+    radius = (-2.0 * ((words[..., 0::2] + 1.0) * 2.0**-32).log()).sqrt()
+    angle = words[..., 1::2] * (2.0 * math.pi * 2.0**-32)
+    normals = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+    return normals.flatten(1)[:, :count].float().contiguous()

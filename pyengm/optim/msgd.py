@@ -1,0 +1,7 @@
+"""MSGD: momentum SGD, every example with weight 1."""
+
+from pyengm.optim.base import ExampleSGD
+
+
+class MSGD(ExampleSGD):
+    """v <- momentum v + (1/n) sum_i g_i; theta <- theta - lr v. Arguments are those of torch.optim.SGD."""

@@ -1,0 +1,52 @@
+"""Progress of a run on the terminal: a bar over the epochs, a bar over the batches, a line per epoch."""
+
+from collections.abc import Mapping
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+
+class Progress:
+    """Shown while it is entered. epochs, batches: how many there are of each (batches per epoch)."""
+
+    def __init__(self, epochs: int, batches: int):
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self._epochs = self._bars.add_task("epochs", total=epochs, note="")
+        self._batches = self._bars.add_task("batches", total=batches, note="")
+
+    def __enter__(self) -> "Progress":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def start(self, epoch: int, batch: int) -> None:
+        self._bars.update(self._epochs, completed=epoch)
+        self._bars.reset(self._batches, completed=batch)
+
+    def step(self, sums: Mapping[str, float]) -> None:
+        pictures = sums["pictures"]
+        note = f"loss {sums['loss'] / pictures:.3f}  attacked {100 * sums['robust'] / pictures:.1f} %"
+        self._bars.update(self._batches, advance=1, note=note)
+
+    def finish(self, row: Mapping[str, float]) -> None:
+        line = (
+            f"epoch {row['epoch'] + 1:3d}  loss {row['loss']:.3f}  training {_per_cent(row['train_robust'])}"
+        )
+        if "robust" in row:
+            line += f"  held out: natural {_per_cent(row['natural'])}, PGD-20 {_per_cent(row['robust'])}"
+        line += f"  clipped {_per_cent(row['clipped'])}" if row["clipped"] else ""
+        self._bars.console.print(line + ("  (best)" if row["best"] else ""), highlight=False)
+        self._bars.update(self._epochs, completed=row["epoch"] + 1)
+
+
+def _per_cent(share: float) -> str:
+    return f"{100 * share:5.1f} %"

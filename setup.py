@@ -1,0 +1,133 @@
+"""Native build of pyengm: pyengm._C (C++, always) and pyengm._cuda (when nvcc is found); torch is not needed.
+
+PYENGM_CUDA=auto|0|1    auto: build pyengm._cuda when nvcc is found; 0: never; 1: fail without nvcc
+PYENGM_CUDA_ARCHS       "80,90+PTX" (the default): machine code per entry, +PTX adds code for later GPUs
+CXX, CXXFLAGS, LDFLAGS, CUDA_HOME, MAX_JOBS are read as usual.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import ninja
+import pybind11
+from ninja.ninja_syntax import Writer
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, OptionError
+
+ROOT = Path(__file__).parent.resolve()
+LINUX = sys.platform.startswith("linux")
+
+
+def find_nvcc() -> str | None:
+    """Path of nvcc, or None where the CUDA module is not to be built. Never asks for a GPU."""
+    wish = os.environ.get("PYENGM_CUDA", "auto").lower()
+    if wish not in {"auto", "0", "1"}:
+        raise OptionError(f"PYENGM_CUDA is {wish!r}; expected auto, 0 or 1")
+    if wish == "0":
+        return None
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    candidates = [shutil.which("nvcc", path=str(Path(home, "bin"))) for home in homes]
+    candidates += [shutil.which("nvcc"), shutil.which("nvcc", path="/usr/local/cuda/bin")]
+    nvcc = next(filter(None, candidates), None)
+    if nvcc is None and wish == "1":
+        raise OptionError(
+            "PYENGM_CUDA=1 asks for the CUDA module, but nvcc was not found in CUDA_HOME, on PATH or in "
+            "/usr/local/cuda/bin. Install the CUDA toolkit or set CUDA_HOME to it; PYENGM_CUDA=0 builds without CUDA."
+        )
+    return nvcc
+
+
+def cuda_arch_flags(archs: str) -> list[str]:
+    """nvcc flags for a list such as "80,90+PTX" (also "8.0", "sm_80"; commas, semicolons or spaces)."""
+    flags = []
+    for entry in re.split(r"[,;\s]+", archs.strip()):
+        match = re.fullmatch(r"(?:sm_)?(\d+)\.?(\d)([af]?)(\+PTX)?", entry, re.IGNORECASE)
+        if match is None:
+            raise OptionError(f"PYENGM_CUDA_ARCHS has {entry!r}; expected entries such as 80, 9.0 or 90+PTX")
+        arch = f"{match[1]}{match[2]}{match[3].lower()}"
+        flags.append(f"-gencode=arch=compute_{arch},code=sm_{arch}")
+        if match[4]:
+            flags.append(f"-gencode=arch=compute_{arch},code=compute_{arch}")
+    return flags
+
+
+class NinjaBuild(build_ext):
+    """Compiles every extension with one ninja file: in parallel, and only what changed since the last build."""
+
+    def build_extensions(self) -> None:
+        work = Path(self.build_temp).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        # A stable name per version: build isolation moves pybind11 each time, and a moved path would rebuild all.
+        headers = work / f"pybind11-{pybind11.__version__}"
+        headers.unlink(missing_ok=True)
+        headers.symlink_to(pybind11.get_include(), target_is_directory=True)
+        with open(work / "build.ninja", "w") as file:
+            self.write_rules(Writer(file), headers)
+        command = [str(Path(ninja.BIN_DIR, "ninja")), "-C", str(work)]
+        if jobs := os.environ.get("MAX_JOBS"):
+            command += ["-j", jobs]
+        if subprocess.run(command).returncode != 0:
+            raise CompileError(
+                "the native build failed (see above). If only the CUDA part failed, PYENGM_CUDA=0 builds without it."
+            )
+
+    def write_rules(self, rules: Writer, headers: Path) -> None:
+        env = os.environ.get
+        cxx = shlex.split(env("CXX") or sysconfig.get_config_var("CXX") or "c++")
+        # -isystem keeps the headers of Python and pybind11 out of the dependency files: versions are in the paths.
+        include = [f"-I{ROOT / 'csrc'}", "-isystem", sysconfig.get_path("include"), "-isystem", str(headers)]
+        # Without contraction a*b+c rounds twice everywhere, so that every backend gives the same bits.
+        flags = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+        flags += [*(["-fopenmp"] if LINUX else []), *include, *shlex.split(env("CXXFLAGS", ""))]
+        shared = ["-shared", "-fopenmp"] if LINUX else ["-bundle", "-undefined", "dynamic_lookup"]
+        link = [*shared, *shlex.split(env("LDFLAGS", ""))]
+        rules.variable("cxx", shlex.join(cxx))
+        rules.variable("cxxflags", shlex.join(flags))
+        rules.variable("ldflags", shlex.join(link))
+        rules.rule("cxx", "$cxx -MMD -MF $out.d $cxxflags -c $in -o $out", depfile="$out.d", deps="gcc")
+        rules.rule("link", "$cxx $in $ldflags -o $out")
+        if nvcc := find_nvcc():
+            host = ["-ccbin", cxx[0]] if env("CXX") else []
+            cuda = [
+                "-O3",
+                "-std=c++17",
+                "-fmad=false",
+                "-Xcompiler",
+                "-fPIC,-fvisibility=hidden",
+                *host,
+                *include[:1],
+            ]
+            cuda += cuda_arch_flags(env("PYENGM_CUDA_ARCHS", "80,90+PTX"))
+            rules.variable("nvcc", shlex.quote(nvcc))
+            rules.variable("cudaflags", shlex.join(cuda))
+            rules.rule("nvcc", "$nvcc -MMD -MF $out.d $cudaflags -c $in -o $out", depfile="$out.d", deps="gcc")
+            rules.rule("nvlink", f"$nvcc {shlex.join(host)} -shared -cudart static $in -o $out")
+        for extension in self.extensions:
+            objects = []
+            for source in extension.sources:
+                objects += rules.build(f"{source}.o", "nvcc" if source.endswith(".cu") else "cxx", str(ROOT / source))
+            output = Path(self.get_ext_fullpath(extension.name)).resolve()
+            rules.build(str(output), "nvlink" if extension.name.endswith("_cuda") else "link", objects)
+
+
+def sources(*patterns: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+extensions = [Extension("pyengm._C", sources("csrc/cpu/*.cpp"))]
+if find_nvcc():
+    extensions.append(Extension("pyengm._cuda", sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")))
+
+setup(
+    packages=[*find_packages(include=["pyengm", "pyengm.*"]), "pyengm.kernels"],
+    package_data={"pyengm": ["py.typed"]},
+    ext_modules=extensions,
+    cmdclass={"build_ext": NinjaBuild},
+)
