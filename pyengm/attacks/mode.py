@@ -13,8 +13,9 @@ BN_MODES = ("eval", "train", "frozen")
 
 @contextmanager
 def attack_mode(model: nn.Module, bn: str) -> Iterator[None]:
-    """Freezes the parameters, so that no weight gradient is computed or stored for, and sets the mode of all modules.
+    """Freezes the parameters, so that no weight gradient is computed, and sets the mode of all modules.
 
+    Linear layers then keep no input for one either; torch's convolutions keep theirs all the same.
     bn: "eval" (running statistics), "train" (batch statistics, running ones are updated by each forward pass) or
     "frozen" (batch statistics, running ones stay as they are). Everything is put back on leaving, by an error too.
     Raises ConfigError for an unknown mode.
@@ -32,12 +33,12 @@ def attack_mode(model: nn.Module, bn: str) -> Iterator[None]:
             # A norm layer without running statistics uses those of the batch and has nothing to update.
             for module in model.modules():
                 if isinstance(module, _NormBase):
-                    hidden.append((module, dict(module._buffers)))
-                    module._buffers.update(dict.fromkeys(module._buffers))
+                    hidden.append((module, module.track_running_stats, module.running_mean, module.running_var))
+                    module.track_running_stats, module.running_mean, module.running_var = False, None, None
         yield
     finally:
-        for module, buffers in hidden:
-            module._buffers.update(buffers)
+        for module, *kept in hidden:
+            module.track_running_stats, module.running_mean, module.running_var = kept
         for module, training in flags:
             module.training = training
         for p in trainable:

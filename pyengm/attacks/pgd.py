@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pyengm.attacks.check import check_batch, check_extras
 from pyengm.attacks.losses import loss_named
 from pyengm.attacks.mode import BN_MODES, attack_mode
 from pyengm.attacks.threat import Threat
-from pyengm.errors import ConfigError, DataError, NonFiniteError
+from pyengm.errors import ConfigError, NonFiniteError
 from pyengm.ops import Key, Purpose, pgd_linf_step_, philox_normal, philox_uniform
 
 
@@ -41,6 +42,8 @@ class PGD:
             raise ConfigError(f"step is {step}; expected a finite number >= 0 in pixel units, such as 2/255")
         if steps < 1 or restarts < 1:
             raise ConfigError(f"steps and restarts are {steps} and {restarts}; expected at least 1 of each")
+        if restarts > 1 and not random_start:
+            raise ConfigError("restarts without a random start would all be the same; set restarts=1")
         if bn not in BN_MODES:
             raise ConfigError(f"batch-norm mode is {bn!r}; known modes: {', '.join(BN_MODES)}")
         self.step, self.steps, self.random_start, self.restarts, self.bn = step, steps, random_start, restarts, bn
@@ -59,23 +62,25 @@ class PGD:
 
         start: (n, ...) first iterate in place of the random one; it is projected before the first step.
         key: whose random numbers to use; None takes a fresh seed from torch's default generator.
-        out: (n, ...) buffer for the result, kept by the caller from batch to batch; None allocates one.
+        out: (n, ...) buffer for the result, contiguous or channels_last, other memory than x; None allocates one.
         Returns a tensor like x that needs no gradient. The model is left as it was.
         Raises DataError for x outside [0, 1] or not finite, or shapes that do not fit, NonFiniteError when the
-        model's loss is.
+        model's loss or its gradient is not finite.
         """
-        _check_inputs(x, y)
+        check_batch(x, y)
+        check_extras(x, start, key, out)
         if start is not None and self.restarts > 1:
             raise ConfigError("restarts from one given start would all be the same; drop start or set restarts=1")
-        key = key or Key.fresh(len(x), x.device)
-        out = torch.empty_like(x) if out is None else out
+        if key is None and self.random_start and start is None:
+            key = Key.fresh(len(x), x.device)
+        out = _buffer_like(x) if out is None else out
         with attack_mode(model, self.bn), torch.no_grad():
             self._first(out, x, start, key, draw=0)
             self._ascend(model, out, x, y)
             if self.restarts > 1:
                 best = self._score(model, out, y)
             for draw in range(1, self.restarts):
-                again = self._first(torch.empty_like(x), x, None, key, draw)
+                again = self._first(torch.empty_like(out), x, None, key, draw)
                 self._ascend(model, again, x, y)
                 score = self._score(model, again, y)
                 better = (score > best).view(-1, *[1] * (x.dim() - 1))
@@ -83,7 +88,7 @@ class PGD:
                 best = torch.maximum(score, best)
         return out
 
-    def _first(self, x_adv: Tensor, x: Tensor, start: Tensor | None, key: Key, draw: int) -> Tensor:
+    def _first(self, x_adv: Tensor, x: Tensor, start: Tensor | None, key: Key | None, draw: int) -> Tensor:
         if start is not None:
             return project_(x_adv.copy_(start), x, self.threat)
         if not self.random_start:
@@ -97,15 +102,16 @@ class PGD:
                 pgd_linf_step_(x_adv, grad, x, self.step, self.threat.eps)
             else:
                 project_(x_adv.add_(_unit(grad), alpha=self.step), x, self.threat)
-        if not math.isfinite(total.item()):
-            raise NonFiniteError("the attack's loss is nan or infinite: the model's outputs are not finite numbers")
+        # The gradient too: a nan in it moves nothing, and the example would pass for a robust one.
+        if not math.isfinite((total + grad.sum()).item()):
+            raise NonFiniteError("the attack's loss or its gradient is nan or infinite: look at the model's outputs")
 
     def _gradient(self, model: nn.Module, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        # The sum, not the mean: every example's gradient keeps its own scale whatever the batch size.
+        leaf = x_adv.detach().requires_grad_()  # x_adv itself, often the caller's buffer, never needs a gradient
         with torch.enable_grad():
-            total = self.loss(model(x_adv.requires_grad_()), y).sum()
-            (grad,) = torch.autograd.grad(total, x_adv)
-        x_adv.requires_grad_(False)
+            # The sum, not the mean: every example's gradient keeps its own scale whatever the batch size.
+            total = self.loss(model(leaf), y).sum()
+        (grad,) = torch.autograd.grad(total, leaf)
         return grad, total.detach()
 
     def _score(self, model: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
@@ -143,7 +149,7 @@ def random_in_ball(x: Tensor, threat: Threat, key: Key, draw: int = 0) -> Tensor
 def project_(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     """The nearest point of the eps-ball around x, then of [0, 1]; in place."""
     if threat.norm == "linf":
-        return pgd_linf_step_(x_adv, x, x, 0.0, threat.eps) if x_adv is not x else x_adv
+        return pgd_linf_step_(x_adv, x, x, 0.0, threat.eps)
     delta = x_adv - x
     norms = _norms(delta)
     scale = torch.where(norms > threat.eps, threat.eps / norms, torch.ones_like(norms))
@@ -152,7 +158,9 @@ def project_(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
 
 def _norms(t: Tensor) -> Tensor:
     """L2 norm per example, shaped to broadcast against t."""
-    return torch.linalg.vector_norm(t.flatten(1), dim=1).view(-1, *[1] * (t.dim() - 1))
+    # In float64: squares of 1e-23, common in the gradient of a confident model, are 0 in float32.
+    norms = torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=torch.float64)
+    return norms.to(t.dtype).view(-1, *[1] * (t.dim() - 1))
 
 
 def _unit(t: Tensor) -> Tensor:
@@ -161,14 +169,8 @@ def _unit(t: Tensor) -> Tensor:
     return t / norms.where(norms > 0, 1.0)
 
 
-def _check_inputs(x: Tensor, y: Tensor) -> None:
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise DataError(f"expected labels of shape ({x.shape[0]},) in int64, got {tuple(y.shape)} in {y.dtype}")
-    if x.numel() == 0:
-        raise DataError("the batch is empty: there is nothing to attack")
-    low, high = (v.item() for v in x.detach().aminmax())
-    if not (low >= 0 and high <= 1):
-        raise DataError(
-            f"expected pictures with values in [0, 1], got values from {low:.4g} to {high:.4g}; "
-            "normalisation belongs into the model (pyengm.models.build(..., mean=, std=))"
-        )
+def _buffer_like(x: Tensor) -> Tensor:
+    """Memory for x_adv in a layout that the steps take: channels_last where x has it, else contiguous."""
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty_like(x, memory_format=torch.channels_last)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

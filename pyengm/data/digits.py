@@ -1,7 +1,6 @@
 """The embedded data set: 1,797 hand-written digits of 8x8 pixels that come with scikit-learn."""
 
 import torch
-from sklearn.datasets import load_digits as sklearn_digits
 
 from pyengm.data.images import ImageData
 from pyengm.data.order import shuffled
@@ -12,6 +11,8 @@ TRAIN_SIZE = 1437  # of 1,797: the set has no split of its own, so this one is f
 
 def load_digits(split: str) -> ImageData:
     """The 1,437 training or 360 test pictures, (n, 1, 8, 8); 0..16 in the source becomes 0..255."""
+    from sklearn.datasets import load_digits as sklearn_digits  # here: it takes a second, and an OpenMP of its own
+
     source = sklearn_digits()
     images = torch.from_numpy(source.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(source.target)

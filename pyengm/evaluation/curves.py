@@ -24,7 +24,8 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     if best := [row for row in rows if row.get("best")]:
         accuracy.axvline(best[-1]["epoch"] + 1, color="gray", linewidth=0.8, label="best checkpoint")
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 100), title=title)
-    accuracy.legend()
+    if accuracy.lines:
+        accuracy.legend()
     loss.plot(epochs, [row["loss"] for row in rows], color="tab:blue", label="training loss")
     if rows and "clipped" in rows[0]:
         share = loss.twinx()

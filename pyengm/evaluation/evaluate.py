@@ -1,5 +1,6 @@
 """The evaluation of a model: accuracies under every attack and threat model asked for."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch import nn
 
 from pyengm.attacks import Threat
 from pyengm.data import ImageData
-from pyengm.errors import DataError
+from pyengm.errors import ConfigError, DataError
 from pyengm.evaluation.accuracy import correct
 from pyengm.evaluation.suite import TITLES, attack_named
 from pyengm.models import CheckpointInfo, load_checkpoint
@@ -30,27 +31,27 @@ def evaluate(
 ) -> dict[str, float]:
     """Accuracies in [0, 1] by attack name; those of a second threat model carry its norm, as in "pgd20_l2".
 
-    data: pictures to attack. attacks: names of `suite.MAKERS`. autoattack_pictures: how many of the pictures AutoAttack
-    gets, spread evenly; PGD-20 on just these is reported beside it. on_attack: told each attack's title beforehand.
-    Raises ConfigError for an unknown attack or one that cannot run on these pictures, NonFiniteError for a model whose
-    outputs are not finite.
+    data: pictures to attack. threats: one per norm. attacks: names of `suite.MAKERS`. autoattack_pictures: how many
+    of the pictures AutoAttack gets, spread evenly; PGD-20 on just these is reported beside it. on_attack: told each
+    attack's title beforehand.
+    Raises ConfigError for an unknown attack or one that cannot run on these pictures, and for two threat models of one
+    norm, NonFiniteError for a model whose outputs are not finite.
     """
+    if len({threat.norm for threat in threats}) < len(threats):
+        raise ConfigError(f"expected one threat model per norm, got {', '.join(map(str, threats))}")
+    runs = [(threat, name, attack_named(name, threat)) for threat in threats for name in attacks]
     model = model.to(device)
     few = evenly_spread(len(data), autoattack_pictures)
     on_attack(TITLES["natural"])
     results = {"natural": _mean(correct(model, data, None, seed=seed, device=device))}
-    for threat in threats:
+    for threat, name, attack in runs:
         suffix = "" if threat is threats[0] else f"_{threat.norm}"
-        for name in attacks:
-            on_attack(f"{TITLES[name]} ({threat})")
-            attack = attack_named(name, threat)
-            if name == "autoattack":
-                right = correct(model, data.subset(few), attack, seed=seed, device=device)
-            else:
-                right = correct(model, data, attack, seed=seed, device=device)
-            results[name + suffix] = _mean(right)
-            if name == "pgd20" and "autoattack" in attacks and len(few) < len(data):
-                results[SAME_PICTURES + suffix] = _mean(right[few])
+        on_attack(f"{TITLES[name]} ({threat})")
+        pictures = data.subset(few) if name == "autoattack" else data
+        right = correct(model, pictures, attack, seed=seed, device=device)
+        results[name + suffix] = _mean(right)
+        if name == "pgd20" and "autoattack" in attacks and len(few) < len(data):
+            results[SAME_PICTURES + suffix] = _mean(right[few])
     return results
 
 
@@ -71,17 +72,18 @@ def evaluate_checkpoints(
 ) -> dict[str, Any]:
     """What results.json holds: a dict of accuracies per checkpoint, and what they were measured on.
 
-    checkpoints: files by name; two files from the same epoch are evaluated once. With "best" and "last" among them
-    there is "robust_overfitting", in per cent. Other arguments as for `evaluate`.
+    checkpoints: files by name; identical ones are evaluated once. With "best" and "last" among them and PGD-20 among
+    the attacks there is "robust_overfitting", in per cent. Other arguments as for `evaluate`.
     Raises CheckpointError for a damaged file, DataError where model and data do not fit, and what `evaluate` does.
     """
     results: dict[str, Any] = {}
-    done: dict[int, dict[str, float]] = {}
+    done: dict[bytes, dict[str, float]] = {}
     for name, path in checkpoints.items():
         model, info = load_checkpoint(path)
         check_fit(info, data, path)
-        if info.epoch not in done:
-            done[info.epoch] = evaluate(
+        content = hashlib.sha256(path.read_bytes()).digest()
+        if content not in done:
+            done[content] = evaluate(
                 model,
                 data,
                 threats,
@@ -90,8 +92,8 @@ def evaluate_checkpoints(
                 on_attack=lambda title, name=name: on_attack(f"{name}: {title}"),
                 **options,
             )
-        results[name] = done[info.epoch]
-    if {"best", "last"} <= results.keys():
+        results[name] = done[content]
+    if {"best", "last"} <= results.keys() and "pgd20" in attacks:
         results["robust_overfitting"] = robust_overfitting(results["best"]["pgd20"], results["last"]["pgd20"])
     results["threats"] = [{"norm": threat.norm, "eps": threat.eps} for threat in threats]
     results["pictures"] = {"all": len(data), "autoattack": len(evenly_spread(len(data), autoattack_pictures))}

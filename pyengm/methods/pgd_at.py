@@ -1,6 +1,5 @@
 """PGD adversarial training (Madry et al. 2018)."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,11 +17,9 @@ class PGDAT(Method):
 
     def __init__(self, eps: float, step: float, steps: int = 10, *, norm: str = "linf", bn: str = "eval"):
         self.attack = PGD(eps, step, steps, norm=norm, bn=bn)
-        self._x_adv: Tensor | None = None  # kept from batch to batch
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, key: Key) -> Outcome:
-        if self._x_adv is None or self._x_adv.shape != x.shape or self._x_adv.device != x.device:
-            self._x_adv = torch.empty_like(x)
-        x_adv = self.attack(model, x, y, key=key, out=self._x_adv)
+        # New memory for each batch: the graph of the losses needs x_adv until its backward pass.
+        x_adv = self.attack(model, x, y, key=key)
         logits = model(x_adv)
         return Outcome(F.cross_entropy(logits, y, reduction="none"), x_adv, logits)

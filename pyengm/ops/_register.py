@@ -29,7 +29,11 @@ CUDA_MODULE = _native_module("_cuda")
 
 
 def _call_cpu(device: torch.device) -> Callable:
-    return lambda kernel, *args: getattr(CPU_MODULE, kernel)(*args)
+    return _run_cpu
+
+
+def _run_cpu(kernel: str, *args) -> None:
+    getattr(CPU_MODULE, kernel)(*args)
 
 
 def _call_cuda(device: torch.device) -> Callable:
@@ -50,11 +54,14 @@ class Op:
     def __init__(self, schema: str, *, check: Callable, fake: Callable, reference: Callable, native: Callable):
         self.name = schema.partition("(")[0]
         self._check, self._reference, self._native = check, reference, native
-        LIBRARY.define(schema)
+        self._kernels = {}
         if CPU_MODULE is not None:
-            LIBRARY.impl(self.name, self._run(_call_cpu), "CPU")
+            self._kernels["cpu"] = self._run(_call_cpu)
         if CUDA_MODULE is not None:
-            LIBRARY.impl(self.name, self._run(_call_cuda), "CUDA")
+            self._kernels["cuda"] = self._run(_call_cuda)
+        LIBRARY.define(schema)
+        for device_type, kernel in self._kernels.items():
+            LIBRARY.impl(self.name, kernel, device_type.upper())
         LIBRARY.impl(self.name, self._run_reference, "CompositeExplicitAutograd")
 
         def checked_fake(*args):
@@ -72,13 +79,12 @@ class Op:
         if backend == "reference":
             self._check(*args)
             return self._reference(*args)
-        module = CPU_MODULE if backend == "cpu" else CUDA_MODULE
-        if module is None:
+        if backend not in self._kernels:
             raise RuntimeError(f"the {backend} kernels of pyengm were not built; see PYENGM_CUDA in the README")
         device = args[0].device
         if device.type != backend:
             raise ValueError(f"{self.name}: backend={backend!r} needs {backend} tensors, got one on {device}")
-        return self._run(_call_cpu if backend == "cpu" else _call_cuda)(*args)
+        return self._kernels[backend](*args)
 
     def _run(self, caller: Callable) -> Callable:
         def run(*args):

@@ -44,14 +44,8 @@ class Key:
 def _check(index, count, seed, epoch, purpose) -> None:
     if index.dtype != torch.int64 or index.dim() != 1:
         fail("philox", "index of shape (n,) in int64", (tuple(index.shape), index.dtype))
-    for name, value, bits in (
-        ("count", count, 34),
-        ("seed", seed, 63),
-        ("epoch", epoch, 32),
-        ("purpose", purpose, 32),
-    ):
-        if not 0 <= value < 1 << bits:
-            fail("philox", f"0 <= {name} < 2**{bits}", value)
+    if not 0 <= count < 2**34:
+        fail("philox", "0 <= count < 2**34 numbers per example", count)
 
 
 def _op(name: str) -> Op:
@@ -75,8 +69,9 @@ _uniform, _normal = _op("philox_uniform"), _op("philox_normal")
 
 
 def _draw(op: Op, index: Tensor, shape: tuple[int, ...], seed, purpose, epoch, draw, backend) -> Tensor:
-    if not 0 <= draw < 1 << 16:
-        fail("philox", "0 <= draw < 2**16", draw)
+    for name, value, bits in (("seed", seed, 63), ("epoch", epoch, 32), ("draw", draw, 16), ("purpose", purpose, 16)):
+        if not 0 <= value < 1 << bits:
+            fail("philox", f"0 <= {name} < 2**{bits}", value)
     numbers = op(index, math.prod(shape), seed, epoch, int(purpose) | draw << 16, backend=backend)
     return numbers.view(len(index), *shape)
 

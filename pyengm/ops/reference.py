@@ -25,7 +25,8 @@ def pgd_linf_step_(
 
 
 def clip_weights(norms: Tensor, alpha: float) -> Tensor:
-    bounded = torch.where(norms > alpha, alpha / norms, torch.ones_like(norms))
+    quotient = torch.full_like(norms, alpha) / norms  # a number over a tensor would round twice: alpha * (1 / norm)
+    bounded = torch.where(norms > alpha, quotient, torch.ones_like(norms))
     return torch.where(norms.isnan(), norms, bounded)
 
 

@@ -47,6 +47,11 @@ class ENGM(ExampleSGD):
         for group in self.param_groups:
             group["alpha"] = value
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # the state of another SGD has no alpha: keep one's own
+            group.setdefault("alpha", self.defaults["alpha"])
+
     def _weigh(self, losses: Tensor) -> ExampleWeights | None:
         if math.isinf(self.alpha):
             return None

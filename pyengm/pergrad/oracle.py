@@ -23,7 +23,7 @@ def exact_norms(losses: Tensor, params: Iterable[Tensor], chunk: int | None = No
     NonFiniteError for losses that are not finite. Source: Dabouei et al. 2022, Eq. 5.
     """
     check_losses(losses)
-    trainable = [p for p in params if p.requires_grad]
+    trainable = [p for p in dict.fromkeys(params) if p.requires_grad]  # each once
     if not trainable:
         raise ValueError("none of the parameters requires grad")
     n = losses.numel()

@@ -12,6 +12,7 @@ from pyengm.attacks import BN_MODES, NORMS, Threat
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
 from pyengm.optim import OPTIMIZERS
+from pyengm.training.schedule import SCHEDULES
 
 
 def parse_pixels(text: str) -> float:
@@ -19,6 +20,8 @@ def parse_pixels(text: str) -> float:
     top, _, bottom = text.partition("/")
     return float(top) / float(bottom or 1)
 
+
+SELECTIONS = ("val", "none", "test")
 
 Pixels = Annotated[
     float,
@@ -79,17 +82,17 @@ class TrainConfig:
     """Momentum."""
     weight_decay: float = 5e-4
     """Weight decay."""
-    batch_size: int = 128
+    batch_size: int | None = None
     """Pictures per step."""
     epochs: int | None = None
     """Passes over the training pictures."""
-    schedule: Literal["piecewise", "cyclic"] = "piecewise"
-    """Learning rate: divided by ten at the milestones, or up and down once in straight lines."""
+    schedule: str | None = None
+    """Learning rate: piecewise (divided by ten at the milestones) or cyclic (up and down once in straight lines)."""
     milestones: tuple[int, ...] | None = None
     """Epochs at which the piecewise schedule divides the learning rate (else at 1/2 and 3/4 of the run)."""
 
-    select: Literal["val", "none", "test"] = "val"
-    """What chooses the best checkpoint: held-out training pictures, nothing (the last is best), or the test set."""
+    select: str = "val"
+    """What chooses the best checkpoint: val (held-out training pictures), none (the last is best), or test."""
     attacks: tuple[str, ...] = ()
     """Further attacks of the final evaluation: fgsm, pgd10, pgd50, cw."""
     autoattack_pictures: int | None = None
@@ -111,8 +114,10 @@ class TrainConfig:
             ("optimizer", self.optimizer, OPTIMIZERS),
             ("norm", self.norm, NORMS),
             ("attack_bn", self.attack_bn, BN_MODES),
+            ("schedule", self.schedule, SCHEDULES),
+            ("select", self.select, SELECTIONS),
         ):
-            if value not in known:
+            if value is not None and value not in known:
                 raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}{_hint(value, known)}")
         if self.eps is not None:
             Threat(self.norm, self.eps)
@@ -174,18 +179,24 @@ DEFAULT_RECIPE: dict[str, Any] = {
     "model": "resnet18",
     "norm_layer": "bn",
     "augment": True,
+    "batch_size": 128,
     "lr": 0.1,
+    "schedule": "piecewise",
     "epochs": 120,
     "radii": {"linf": 8 / 255, "l2": 128 / 255},
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "digits": {
         **DEFAULT_RECIPE,
-        "model": "cnn4",
+        "model": "cnn8",
+        "width": 16,
         "augment": False,
+        "batch_size": 32,
+        "lr": 0.2,
+        "schedule": "cyclic",
         "epochs": 20,
         "autoattack_pictures": 100,
-        "radii": {"linf": 0.2, "l2": 0.8},
+        "radii": {"linf": 0.2, "l2": 0.5},
     },
     "mnist": {**DEFAULT_RECIPE, "model": "cnn4", "lr": 0.01, "epochs": 50, "radii": {"linf": 0.3, "l2": 2.0}},
     "svhn": {**DEFAULT_RECIPE, "lr": 0.01},
@@ -224,6 +235,8 @@ def _typed(path: Path, name: str, value: Any) -> Any:
             raise ValueError("expected true or false")
         if kind == "float":
             return parse_pixels(str(value))
+        if kind == "int" and int(value) != value:
+            raise ValueError("expected a whole number")
         return {"Path": Path, "bool": bool, "int": int, "str": str}[kind](value)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {name} is {value!r}, which is no {kind.replace('[', ' of ')}: {error}") from error

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+SCHEDULES = ("piecewise", "cyclic")
 CYCLIC_PEAK = 0.4  # share of the run spent on the way up, as in the fast training of Wong et al. 2020
 
 

@@ -1,0 +1,39 @@
+"""What an attack takes: pictures, labels, and what comes with them."""
+
+import torch
+from torch import Tensor
+
+from pyengm.errors import DataError
+from pyengm.ops import Key
+
+
+def check_batch(x: Tensor, y: Tensor) -> None:
+    """Raises DataError unless x (n, ...) is float32 or float64 in [0, 1] and y (n,) int64 labels, n >= 1."""
+    if x.dtype not in (torch.float32, torch.float64):
+        raise DataError(f"expected pictures in float32 or float64 with values in [0, 1], got {x.dtype}")
+    if y.shape != x.shape[:1] or y.dtype != torch.int64:
+        raise DataError(f"expected labels of shape {tuple(x.shape[:1])} in int64, got {tuple(y.shape)} in {y.dtype}")
+    if x.numel() == 0:
+        raise DataError("the batch is empty: there is nothing to attack")
+    low, high = (v.item() for v in x.detach().aminmax())
+    if not (low >= 0 and high <= 1):
+        raise DataError(
+            f"expected pictures with values in [0, 1], got values from {low:.4g} to {high:.4g}; "
+            "normalisation belongs into the model (pyengm.models.build(..., mean=, std=))"
+        )
+    if (least := y.min().item()) < 0:  # torch's cross-entropy ignores -100 without a word
+        raise DataError(f"expected labels of 0 or more, got {least}")
+
+
+def check_extras(x: Tensor, start: Tensor | None, key: Key | None, out: Tensor | None) -> None:
+    """Raises DataError unless start and out are like x, out is not x, and key names as many examples as x has."""
+    for name, t in (("start", start), ("out", out)):
+        if t is not None and (t.shape, t.dtype, t.device) != (x.shape, x.dtype, x.device):
+            raise DataError(
+                f"expected {name} like the pictures, {tuple(x.shape)} in {x.dtype} on {x.device}, "
+                f"got {tuple(t.shape)} in {t.dtype} on {t.device}"
+            )
+    if out is not None and out.data_ptr() == x.data_ptr():
+        raise DataError("out is the memory of the pictures, which must stay as they are: pass another buffer")
+    if key is not None and len(key.index) != len(x):
+        raise DataError(f"expected a key for {len(x)} pictures, got one for {len(key.index)}")

@@ -1,0 +1,158 @@
+"""The commands as a user types them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pyengm import cli
+
+TINY = ["--model", "cnn4", "--width", "2", "--epochs", "1", "--steps", "1", "--batch-size", "60", "--optimizer", "msgd"]
+TINY += ["--autoattack-pictures", "2"]
+
+
+@pytest.fixture(autouse=True)
+def wide_console(monkeypatch):
+    monkeypatch.setattr(cli, "console", Console(width=120))
+
+
+def fail(*args: str) -> None:
+    """Runs a command that must end with an error: 1 from us, 2 where the options themselves do not parse."""
+    try:
+        code = cli.main(args)
+    except SystemExit as stop:
+        code = stop.code
+    assert code in (1, 2)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run folder, left by `pyengm train`."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "few.txt").write_text("\n".join(map(str, range(240))))
+    out = folder / "run"
+    assert cli.main(["train", *TINY, "--indices", str(folder / "few.txt"), "--out", str(out), "--attacks", "fgsm"]) == 0
+    return out
+
+
+class TestTrain:
+    def test_leaves_results_and_a_picture(self, finished):
+        results = json.loads((finished / "results.json").read_text())
+        for checkpoint in ("best", "last"):
+            accuracies = results[checkpoint]
+            assert {"natural", "fgsm", "pgd20", "autoattack", "pgd20_l2", "autoattack_l2"} <= accuracies.keys()
+            assert all(0 <= value <= 1 for value in accuracies.values())
+            assert accuracies["autoattack"] <= accuracies["pgd20_on_autoattack_pictures"]
+        assert isinstance(results["robust_overfitting"], float)
+        assert results["pictures"] == {"all": 360, "autoattack": 2}
+        assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+        names = {"config.yaml", "metrics.jsonl", "best.safetensors", "last.safetensors", "state.pt"}
+        assert names <= {path.name for path in finished.iterdir()}
+
+    def test_saved_options_can_be_passed_back(self, finished, tmp_path, capsys):
+        again = tmp_path / "again"
+        assert cli.main(["train", "--config", str(finished / "config.yaml"), "--out", str(again)]) == 0
+        assert (again / "last.safetensors").read_bytes() == (finished / "last.safetensors").read_bytes()
+        assert json.loads((again / "results.json").read_text()) == json.loads((finished / "results.json").read_text())
+        assert "AutoAttack" in capsys.readouterr().out
+
+    def test_a_finished_run_stays(self, finished, tmp_path, capsys):
+        shutil.copytree(finished, tmp_path / "run")
+        assert cli.main(["train", "--out", str(tmp_path / "run"), "--resume"]) == 0
+        assert "the run is complete" in capsys.readouterr().out
+        assert (tmp_path / "run" / "results.json").read_bytes() == (finished / "results.json").read_bytes()
+
+    def test_resume_keeps_the_options(self, finished, capsys):
+        assert cli.main(["train", "--out", str(finished), "--resume", "--lr", "3"]) == 1
+        assert "a resumed run keeps its options; lr differ" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--data", "nowhere"], "unknown data set 'nowhere'"),
+            (["--data", "cifar10", "--root", "empty"], "--download"),
+            (["--model", "resnet81"], "unknown model 'resnet81'"),
+            (["--method", "pdg_at"], "unknown method 'pdg_at'; known: natural, pgd_at"),
+            (["--optimizer", "adam"], "unknown optimizer 'adam'; known: msgd, engm"),
+            (["--eps=-0.1"], "eps is -0.1; expected a finite number >= 0"),
+            (["--attacks", "fgms"], "unknown attack 'fgms'; known: fgsm"),
+            (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
+            (["--resume"], "--resume needs --out"),
+            (["--resume", "--out", "none"], "no run folder"),
+        ],
+    )
+    def test_errors_leave_nothing_behind(self, options, message, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "empty").mkdir()
+        fail("train", *options)
+        assert message in " ".join(capsys.readouterr().err.split())
+        assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+    def test_an_existing_run_is_not_overwritten(self, finished, capsys):
+        before = {path.name: path.read_bytes() for path in finished.iterdir()}
+        assert cli.main(["train", "--out", str(finished)]) == 1
+        assert "exists and is not overwritten" in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+
+
+class TestEvaluate:
+    def test_run_and_checkpoint_agree_with_the_training(self, finished, tmp_path, capsys):
+        expected = json.loads((finished / "results.json").read_text())
+        for target, name in ((finished, "last"), (finished / "last.safetensors", "last")):
+            out = tmp_path / f"{target.name}.json"
+            options = ["--attacks", "fgsm", "--autoattack-pictures", "2", "--out", str(out)]
+            assert cli.main(["evaluate", str(target), *options]) == 0
+            assert json.loads(out.read_text())[name] == expected[name]
+        assert "L-infinity, eps = 0.2" in capsys.readouterr().out
+
+    def test_one_threat_model(self, finished, tmp_path):
+        out = tmp_path / "l2.json"
+        options = ["--norm", "l2", "--eps", "1/4", "--autoattack-pictures", "1", "--out", str(out)]
+        assert cli.main(["evaluate", str(finished / "last.safetensors"), *options]) == 0
+        assert json.loads(out.read_text())["threats"] == [{"norm": "l2", "eps": 0.25}]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["none"], "there is no checkpoint none"),
+            (["RUN", "--eps", "0.1"], "--eps needs --norm"),
+            (["RUN", "--norm", "l3"], "threat norm is 'l3'; known norms: linf, l2"),
+            (["RUN", "--out", "RUN"], "exists and is not overwritten"),
+            (["RUN", "--attacks", "bim"], "unknown attack 'bim'"),
+            (["RUN", "--device", "abacus"], "cannot be used here"),
+            (["."], "no run folder"),
+        ],
+    )
+    def test_errors(self, finished, options, message, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        fail("evaluate", *(option.replace("RUN", str(finished)) for option in options))
+        assert message in " ".join(capsys.readouterr().err.split())
+
+    def test_truncated_checkpoint(self, finished, tmp_path, capsys):
+        path = tmp_path / "cut.safetensors"
+        path.write_bytes((finished / "best.safetensors").read_bytes()[:-100])
+        assert cli.main(["evaluate", str(path)]) == 1
+        assert "is damaged or no safetensors file" in " ".join(capsys.readouterr().err.split())
+
+
+class TestUsage:
+    def test_help(self, capsys):
+        assert cli.main([]) == 0
+        assert "pyengm COMMAND --help" in capsys.readouterr().out
+        for command in ("train", "evaluate"):
+            with pytest.raises(SystemExit) as stop:
+                cli.main([command, "--help"])
+            assert stop.value.code == 0
+            assert "--autoattack-pictures" in capsys.readouterr().out
+
+    def test_unknown_command(self, capsys):
+        assert cli.main(["tarin"]) == 2
+        assert "unknown command 'tarin'" in capsys.readouterr().err
+
+    def test_unknown_option(self, capsys):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["train", "--epoch", "3"])
+        assert stop.value.code == 2
+        assert "--epochs" in capsys.readouterr().err

@@ -1,0 +1,382 @@
+"""Evaluation: accuracies, what results hold, the table and the picture, and checkpoints on disk."""
+
+import io
+import json
+import warnings
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pyengm.attacks import CW, FGSM, PGD, AutoAttack, Threat
+from pyengm.data import ImageData
+from pyengm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from pyengm.evaluation import (
+    accuracy,
+    attack_named,
+    attack_names,
+    correct,
+    evaluate,
+    evaluate_checkpoints,
+    plot_curves,
+    results_table,
+    robust_overfitting,
+)
+from pyengm.evaluation.evaluate import SAME_PICTURES, check_fit, evenly_spread
+from pyengm.models import (
+    CheckpointInfo,
+    build,
+    load_checkpoint,
+    load_weights,
+    read_info,
+    save_checkpoint,
+    write_atomically,
+)
+from pyengm.ops import Key
+
+CPU = torch.device("cpu")
+LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.6)
+OPTIONS = {"name": "cnn4", "num_classes": 10, "in_channels": 1, "image_size": 8, "norm": "bn", "width": 4}
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    model = build(**OPTIONS)
+    model(torch.rand(32, 1, 8, 8))  # running statistics
+    return model.eval()
+
+
+def pictures(n=40, classes=10, side=8):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (n, 1, side, side), generator=generator).to(torch.uint8)
+    labels = torch.randint(0, classes, (n,), generator=generator)
+    return ImageData(images, labels, tuple(map(str, range(classes))), "made", "test", torch.arange(n) + 1000)
+
+
+def data_for(model, n=40):
+    """Pictures with the labels that the model gives, one in four made wrong."""
+    data = pictures(n)
+    data.labels = model(data.images / 255).argmax(dim=1)
+    data.labels[::4] = (data.labels[::4] + 1) % 10
+    return data
+
+
+def info(epoch=3, **changes):
+    return CheckpointInfo(OPTIONS | changes, "made", tuple("0123456789"), "linf", 0.05, epoch)
+
+
+# Accuracy
+
+
+class ByFirstPixel(nn.Module):
+    """Class 1 where the first pixel is above one half."""
+
+    def forward(self, x):
+        pixel = x.flatten(1)[:, :1]
+        return torch.cat([0.5 - pixel, pixel - 0.5], dim=1)
+
+
+def test_accuracy_of_a_model_made_by_hand():
+    images = torch.full((4, 1, 2, 2), 128, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor([0, 255, 140, 120])
+    data = ImageData(images, torch.tensor([0, 1, 1, 1]), ("low", "high"), "made", "test")
+    assert correct(ByFirstPixel(), data, None, seed=0, device=CPU).tolist() == [True, True, True, False]
+    assert accuracy(ByFirstPixel(), data, None, seed=0, device=CPU) == 0.75
+    weak, strong = FGSM(10 / 255), FGSM(20 / 255)
+    assert correct(ByFirstPixel(), data, weak, seed=0, device=CPU).tolist() == [True, True, True, False]
+    assert correct(ByFirstPixel(), data, strong, seed=0, device=CPU).tolist() == [True, True, False, False]
+
+
+def test_attacked_accuracy_depends_on_seed_and_picture_only():
+    model = network().train()
+    data = data_for(network(), 600)  # more than two batches
+    attack = PGD(0.2, 0.1, 3, restarts=2)
+    whole = correct(model, data, attack, seed=3, device=CPU)
+    assert model.training
+    assert 0 < whole.sum() < 450
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(0))
+    # A picture on the very edge may fall to either side: sums are taken in another order in other batches.
+    assert (correct(model, data.subset(order), attack, seed=3, device=CPU) != whole[order]).sum() <= 1
+    x_adv = attack(model, data.images / 255, data.labels, key=Key(3, 0, data.index))
+    assert ((model.eval()(x_adv).argmax(dim=1) == data.labels) != whole).sum() <= 1
+
+
+def test_a_model_that_is_not_finite():
+    model = network()
+    with torch.no_grad():
+        model.head.bias[0] = torch.nan
+    for attack in (None, FGSM(0.1)):
+        with pytest.raises(NonFiniteError, match="nan"):
+            correct(model, pictures(), attack, seed=0, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "expected"),
+    [(10, None, list(range(10))), (10, 20, list(range(10))), (10, 5, [0, 2, 4, 6, 8]), (10, 3, [0, 3, 6]), (7, 1, [0])],
+)
+def test_evenly_spread(size, count, expected):
+    assert evenly_spread(size, count).tolist() == expected
+
+
+def test_robust_overfitting():
+    assert robust_overfitting(0.5, 0.4) == pytest.approx(20)
+    assert robust_overfitting(0.5, 0.5) == 0
+    assert robust_overfitting(0.0, 0.0) == 0
+    assert robust_overfitting(0.4, 0.5) == pytest.approx(-25)
+
+
+# The suite
+
+
+def test_attacks_by_name():
+    pgd20 = attack_named("pgd20", LINF)
+    assert (pgd20.steps, pgd20.step, pgd20.threat) == (20, pytest.approx(0.01), LINF)
+    for name, steps, step in (("pgd10", 10, 0.6 / 4), ("pgd50", 50, 0.6 / 20)):
+        attack = attack_named(name, L2)
+        assert (attack.steps, attack.step, attack.threat) == (steps, pytest.approx(step), L2)
+        assert attack.loss is pgd20.loss is PGD(0, 0, 1, loss="margin").loss
+    assert isinstance(attack_named("fgsm", L2), FGSM)
+    assert isinstance(attack_named("cw", L2), CW)
+    assert isinstance(attack_named("autoattack", L2), AutoAttack)
+    assert attack_named("autoattack", L2).threat == L2
+
+
+def test_unknown_attacks_are_named_with_the_known_ones():
+    known = "known: fgsm, pgd10, pgd20, pgd50, cw, autoattack"
+    for call in (
+        lambda: attack_named("pgd7", LINF),
+        lambda: attack_names(["pgd7"]),
+        lambda: evaluate(network(), pictures(), [LINF], ["pgd7"], device=CPU),
+    ):
+        with pytest.raises(ConfigError, match=f"'pgd7'; {known}"):
+            call()
+
+
+def test_attacks_come_weak_to_strong():
+    assert attack_names([]) == ["pgd20", "autoattack"]
+    assert attack_names(["cw", "pgd50", "fgsm", "pgd20", "cw"]) == ["fgsm", "pgd20", "pgd50", "cw", "autoattack"]
+
+
+def test_evaluate_names_and_orders_its_results():
+    model = network()
+    data, titles = data_for(model), []
+    attacks = ["fgsm", "pgd20", "pgd50"]
+    results = evaluate(model, data, [LINF, L2], attacks, device=CPU, on_attack=titles.append)
+    assert list(results) == ["natural", *attacks, *(f"{name}_l2" for name in attacks)]
+    assert results["natural"] == 0.75
+    for suffix in ("", "_l2"):
+        assert 0.75 >= results["fgsm" + suffix] > results["pgd20" + suffix] >= results["pgd50" + suffix]
+    for norm, suffix in ((LINF, ""), (L2, "_l2")):
+        attack = attack_named("pgd20", norm)
+        assert results["pgd20" + suffix] == accuracy(model, data, attack, seed=0, device=CPU)
+    assert titles[:2] == ["natural", "FGSM (L-infinity, eps = 0.1)"]
+    assert titles[-1] == "PGD-50 (L2, eps = 0.6)"
+    first_l2 = evaluate(model, data, [L2], ["pgd20"], device=CPU)
+    assert first_l2 == {"natural": 0.75, "pgd20": results["pgd20_l2"]}
+
+
+def test_evaluate_shows_pgd20_on_the_pictures_of_autoattack():
+    model = network()
+    data = data_for(model)
+    weak = Threat("linf", 0.001)
+    # The five pictures are 0, 8, ..., 32, all misclassified: AutoAttack has nothing to do.
+    results = evaluate(model, data, [weak], ["pgd20", "autoattack"], device=CPU, autoattack_pictures=5)
+    assert list(results) == ["natural", "pgd20", SAME_PICTURES, "autoattack"]
+    assert results == {"natural": 0.75, "pgd20": 0.75, SAME_PICTURES: 0, "autoattack": 0}
+    few = data.subset(evenly_spread(40, 5))
+    assert SAME_PICTURES not in evaluate(model, few, [weak], ["pgd20", "autoattack"], device=CPU)
+
+
+def test_evaluate_takes_one_threat_model_per_norm():
+    with pytest.raises(ConfigError, match=r"one threat model per norm.*0\.1.*0\.2"):
+        evaluate(network(), pictures(), [LINF, Threat("linf", 0.2)], ["fgsm"], device=CPU)
+
+
+# Checkpoints and results
+
+
+@pytest.fixture
+def files(tmp_path):
+    model = network()
+    paths = {name: tmp_path / f"{name}.safetensors" for name in ("best", "last", "other")}
+    save_checkpoint(paths["best"], model, info(epoch=3))
+    save_checkpoint(paths["last"], model, info(epoch=3))
+    save_checkpoint(paths["other"], network(seed=1), info(epoch=3))
+    return paths
+
+
+def test_results_of_checkpoints(files):
+    data = data_for(network())
+    seen = []
+    options = {"device": CPU, "on_attack": seen.append, "autoattack_pictures": 5}
+    results = evaluate_checkpoints(files, data, [LINF, L2], ["pgd20"], **options)
+    assert list(results) == ["best", "last", "other", "robust_overfitting", "threats", "pictures"]
+    assert results["best"] == results["last"] == evaluate(network(), data, [LINF, L2], ["pgd20"], device=CPU)
+    # Another model of the same epoch is another model.
+    assert results["other"] == evaluate(network(seed=1), data, [LINF, L2], ["pgd20"], device=CPU)
+    assert results["other"] != results["best"]
+    assert results["robust_overfitting"] == 0
+    assert results["threats"] == [{"norm": "linf", "eps": 0.1}, {"norm": "l2", "eps": 0.6}]
+    assert results["pictures"] == {"all": 40, "autoattack": 5}
+    assert {title.split(":")[0] for title in seen} == {"best", "other"}  # identical files are evaluated once
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_no_overfitting_without_pgd20(files):
+    results = evaluate_checkpoints(files, data_for(network(), 8), [LINF], ["fgsm"], device=CPU)
+    assert "robust_overfitting" not in results
+    assert "fgsm" in results["last"]
+
+
+def test_table_has_the_numbers():
+    accuracies = {"natural": 0.9123, "pgd20": 0.5, SAME_PICTURES: 0.52, "autoattack": 0.4567, "pgd20_l2": 0.25}
+    results = {
+        "best": accuracies,
+        "last": accuracies | {"pgd20": 0.4},
+        "robust_overfitting": 20.0,
+        "threats": [{"norm": "linf", "eps": 0.05}, {"norm": "l2", "eps": 0.3}],
+        "pictures": {"all": 360, "autoattack": 100},
+    }
+    console = Console(file=io.StringIO(), width=160)
+    console.print(results_table(results, "runs/one"))
+    lines = console.file.getvalue().splitlines()
+
+    def row(*words):
+        return [line.split("│")[-3:-1] for line in lines if all(word in line for word in words)]
+
+    assert "runs/one" in lines[0]
+    for words, best, last in (
+        (("natural",), "91.23", "91.23"),
+        (("PGD-20 ", "L-infinity, eps = 0.05"), "50.00", "40.00"),
+        (("AutoAttack's pictures", "L-infinity"), "52.00", "52.00"),
+        (("AutoAttack ", "L-infinity"), "45.67", "45.67"),
+        (("PGD-20 ", "L2, eps = 0.3"), "25.00", "25.00"),
+    ):
+        assert [[cell.strip() for cell in cells] for cells in row(*words)] == [[best, last]]
+    text = "\n".join(lines)
+    assert "360 test pictures, AutoAttack on 100 of them" in text
+    assert "20.0 % of the best PGD-20 accuracy lost" in text
+
+
+def test_check_fit(files):
+    check_fit(info(), pictures(), files["best"])
+    for data in (pictures(classes=9), pictures(side=9)):
+        with pytest.raises(DataError, match=r"best.safetensors was trained on made: 10 classes.*\(1, 8, 8\); made has"):
+            check_fit(info(), data, files["best"])
+        with pytest.raises(DataError, match="was trained on"):
+            evaluate_checkpoints(files, data, [LINF], ["fgsm"], device=CPU)
+
+
+ROWS = [
+    {"epoch": i, "loss": 2.0 - i, "train_robust": 0.1, "clipped": 0.5, "natural": 0.3, "robust": 0.2, "best": i == 1}
+    for i in range(3)
+]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ROWS,
+        ROWS[:1],
+        [{k: v for k, v in row.items() if k not in ("natural", "robust")} for row in ROWS],
+        [{k: v for k, v in row.items() if k not in ("clipped", "best")} for row in ROWS],
+        [],
+    ],
+)
+def test_curves_are_a_png(rows, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_curves(rows, tmp_path / "curves.png", "a run")
+    picture = (tmp_path / "curves.png").read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    assert picture.rstrip().endswith(b"IEND\xaeB`\x82")
+
+
+def test_checkpoint_round_trip(tmp_path):
+    path, model = tmp_path / "a.safetensors", network().to(memory_format=torch.channels_last)
+    save_checkpoint(path, model, info())
+    loaded, found = load_checkpoint(path)
+    assert found == read_info(path) == info()
+    assert not loaded.training
+    state = loaded.state_dict()
+    assert all(t.equal(state[name]) for name, t in model.state_dict().items())
+    save_checkpoint(path, network(seed=1), info(epoch=4))  # replaces it
+    assert read_info(path).epoch == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, network(), info())
+    before = path.read_bytes()
+
+    def die_half_way(temporary):
+        temporary.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, die_half_way)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, -100])
+def test_truncated_checkpoint(size, files):
+    files["best"].write_bytes(files["best"].read_bytes()[:size])
+    for load in (load_checkpoint, read_info, lambda path: load_weights(network(), path)):
+        with pytest.raises(CheckpointError, match=r"best.safetensors is damaged"):
+            load(files["best"])
+
+
+def test_missing_and_foreign_checkpoints(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        load_checkpoint(tmp_path / "none.safetensors")
+    path, model = tmp_path / "foreign.safetensors", network()
+    save_file(model.state_dict(), path)
+    with pytest.raises(CheckpointError, match="load_weights"):
+        load_checkpoint(path)
+    other = network(seed=1)
+    assert load_weights(other, path) is other
+    assert all(t.equal(other.state_dict()[name]) for name, t in model.state_dict().items())
+    for metadata in ("{", "[]", '{"model": 1}'):
+        save_file(model.state_dict(), path, {"pyengm": metadata})
+        with pytest.raises(CheckpointError):
+            load_checkpoint(path)
+
+
+def test_checkpoint_of_another_architecture(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_checkpoint(path, network(), info(width=8))
+    with pytest.raises(CheckpointError, match=r"another architecture.*shape.* and \d+ more"):
+        load_checkpoint(path)
+    save_checkpoint(path, network(), info(name="cnn5"))
+    with pytest.raises(CheckpointError, match="cnn5"):
+        load_checkpoint(path)
+    model = nn.Sequential(nn.Linear(2, 2))
+    before = model[0].weight.clone()
+    with pytest.raises(CheckpointError, match=r"0\.weight is missing.*is not in the model"):
+        load_weights(model, path)
+    assert model[0].weight.equal(before)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+
+
+def test_tied_weights(tmp_path):
+    path, model = tmp_path / "tied.safetensors", Tied()
+    save_checkpoint(path, model, info())
+    assert len(load_file(path)) == 2
+    loaded = load_weights(Tied(), path)
+    assert loaded.first.weight is loaded.second.weight
+    assert loaded.first.weight.equal(model.first.weight)
+    assert loaded.second.bias.equal(model.second.bias)
+    untied = Tied()
+    untied.second.weight = nn.Parameter(torch.zeros(3, 3))
+    with pytest.raises(CheckpointError, match="weight is missing"):
+        load_weights(untied, path)
