@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 from rich.console import Console
 
@@ -111,13 +112,15 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
             raise ConfigError(
                 f"a resumed run keeps its options; {', '.join(changed)} differ from {given.out}/config.yaml"
             )
-    attack_names(config.attacks)  # an unknown one is an error now, not after the training
     return config.resolve()
 
 
 def train(config: TrainConfig) -> None:
     """Trains, evaluates best and last, and leaves the table, results.json and curves.png."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     parts = set_up(config)
+    attacks = attack_names(config.attacks, parts.test.num_classes)  # an error comes now, not after the training
     run = RunFolder.open(config.out) if config.resume else RunFolder.create(config)
     say(f"run folder: {run.path}")
     fit(config, parts, run)
@@ -130,7 +133,7 @@ def train(config: TrainConfig) -> None:
             {"best": run.best, "last": run.last},
             parts.test,
             config.threats(),
-            config.attacks,
+            attacks,
             config.autoattack_pictures,
             config.seed,
             parts.device,
@@ -148,12 +151,15 @@ def evaluate_command(options: EvaluateConfig) -> None:
         raise ConfigError(f"{options.out} exists and is not overwritten; choose another --out")
     if options.target.is_dir():
         run = RunFolder.open(options.target)
-        trained = TrainConfig.load(run.config)
         checkpoints = {"best": run.best, "last": run.last}
+        info = read_info(run.best)
+        trained = TrainConfig.load(run.config)
     else:
-        trained = TrainConfig()
         checkpoints = {options.target.stem: options.target}
-    info = read_info(next(iter(checkpoints.values())))
+        info = read_info(options.target)
+        trained = TrainConfig(data=info.data).resolve()
+    if trained.threads is not None:
+        torch.set_num_threads(trained.threads)
     data = options.data or info.data
     test = load(data, "test", root=options.root or trained.root, image_size=trained.image_size)
     threats = default_threats(data, Threat(info.norm, info.eps))
@@ -162,22 +168,25 @@ def evaluate_command(options: EvaluateConfig) -> None:
         threats = [Threat(options.norm, known.get(options.norm, 0.0) if options.eps is None else options.eps)]
     elif options.eps is not None:
         raise ConfigError("--eps needs --norm linf or --norm l2, the threat model that it belongs to")
+    attacks = attack_names(options.attacks, test.num_classes)
     pictures = options.autoattack_pictures or trained.autoattack_pictures
     device = pick_device(options.device)
-    results = attack_checkpoints(checkpoints, test, threats, options.attacks, pictures, options.seed, device)
+    results = attack_checkpoints(checkpoints, test, threats, attacks, pictures, options.seed, device)
     console.print(results_table(results, str(options.target)))
     if options.out is not None:
         options.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def attack_checkpoints(checkpoints, data, threats, extra, autoattack_pictures, seed, device) -> dict[str, Any]:
+def attack_checkpoints(checkpoints, data, threats, attacks, autoattack_pictures, seed, device) -> dict[str, Any]:
     """`evaluate_checkpoints` with a line on the terminal that says what is running."""
+    if "autoattack" not in attacks:
+        say(f"AutoAttack is left out: it needs at least 4 classes, {data.name} has {data.num_classes}")
     with console.status("evaluating") as status:
         return evaluate_checkpoints(
             checkpoints,
             data,
             threats,
-            attack_names(extra),
+            attacks,
             autoattack_pictures=autoattack_pictures,
             seed=seed,
             device=device,

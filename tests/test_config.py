@@ -29,7 +29,7 @@ class TestResolve:
         assert (config.model, config.eps, config.step, config.epochs, config.augment) == ("vgg8", 0.1, 0.01, 7, False)
 
     def test_every_option_is_filled(self):
-        may_stay_open = {"root", "image_size", "indices", "width", "autoattack_pictures", "out", "config"}
+        may_stay_open = {"root", "image_size", "indices", "width", "autoattack_pictures", "threads", "out", "config"}
         for data in ("digits", "cifar10", "mnist", "svhn", "/some/folder"):
             config = TrainConfig(data=data).resolve()
             assert {name for name, value in vars(config).items() if value is None} <= may_stay_open

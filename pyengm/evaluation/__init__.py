@@ -1,8 +1,9 @@
 """How robust a model is: accuracies, a table and a picture."""
 
 from pyengm.evaluation.accuracy import accuracy, correct
+from pyengm.evaluation.checkpoints import evaluate_checkpoints
 from pyengm.evaluation.curves import plot_curves
-from pyengm.evaluation.evaluate import evaluate, evaluate_checkpoints, robust_overfitting
+from pyengm.evaluation.evaluate import evaluate, robust_overfitting
 from pyengm.evaluation.suite import attack_named, attack_names
 from pyengm.evaluation.table import results_table
 

@@ -36,12 +36,19 @@ def attack_named(name: str, threat: Threat) -> Attack:
     return MAKERS[name](threat)
 
 
-def attack_names(extra: Sequence[str]) -> list[str]:
-    """The attacks of a final evaluation, weak to strong: PGD-20, AutoAttack and those asked for besides."""
+def attack_names(extra: Sequence[str], num_classes: int) -> list[str]:
+    """The attacks of a final evaluation, weak to strong: PGD-20, AutoAttack and those asked for besides.
+
+    AutoAttack needs 4 classes; with fewer it is left out, or a ConfigError where it was asked for by name. So is an
+    unknown attack.
+    """
     for name in extra:
         if name not in MAKERS:
             raise ConfigError(f"unknown attack {name!r}; known: {', '.join(MAKERS)}")
-    return [name for name in MAKERS if name in {"pgd20", "autoattack", *extra}]
+    if num_classes < 4 and "autoattack" in extra:
+        raise ConfigError(f"AutoAttack's targeted DLR loss needs at least 4 classes, the data have {num_classes}")
+    usual = {"pgd20", "autoattack"} if num_classes >= 4 else {"pgd20"}
+    return [name for name in MAKERS if name in {*usual, *extra}]
 
 
 def _pgd(threat: Threat, step: float, steps: int) -> PGD:

@@ -34,6 +34,7 @@ class CheckpointInfo:
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Calls write(temporary path) and moves the result into place: a crash leaves the old file or the new one."""
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -65,7 +66,7 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, CheckpointInfo]:
 
 def read_info(path: Path) -> CheckpointInfo:
     """The header of a checkpoint. Raises CheckpointError as `load_checkpoint` does."""
-    if not path.is_file():
+    if not Path(path).is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -32,6 +32,8 @@ class ENGM(ExampleSGD):
         **sgd_options: Any,
     ):
         super().__init__(params, lr, momentum, weight_decay=weight_decay, **sgd_options)
+        if any("alpha" in group for group in self.param_groups):
+            raise ConfigError("alpha is one number for all parameter groups: give it to ENGM, not to a group")
         self.alpha = alpha
 
     @property

@@ -67,7 +67,7 @@ class TrainConfig:
     """Radius of the threat model in pixel units, such as 8/255."""
     step: Pixels | None = None
     """Step of the training attack in pixel units (else eps / 4)."""
-    steps: int = 10
+    steps: int | None = None
     """Steps of the training attack."""
     attack_bn: str = "eval"
     """Batch norm during the training attack: eval, train, or frozen (batch statistics, none updated)."""
@@ -101,6 +101,8 @@ class TrainConfig:
     """Seed of the weights, the order, the augmentation and the noise."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ... (auto: cuda where there is one)."""
+    threads: int | None = None
+    """Threads on the CPU (else torch's choice); the last bits of a run on the CPU depend on it."""
     out: Path | None = None
     """Run folder, which must not exist yet (else the next free runs/DATA-METHOD-OPTIMIZER-NUMBER)."""
     resume: bool = False
@@ -121,7 +123,7 @@ class TrainConfig:
                 raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}{_hint(value, known)}")
         if self.eps is not None:
             Threat(self.norm, self.eps)
-        for name in ("steps", "batch_size", "epochs", "autoattack_pictures"):
+        for name in ("steps", "batch_size", "epochs", "autoattack_pictures", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; expected at least 1")
@@ -179,6 +181,7 @@ DEFAULT_RECIPE: dict[str, Any] = {
     "model": "resnet18",
     "norm_layer": "bn",
     "augment": True,
+    "steps": 10,
     "batch_size": 128,
     "lr": 0.1,
     "schedule": "piecewise",
@@ -191,10 +194,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": "cnn8",
         "width": 16,
         "augment": False,
-        "batch_size": 32,
+        "steps": 7,
+        "batch_size": 24,
         "lr": 0.2,
         "schedule": "cyclic",
-        "epochs": 20,
+        "epochs": 14,
+        "threads": 1,  # pictures of 64 pixels keep no second core busy
         "autoattack_pictures": 100,
         "radii": {"linf": 0.2, "l2": 0.5},
     },

@@ -38,13 +38,13 @@ class Progress:
         self._bars.update(self._batches, advance=1, note=note)
 
     def finish(self, row: Mapping[str, float]) -> None:
-        line = f"epoch {row['epoch'] + 1:3d}  loss {row['loss']:.3f}  training {_per_cent(row['train_robust'])}"
+        line = f"epoch {row['epoch'] + 1:3d}  loss {row['loss']:.3f}  train {_per_cent(row['train_robust'])}"
         if "robust" in row:
-            line += f"  held out: natural {_per_cent(row['natural'])}, PGD-20 {_per_cent(row['robust'])}"
+            line += f"  natural {_per_cent(row['natural'])}  PGD-20 {_per_cent(row['robust'])}"
         line += f"  clipped {_per_cent(row['clipped'])}" if row["clipped"] else ""
-        self._bars.console.print(line + ("  (best)" if row["best"] else ""), highlight=False)
+        self._bars.console.print(line + ("  best" if row["best"] else ""), highlight=False, soft_wrap=True)
         self._bars.update(self._epochs, completed=row["epoch"] + 1)
 
 
 def _per_cent(share: float) -> str:
-    return f"{100 * share:5.1f} %"
+    return f"{100 * share:5.1f}%"
