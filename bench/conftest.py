@@ -1,4 +1,4 @@
-"""Interleaved comparisons: every round times each candidate once, so that a noisy machine disturbs all alike.
+"""Interleaved comparisons: every round times a baseline and ours in turn, so that noise disturbs both alike.
 
 Each benchmark test calls `compare`; the table of ratios is printed at the end of the session.
 """
@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-_rows: list[tuple[str, str, str, str]] = []
+WARM_UP = 5  # rounds
+_rows: list[tuple[str, ...]] = []
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture
@@ -20,25 +26,24 @@ def compare(benchmark, request) -> Callable:
     """compare(ours, baselines, rounds): times ours through pytest-benchmark and prints baseline / ours by round."""
 
     def run(ours: Callable[[], object], baselines: dict[str, Callable[[], object]], rounds: int = 200) -> None:
-        candidates = {"pyengm": ours, **baselines}
-        times: dict[str, list[float]] = {name: [] for name in candidates}
-        for round_number in range(rounds + 5):
-            for name, candidate in candidates.items():
-                _synchronize()
-                start = time.perf_counter()
-                candidate()
-                _synchronize()
-                if round_number >= 5:
-                    times[name].append(time.perf_counter() - start)
-        for name in baselines:
-            ratios = sorted(theirs / own for theirs, own in zip(times[name], times["pyengm"], strict=True))
-            p20, p50, p80 = (ratios[int(q * len(ratios))] for q in (0.2, 0.5, 0.8))
-            median = sorted(times[name])[rounds // 2]
-            _rows.append((request.node.name, name, f"{1e6 * median:.1f} us", f"{p50:.2f} ({p20:.2f} to {p80:.2f})"))
+        for name, theirs in baselines.items():
+            pairs = [(_seconds(theirs), _seconds(ours)) for _ in range(rounds + WARM_UP)][WARM_UP:]
+            ratios = sorted(baseline / own for baseline, own in pairs)
+            p20, p50, p80 = (ratios[int(q * rounds)] for q in (0.2, 0.5, 0.8))
+            medians = [f"{1e6 * sorted(times)[rounds // 2]:.1f} us" for times in zip(*pairs, strict=True)]
+            _rows.append((request.node.name, name, *medians, f"{p50:.2f} ({p20:.2f} to {p80:.2f})"))
             benchmark.extra_info[f"ratio to {name}"] = p50
-        benchmark.pedantic(ours, rounds=rounds, warmup_rounds=5)
+        benchmark.pedantic(ours, rounds=rounds, warmup_rounds=WARM_UP)
 
     return run
+
+
+def _seconds(candidate: Callable[[], object]) -> float:
+    _synchronize()
+    start = time.perf_counter()
+    candidate()
+    _synchronize()
+    return time.perf_counter() - start
 
 
 def _synchronize() -> None:
@@ -49,10 +54,11 @@ def _synchronize() -> None:
 def pytest_terminal_summary(terminalreporter) -> None:
     if not _rows:
         return
-    terminalreporter.section("median time of the baseline / pyengm's, round by round (p20 to p80)")
-    terminalreporter.write_line(f"{_machine()}")
-    widths = [max(len(row[i]) for row in _rows) for i in range(4)]
-    for row in _rows:
+    terminalreporter.section("baseline / pyengm, median of the rounds (p20 to p80)")
+    terminalreporter.write_line(_machine())
+    table = [("benchmark", "baseline", "its median", "pyengm's", "ratio"), *_rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
         terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
 
 

@@ -34,7 +34,7 @@ class Progress:
 
     def step(self, sums: Mapping[str, float]) -> None:
         pictures = sums["pictures"]
-        note = f"loss {sums['loss'] / pictures:.3f}  attacked {100 * sums['robust'] / pictures:.1f} %"
+        note = f"loss {sums['loss'] / pictures:.3f}  train {100 * sums['robust'] / pictures:.1f} %"
         self._bars.update(self._batches, advance=1, note=note)
 
     def finish(self, row: Mapping[str, float]) -> None:
