@@ -62,7 +62,8 @@ class NinjaBuild(build_ext):
     """Compiles every extension with one ninja file: in parallel, and only what changed since the last build."""
 
     def build_extensions(self) -> None:
-        work = Path(self.build_temp).resolve()
+        # Not self.build_temp: an editable install gets a new one each time, and would compile everything again.
+        work = ROOT / "build" / f"ninja.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         work.mkdir(parents=True, exist_ok=True)
         # A stable name per version: build isolation moves pybind11 each time, and a moved path would rebuild all.
         headers = work / f"pybind11-{pybind11.__version__}"

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from pyengm.attacks import PGD, AutoAttack
+from pyengm.attacks import PGD, AutoAttack, Threat
+from pyengm.data import ImageData
 from pyengm.errors import ConfigError, DataError
+from pyengm.evaluation import evaluate
 from pyengm.models import build
 
 EPS = {"linf": 0.03, "l2": 0.2}
@@ -61,6 +63,20 @@ def test_autoattack_is_the_package(norm):
     assert size.max() <= eps + 1e-6
     assert ours.min() >= 0
     assert ours.max() <= 1
+
+
+def test_evaluate_gives_the_accuracy_of_the_package():
+    model = linear().eval()
+    images = torch.randint(0, 256, (24, 1, 8, 8), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
+    labels = model(images / 255).argmax(dim=1)
+    data = ImageData(images, labels, tuple("0123456789"), "made", "test")
+    threat = Threat("linf", EPS["linf"])
+    ours = evaluate(model, data, [threat], ["autoattack"], device=torch.device("cpu"), autoattack_pictures=12)
+
+    direct = pyautoattack.AutoAttack(model, norm="Linf", eps=threat.eps, seed=0)
+    x_adv, _ = direct.run_standard_evaluation(images[::2] / 255, labels[::2], batch_size=250)
+    assert ours["autoattack"] == accuracy(model, x_adv, labels[::2])
+    assert 0 < ours["autoattack"] < 1
 
 
 def test_four_classes_are_enough_and_three_are_not():
