@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 import ninja
@@ -44,6 +45,16 @@ def find_nvcc() -> str | None:
     return nvcc
 
 
+def find_ninja() -> str:
+    """Path of the ninja program. Under build isolation ninja.BIN_DIR may name the environment outside, whose
+    bin/ninja may be a script that starts the imported package's ninja, which is again itself, without end."""
+    own = [file.locate() for file in metadata.files("ninja") or () if file.name in ("ninja", "ninja.exe")]
+    for path in [*own, Path(ninja.BIN_DIR, "ninja"), shutil.which("ninja")]:
+        if path and Path(path).is_file() and not Path(path).read_bytes().startswith(b"#!"):
+            return str(path)
+    raise OptionError("the ninja package has no ninja program in it; reinstall it: pip install --force-reinstall ninja")
+
+
 def cuda_arch_flags(archs: str) -> list[str]:
     """nvcc flags for a list such as "80,90+PTX" (also "8.0", "sm_80"; commas, semicolons or spaces)."""
     flags = []
@@ -71,7 +82,7 @@ class NinjaBuild(build_ext):
         headers.symlink_to(pybind11.get_include(), target_is_directory=True)
         with open(work / "build.ninja", "w") as file:
             self.write_rules(Writer(file), headers)
-        command = [str(Path(ninja.BIN_DIR, "ninja")), "-C", str(work)]
+        command = [find_ninja(), "-C", str(work)]
         if jobs := os.environ.get("MAX_JOBS"):
             command += ["-j", jobs]
         if subprocess.run(command).returncode != 0:

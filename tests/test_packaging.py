@@ -297,3 +297,14 @@ except RuntimeError as error:
     print(error)
 """
     assert python(code, tmp_path, CUDA_VISIBLE_DEVICES="").splitlines()[-1].startswith("pyengm._cuda: ")
+
+
+def test_ninja_is_a_program_and_no_script(setup_py, tmp_path, monkeypatch):
+    """A script at ninja.BIN_DIR, as an older ninja in the environment outside a build leaves it, is passed over."""
+    script = tmp_path / "ninja"
+    script.write_text("#!/usr/bin/env python\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(setup_py.ninja, "BIN_DIR", str(tmp_path))
+    found = Path(setup_py.find_ninja())
+    assert found != script
+    assert not found.read_bytes().startswith(b"#!")
