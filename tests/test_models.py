@@ -265,14 +265,14 @@ def test_group_norm_of_a_shared_layer_and_of_other_types():
 
 def test_timm():
     pytest.importorskip("timm")
-    model = meta("vit_tiny_patch16_224", num_classes=7, in_channels=1, image_size=64)
-    assert model(torch.empty(2, 1, 64, 64, device="meta")).shape == (2, 7)
+    model = build("vit_tiny_patch16_224", num_classes=7, in_channels=1, image_size=64)  # older ones fail on meta
+    assert model(torch.rand(2, 1, 64, 64)).shape == (2, 7)
     assert count(meta("timm:resnet18", num_classes=1000)) == 11_689_512
     assert meta("timm:hrnet_w18_small")(torch.empty(1, 3, 64, 64, device="meta")).shape == (1, 10)
     with pytest.raises(ConfigError, match="width"):
         meta("timm:resnet18", width=32)
     with pytest.raises(ConfigError, match="has none"):
-        meta("timm:vit_tiny_patch16_224", norm="gn")
+        build("timm:vit_tiny_patch16_224", norm="gn")
     with pytest.raises(ConfigError, match="vit_tiny_patch16_224"):
         build("timm:vit_tinny_patch16_224")
 

@@ -255,7 +255,7 @@ def test_a_second_build_compiles_only_what_changed(sdist, tmp_path):
         compiled, linked = build(**variables)
         assert f"-c {changed}" in compiled
         assert "-c " not in linked
-    (headers,) = tree.glob("build/temp*/pybind11-*")
+    (headers,) = tree.glob("build/ninja*/pybind11-*")
     assert headers.resolve().is_relative_to(moved.resolve())
 
 

@@ -69,10 +69,11 @@ _uniform, _normal = _op("philox_uniform"), _op("philox_normal")
 
 
 def _draw(op: Op, index: Tensor, shape: tuple[int, ...], seed, purpose, epoch, draw, backend) -> Tensor:
+    purpose = int(purpose)  # torch.compile of older versions cannot compare an enum
     for name, value, bits in (("seed", seed, 63), ("epoch", epoch, 32), ("draw", draw, 16), ("purpose", purpose, 16)):
         if not 0 <= value < 1 << bits:
             fail("philox", f"0 <= {name} < 2**{bits}", value)
-    numbers = op(index, math.prod(shape), seed, epoch, int(purpose) | draw << 16, backend=backend)
+    numbers = op(index, math.prod(shape), seed, epoch, purpose | draw << 16, backend=backend)
     return numbers.view(len(index), *shape)
 
 
