@@ -1,6 +1,6 @@
 // Weight of one example in ENGM (Dabouei et al. 2022, Eq. 5), for host and device.
 #pragma once
-#include "philox.h"  // PYENGM_HD
+#include "host_device.h"
 
 namespace pyengm {
 

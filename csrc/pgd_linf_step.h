@@ -1,6 +1,6 @@
 // One element of a PGD step in the L-infinity ball, for host and device.
 #pragma once
-#include "philox.h"  // PYENGM_HD
+#include "host_device.h"
 
 namespace pyengm {
 

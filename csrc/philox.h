@@ -4,11 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define PYENGM_HD __host__ __device__ __forceinline__
-#else
-#define PYENGM_HD inline __attribute__((always_inline))
-#endif
+#include "host_device.h"
 
 namespace pyengm {
 
