@@ -101,6 +101,21 @@ class TestExact:
         model = nn.Sequential(conv, nn.Tanh(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), head)
         check(*setting(model, 5, 4, 9, 11))
 
+    @pytest.mark.parametrize(
+        "conv",
+        [
+            nn.Conv3d(4, 6, 2, stride=2, padding=1, groups=2),
+            nn.ConvTranspose3d(4, 3, 2, bias=False),
+            nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+            nn.ConvTranspose1d(4, 6, 3, dilation=2),
+        ],
+        ids=str,
+    )
+    def test_transposed_and_three_dimensional(self, conv):
+        shape = (4, 4, 3, 3, 3)[: conv.weight.dim()]
+        size = conv.float()(torch.rand(shape))[0].numel()
+        check(*setting(nn.Sequential(conv, nn.Tanh(), nn.Flatten(), nn.Linear(size, 10)), *shape))
+
     def test_conv1d(self):
         conv = nn.Conv1d(4, 8, 3, stride=2, padding=1, groups=2)
         check(*setting(nn.Sequential(conv, nn.Tanh(), nn.Flatten(), nn.Linear(40, 10)), 5, 4, 9))

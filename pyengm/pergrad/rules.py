@@ -72,30 +72,50 @@ def matmul(node: Node, slots: Collection[int], g: Tensor, rows: Rows) -> Tensor:
 
 
 def convolution(node: Node, slots: Collection[int], g: Tensor, rows: Rows) -> Tensor:
-    """Conv1d and Conv2d with any stride, padding, dilation and groups, as matrix products over unfolded pictures."""
+    """Convolutions of 1, 2 and 3 dimensions, transposed ones too, with any stride, padding, dilation and groups."""
     _one_row_each(node, g, rows)
-    x, weight = node._saved_input, node._saved_weight
-    if node._saved_transposed or weight.dim() > 4 or x.dim() != weight.dim():
-        raise UnservedError("transposed and three-dimensional convolutions have no rule")
     total = g.new_zeros(rows.n)
     if 2 in slots:
         total += g.flatten(2).sum(2).square().sum(1)
     if 1 in slots:
-        two = [1] * (4 - weight.dim())  # a Conv1d is a Conv2d of height one
-        geometry = {
-            name: (*fill, *getattr(node, f"_saved_{name}"))
-            for name, fill in (("dilation", two), ("padding", [0] * len(two)), ("stride", two))
-        }
-        kernel, groups = (*two, *weight.shape[2:]), node._saved_groups
-        pixels = _numel(kernel) * x.shape[1] * _numel(g.shape[2:])
-        x = x.view(*x.shape[:2], *two, *x.shape[2:])
-        step = max(1, CHUNK_ELEMENTS // pixels)
-        for i in range(0, rows.n, step):
-            patches = F.unfold(_wide(x[i : i + step]), kernel, **geometry)  # (m, C k^2, T)
-            a = patches.unflatten(1, (groups, -1)).flatten(0, 1).transpose(1, 2)  # (m groups, T, I)
-            b = g[i : i + step].flatten(2).unflatten(1, (groups, -1)).flatten(0, 1).transpose(1, 2)  # (m groups, T, O)
-            total[i : i + step] += _outer_squares(a, b).view(-1, groups).sum(1)
+        x, weight = _wide(node._saved_input), _wide(node._saved_weight)
+        flat = weight.dim() <= 4 and not node._saved_transposed  # what unfold takes
+        positions, inputs, outputs = _numel(g.shape[2:]), _numel(weight.shape[1:]), len(weight) // node._saved_groups
+        if flat and (x.is_cuda or _gram_is_cheaper(positions, inputs, outputs)):
+            total += _unfolded_squares(node, x, weight, g)
+        else:
+            total += _weight_gradient_squares(node, x, weight, g)
     return total
+
+
+def _weight_gradient_squares(node: Node, x: Tensor, weight: Tensor, g: Tensor) -> Tensor:
+    """The weight gradient itself, example by example: torch's kernel knows every geometry, and none is stored."""
+    geometry = (node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_transposed)
+    geometry += (node._saved_output_padding, node._saved_groups, (False, True, False))
+    parts = []
+    for x_i, g_i in zip(x.split(1), g.split(1), strict=True):
+        gradient = torch.ops.aten.convolution_backward(g_i, x_i, weight, None, *geometry)[1].flatten()
+        parts.append(gradient @ gradient)
+    return torch.stack(parts)
+
+
+def _unfolded_squares(node: Node, x: Tensor, weight: Tensor, g: Tensor) -> Tensor:
+    """As matrix products over unfolded pictures, for Conv1d and Conv2d."""
+    ones = [1] * (4 - weight.dim())  # a Conv1d is a Conv2d of height one
+    geometry = {
+        name: (*fill, *getattr(node, f"_saved_{name}"))
+        for name, fill in (("dilation", ones), ("padding", [0] * len(ones)), ("stride", ones))
+    }
+    kernel, groups = (*ones, *weight.shape[2:]), node._saved_groups
+    x = x.reshape(*x.shape[:2], *ones, *x.shape[2:])
+    step = max(1, CHUNK_ELEMENTS // (_numel(kernel) * x.shape[1] * _numel(g.shape[2:])))
+    parts = []
+    for x_k, g_k in zip(x.split(step), g.split(step), strict=True):
+        patches = F.unfold(x_k, kernel, **geometry)  # (m, C k^2, T)
+        a = patches.unflatten(1, (groups, -1)).flatten(0, 1).transpose(1, 2)  # (m groups, T, I)
+        b = g_k.flatten(2).unflatten(1, (groups, -1)).flatten(0, 1).transpose(1, 2)  # (m groups, T, O)
+        parts.append(_outer_squares(a, b).view(-1, groups).sum(1))
+    return torch.cat(parts)
 
 
 def group_norm(node: Node, slots: Collection[int], g: Tensor, rows: Rows) -> Tensor:
@@ -142,7 +162,7 @@ def _outer_squares(a: Tensor, g: Tensor) -> Tensor:
     o = g.shape[2]
     if t == 1:
         return a.square().sum((1, 2)) * g.square().sum((1, 2))
-    gram = t * (i + o) < i * o  # sum_ts <a_t, a_s> <g_t, g_s> against the product itself
+    gram = _gram_is_cheaper(t, i, o)
     step = max(1, CHUNK_ELEMENTS // (t * t if gram else i * o))
     parts = []
     for k in range(0, n, step):
@@ -152,6 +172,11 @@ def _outer_squares(a: Tensor, g: Tensor) -> Tensor:
         else:
             parts.append((g_k.mT @ a_k).square_().sum((1, 2)))
     return torch.cat(parts)
+
+
+def _gram_is_cheaper(t: int, i: int, o: int) -> bool:
+    """sum_ts <a_t, a_s> <g_t, g_s> takes T T (I + O) products, the gradient itself T I O."""
+    return t * (i + o) < i * o
 
 
 def _affine_squares(slots: Collection[int], g: Tensor, xhat: Tensor) -> Tensor:
