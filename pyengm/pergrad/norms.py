@@ -16,8 +16,8 @@ def per_example_grad_norms(losses: Tensor, params: Iterable[Tensor], norms: str 
     """||dL_i / dparams|| for per-example losses L (n,), over all params jointly; (n,) in float32 or better.
 
     norms: "auto" takes all norms from one backward pass where examples do not couple and every use of a parameter has
-    a rule (linear layers, convolutions, group, layer and, in eval mode, batch norm), and "exact" otherwise; "exact" runs
-    one backward pass per example. Both give exact norms. The graph is kept, .grad is not touched.
+    a rule (linear layers, convolutions, group, layer and, in eval mode, batch norm), and "exact" otherwise; "exact"
+    runs one backward pass per example. Both give exact norms. The graph is kept, .grad is not touched.
     Raises ConfigError for another value of norms, and what `exact_norms` raises.
     Source: Dabouei et al. 2022, Eq. 5.
     """
