@@ -167,7 +167,7 @@ class TestResume:
 
     @pytest.mark.slow
     def test_killed_processes(self, tmp_path):
-        """SIGKILL at 12 moments of a run in processes of its own; then the weights of the uninterrupted run."""
+        """SIGKILL at up to 12 moments, a process each time; the end is that of the uninterrupted run."""
         options = ["--width", "4", "--epochs", "8", "--steps", "2", "--batch-size", "60", "--seed", "3"]
         script = (
             "import sys; from pyengm.cli import parse_train; from pyengm.training import *\n"
