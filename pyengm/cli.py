@@ -49,6 +49,10 @@ class EvaluateConfig:
     out: Path | None = None
     """Also write the results to this JSON file, which must not exist yet."""
 
+    def __post_init__(self) -> None:
+        if self.autoattack_pictures is not None and self.autoattack_pictures < 1:
+            raise ConfigError(f"autoattack_pictures is {self.autoattack_pictures}; expected at least 1")
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, or 1 after an error that the user can mend, or 130 after Ctrl-C."""

@@ -120,6 +120,7 @@ class TestEvaluate:
             (["RUN", "--eps", "0.1"], "--eps needs --norm"),
             (["RUN", "--norm", "l3"], "threat norm is 'l3'; known norms: linf, l2"),
             (["RUN", "--out", "RUN"], "exists and is not overwritten"),
+            (["RUN", "--autoattack-pictures", "0"], "autoattack_pictures is 0; expected at least 1"),
             (["RUN", "--attacks", "bim"], "unknown attack 'bim'"),
             (["RUN", "--device", "abacus"], "cannot be used here"),
             (["."], "no run folder"),

@@ -161,10 +161,12 @@ class TestExact:
         assert all(p.grad is None for p in model.parameters())
         losses.sum().backward()  # the graph is kept
 
-    def test_autocast(self):
+    @pytest.mark.parametrize("inside", [True, False])
+    def test_autocast(self, inside):
         model, x, y = setting(Residual(), 6, 3, 5, 7, dtype=torch.float32)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses = F.cross_entropy(model(x), y, reduction="none")
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
             norms = walk_norms(losses, model.parameters())
         assert norms.dtype == torch.float32
         torch.testing.assert_close(norms, one_at_a_time(losses, model.parameters()), rtol=3e-2, atol=0)
@@ -272,6 +274,26 @@ class TestRefused:
         model, x, y = setting(Minus(0), 6, 6, classes=6)
         with pytest.raises(UnservedError, match="mixes"):
             walk_norms(F.cross_entropy(model(x), y, reduction="none"), model.parameters())
+
+    @pytest.mark.parametrize("make", [lambda: Sequences(False), Coupled])
+    def test_zero_gradients_prove_nothing(self, make):
+        """Behind a head of zeros all gradients are zero, and every layout and every coupling fits them."""
+        shape = (5, 4, 7) if make is not Coupled else (5, 6)
+        model, x, y = setting(make(), *shape)
+        weight = model.head.weight.detach().clone()
+        for new in (torch.zeros_like(weight), weight):
+            model.head.weight.data.copy_(new)
+            losses = F.cross_entropy(model(x), y, reduction="none")
+            norms = per_example_grad_norms(losses, model.parameters())
+            torch.testing.assert_close(norms, one_at_a_time(losses, model.parameters()), rtol=ROUNDING, atol=0)
+
+    def test_one_live_example_proves_no_layout(self):
+        model, x, y = setting(Sequences(False), 5, 4, 7)
+        losses = F.cross_entropy(model(x), y, reduction="none")
+        first = losses * torch.tensor([1.0, 0, 0, 0, 0]).double()
+        for of in (first, losses):
+            norms = per_example_grad_norms(of, model.parameters())
+            torch.testing.assert_close(norms, one_at_a_time(of, model.parameters()), rtol=ROUNDING, atol=0)
 
     def test_a_wrong_rule_is_found_out(self, monkeypatch):
         rule, slots = rules.RULES["AddmmBackward0"]

@@ -28,6 +28,10 @@ class UnservedError(Exception):
     """What the walk cannot serve exactly; the message says what and why."""
 
 
+class UndecidedError(UnservedError):
+    """What these gradients, unlike others of the same graph, do not decide."""
+
+
 @dataclass(frozen=True)
 class Consumer:
     """A node that takes parameters. slots: input position -> parameter. interior: a consumer lies further down."""
@@ -41,8 +45,8 @@ class Consumer:
         return self.node.name()
 
 
-def find_consumers(losses: Tensor, params: Iterable[Tensor]) -> tuple[list[Consumer], int]:
-    """The consumers of the parameters in the graph of the losses, and a hash of what all its nodes do.
+def find_consumers(losses: Tensor, params: Iterable[Tensor]) -> tuple[list[Consumer], tuple]:
+    """The consumers of the parameters in the graph of the losses, and a description of every node in it.
 
     Raises UnservedError for a parameter that is used more than once: the norm of the sum has cross terms.
     """
@@ -69,13 +73,13 @@ def find_consumers(losses: Tensor, params: Iterable[Tensor]) -> tuple[list[Consu
         raise UnservedError("a parameter is used more than once")
     below = _above_a_consumer(order, slots)
     consumers = [Consumer(node, slots[node], node in below) for node in order if node in slots]
-    return consumers, hash(tuple(map(_describe, order)))
+    return consumers, tuple(map(_describe, order))
 
 
 def _describe(node: Node) -> tuple:
-    """Name and output shapes of a node, and whether it is a batch norm that couples the examples."""
-    shapes = tuple(tuple(output.shape) for output in getattr(node, "_input_metadata", ()))
-    return node.name(), shapes, getattr(node, "_saved_training", False)
+    """Name, shapes and types of a node's outputs, and whether it is a batch norm that couples the examples."""
+    outputs = tuple((tuple(output.shape), output.dtype) for output in getattr(node, "_input_metadata", ()))
+    return node.name(), outputs, getattr(node, "_saved_training", False)
 
 
 def _leaf(node: Node) -> Tensor | None:
