@@ -26,6 +26,55 @@ void clip_weights(Address out, Address norms, int64_t n, double alpha) {
   pyengm::cpu::clip_weights(reinterpret_cast<T*>(out), reinterpret_cast<const T*>(norms), n, T(alpha));
 }
 
+template <typename T>
+void regression_statistics(Address out, Address x, Address y, int64_t n) {
+  py::gil_scoped_release release;
+  pyengm::cpu::regression_statistics(reinterpret_cast<double*>(out), reinterpret_cast<const T*>(x),
+                                     reinterpret_cast<const T*>(y), n);
+}
+
+template <typename T>
+void regression_weights(Address weights, Address line, Address x, Address y, Address old, int64_t n, double alpha,
+                        double keep) {
+  py::gil_scoped_release release;
+  pyengm::cpu::regression_weights(reinterpret_cast<T*>(weights), reinterpret_cast<double*>(line),
+                                  reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(y),
+                                  reinterpret_cast<const double*>(old), n, alpha, keep);
+}
+
+template <typename T>
+void row_sums(Address sums, Address dots, Address g, Address x, int64_t rows, int64_t columns) {
+  py::gil_scoped_release release;
+  pyengm::cpu::row_sums(reinterpret_cast<T*>(sums), reinterpret_cast<T*>(dots), reinterpret_cast<const T*>(g),
+                        reinterpret_cast<const T*>(x), rows, columns);
+}
+
+using Numbers = std::array<int64_t, 8>;
+
+pyengm::cpu::Images images(const Numbers& v) { return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]}; }
+
+pyengm::cpu::Conv2d conv2d(const Numbers& x, const Numbers& g, const Numbers& v) {
+  return {images(x), images(g), {v[0], v[1]}, {v[2], v[3]}, {v[4], v[5]}, {v[6], v[7]}};
+}
+
+// x, g: sizes, then strides; window: kernel, stride, padding, dilation, each for y and x.
+template <typename T>
+void conv_gram_sqnorm(Address out, Address x, Address g, const Numbers& x_layout, const Numbers& g_layout,
+                      const Numbers& window) {
+  py::gil_scoped_release release;
+  pyengm::cpu::conv_gram_sqnorm(reinterpret_cast<T*>(out), reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g),
+                                conv2d(x_layout, g_layout, window));
+}
+
+template <typename T>
+void conv_direct_sqnorm(Address out, Address gradients, Address x, Address g, const Numbers& x_layout,
+                        const Numbers& g_layout, const Numbers& window) {
+  py::gil_scoped_release release;
+  pyengm::cpu::conv_direct_sqnorm(reinterpret_cast<T*>(out), reinterpret_cast<T*>(gradients),
+                                  reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g),
+                                  conv2d(x_layout, g_layout, window));
+}
+
 template <void (*Kernel)(float*, const int64_t*, int64_t, int64_t, pyengm::Stream)>
 void philox(Address out, Address index, int64_t n, int64_t count, uint64_t seed, uint32_t epoch, uint32_t purpose) {
   py::gil_scoped_release release;
@@ -46,6 +95,16 @@ PYBIND11_MODULE(_C, m) {
   m.def("pgd_linf_step_f64", &pgd_linf_step_<double>);
   m.def("clip_weights_f32", &clip_weights<float>);
   m.def("clip_weights_f64", &clip_weights<double>);
+  m.def("regression_statistics_f32", &regression_statistics<float>);
+  m.def("regression_statistics_f64", &regression_statistics<double>);
+  m.def("regression_weights_f32", &regression_weights<float>);
+  m.def("regression_weights_f64", &regression_weights<double>);
+  m.def("row_sums_f32", &row_sums<float>);
+  m.def("row_sums_f64", &row_sums<double>);
+  m.def("conv_gram_sqnorm_f32", &conv_gram_sqnorm<float>);
+  m.def("conv_gram_sqnorm_f64", &conv_gram_sqnorm<double>);
+  m.def("conv_direct_sqnorm_f32", &conv_direct_sqnorm<float>);
+  m.def("conv_direct_sqnorm_f64", &conv_direct_sqnorm<double>);
   m.def("philox_uniform", &philox<pyengm::cpu::philox_uniform>);
   m.def("philox_normal", &philox<pyengm::cpu::philox_normal>);
   m.def("philox4x32", &philox4x32, "The raw generator: counter (4 words), key (2 words) -> 4 words.");

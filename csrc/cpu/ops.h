@@ -1,5 +1,6 @@
 // CPU entry points: plain pointers into dense memory; Python has checked sizes, types and overlap.
 #pragma once
+#include <array>
 #include <cstdint>
 
 #include "../philox.h"
@@ -14,8 +15,41 @@ void pgd_linf_step_(T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, T
 template <typename T>
 void clip_weights(T* out, const T* norms, int64_t n, T alpha);
 
+// out (5): sums over examples of 1, x, y, x^2 and x y; x, y (n).
+template <typename T>
+void regression_statistics(double* out, const T* x, const T* y, int64_t n);
+
+// weights (n) of a line (2: intercept, slope), moved from old (2) towards the fit of y on x unless y is null.
+template <typename T>
+void regression_weights(T* weights, double* line, const T* x, const T* y, const double* old, int64_t n, double alpha,
+                        double keep);
+
 // out (n, count): numbers 0 to count-1 of each example.
 void philox_uniform(float* out, const int64_t* index, int64_t n, int64_t count, Stream stream);
 void philox_normal(float* out, const int64_t* index, int64_t n, int64_t count, Stream stream);
+
+// sums, dots (rows): of each row of g, and of its products with x; g, x (rows, columns).
+template <typename T>
+void row_sums(T* sums, T* dots, const T* g, const T* x, int64_t rows, int64_t columns);
+
+// A batch of images by the distances between neighbours, in elements; any memory format.
+struct Images {
+  int64_t n, channels, height, width;
+  int64_t to_example, to_channel, to_row, to_column;
+};
+
+// x (n, C, H, W) and the output gradient g (n, O, Ho, Wo) of a convolution without groups; y before x in each pair.
+struct Conv2d {
+  Images x, g;
+  std::array<int64_t, 2> kernel, stride, padding, dilation;
+};
+
+// out (n): squared norms of the per-example weight gradients.
+template <typename T>
+void conv_gram_sqnorm(T* out, const T* x, const T* g, const Conv2d& conv);
+
+// The same from the gradients themselves, which go to gradients (n, O, C, kh, kw) unless that is null.
+template <typename T>
+void conv_direct_sqnorm(T* out, T* gradients, const T* x, const T* g, const Conv2d& conv);
 
 }  // namespace pyengm::cpu

@@ -26,6 +26,22 @@ void clip_weights(int device, Address stream, Address out, Address norms, int64_
                              T(alpha));
 }
 
+template <typename T>
+void regression_statistics(int device, Address stream, Address out, Address x, Address y, int64_t n) {
+  py::gil_scoped_release release;
+  pyengm::cuda::regression_statistics(at(device, stream), reinterpret_cast<double*>(out), reinterpret_cast<const T*>(x),
+                                      reinterpret_cast<const T*>(y), n);
+}
+
+template <typename T>
+void regression_weights(int device, Address stream, Address weights, Address line, Address x, Address y, Address old,
+                        int64_t n, double alpha, double keep) {
+  py::gil_scoped_release release;
+  pyengm::cuda::regression_weights(at(device, stream), reinterpret_cast<T*>(weights), reinterpret_cast<double*>(line),
+                                   reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(y),
+                                   reinterpret_cast<const double*>(old), n, alpha, keep);
+}
+
 template <void (*Kernel)(pyengm::cuda::Launch, float*, const int64_t*, int64_t, int64_t, pyengm::Stream)>
 void philox(int device, Address stream, Address out, Address index, int64_t n, int64_t count, uint64_t seed,
             uint32_t epoch, uint32_t purpose) {
@@ -42,6 +58,10 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("pgd_linf_step_f64", &pgd_linf_step_<double>);
   m.def("clip_weights_f32", &clip_weights<float>);
   m.def("clip_weights_f64", &clip_weights<double>);
+  m.def("regression_statistics_f32", &regression_statistics<float>);
+  m.def("regression_statistics_f64", &regression_statistics<double>);
+  m.def("regression_weights_f32", &regression_weights<float>);
+  m.def("regression_weights_f64", &regression_weights<double>);
   m.def("philox_uniform", &philox<pyengm::cuda::philox_uniform>);
   m.def("philox_normal", &philox<pyengm::cuda::philox_normal>);
 }

@@ -18,6 +18,13 @@ void pgd_linf_step_(Launch launch, T* x_adv, const T* grad, const T* x, int64_t 
 template <typename T>
 void clip_weights(Launch launch, T* out, const T* norms, int64_t n, T alpha);
 
+template <typename T>
+void regression_statistics(Launch launch, double* out, const T* x, const T* y, int64_t n);
+
+template <typename T>
+void regression_weights(Launch launch, T* weights, double* line, const T* x, const T* y, const double* old, int64_t n,
+                        double alpha, double keep);
+
 void philox_uniform(Launch launch, float* out, const int64_t* index, int64_t n, int64_t count, Stream stream);
 void philox_normal(Launch launch, float* out, const int64_t* index, int64_t n, int64_t count, Stream stream);
 

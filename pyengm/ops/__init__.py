@@ -2,17 +2,27 @@
 
 from pyengm.ops._register import BACKENDS, CPU_MODULE, CUDA_MODULE
 from pyengm.ops.clip_weights import clip_weights
+from pyengm.ops.conv_sqnorm import conv_direct_sqnorm, conv_gradients, conv_gram_sqnorm
 from pyengm.ops.pgd_linf_step import pgd_linf_step_
 from pyengm.ops.philox import Key, Purpose, philox_normal, philox_uniform
+from pyengm.ops.regression_weights import regression_fit, regression_statistics, regression_weights
+from pyengm.ops.row_sums import row_sums
 
 __all__ = [
     "Key",
     "Purpose",
     "available_backends",
     "clip_weights",
+    "conv_direct_sqnorm",
+    "conv_gradients",
+    "conv_gram_sqnorm",
     "pgd_linf_step_",
     "philox_normal",
     "philox_uniform",
+    "regression_fit",
+    "regression_statistics",
+    "regression_weights",
+    "row_sums",
 ]
 
 

@@ -30,6 +30,31 @@ def clip_weights(norms: Tensor, alpha: float) -> Tensor:
     return torch.where(norms.isnan(), norms, bounded)
 
 
+def regression_statistics(input_norms: Tensor, norms: Tensor) -> Tensor:
+    x, y = input_norms.double(), norms.double()
+    return torch.stack([torch.ones_like(x), x, y, x * x, x * y]).sum(1)
+
+
+def regression_fit(statistics: Tensor, gammas: Tensor, keep: float) -> Tensor:
+    n, sx, sy, sxx, sxy = statistics
+    spread = n * sxx - sx * sx
+    varies = spread > 1e-12 * n * sxx
+    slope = torch.where(varies, (n * sxy - sx * sy) / spread, gammas[1])
+    fitted = torch.stack([(sy - slope * sx) / n, slope])
+    return torch.where(fitted.isfinite().all(), keep * gammas + (1 - keep) * fitted, gammas)
+
+
+def regression_weights(
+    input_norms: Tensor, norms: Tensor | None, gammas: Tensor, alpha: float, keep: float
+) -> tuple[Tensor, Tensor]:
+    if norms is None:
+        gammas = gammas.clone()
+    else:
+        gammas = regression_fit(regression_statistics(input_norms, norms), gammas, keep)
+    predicted = gammas[1] * input_norms.double() + gammas[0]
+    return clip_weights(predicted, alpha).to(input_norms.dtype), gammas
+
+
 def philox4x32(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
     """Ten rounds on four int64 tensors that hold 32-bit words; products wrap, which keeps their low 64 bits."""
     low = 0xFFFFFFFF
@@ -66,3 +91,23 @@ def philox_normal(index: Tensor, count: int, seed: int, epoch: int, purpose: int
     angle = words[..., 1::2] * (2.0 * math.pi * 2.0**-32)
     normals = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
     return normals.flatten(1)[:, :count].float().contiguous()
+
+
+def conv_gradients(
+    x: Tensor, g: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> tuple[Tensor, Tensor]:
+    patches = torch.nn.functional.unfold(x, kernel, dilation, padding, stride)  # (n, C kh kw, T)
+    gradients = g.flatten(2) @ patches.mT
+    sqnorm = gradients.double().square().sum((1, 2)).to(x.dtype)
+    return sqnorm, gradients.view(x.shape[0], g.shape[1], x.shape[1], *kernel)
+
+
+def conv_direct_sqnorm(x: Tensor, g: Tensor, *window: list[int]) -> Tensor:
+    return conv_gradients(x, g, *window)[0]
+
+
+conv_gram_sqnorm = conv_direct_sqnorm
+
+
+def row_sums(g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return g.double().sum(1).to(g.dtype), (g * x).double().sum(1).to(g.dtype)

@@ -1,0 +1,157 @@
+// Per example a convolution's weight gradient and its squared norm: an implicit matrix product over output pixels.
+// Left: one row per (input channel, kernel offset), read in place from a zero-padded copy of the image. Right: panels
+// of output channels. Pixels go in blocks whose right side stays in the cache while all rows pass over it.
+#include <algorithm>
+#include <vector>
+
+#include "gemm_tile.h"
+#include "ops.h"
+
+namespace pyengm::cpu {
+namespace {
+
+constexpr int64_t kPixels = 512;  // of a block: 64 KiB of a panel
+
+// Sizes and tables that all examples share.
+struct Plan {
+  const Conv2d& conv;
+  int64_t height, pitch, rows, block;  // of the padded image; (channel, offset) pairs; image rows in a block
+  std::vector<int64_t> starts;         // per row, where output pixel (0, 0) meets the padded image
+
+  explicit Plan(const Conv2d& c)
+      : conv(c),
+        height(c.x.height + 2 * c.padding[0]),
+        pitch(c.x.width + 2 * c.padding[1]),
+        rows(c.x.channels * c.kernel[0] * c.kernel[1]),
+        block(std::max<int64_t>(kPixels / c.g.width, 1)) {
+    for (int64_t channel = 0; channel < c.x.channels; ++channel)
+      for (int64_t y = 0; y < c.kernel[0]; ++y)
+        for (int64_t x = 0; x < c.kernel[1]; ++x)
+          starts.push_back((channel * height + y * c.dilation[0]) * pitch + x * c.dilation[1]);
+    starts.resize(ceil_to(rows, kRows<64>), 0);  // rows that nobody reads
+  }
+
+  int64_t panels(int64_t panel) const { return ceil_to(conv.g.channels, panel) / panel; }
+};
+
+// The memory of one thread. It starts as zeros, and what is padding stays zero.
+template <typename T>
+struct Scratch {
+  AlignedZeros memory;
+  T *g, *gradient, *x;  // panels of (pixel, O); one panel of (row, O); the padded image
+
+  explicit Scratch(const Plan& plan) {
+    const int64_t panels = plan.panels(kPanel<T>) * kPanel<T>;
+    const int64_t size_g = panels * plan.conv.g.height * plan.conv.g.width;
+    const int64_t size_gradient = int64_t(plan.starts.size()) * kPanel<T>;
+    g = memory.allocate<T>(size_g + size_gradient + plan.conv.x.channels * plan.height * plan.pitch);
+    gradient = g + size_g;
+    x = gradient + size_gradient;
+  }
+};
+
+// out (Rows, kPanel) += sum over y < height, x < width of left[starts[row] + y * to_row + x * to_column] *
+// right[pixel].
+template <typename T, int64_t Bytes, int64_t Rows>
+PYENGM_INLINE void add_products(T* out, const T* left, const int64_t* starts, const T* right, int64_t height,
+                                int64_t width, int64_t to_row, int64_t to_column) {
+  using V = typename Simd<T, Bytes>::Vector;
+  constexpr int64_t lanes = Simd<T, Bytes>::lanes;
+  for (int64_t c = 0; c < kPanel<T>; c += 2 * lanes) {
+    V sum[Rows][2];
+    const T* rows[Rows];
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < Rows; ++r) {
+      sum[r][0] = load<V>(out + r * kPanel<T> + c);
+      sum[r][1] = load<V>(out + r * kPanel<T> + c + lanes);
+      rows[r] = left + starts[r];
+    }
+    const T* b = right + c;
+    for (int64_t y = 0; y < height; ++y)
+      for (int64_t x = 0, at = y * to_row; x < width; ++x, at += to_column, b += kPanel<T>) {
+        const V b0 = load<V>(b), b1 = load<V>(b + lanes);
+#pragma GCC unroll 8
+        for (int64_t r = 0; r < Rows; ++r) {
+          sum[r][0] += rows[r][at] * b0;
+          sum[r][1] += rows[r][at] * b1;
+        }
+      }
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < Rows; ++r) {
+      store(out + r * kPanel<T> + c, sum[r][0]);
+      store(out + r * kPanel<T> + c + lanes, sum[r][1]);
+    }
+  }
+}
+
+// gradient (O, C, kh, kw) may be null.
+template <typename T, int64_t Bytes>
+PYENGM_INLINE double sqnorm(const Plan& plan, Scratch<T>& scratch, const T* x, const T* g, T* gradient) {
+  constexpr int64_t panel = kPanel<T>;
+  const Images &in = plan.conv.x, &out = plan.conv.g;
+  const int64_t pixels = out.height * out.width;
+  for (int64_t c = 0; c < in.channels; ++c)
+    for (int64_t y = 0; y < in.height; ++y) {
+      const T* from = x + c * in.to_channel + y * in.to_row;
+      T* to = scratch.x + (c * plan.height + y + plan.conv.padding[0]) * plan.pitch + plan.conv.padding[1];
+      if (in.to_column == 1)
+        std::copy_n(from, in.width, to);
+      else
+        for (int64_t i = 0; i < in.width; ++i) to[i] = from[i * in.to_column];
+    }
+  double lanes[panel] = {};
+  for (int64_t p = 0; p < plan.panels(panel); ++p) {
+    const int64_t run = std::min(out.channels - p * panel, panel);
+    T* right = scratch.g + p * pixels * panel;
+    for (int64_t y = 0; y < out.height; ++y)
+      pack_run(right + y * out.width * panel, g + p * panel * out.to_channel + y * out.to_row, out.width, run,
+               out.to_column, out.to_channel);
+    std::fill_n(scratch.gradient, plan.starts.size() * panel, T(0));
+    for (int64_t y = 0; y < out.height; y += plan.block)
+      for (int64_t r = 0; r < plan.rows; r += kRows<Bytes>)
+        add_products<T, Bytes, kRows<Bytes>>(scratch.gradient + r * panel,
+                                             scratch.x + y * plan.conv.stride[0] * plan.pitch, &plan.starts[r],
+                                             right + y * out.width * panel, std::min(plan.block, out.height - y),
+                                             out.width, plan.conv.stride[0] * plan.pitch, plan.conv.stride[1]);
+    for (int64_t r = 0; r < plan.rows; ++r)
+      for (int64_t c = 0; c < panel; ++c) {
+        const double value = scratch.gradient[r * panel + c];
+        lanes[c] += value * value;
+      }
+    if (gradient != nullptr)
+      for (int64_t c = 0; c < run; ++c)
+        for (int64_t r = 0; r < plan.rows; ++r)
+          gradient[(p * panel + c) * plan.rows + r] = scratch.gradient[r * panel + c];
+  }
+  double sum = 0;
+  for (const double lane : lanes) sum += lane;
+  return sum;
+}
+
+#define PYENGM_SQNORM_OF(TARGET, BYTES, T)                                                              \
+  TARGET double sqnorm_of(const Plan& plan, Scratch<T>& scratch, const T* x, const T* g, T* gradient) { \
+    return sqnorm<T, BYTES>(plan, scratch, x, g, gradient);                                             \
+  }
+#define PYENGM_SQNORM(TARGET, BYTES) PYENGM_SQNORM_OF(TARGET, BYTES, float) PYENGM_SQNORM_OF(TARGET, BYTES, double)
+PYENGM_PER_WIDTH(PYENGM_SQNORM)
+
+}  // namespace
+
+template <typename T>
+void conv_direct_sqnorm(T* out, T* gradients, const T* x, const T* g, const Conv2d& conv) {
+  const Plan plan(conv);
+  const int64_t size = plan.rows * conv.g.channels;
+#pragma omp parallel if (conv.x.n > 1)
+  {
+    Scratch<T> scratch(plan);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < conv.x.n; ++i)
+      out[i] = T(sqnorm_of(plan, scratch, x + i * conv.x.to_example, g + i * conv.g.to_example,
+                           gradients == nullptr ? nullptr : gradients + i * size));
+  }
+}
+
+template void conv_direct_sqnorm(float*, float*, const float*, const float*, const Conv2d&);
+template void conv_direct_sqnorm(double*, double*, const double*, const double*, const Conv2d&);
+
+}  // namespace pyengm::cpu

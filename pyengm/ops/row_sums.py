@@ -1,0 +1,45 @@
+"""Sums of rows and of their products with another matrix: the gradients of a norm layer's bias and weight."""
+
+from torch import Tensor
+
+from pyengm.ops import reference
+from pyengm.ops._register import SUFFIX, Op, fail, require_no_grad
+
+NAME = "row_sums"
+
+
+def _check(g, x) -> None:
+    if g.dtype not in SUFFIX or g.dim() != 2:
+        fail(NAME, "g of shape (R, T) in float32 or float64", (tuple(g.shape), g.dtype))
+    if x.shape != g.shape or x.dtype != g.dtype or x.device != g.device:
+        fail(NAME, f"x of shape {tuple(g.shape)} in {g.dtype} on {g.device}", (tuple(x.shape), x.dtype, x.device))
+    require_no_grad(NAME, g, x)
+
+
+def _native(call, g, x) -> tuple[Tensor, Tensor]:
+    if g.is_cuda or g.numel() == 0:
+        return reference.row_sums(g, x)
+    g, x = g.contiguous(), x.contiguous()
+    sums, dots = g.new_empty(len(g)), g.new_empty(len(g))
+    addresses = (t.data_ptr() for t in (sums, dots, g, x))
+    call(f"row_sums_{SUFFIX[g.dtype]}", *addresses, *g.shape)
+    return sums, dots
+
+
+_op = Op(
+    "row_sums(Tensor g, Tensor x) -> (Tensor, Tensor)",
+    check=_check,
+    fake=lambda g, x: (g.new_empty(len(g)), g.new_empty(len(g))),
+    reference=reference.row_sums,
+    native=_native,
+)
+
+
+def row_sums(g: Tensor, x: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    """(sum_t g, sum_t g x) over the rows of g and x, both (R, T), float32 or float64, in one pass over memory.
+
+    Rows are summed in blocks of 256 in the dtype of g, blocks in float64.
+    backend: None (by device), "reference", "cpu" or "cuda" (the reference).
+    Returns two tensors (R,) in the dtype of g.
+    """
+    return _op(g, x, backend=backend)
