@@ -4,10 +4,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch  # noqa: F401  (first: the native module shares torch's OpenMP runtime)
 
-from pyengm import attacks, data, evaluation, methods, models, ops, optim, pergrad
-from pyengm.errors import PyengmError
-from pyengm.optim import ENGM, MSGD
-from pyengm.pergrad import per_example_grad_norms
+from pyengm import analysis, attacks, data, evaluation, methods, models, ops, optim, pergrad
+from pyengm.errors import PyengmError, UnservedError
+from pyengm.optim import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, EntropySGD2, scale_alpha
+from pyengm.pergrad import clipped_backward, per_example_grad_norms
 
 try:
     __version__ = version("pyengm")
@@ -15,10 +15,20 @@ except PackageNotFoundError:  # imported from a checkout that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "AENGM",
     "ENGM",
+    "FENGM",
+    "MGNC",
     "MSGD",
+    "NENGM",
+    "SNGM",
+    "EntropySGD",
+    "EntropySGD2",
     "PyengmError",
+    "UnservedError",
+    "analysis",
     "attacks",
+    "clipped_backward",
     "data",
     "evaluation",
     "methods",
@@ -27,4 +37,5 @@ __all__ = [
     "optim",
     "per_example_grad_norms",
     "pergrad",
+    "scale_alpha",
 ]

@@ -19,3 +19,7 @@ class CheckpointError(PyengmError, RuntimeError):
 
 class NonFiniteError(PyengmError, ArithmeticError):
     """A loss, logit or gradient norm that is nan or infinite."""
+
+
+class UnservedError(PyengmError):
+    """Per-example gradient norms that no rule gives; the message names the node and the parameter."""

@@ -34,7 +34,8 @@ def losses_of(model, x, y):
 
 def step(model, optimizer, x, y):
     optimizer.zero_grad()
-    used = optimizer.backward(losses_of(model, x, y))
+    x.requires_grad_()
+    used = optimizer.backward(losses_of(model, x, y), inputs=x)
     optimizer.step()
     return used
 
@@ -90,7 +91,8 @@ def test_engm_is_the_sum_of_clipped_gradients(norm, training, share):
     expected = (weights[:, None] * rows).mean(dim=0)
     theta = torch.cat([p.detach().flatten() for p in params])
 
-    optimizer = ENGM(params, lr=0.1, momentum=0.9, weight_decay=0.01, alpha=alpha)
+    norms = "exact" if norm == "bn" and training else "auto"
+    optimizer = ENGM(params, lr=0.1, momentum=0.9, weight_decay=0.01, alpha=alpha, norms=norms)
     used = optimizer.backward(losses)
     got = torch.cat([p.grad.flatten() for p in params])
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
@@ -144,10 +146,12 @@ def test_alpha_is_joint_over_groups():
 
 def test_added_groups_take_alpha():
     model = network()
+    for part in (model.block2, model.dense, model.head):
+        part.requires_grad_(False)
     optimizer = ENGM(model.block1.parameters(), alpha=0.5)
     before = optimizer.backward(losses_of(model, *batch())).norms
     optimizer.alpha = 0.7
-    optimizer.add_param_group({"params": [*model.block2.parameters()]})
+    optimizer.add_param_group({"params": [*model.block2.requires_grad_().parameters()]})
     assert optimizer.alpha == 0.7
     assert optimizer.param_groups[1]["alpha"] == 0.7
     assert (optimizer.backward(losses_of(model, *batch())).norms > before).all()
@@ -216,7 +220,7 @@ def test_bad_losses_change_nothing(name):
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
     values = copy.deepcopy(model.state_dict())
     x, y = batch()
-    losses = losses_of(model, x, y)
+    losses = losses_of(model, x.requires_grad_(), y)
     for bad, error in (
         (losses * torch.tensor([1, 1, math.nan, 1, 1, 1, 1]), NonFiniteError),
         (losses * math.inf, NonFiniteError),
@@ -226,7 +230,7 @@ def test_bad_losses_change_nothing(name):
         (losses[:0], ValueError),
     ):
         with pytest.raises(error):
-            optimizer.backward(bad)
+            optimizer.backward(bad, inputs=x)
     assert all(p.grad.equal(grads[n]) for n, p in model.named_parameters())
     assert all(values[n].equal(t) for n, t in model.state_dict().items())
 

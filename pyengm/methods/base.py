@@ -18,7 +18,16 @@ class Outcome:
 
 
 class Method(ABC):
-    """Called once per batch with the model in training mode."""
+    """Called once per batch with the model in training mode.
+
+    input_gradients: whether the outcome's x_adv requires grad, for optimisers that weigh by the input gradient.
+    """
+
+    input_gradients = False
+
+    def as_input(self, x: Tensor) -> Tensor:
+        """The pictures x as they go into the model for the losses."""
+        return x.detach().requires_grad_(self.input_gradients)
 
     @abstractmethod
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, key: Key) -> Outcome:

@@ -11,5 +11,6 @@ class Natural(Method):
     """L_i = CE(f(x_i), y_i)."""
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, key: Key) -> Outcome:
+        x = self.as_input(x)
         logits = model(x)
         return Outcome(F.cross_entropy(logits, y, reduction="none"), x, logits)

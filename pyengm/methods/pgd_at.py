@@ -20,6 +20,6 @@ class PGDAT(Method):
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, key: Key) -> Outcome:
         # New memory for each batch: the graph of the losses needs x_adv until its backward pass.
-        x_adv = self.attack(model, x, y, key=key)
+        x_adv = self.as_input(self.attack(model, x, y, key=key))
         logits = model(x_adv)
         return Outcome(F.cross_entropy(logits, y, reduction="none"), x_adv, logits)

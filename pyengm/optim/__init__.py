@@ -1,9 +1,49 @@
 """Outer optimisers: torch.optim.Optimizers whose `backward` takes per-example losses (n,)."""
 
-from pyengm.optim.base import ExampleSGD, ExampleWeights
+from pyengm.optim.aengm import AENGM
+from pyengm.optim.base import ExampleSGD
 from pyengm.optim.engm import ENGM
+from pyengm.optim.entropy_sgd import EntropySGD
+from pyengm.optim.entropy_sgd2 import EntropySGD2
+from pyengm.optim.fengm import FENGM
+from pyengm.optim.knob import Knob, defaults_of, knobs_of
+from pyengm.optim.mgnc import MGNC
 from pyengm.optim.msgd import MSGD
+from pyengm.optim.nengm import NENGM
+from pyengm.optim.scale_alpha import scale_alpha
+from pyengm.optim.sngm import SNGM
+from pyengm.pergrad import ExampleWeights
 
-OPTIMIZERS: dict[str, type[ExampleSGD]] = {"msgd": MSGD, "engm": ENGM}
+OPTIMIZERS: dict[str, type[ExampleSGD]] = {  # one `backward` and one `step` for every mini-batch
+    "msgd": MSGD,
+    "engm": ENGM,
+    "mgnc": MGNC,
+    "sngm": SNGM,
+    "fengm": FENGM,
+    "aengm": AENGM,
+    "nengm": NENGM,
+}
+CLOSURE_OPTIMIZERS: dict[str, type[EntropySGD]] = {  # `step(closure)` draws the mini-batches
+    "entropy_sgd": EntropySGD,
+    "entropy_sgd2": EntropySGD2,
+}
 
-__all__ = ["ENGM", "MSGD", "OPTIMIZERS", "ExampleSGD", "ExampleWeights"]
+__all__ = [
+    "AENGM",
+    "CLOSURE_OPTIMIZERS",
+    "ENGM",
+    "FENGM",
+    "MGNC",
+    "MSGD",
+    "NENGM",
+    "OPTIMIZERS",
+    "SNGM",
+    "EntropySGD",
+    "EntropySGD2",
+    "ExampleSGD",
+    "ExampleWeights",
+    "Knob",
+    "defaults_of",
+    "knobs_of",
+    "scale_alpha",
+]

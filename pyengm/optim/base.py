@@ -1,38 +1,181 @@
-"""Momentum SGD whose backward pass takes one loss per example and may weigh the examples."""
+"""Momentum SGD whose backward pass takes one loss per example: what every optimiser of the family shares."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyengm.pergrad import check_losses
+from pyengm.errors import ConfigError
+from pyengm.optim.knob import knobs_of
+from pyengm.optim.statistics import summarize
+from pyengm.pergrad import ExampleWeights, check_losses
 
 
 @dataclass(frozen=True)
-class ExampleWeights:
-    """What a step did to each example: gradient norms (n,) and weights (n,), detached."""
+class Call:
+    """The arguments of one `backward`, and the parameters that it is about."""
 
-    norms: Tensor
-    weights: Tensor
+    losses: Tensor
+    params: list[Tensor]
+    inputs: Tensor | None
+    input_gradient: Tensor | None
+    scaler: torch.amp.GradScaler | None
+    accumulate: int
 
 
 class ExampleSGD(torch.optim.SGD):
-    """torch.optim.SGD with `backward(losses)`; subclasses decide the weights of the examples."""
+    """torch.optim.SGD with `backward(losses)`; subclasses decide the weights of the examples, or change the step.
 
-    def backward(self, losses: Tensor) -> ExampleWeights | None:
-        """Adds the gradient of (1/n) sum_i w_i L_i to .grad of the parameters, w_i held constant.
+    Subclasses override `_fill`, which adds to .grad, and `_prepare`, which works on .grad right before torch's update.
+    Further arguments are those of torch.optim.SGD. Raises ConfigError for a knob that is out of range or in a group
+    where one number must serve all, and for parameters that are sharded over processes.
+    """
 
-        losses: (n,), one per example, with their graph, which is freed.
+    needs_inputs: ClassVar[bool] = False  # whether `backward` has to be given inputs, or their gradient
+    kept: ClassVar[tuple[str, ...]] = ()  # attributes with state_dict and load_state_dict, part of the optimiser's
+    _used: tuple[ExampleWeights, ...] = ()  # since the last step
+    _last: tuple[ExampleWeights, ...] = ()  # of the last step
+    _graph_checked = False
+
+    def __init__(
+        self, params: Any, lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4, **sgd_options: Any
+    ):
+        super().__init__(params, lr, momentum, weight_decay=weight_decay, **sgd_options)
+
+    def backward(
+        self,
+        losses: Tensor,
+        *,
+        inputs: Tensor | None = None,
+        input_gradient: Tensor | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        accumulate: int = 1,
+    ) -> ExampleWeights | None:
+        """Adds the gradient of (1/n) sum_i w_i L_i to .grad of the optimiser's parameters, w_i held constant.
+
+        losses: (n,), one per example, with their graph, which is freed. inputs: (n, ...), what went into the model,
+        requiring grad, for optimisers that weigh by the input gradient (AENGM, NENGM); others ignore it.
+        input_gradient: (n, ...), the gradient of sum_i L_i in the inputs where it is known already, such as that of the
+        attack's last step; it is used in place of one computed here. scaler: puts its scale on the gradients; call
+        scaler.step and scaler.update as usual. accumulate: the number of such calls that make up one step.
         Returns the norms and weights, or None where all weights are 1 and no norms were needed.
-        Raises ValueError for losses of another shape or without a graph, NonFiniteError when losses are not finite.
+        Raises ValueError for losses of another shape, without a graph, that depend on none of the parameters or on
+        parameters that the optimiser was not given; NonFiniteError when losses or norms are not finite.
         """
-        check_losses(losses)
-        used = self._weigh(losses)
-        (losses if used is None else losses * used.weights.to(losses.dtype)).mean().backward()
+        if accumulate < 1:
+            raise ValueError(f"accumulate is {accumulate}; expected the number of backward calls per step, 1 or more")
+        params = self._parameters()
+        if not self._graph_checked and losses.requires_grad:
+            _check_leaves(losses, params)
+            self._graph_checked = True
+        used = self._fill(Call(losses, params, inputs, input_gradient, scaler, accumulate))
+        if used is not None:
+            self._used = (*self._used, used)
         return used
 
-    def _weigh(self, losses: Tensor) -> ExampleWeights | None:
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates the parameters from .grad. closure: as for torch.optim.SGD. Raises RuntimeError without gradients."""
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        if all(p.grad is None for group in self.param_groups for p in group["params"]):
+            raise RuntimeError("step() found no gradient; call backward(losses) before it, and zero_grad() before that")
+        self._prepare()
+        self._torch_step()
+        self._last, self._used = self._used, ()
+        return result
+
+    def statistics(self) -> dict[str, float]:
+        """What the last step, or the backward calls since then, did to the examples, for a log; computed when asked.
+
+        Keys: "clipped" (the share of examples with a weight below 1); "weight", "norm" and "input_norm" with "_mean",
+        "_p10", "_p50" and "_p90", for what the optimiser computes; empty where all weights are 1.
+        """
+        return summarize(self._used or self._last)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        self._used = ()
+
+    def _fill(self, call: Call) -> ExampleWeights | None:
+        check_losses(call.losses)
+        loss = call.losses.mean() if call.accumulate == 1 else call.losses.mean() / call.accumulate
+        (loss if call.scaler is None else call.scaler.scale(loss)).backward(inputs=call.params)
         return None
 
+    def _prepare(self) -> None:
+        pass
+
+    def _torch_step(self) -> None:
+        step = torch.optim.SGD.step  # torch wraps it with the step hooks, which are to run once, around ours
+        (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
+
     def _parameters(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
+        return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+
+    def _define(self, **values: Any) -> None:
+        """Gives the knobs their first values, but where a parameter group brought its own."""
+        for name, value in values.items():
+            knobs_of(type(self))[name].check(value)
+            self.defaults[name] = value
+            for group in self.param_groups:
+                group.setdefault(name, value)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        for name, knob in knobs_of(type(self)).items():
+            if name in param_group and knob.joint:
+                kind = type(self).__name__
+                raise ConfigError(f"{name} is one value for all parameter groups: give it to {kind}, not to a group")
+            if name in param_group:
+                knob.check(param_group[name])
+        super().add_param_group(param_group)
+        if any(hasattr(p, "device_mesh") for p in self.param_groups[-1]["params"]):
+            raise ConfigError(
+                "the parameters are sharded (FSDP2), and per-example losses reach only whole ones; "
+                "use DistributedDataParallel, or a plain torch.optim.SGD"
+            )
+        self._graph_checked = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {name: getattr(self, name).state_dict() for name in self.kept}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({key: value for key, value in state_dict.items() if key not in self.kept})
+        for name in self.kept:
+            if name in state_dict:  # not so in the state of another SGD
+                getattr(self, name).load_state_dict(state_dict[name])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {name: getattr(self, name) for name in self.kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name in knobs_of(type(self)):
+            for group in self.param_groups:  # the state of another SGD has no such value: keep one's own
+                group.setdefault(name, self.defaults[name])
+            self.defaults[name] = self.param_groups[0][name]
+
+
+def _check_leaves(losses: Tensor, params: list[Tensor]) -> None:
+    """Raises ValueError where the graph reaches parameters that are not in params, or none that are."""
+    given, leaves, seen, waiting = set(map(id, params)), [], {losses.grad_fn}, [losses.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        following = {following for following, _ in getattr(node, "next_functions", ()) if following is not None} - seen
+        seen |= following
+        waiting += following
+    foreign = [leaf for leaf in leaves if isinstance(leaf, nn.Parameter) and id(leaf) not in given]
+    if foreign:
+        shapes = ", ".join(str(tuple(leaf.shape)) for leaf in foreign[:4]) + (", ..." if len(foreign) > 4 else "")
+        raise ValueError(
+            f"the losses depend on {len(foreign)} parameters that the optimiser was not given (shapes {shapes}); give "
+            "it all of them, in groups if need be, or freeze them before the forward pass: p.requires_grad_(False)"
+        )
+    if not any(id(leaf) in given for leaf in leaves):
+        raise ValueError("the losses depend on none of the optimiser's parameters; was it given another model's?")

@@ -4,4 +4,7 @@ from pyengm.optim.base import ExampleSGD
 
 
 class MSGD(ExampleSGD):
-    """v <- momentum v + (1/n) sum_i g_i; theta <- theta - lr v. Arguments are those of torch.optim.SGD."""
+    """v <- momentum v + (1/n) sum_i g_i; theta <- theta - lr v. Further arguments are those of torch.optim.SGD.
+
+    Source: Dabouei et al. 2022, Eq. 3.
+    """

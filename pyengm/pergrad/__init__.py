@@ -1,9 +1,18 @@
 """Per-example gradients."""
 
+from pyengm.errors import UnservedError
+from pyengm.pergrad.backward import ExampleWeights, clipped_backward, weighted_backward
 from pyengm.pergrad.check import check_losses
-from pyengm.pergrad.graph import UnservedError
-from pyengm.pergrad.norms import per_example_grad_norms
+from pyengm.pergrad.norms import Estimator, per_example_grad_norms
 from pyengm.pergrad.oracle import exact_norms
-from pyengm.pergrad.walk import walk_norms
 
-__all__ = ["UnservedError", "check_losses", "exact_norms", "per_example_grad_norms", "walk_norms"]
+__all__ = [
+    "Estimator",
+    "ExampleWeights",
+    "UnservedError",
+    "check_losses",
+    "clipped_backward",
+    "exact_norms",
+    "per_example_grad_norms",
+    "weighted_backward",
+]

@@ -1,20 +1,23 @@
-"""Where an autograd graph uses parameters: found by walking it, nothing is attached to the model."""
+"""The autograd graph below per-example losses, found by walking it: nothing is attached to the model."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 Node = Any  # torch's node types are made at run time and share no public base with these attributes
+
+LEAF = "torch::autograd::AccumulateGrad"
 
 # Between a parameter and its consumer these move or cast elements, which leaves the norm of a gradient as it is.
 TRANSPARENT = {
     "AliasBackward0",
     "PermuteBackward0",
     "ReshapeAliasBackward0",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
     "TBackward0",
     "ToCopyBackward0",
     "TransposeBackward0",
@@ -24,111 +27,122 @@ TRANSPARENT = {
 }
 
 
-class UnservedError(Exception):
-    """What the walk cannot serve exactly; the message says what and why."""
-
-
-class UndecidedError(UnservedError):
-    """What these gradients, unlike others of the same graph, do not decide."""
+# Nodes that move elements by the contents of an index: node name -> the field that holds it.
+MOVES = {
+    "GatherBackward0": "index",
+    "IndexAddBackward0": "index",
+    "IndexBackward0": "indices",
+    "IndexCopyBackward0": "index",
+    "IndexPutBackward0": "indices",
+    "IndexSelectBackward0": "index",
+    "MaskedScatterBackward0": "mask",
+    "MaskedSelectBackward0": "mask",
+    "ScatterAddBackward0": "index",
+    "ScatterBackward0": "index",
+    "ScatterReduceBackward0": "index",
+    "SortBackward0": "indices",
+    "TakeBackward0": "index",
+    "TopkBackward0": "indices",
+}
 
 
 @dataclass(frozen=True)
-class Consumer:
-    """A node that takes parameters. slots: input position -> parameter. interior: a consumer lies further down."""
+class Graph:
+    """Nodes in an order that is the same for every graph of the same structure; the losses' own node is the first.
 
-    node: Node
-    slots: dict[int, Tensor]
-    interior: bool
-
-    @property
-    def name(self) -> str:
-        return self.node.name()
-
-
-def find_consumers(losses: Tensor, params: Iterable[Tensor]) -> tuple[list[Consumer], tuple]:
-    """The consumers of the parameters in the graph of the losses, and a description of every node in it.
-
-    Raises UnservedError for a parameter that is used more than once: the norm of the sum has cross terms.
+    children[k]: for each input slot of node k the place of the node that made the input and the number of its output,
+    or None where no gradient flows. signature: equal for graphs of equal structure, shapes, types and leaves.
     """
-    wanted = {id(p) for p in params}
-    slots: dict[Node, dict[int, Tensor]] = {}
-    order: list[Node] = []
-    seen = {losses.grad_fn}
-    stack = [losses.grad_fn]
-    while stack:
-        node = stack.pop()
-        order.append(node)
-        for slot, (child, _) in enumerate(node.next_functions):
+
+    nodes: list[Node]
+    children: list[tuple[tuple[int, int] | None, ...]]
+    signature: tuple
+
+    def leaf(self, place: int) -> Tensor | None:
+        """The leaf tensor of a node that only collects a leaf's gradient."""
+        node = self.nodes[place]
+        return node.variable if node.name() == LEAF else None
+
+    def leaf_below(self, place: int) -> tuple[Tensor | None, tuple]:
+        """The leaf that only transparent nodes separate from here, if there is one, and a description of them."""
+        chain = []
+        while self.nodes[place].name() in TRANSPARENT and self.children[place][0] is not None:
+            chain.append(_transparent(self.nodes[place]))
+            place = self.children[place][0][0]
+        return self.leaf(place), tuple(chain)
+
+    def shape(self, place: int, output: int = 0) -> torch.Size:
+        """Shape of a node's output (of the tensor that the forward pass made there)."""
+        return torch.Size(self.nodes[place]._input_metadata[output].shape)
+
+    def above(self, places: Iterable[int]) -> set[int]:
+        """All nodes from which one of these is reached, themselves excluded; backward passes to them run just those."""
+        parents: list[list[int]] = [[] for _ in self.nodes]
+        for parent, slots in enumerate(self.children):
+            for slot in slots:
+                if slot is not None:
+                    parents[slot[0]].append(parent)
+        found: set[int] = set()
+        stack = list(places)
+        while stack:
+            for parent in parents[stack.pop()]:
+                if parent not in found:
+                    found.add(parent)
+                    stack.append(parent)
+        return found
+
+
+def walk(losses: Tensor, params: Iterable[Tensor] = ()) -> Graph:
+    """The graph of the losses, breadth first; its signature tells these parameters from each other."""
+    known = {id(p) for p in params}
+    nodes, children, descriptions = [losses.grad_fn], [], []
+    place = {losses.grad_fn: 0}
+    for node in nodes:  # grows while it is read
+        slots: list[tuple[int, int] | None] = []
+        for child, output in node.next_functions:
             if child is None:
+                slots.append(None)
                 continue
-            leaf = _leaf(child)
-            if leaf is not None:
-                if id(leaf) in wanted:
-                    slots.setdefault(node, {})[slot] = leaf
-            elif child not in seen:
-                seen.add(child)
-                stack.append(child)
-    used = [id(p) for by_slot in slots.values() for p in by_slot.values()]
-    if len(used) > len(set(used)):
-        raise UnservedError("a parameter is used more than once")
-    below = _above_a_consumer(order, slots)
-    consumers = [Consumer(node, slots[node], node in below) for node in order if node in slots]
-    return consumers, tuple(map(_describe, order))
+            k = place.setdefault(child, len(nodes))
+            if k == len(nodes):
+                nodes.append(child)
+            slots.append((k, output))
+        children.append(tuple(slots))
+        descriptions.append((_describe(node, len(losses), known), children[-1]))
+    return Graph(nodes, children, (hash(tuple(descriptions)), len(nodes), losses.shape, losses.dtype))
 
 
-def _describe(node: Node) -> tuple:
-    """Name, shapes and types of a node's outputs, and whether it is a batch norm that couples the examples."""
+def _describe(node: Node, n: int, known: set[int]) -> tuple:
+    """What tells this node from another; parameters are known by themselves, models of equal nodes differ in them."""
+    name = node.name()
+    if name == LEAF and id(node.variable) in known:
+        return name, id(node.variable)
     outputs = tuple((tuple(output.shape), output.dtype) for output in getattr(node, "_input_metadata", ()))
-    return node.name(), outputs, getattr(node, "_saved_training", False)
+    moved = _moved(node, n) if name in MOVES else None
+    return name, outputs, getattr(node, "_saved_training", False), moved
 
 
-def _leaf(node: Node) -> Tensor | None:
-    """The leaf tensor that only transparent nodes separate from here, if there is one."""
-    while node is not None and node.name() in TRANSPARENT and len(node.next_functions) == 1:
-        node = node.next_functions[0][0]
-    return node.variable if node is not None and node.name() == "torch::autograd::AccumulateGrad" else None
+def _moved(node: Node, n: int) -> tuple | None:
+    """The contents of indices that move examples, which decide whose a row is."""
+    field = f"_saved_{MOVES[node.name()]}"
+    indices = getattr(node, field)
+    sizes = next((s for s in (getattr(node, f"_saved_{f}_sym_sizes", None) for f in ("self", "input")) if s), ())
+    axes = [axis for axis, size in enumerate(sizes) if size % n == 0][:1] if n > 1 else []
+    if isinstance(indices, Tensor):
+        dim = getattr(node, "_saved_dim", None)
+        dim = None if dim is None else dim if dim < 2**63 else dim - 2**64  # torch keeps it unsigned
+        if dim is not None and sizes and axes and dim % len(sizes) not in axes:
+            return None
+        indices = (indices,)
+    elif axes:
+        indices = indices[axes[0] : axes[0] + 1]
+    return tuple(None if k is None else (tuple(k.shape), hash(k.cpu().numpy().tobytes())) for k in indices)
 
 
-def _above_a_consumer(order: list[Node], slots: dict[Node, Any]) -> set[Node]:
-    """The nodes from which another consumer is reached; backward passes run them, and no other ones."""
-    parents: dict[Node, list[Node]] = {}
-    for node in order:
-        for child, _ in node.next_functions:
-            if child is not None:
-                parents.setdefault(child, []).append(node)
-    above: set[Node] = set()
-    stack = list(slots)
-    while stack:
-        for parent in parents.get(stack.pop(), []):
-            if parent not in above:
-                above.add(parent)
-                stack.append(parent)
-    return above
-
-
-def visit_gradients(
-    losses: Tensor, weights: Tensor, consumers: list[Consumer], visit: Callable[[int, Tensor], None]
-) -> None:
-    """One backward pass of sum_i weights_i L_i that computes no weight gradient and keeps the graph.
-
-    visit(k, g) is called once with the output gradient g of consumer k, unless g is undefined (zero).
-    """
-
-    def quietly(k: int, g: Tensor | None) -> None:
-        if g is not None:
-            with torch.no_grad(), torch.autocast(g.device.type, enabled=False):
-                visit(k, g)
-
-    hooks = []
-    try:
-        for k, consumer in enumerate(consumers):
-            if consumer.interior:  # a prehook, so that its gradient is freed as soon as the pass is through
-                hooks.append(consumer.node.register_prehook(lambda grads, k=k: quietly(k, grads[0])))
-        frontier = [k for k, consumer in enumerate(consumers) if not consumer.interior]
-        edges = [GradientEdge(consumers[k].node, 0) for k in frontier]
-        grads = torch.autograd.grad(losses, edges, weights, retain_graph=True, allow_unused=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for k, g in zip(frontier, grads, strict=True):
-        quietly(k, g)
+def _transparent(node: Node) -> tuple:
+    fields = ("_saved_dims", "_saved_dim", "_saved_dim0", "_saved_dim1")
+    shapes = tuple(tuple(output.shape) for output in node._input_metadata)
+    name = node.name()
+    if name == "ToCopyBackward0":  # a cast, which two passes of a model may have made each for itself
+        return name, shapes
+    return name, shapes, *(str(getattr(node, field, None)) for field in fields)

@@ -1,32 +1,131 @@
-"""The norms that optimisers use: from one backward pass where that is exact, else by one pass per example."""
+"""Per-example gradient norms for whoever asks: exact, or calibrated where batch statistics couple the examples."""
 
 from collections.abc import Iterable
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyengm.errors import ConfigError
-from pyengm.pergrad.graph import UnservedError
-from pyengm.pergrad.oracle import exact_norms
-from pyengm.pergrad.walk import walk_norms
+from pyengm.pergrad.check import check_losses
+from pyengm.pergrad.lowrank import lowrank_squares
+from pyengm.pergrad.oracle import exact_norms, exact_squares
+from pyengm.pergrad.walk import Walk, start
 
-NORMS = ("auto", "exact")
+NORMS = ("auto", "exact", "frozen", "corrected", "lowrank")
+DEFAULT = "frozen"  # under batch norm in training mode: what measured best for its cost
+RANK = 16
+DRIFT = 0.05  # relative error of the norms at which a fit is too old
+STATE = ("gap", "age", "drift", "_leaves", "_exact", "_estimated")
+
+
+class Estimator:
+    """A way to get per-example gradient norms, with what it has learned about the model.
+
+    norms: see `per_example_grad_norms`. Under batch norm in training mode "frozen" and "corrected" put a factor on
+    the squared norms of each parameter, fitted on exact derivatives of `examples` examples of a batch. The next fit
+    comes sooner or later as the last one has aged worse or better, at the latest after `interval` calls. gap: calls
+    from one fit to the next; age: calls since the last one; drift: the mean relative error that it found in the one
+    before.
+    Raises ConfigError for an unknown kind of norms and numbers below 1.
+    """
+
+    def __init__(self, norms: str = "auto", *, interval: int = 100, examples: int = 8):
+        if norms not in NORMS:
+            raise ConfigError(f"norms is {norms!r}; known: {', '.join(NORMS)}")
+        if interval < 1 or examples < 1:
+            raise ConfigError(f"expected an interval and a number of examples of 1 or more, got {interval}, {examples}")
+        self.kind, self.interval, self.examples = norms, interval, examples
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops what was learned."""
+        self.gap, self.age = 1, 0
+        self._leaves: list[tuple[int, ...]] | None = None  # the groups of parameters that the sums belong to
+        self._exact = self._estimated = None  # (groups,) sums of squared norms over examples
+        self.drift = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether the next call fits anew."""
+        return self._exact is None or self.age >= self.gap
+
+    def start(self, losses: Tensor, params: list[Tensor]) -> Walk | None:
+        """The walk that the norms need, None where they take one backward pass per example."""
+        plain = self.kind == "exact" or losses.numel() == 1 or losses.grad_fn is None
+        return None if plain else start(losses, params)
+
+    def norms(self, losses: Tensor, params: list[Tensor], found: Walk | None) -> Tensor:
+        """(n,) norms in float32 or better; found: what `start` gave."""
+        dtype = torch.promote_types(losses.dtype, torch.float32)
+        if found is None:
+            return exact_norms(losses, params)
+        if not found.frozen:
+            return found.squares()[0].sum(0).sqrt().to(dtype)
+        if self.kind == "lowrank":
+            return lowrank_squares(found, RANK).sum(0).sqrt().to(dtype)
+        total, _ = found.squares(corrected=(DEFAULT if self.kind == "auto" else self.kind) == "corrected")
+        return (total * self._factors(found, total)[:, None]).sum(0).sqrt().to(dtype)
+
+    def _factors(self, found: Walk, total: Tensor) -> Tensor:
+        leaves = [group.leaves for group in found.plan.groups]
+        if leaves != self._leaves:
+            self.forget()
+            self._leaves = leaves
+        new = self._exact is not None and ((self._estimated == 0) & (total.sum(1) > 0)).any()  # behind a zero until now
+        if self.due or new:
+            self._fit(found, total)
+        self.age += 1
+        return self._fitted() if self._exact is not None else torch.ones_like(total[:, 0])
+
+    def _fit(self, found: Walk, total: Tensor) -> None:
+        chosen = _spread(total.sum(0), self.examples)
+        groups = [[found.params[k] for k in group.leaves] for group in found.plan.groups]
+        exact, estimated = exact_squares(found.losses, groups, chosen), total[:, chosen]
+        if not (exact.isfinite().all() and estimated.isfinite().all()):
+            return  # the norms show it; the next batch is fitted
+        relative = exact.sum(0).reciprocal().nan_to_num(posinf=0)  # so that every example counts the same
+        exact, estimated = exact @ relative, estimated @ relative
+        if self._exact is not None:
+            self.drift = ((self._fitted() @ estimated) / exact.sum()).sqrt().item() - 1
+            aged = abs(self.drift) > DRIFT
+            self.gap = max(1, self.gap // 2) if aged else min(2 * self.gap, self.interval)
+            if not aged:  # what was learned before still holds
+                exact, estimated = exact + self._exact / 2, estimated + self._estimated / 2
+        self._exact, self._estimated, self.age = exact, estimated, 0
+
+    def _fitted(self) -> Tensor:
+        return torch.where(self._estimated > 0, self._exact / self._estimated, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name.lstrip("_"): getattr(self, name) for name in STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in STATE:
+            setattr(self, name, state[name.lstrip("_")])
+
+
+def _spread(norms: Tensor, m: int) -> list[int]:
+    """Up to m examples, the middles of m equal parts from the smallest norm to the largest."""
+    n = len(norms)
+    m = min(m, n)
+    places = ((torch.arange(m) + 0.5) * n / m).long()
+    return norms.argsort().cpu()[places].tolist()
 
 
 def per_example_grad_norms(losses: Tensor, params: Iterable[Tensor], norms: str = "auto") -> Tensor:
     """||dL_i / dparams|| for per-example losses L (n,), over all params jointly; (n,) in float32 or better.
 
-    norms: "auto" takes all norms from one backward pass where examples do not couple and every use of a parameter has
-    a rule (linear layers, convolutions, group, layer and, in eval mode, batch norm), and "exact" otherwise; "exact"
-    runs one backward pass per example. Both give exact norms. The graph is kept, .grad is not touched.
-    Raises ConfigError for another value of norms, and what `exact_norms` raises.
-    Source: Dabouei et al. 2022, Eq. 5.
+    norms: "auto" takes all of them, exactly, from one backward pass where examples do not couple. Where batch norm in
+    training mode couples them, its statistics are held constant in that pass and the squared norms of each parameter
+    are scaled to fit exact derivatives of eight examples of the batch ("frozen"); "corrected" also counts the
+    statistics right behind each layer, "lowrank" takes 16 further backward passes, and "exact" one for every example.
+    The graph is kept, .grad is not touched, and parameters that the losses do not depend on count as 0.
+    The first call for a model and shape takes some more passes that find and check what belongs to which example.
+    Raises ConfigError for another value of norms; UnservedError, naming node and parameter, for what no rule serves and
+    for operations that mix examples; ValueError for losses of another shape or without a graph, or when no parameter
+    requires grad; NonFiniteError for losses that are not finite. Source: Dabouei et al. 2022, Eq. 5.
     """
-    if norms not in NORMS:
-        raise ConfigError(f"norms is {norms!r}; known: {', '.join(NORMS)}")
-    params = list(params)
-    if norms == "auto":
-        try:
-            return walk_norms(losses, params)
-        except UnservedError:
-            pass
-    return exact_norms(losses, params)
+    estimator, params = Estimator(norms), list(params)
+    check_losses(losses)
+    return estimator.norms(losses, params, estimator.start(losses, params))

@@ -3,12 +3,14 @@
 Exact for every model, batch norm in training mode included; the cost grows with the batch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from pyengm.pergrad.check import check_losses
+from pyengm.pergrad.graph import walk
+from pyengm.pergrad.passes import idle_sinks
 
 CHUNK = 16  # of a batched pass on a GPU: more examples gain no speed and take memory for every activation
 CHUNK_BYTES = 2**28  # of gradients held at a time
@@ -27,24 +29,40 @@ def exact_norms(losses: Tensor, params: Iterable[Tensor], chunk: int | None = No
     trainable = [p for p in dict.fromkeys(params) if p.requires_grad]  # each once
     if not trainable:
         raise ValueError("none of the parameters requires grad")
-    n = losses.numel()
-    if chunk is None:  # on the CPU a batched pass is no faster than its examples one by one
-        fits = CHUNK_BYTES // sum(p.nbytes for p in trainable)
-        chunk = max(1, min(CHUNK, fits)) if losses.is_cuda else 1
-    squares = torch.zeros(n, dtype=torch.float64, device=losses.device)
-    for start in range(0, n, chunk):
-        for grad in _gradients(losses, trainable, slice(start, min(start + chunk, n))):
-            norms = torch.linalg.vector_norm(grad.flatten(1), dim=1, dtype=torch.float64)
-            squares[start : start + chunk] += norms.square().to(losses.device)
+    squares = exact_squares(losses, [trainable], range(losses.numel()), chunk)[0]
     return squares.sqrt().to(torch.promote_types(losses.dtype, torch.float32))
 
 
-def _gradients(losses: Tensor, params: list[Tensor], examples: slice) -> list[Tensor]:
-    """Gradients (m, *param.shape) of m of the losses, of the params that they depend on."""
+def exact_squares(
+    losses: Tensor, groups: Sequence[Sequence[Tensor]], examples: Sequence[int], chunk: int | None = None
+) -> Tensor:
+    """||dL_i / d group||^2 for some of the examples and every group of parameters, (groups, m) float64."""
+    params = [p for group in groups for p in group]
+    row = [k for k, group in enumerate(groups) for _ in group]
+    if chunk is None:  # on the CPU a batched pass is no faster than its examples one by one
+        fits = CHUNK_BYTES // max(1, sum(p.nbytes for p in params))
+        chunk = max(1, min(CHUNK, fits)) if losses.is_cuda else 1
+    squares = torch.zeros(len(groups), len(examples), dtype=torch.float64, device=losses.device)
+    nodes = [] if losses.grad_fn is None else walk(losses).nodes
+    for start in range(0, len(examples) if params else 0, chunk):
+        some = list(examples[start : start + chunk])
+        with idle_sinks(nodes):
+            grads = _gradients(losses, params, some)
+        for k, grad in zip(row, grads, strict=True):
+            if grad is not None:
+                grad = (grad.to_dense() if grad.is_sparse else grad).reshape(len(grad), -1)
+                norms = torch.linalg.vector_norm(grad, dim=1, dtype=torch.float64)
+                squares[k, start : start + chunk] += norms.square().to(losses.device)
+    return squares
+
+
+def _gradients(losses: Tensor, params: list[Tensor], examples: list[int]) -> list[Tensor | None]:
+    """Gradients (m, *param.shape) of m of the losses; None for params that they do not depend on."""
     options = {"retain_graph": True, "allow_unused": True}
-    if examples.stop - examples.start == 1:
-        grads = torch.autograd.grad(losses[examples.start], params, **options)
-        return [grad[None] for grad in grads if grad is not None]
+    if len(examples) == 1:
+        seed = torch.zeros_like(losses)
+        seed[examples[0]] = 1
+        grads = torch.autograd.grad(losses, params, seed, **options)
+        return [None if grad is None else grad[None] for grad in grads]
     rows = torch.eye(losses.numel(), dtype=losses.dtype, device=losses.device)[examples]
-    grads = torch.autograd.grad(losses, params, rows, is_grads_batched=True, **options)
-    return [grad for grad in grads if grad is not None]
+    return list(torch.autograd.grad(losses, params, rows, is_grads_batched=True, **options))

@@ -1,142 +1,267 @@
-"""Per-example gradient norms from one backward pass over the autograd graph, exact where examples do not couple."""
+"""Per-example gradients from one backward pass over the autograd graph."""
 
-import weakref
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 from torch.utils.checkpoint import CheckpointError
 
+from pyengm.errors import UnservedError
 from pyengm.pergrad.check import check_losses
-from pyengm.pergrad.graph import Consumer, UndecidedError, UnservedError, find_consumers, visit_gradients
-from pyengm.pergrad.oracle import exact_norms
-from pyengm.pergrad.rules import Rows, as_rows, check_served, squares
+from pyengm.pergrad.corrected import Sums, correct
+from pyengm.pergrad.frozen import FrozenNorm, feeders, frozen_norms
+from pyengm.pergrad.gradients import Dense, Gradient, Together, join, row_squares
+from pyengm.pergrad.graph import Graph, walk
+from pyengm.pergrad.passes import arithmetic, visit_gradients
+from pyengm.pergrad.plan import Group, Plan, StalePlanError, find_plan, forget, naming, recall, remember
+from pyengm.pergrad.rows import Rows
+from pyengm.pergrad.rules import called, rule_of, wide
+from pyengm.pergrad.verify import verify
 
-# graph signature -> its rows, or why it is not served, and the parameters that this was found out for
-_known: OrderedDict[tuple, tuple[list[Rows] | str, tuple[weakref.ref, ...]]] = OrderedDict()
-KNOWN_GRAPHS = 64
-MIXING_TOLERANCE = 1e-3  # of a row's norm: a change of sign is exact but for the order of sums
-VERIFY_TOLERANCE = 1e-3  # relative, in float32 and float64; 16-bit passes round to 8 bits and get 3e-2
+WAY_OUT = 'norms="exact" takes one backward pass per example instead'
+CHUNK = 16  # examples of a batched pass on a GPU
+OPAQUE = {  # nodes that hide a model's own graph
+    "CompiledFunctionBackward": "run the model itself in the outer step and compile only the attack",
+    "CheckpointFunctionBackward": "pass use_reentrant=False to torch.utils.checkpoint",
+}
 
 
-def walk_norms(losses: Tensor, params: Iterable[Tensor]) -> Tensor:
-    """||dL_i / dparams|| for each of the losses (n,), (n,) in float32 or better; the graph is kept.
+def start(losses: Tensor, params: Iterable[Tensor]) -> "Walk":
+    """Finds the parameters in the graph of the losses (n,); nothing in it is changed.
 
-    The first call for a graph checks that no row of an output gradient belongs to two examples, and two norms against
-    exact derivatives. Raises UnservedError for what is not served exactly, RuntimeError where the check of the norms
-    fails, and what `exact_norms` raises.
+    The first call for a structure of graph checks that no row of an output gradient belongs to two examples and, where
+    batch statistics do not couple the examples, compares two norms with exact derivatives.
+    Raises UnservedError for what no rule serves, RuntimeError where the comparison fails, and what `exact_norms`
+    raises.
     """
     check_losses(losses)
-    params = [p for p in dict.fromkeys(params) if p.requires_grad]
+    params = [p for p in dict.fromkeys(params) if p.requires_grad]  # each once
     if not params:
         raise ValueError("none of the parameters requires grad")
-    consumers, nodes = find_consumers(losses, params)
-    # Parameters are known by themselves: another model may do other things in nodes of the same names.
-    places = tuple((c.name, *((slot, id(p)) for slot, p in sorted(c.slots.items()))) for c in consumers)
-    signature = (hash(nodes), places, losses.shape, losses.dtype)
-    rows = _recall(signature, params)
-    if isinstance(rows, str):
-        raise UnservedError(rows)
-    if rows is not None:
-        return _norms(losses, consumers, rows)
+    graph = walk(losses, params)
+    frozen = frozen_norms(graph)
+    plan = recall(graph, params)
+    if isinstance(plan, str):
+        raise UnservedError(plan)
+    if plan is not None:
+        return Walk(losses, params, graph, plan, frozen)
     try:
-        check_served(consumers)
-        rows, proven = _find_rows(losses, consumers)
-        norms = _norms(losses, consumers, rows)
-    except UndecidedError:
-        raise
+        _check_served(graph, params)
+        plan = find_plan(graph, losses, params, frozen)
+        found = Walk(losses, params, graph, plan, frozen)
+        squares, _ = found.squares()
     except (UnservedError, CheckpointError) as error:
-        _remember(signature, params, f"{type(error).__name__}: {error}")
-        raise UnservedError(str(error)) from error
-    if norms.isfinite().all():
-        _verify(losses, params, norms, consumers, nodes)
-        if proven:
-            _remember(signature, params, rows)
-    return norms
+        reason = f"{error}; {WAY_OUT}"
+        remember(graph, params, reason)
+        raise UnservedError(reason) from error
+    if not frozen:
+        verify(losses, params, graph, plan, squares, WAY_OUT)
+    if not plan.broken:
+        remember(graph, params, plan)
+    return found
 
 
-def _norms(losses: Tensor, consumers: list[Consumer], rows: list[Rows]) -> Tensor:
-    total = torch.zeros(losses.shape, dtype=torch.float64, device=losses.device)
-
-    def add(k: int, g: Tensor) -> None:
-        total.add_(squares(consumers[k], g, rows[k]).to(total.device))
-
-    visit_gradients(losses, torch.ones_like(losses), consumers, add)
-    return total.sqrt().to(torch.promote_types(losses.dtype, torch.float32))
+def _check_served(graph: Graph, params: list[Tensor]) -> None:
+    for node in graph.nodes:
+        if node.name() in OPAQUE:
+            raise UnservedError(f"{node.name()} hides the graph of the model: {OPAQUE[node.name()]}")
+    if any(type(p).__name__ == "DTensor" for p in params):
+        raise UnservedError("parameters sharded by FSDP2 (DTensor) are not in the graph; use DistributedDataParallel")
 
 
-def _find_rows(losses: Tensor, consumers: list[Consumer]) -> tuple[list[Rows], bool]:
-    """Which example each row of each output gradient belongs to, by sign codes, and whether this is proven.
+@dataclass
+class Walk:
+    """Losses with their graph, and where it uses the parameters; made by `start`.
 
-    Backward pass b weighs loss i by -1 where bit b of i is set. A row that belongs to one example changes its sign
-    with that example's weight and nothing else; a row that two examples share changes its size. A gradient of zeros
-    (behind a head that starts at zero, say) fits everything: it adds nothing now and proves nothing for later.
+    frozen: batch norms whose statistics couple examples. plan: replaced where it proves wrong for these losses.
     """
-    n = len(losses)
-    numbers = torch.arange(n, device=losses.device)
-    codes = [torch.ones_like(losses)]
-    codes += [1 - 2 * (numbers >> b & 1).to(losses.dtype) for b in range((n - 1).bit_length())]
-    sketches: list[dict[int, Tensor]] = []
-    sizes: dict[int, Tensor] = {}
-    for code in codes:
-        sketch: dict[int, Tensor] = {}
 
-        def project(k: int, g: Tensor, sketch=sketch) -> None:
-            matrix = as_rows(consumers[k].node, g).double()
-            direction = torch.arange(matrix.shape[1], dtype=torch.float64, device=g.device).add_(1).mul_(12.9898).sin_()
-            sketch[k] = matrix @ direction
-            if k not in sizes:
-                sizes[k] = matrix.norm(dim=1)
+    losses: Tensor
+    params: list[Tensor]
+    graph: Graph
+    plan: Plan
+    frozen: list[FrozenNorm]
 
-        visit_gradients(losses, code, consumers, project)
-        sketches.append(sketch)
-    signs = torch.stack(codes)
-    rows = [_rows_of(k, consumers[k], n, signs, sketches, sizes) for k in range(len(consumers))]
-    return rows, all(k in sizes and sizes[k].any().item() for k in range(len(consumers)))
+    def squares(
+        self,
+        *,
+        inputs: Tensor | None = None,
+        kept: dict[int, Gradient] | None = None,
+        corrected: bool = False,
+        sums: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """||dL_i / d group||^2 for the groups of parameters, (groups, n) float64, and the gradient of given inputs.
 
+        Batch statistics count as constants. kept: takes the gradients of every weight, for `deliver`; the graph's
+        activations are then freed on the way, unless they may be needed once more. corrected: statistics count
+        between a layer and the batch norms that its output reaches through additions alone. sums: takes the
+        derivatives of every batch norm's mean and deviation, (n, C) each.
+        """
+        total = torch.zeros(0)
+        pending: dict[int, Gradient] = {}
+        small: dict[int, Dense] = {}
 
-def _rows_of(k: int, consumer: Consumer, n: int, signs: Tensor, sketches: list[dict], sizes: dict) -> Rows:
-    if k not in sizes:  # undefined, hence zero, in every pass
-        return Rows(n, True)
-    if len(sizes[k]) % n:
-        raise UnservedError(f"{consumer.name} has {len(sizes[k])} rows for {n} examples")
-    measured = torch.stack([sketch[k] for sketch in sketches])  # (codes, n T)
-    times = len(sizes[k]) // n
-    row = torch.arange(len(sizes[k]), device=measured.device)
-    owners = {True: row // times} if times == 1 or n == 1 else {True: row // times, False: row % n}
-    finite = sizes[k].isfinite()  # a broken example shows in the norms, not here
-    fitting = []
-    for batch_first, example in owners.items():
-        expected = measured[0] * signs.to(measured)[:, example]
-        if ((measured - expected).abs() <= MIXING_TOLERANCE * sizes[k])[:, finite].all():
-            fitting.append(Rows(n, batch_first))
-    if not fitting:
-        raise UnservedError(f"the output gradient of {consumer.name} mixes examples")
-    if len(fitting) > 1 and sizes[k].any():
-        raise UndecidedError(f"the output gradient of {consumer.name} has too few rows that are not zero")
-    return fitting[0]
+        def done(k: int, gradient: Gradient) -> None:
+            group = self._group_of(k)
+            if self.plan.groups[group].plain and Together.takes(gradient):
+                small[k] = gradient
+            elif self.plan.groups[group].plain:
+                total[group] += gradient.squares(keep=kept is not None).to(total)
+            else:
+                pending[k] = gradient
+            if kept is not None:
+                kept[k] = gradient
 
+        def run() -> Tensor | None:
+            nonlocal total
+            total = torch.zeros(len(self.plan.groups), len(self.losses), dtype=torch.float64, device=self.losses.device)
+            for taken in (pending, small, kept, sums):
+                if taken is not None:
+                    taken.clear()
+            return self._collect(done, inputs, kept is not None, corrected, sums)
 
-def _verify(losses: Tensor, params: list[Tensor], norms: Tensor, consumers: list[Consumer], nodes: tuple) -> None:
-    """Compares the largest and the median norm with exact derivatives."""
-    chosen = norms.argsort(descending=True)[[0, len(norms) // 2]]
-    exact = exact_norms(losses[chosen], params, chunk=1)
-    half = any(dtype in (torch.float16, torch.bfloat16) for _, outputs, _ in nodes for _, dtype in outputs)
-    if not torch.allclose(norms[chosen], exact, rtol=3e-2 if half else VERIFY_TOLERANCE, atol=1e-7):
-        raise RuntimeError(
-            f"the gradient norms {norms[chosen].tolist()} of examples {chosen.tolist()} should be {exact.tolist()}; "
-            f'use norms="exact" and please report the model (nodes: {", ".join(sorted({c.name for c in consumers}))})'
+        with arithmetic(self.losses.device):
+            input_gradient = self._with_sound_plan(run)
+            if small:
+                rows = torch.tensor([self._group_of(k) for k in small], device=total.device)
+                total.index_add_(0, rows, Together(small).squares().to(total))
+            for row, group in enumerate(self.plan.groups):
+                if not group.plain and any(k in pending for k in group.weights):
+                    total[row] = self._pulled_squares(group, pending).to(total)
+        return total, input_gradient
+
+    def gradients(self, inputs: Tensor | None) -> tuple[dict[int, Gradient], Tensor | None]:
+        """The gradients of every weight for `deliver`, without norms, and that of the inputs; activations are freed."""
+        kept: dict[int, Gradient] = {}
+
+        def run() -> Tensor | None:
+            kept.clear()
+            return self._collect(kept.__setitem__, inputs, True, False, None)
+
+        with arithmetic(self.losses.device):
+            input_gradient = self._with_sound_plan(run)
+        return kept, input_gradient
+
+    def deliver(self, kept: dict[int, Gradient], weights: Tensor) -> None:
+        """Adds sum_i weights_i g_i to .grad of the parameters, through autograd, so that hooks and reducers run."""
+        if kept:
+            with arithmetic(self.losses.device):
+                small = {k: gradient for k, gradient in kept.items() if Together.takes(gradient)}
+                grads = Together(small).weighted(weights) if small else {}
+                grads |= {k: gradient.weighted(weights) for k, gradient in kept.items() if k not in small}
+            torch.autograd.backward([self.edge(k) for k in grads], list(grads.values()))
+
+    def edge(self, k: int) -> GradientEdge:
+        """Where the gradient of weight k flows."""
+        weight = self.plan.weights[k]
+        return GradientEdge(self.graph.nodes[weight.place], weight.output)
+
+    def _with_sound_plan(self, run: Callable[[], Tensor | None]) -> Tensor | None:
+        try:
+            return run()
+        except StalePlanError:
+            forget(self.graph, self.params)
+            self.plan = start(self.losses, self.params).plan
+            return run()
+
+    def _collect(
+        self,
+        done: Callable[[int, Gradient], None],
+        inputs: Tensor | None,
+        keep: bool,
+        corrected: bool,
+        statistics: list[Tensor] | None,
+    ) -> Tensor | None:
+        """Calls done(weight, gradient) as soon as a weight's last use has been visited."""
+        plan, graph = self.plan, self.graph
+        free = keep and plan.certain and not self.frozen
+        missing = Counter(k for use in plan.uses for k in use.slots.values())
+        arrived: dict[int, list[Gradient]] = {}
+        uses = {use.place: use for use in plan.uses}
+        fed = feeders(graph, self.frozen) if corrected else {}
+        rows = self._rows_of_norms(fed) if corrected else {}
+        norms = {norm.place: norm for norm in self.frozen if norm.place in rows}
+        sums: dict[int, Sums] = {}
+        called_weights = {k for use in plan.uses if called(graph.nodes[use.place]) for k in use.slots.values()}
+
+        def visit(place: int, g: Tensor) -> None:
+            if place in plan.quiet:
+                _check_silent(g)
+                return
+            if place in norms:
+                sums[place] = tuple(rows[place].split(s).sum(1) for s in norms[place].sums(wide(g)))
+                if statistics is not None:
+                    deviation = norms[place].deviation()
+                    statistics.extend(s * deviation for s in sums[place])
+            if place not in uses:
+                return
+            use, node = uses[place], graph.nodes[place]
+            shapes = {slot: plan.weights[k].shape for slot, k in use.slots.items()}
+            rule = rule_of(node, shapes)
+            if use.rows.silent is not None:
+                _check_silent(rule.rows(node, shapes, g)[use.rows.silent])
+            with naming(node, self.params, [plan.weights[k] for k in use.slots.values()]):
+                found = rule.gradients(node, shapes, wide(g), use.rows)
+            for slot, gradient in correct(found, fed.get(place, ()), sums).items():
+                k = use.slots[slot]
+                if free:
+                    gradient.settle()
+                arrived.setdefault(k, []).append(gradient)
+                missing[k] -= 1
+                if not missing[k]:
+                    done(k, join(arrived.pop(k)))
+
+        input_gradient = visit_gradients(
+            graph,
+            self.losses,
+            torch.ones_like(self.losses),
+            {*uses, *plan.quiet, *norms},
+            visit,
+            frozen=self.frozen,
+            inputs=inputs,
+            also=[(plan.weights[k].place, plan.weights[k].output) for k in called_weights],
+            retain_graph=not free,
         )
+        for k, gradients in arrived.items():  # some of the uses have undefined gradients, which are zero
+            done(k, join(gradients))
+        return input_gradient
+
+    def _rows_of_norms(self, fed: dict[int, list[FrozenNorm]]) -> dict[int, Rows]:
+        """The layouts of batch norms' outputs: their own, or that of a layer that feeds them, or batch first."""
+        uses = {use.place: use.rows for use in self.plan.uses}
+        rows = {norm.place: uses[layer] for layer, norms in fed.items() if layer in uses for norm in norms}
+        n = len(self.losses)
+        for place in (norm.place for norm in self.frozen if norm.place not in rows):
+            pictures = self.graph.shape(place)[0]
+            if place in uses or pictures % n == 0:
+                rows[place] = uses.get(place, Rows(n, pictures // n))
+        return rows
+
+    def _group_of(self, k: int) -> int:
+        return next(row for row, group in enumerate(self.plan.groups) if k in group.weights)
+
+    def _pulled_squares(self, group: Group, gradients: dict[int, Gradient]) -> Tensor:
+        """Squared norms where parameters and weights differ: every example's gradient pulled back to the parameters."""
+        leaves = [self.params[k] for k in group.leaves]
+        present = [k for k in group.weights if k in gradients]
+        edges = [self.edge(k) for k in present]
+        options = {"retain_graph": True, "allow_unused": True}
+        step = CHUNK if self.losses.is_cuda else 1
+        totals = []
+        for i in range(0, len(self.losses), step):
+            rows = [gradients[k].dense(slice(i, i + step)) for k in present]
+            if step == 1:
+                pulled = torch.autograd.grad(edges, leaves, [row[0] for row in rows], **options)
+                pulled = [None if p is None else p[None] for p in pulled]
+            else:
+                pulled = torch.autograd.grad(edges, leaves, rows, is_grads_batched=True, **options)
+            totals.append(sum(row_squares(wide(p)).double() for p in pulled if p is not None))
+        return torch.cat(totals)
 
 
-def _recall(signature: tuple, params: list[Tensor]) -> list[Rows] | str | None:
-    value, alive = _known.get(signature, (None, ()))
-    # The number id() of a parameter that is gone may have passed to another one.
-    return value if [id(ref()) for ref in alive] == [id(p) for p in params] else None
-
-
-def _remember(signature: tuple, params: list[Tensor], value: list[Rows] | str) -> None:
-    _known[signature] = (value, tuple(map(weakref.ref, params)))
-    while len(_known) > KNOWN_GRAPHS:
-        _known.popitem(last=False)
+def _check_silent(g: Tensor) -> None:
+    if g.any():
+        raise StalePlanError

@@ -11,7 +11,7 @@ import yaml
 from pyengm.attacks import BN_MODES, NORMS, Threat
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
-from pyengm.optim import OPTIMIZERS
+from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, defaults_of, knobs_of
 from pyengm.training.schedule import SCHEDULES
 
 
@@ -73,9 +73,13 @@ class TrainConfig:
     """Batch norm during the training attack: eval, train, or frozen (batch statistics, none updated)."""
 
     optimizer: str = "engm"
-    """Outer optimiser: engm or msgd."""
-    alpha: float = 5.0
-    """Longest gradient that one example may contribute (ENGM)."""
+    """Outer optimiser: msgd, mgnc, sngm, engm, fengm, aengm or nengm."""
+    alpha: float | None = None
+    """Longest gradient that one example may contribute, for nengm in its input (else 5, nengm 0.5, fengm 1)."""
+    tau: int = 50
+    """Steps between two fits of gradient norms to input gradients (aengm)."""
+    max_norm: float = 25.0
+    """Longest gradient of a batch (mgnc)."""
     lr: float | None = None
     """Learning rate at its highest."""
     momentum: float = 0.9
@@ -111,6 +115,11 @@ class TrainConfig:
     """Start from the options in this file, such as the config.yaml of a run."""
 
     def __post_init__(self) -> None:
+        if self.optimizer in CLOSURE_OPTIMIZERS:
+            raise ConfigError(
+                f"optimizer {self.optimizer!r} takes several mini-batches per step from a closure, which the training "
+                f"loop does not give yet; use pyengm.{CLOSURE_OPTIMIZERS[self.optimizer].__name__} in your own loop"
+            )
         for name, value, known in (
             ("method", self.method, METHODS),
             ("optimizer", self.optimizer, OPTIMIZERS),
@@ -131,15 +140,17 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"{name} is {value}; expected a finite number >= 0")
-        if not self.alpha > 0:
-            raise ConfigError(f"alpha is {self.alpha}; expected a number > 0")
+        for name, knob in knobs_of(OPTIMIZERS[self.optimizer]).items():
+            if getattr(self, name, None) is not None:
+                knob.check(getattr(self, name))
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; expected 0 to 2**63 - 1")
 
     def resolve(self) -> "TrainConfig":
         """The same run with every option that was left open filled in from the recipe."""
         recipe = recipe_for(self.data)
-        config = replace(self, **{k: v for k, v in recipe.items() if k in _NAMES and getattr(self, k) is None})
+        defaults = recipe | defaults_of(OPTIMIZERS[self.optimizer])
+        config = replace(self, **{k: v for k, v in defaults.items() if k in _NAMES and getattr(self, k) is None})
         eps = recipe["radii"][config.norm] if config.eps is None else config.eps
         epochs = config.epochs
         return replace(

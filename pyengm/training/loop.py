@@ -57,7 +57,7 @@ def step(config: TrainConfig, parts: Parts, batch: Any, epoch: int) -> dict[str,
     """One batch: attack, per-example losses, the optimiser's weights, the update."""
     outcome = parts.method(parts.model, batch.x, batch.y, Key(config.seed, epoch, batch.index))
     parts.optimizer.zero_grad()
-    used = parts.optimizer.backward(outcome.losses)
+    used = parts.optimizer.backward(outcome.losses, inputs=outcome.x_adv)
     parts.optimizer.step()
     parts.schedule.step()
     return {

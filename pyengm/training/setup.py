@@ -11,7 +11,7 @@ from pyengm.data import Batches, ImageData, load, split_validation
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS, PGDAT, Method
 from pyengm.models import build
-from pyengm.optim import ENGM, OPTIMIZERS, ExampleSGD
+from pyengm.optim import OPTIMIZERS, ExampleSGD, knobs_of
 from pyengm.training.config import TrainConfig
 from pyengm.training.schedule import build_schedule
 
@@ -54,7 +54,9 @@ def set_up(config: TrainConfig) -> Parts:
     optimizer = build_optimizer(config, model)
     batches = Batches(train, config.batch_size, device=device, seed=config.seed, augment=config.augment, shuffle=True)
     schedule = build_schedule(optimizer, config.schedule, config.milestones, config.epochs, len(batches))
-    return Parts(device, batches, held_out, test, model, model_options, build_method(config), optimizer, schedule)
+    method = build_method(config)
+    method.input_gradients = optimizer.needs_inputs
+    return Parts(device, batches, held_out, test, model, model_options, method, optimizer, schedule)
 
 
 def load_split(config: TrainConfig, split: str) -> ImageData:
@@ -95,5 +97,5 @@ def build_method(config: TrainConfig) -> Method:
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> ExampleSGD:
     kind = OPTIMIZERS[config.optimizer]
-    options = {"alpha": config.alpha} if kind is ENGM else {}
+    options = {name: getattr(config, name) for name in knobs_of(kind) if getattr(config, name, None) is not None}
     return kind(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, **options)

@@ -1,0 +1,176 @@
+"""Entropy-SGD: momentum SGD on the local entropy of the loss, which an inner loop estimates."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pyengm.errors import ConfigError
+from pyengm.optim.base import ExampleSGD
+from pyengm.optim.knob import Knob
+from pyengm.optim.langevin import Langevin
+from pyengm.optim.noise import Noise
+
+BUFFER_RULES = ("restore", "average")
+Closure = Callable[[], Tensor | tuple[Tensor, Callable[[], None]]]
+
+
+class EntropySGD(ExampleSGD):
+    """theta <- theta - lr (G after weight decay and momentum), with G = theta - mu; mu is the mean of an inner loop.
+
+    `step(closure)` calls closure L times; each call draws the next mini-batch, attacks it where that is asked for, and
+    returns its per-example losses (n,). The inner loop starts at x' = mu = theta with its momentum at 0. With d the
+    gradient of the mean loss at x' after weight decay and momentum,
+    x' <- x' - inner_lr (d - gamma (theta - x')) + noise sqrt(2 inner_lr) N(0, I),
+    mu <- averaging mu + (1 - averaging) x'.
+
+    momentum, weight_decay, nesterov: of both loops; lr, which schedules change, is the outer loop's alone. L: inner
+    steps; 0 is plain SGD, one closure a step, and so is everything after `switch_to_sgd()`. gamma is scoped:
+    gamma0 (1 + gamma1)^t at outer step t. seed: of the noise, the same in all processes of a run.
+    buffers: batch-norm statistics, such as model.buffers(). Without them, these follow the inner steps as in the
+    authors' code. buffer_rule "average" averages them like mu; "restore" puts the values from before the inner loop
+    back, for callers who estimate them anew (torch.optim.swa_utils.update_bn).
+    as_published: as the authors' Python code, one more closure opens every step; its loss is returned, and its gradient
+    starts the outer momentum. (Their count t stays at 0; gamma1 = 0 gives that.)
+    L, inner_lr, averaging, noise, gamma0, gamma1, t and as_published may be changed at any time; inner_lr, averaging,
+    noise, gamma0 and gamma1 may differ by parameter group. A GradScaler does not fit into closures: train in bfloat16.
+    Raises ConfigError for values out of range. Source: Chaudhari et al. 2017, Alg. 1; adversarial closures: Kanai et
+    al. 2021, Sec. 4.
+    """
+
+    kept = ("normals",)
+    powers: ClassVar[int] = 1
+    L = Knob("a whole number >= 0", lambda value: value >= 0 and value == int(value))
+    t = Knob("a whole number >= 0", lambda value: value >= 0 and value == int(value))
+    as_published = Knob("True or False", lambda value: isinstance(value, bool))
+    inner_lr = Knob("a number > 0", lambda value: 0 < value < float("inf"), joint=False)
+    averaging = Knob("a number >= 0 and < 1", lambda value: 0 <= value < 1, joint=False)
+    noise = Knob("a finite number >= 0", lambda value: 0 <= value < float("inf"), joint=False)
+    gamma0 = Knob("a finite number >= 0", lambda value: 0 <= value < float("inf"), joint=False)
+    gamma1 = Knob("a finite number >= 0", lambda value: 0 <= value < float("inf"), joint=False)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        *,
+        L: int = 20,
+        inner_lr: float = 0.1,
+        averaging: float = 0.75,
+        noise: float = 1e-4,
+        gamma0: float = 0.03,
+        gamma1: float = 0.0,
+        nesterov: bool = True,
+        as_published: bool = False,
+        buffers: Iterable[Tensor] = (),
+        buffer_rule: str = "average",
+        seed: int = 0,
+        **sgd_options: Any,
+    ):
+        super().__init__(params, lr, momentum, weight_decay, nesterov=nesterov, **sgd_options)
+        if any(group["maximize"] for group in self.param_groups):
+            raise ConfigError(
+                f"{type(self).__name__} minimises: the local entropy of a loss to be maximised is another one"
+            )
+        if buffer_rule not in BUFFER_RULES:
+            raise ConfigError(f"buffer_rule is {buffer_rule!r}; known: {', '.join(BUFFER_RULES)}")
+        self._define(L=L, t=0, as_published=as_published, inner_lr=inner_lr, averaging=averaging, noise=noise)
+        self._define(gamma0=gamma0, gamma1=gamma1)
+        self.buffers, self.buffer_rule = list(buffers), buffer_rule
+        self.normals = Noise(seed)
+
+    def switch_to_sgd(self) -> None:
+        """From now on every step is one of SGD; its momentum starts anew, for gradients of another size."""
+        self.L = 0
+        for state in self.state.values():
+            state.pop("momentum_buffer", None)
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor:
+        """One outer step from L mini-batches; returns their mean loss, detached.
+
+        closure() returns the losses (n,) of a new mini-batch with their graph, and leaves the parameters as they are;
+        or it returns (losses, restore), where restore() takes back what it did to the parameters, such as a weight
+        perturbation (AWP), and is called right after the backward pass.
+        Where it raises, the parameters and the given buffers are put back to where they were before the step.
+        """
+        if closure is None:
+            raise RuntimeError(
+                f"{type(self).__name__} draws its own mini-batches: call step(closure), "
+                "where closure() returns the per-example losses of the next one"
+            )
+        if self.L == 0:
+            loss = self._descend(closure)
+        else:
+            opening = self._open(closure) if self.as_published else None
+            inner = self._inner_loop(closure)
+            loss = inner if opening is None else opening
+        self._torch_step()
+        self.t += 1
+        return loss
+
+    def _descend(self, closure: Closure) -> Tensor:
+        """The gradient of the next mini-batch to .grad; returns its mean loss."""
+        self.zero_grad()
+        with torch.enable_grad():
+            drawn = closure()
+            losses, restore = drawn if isinstance(drawn, tuple) else (drawn, lambda: None)
+            try:
+                self.backward(losses)
+            finally:
+                restore()
+        return losses.detach().mean()
+
+    def _open(self, closure: Closure) -> Tensor:
+        loss = self._descend(closure)
+        for p in self._parameters():
+            if p.grad is not None and "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = p.grad.clone()
+        return loss
+
+    def _inner_loop(self, closure: Closure) -> Tensor:
+        """Leaves theta - mu in .grad, and the parameters at theta; returns the mean loss on the way."""
+        loops = [Langevin(group, self._gamma(group), self.powers) for group in self.param_groups]
+        before = [buffer.clone() for buffer in self.buffers]
+        averages = [buffer.clone() for buffer in self.buffers]
+        losses = []
+        try:
+            for _ in range(self.L):
+                losses.append(self._descend(closure))
+                for loop in loops:
+                    loop.step(self.normals.like(loop.params) if loop.group["noise"] and loop.params else None)
+                self._average(averages)
+        except BaseException:
+            self._set_buffers(before)
+            raise
+        finally:
+            for loop in loops:
+                loop.go_back()
+        self._set_buffers(averages if self.buffer_rule == "average" else before)
+        for loop in loops:
+            for p, gradient in zip(loop.params, self._outer_gradient(loop), strict=True):
+                p.grad = gradient
+        return torch.stack(losses).mean()
+
+    def _gamma(self, group: dict[str, Any]) -> float:
+        return group["gamma0"] * (1 + group["gamma1"]) ** self.t
+
+    def _outer_gradient(self, loop: Langevin) -> list[Tensor]:
+        return torch._foreach_neg(loop.averages[0])
+
+    def _average(self, averages: list[Tensor]) -> None:
+        for average, buffer in zip(averages, self.buffers, strict=True):
+            if buffer.is_floating_point():
+                average.lerp_(buffer, 1 - self.averaging)
+            else:  # a count
+                average.copy_(buffer)
+
+    def _set_buffers(self, values: list[Tensor]) -> None:
+        for buffer, value in zip(self.buffers, values, strict=True):
+            buffer.copy_(value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"buffers": self.buffers, "buffer_rule": self.buffer_rule}

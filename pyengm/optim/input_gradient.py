@@ -1,0 +1,54 @@
+"""For optimisers that weigh the examples by the norms of their input gradients."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pyengm.errors import NonFiniteError
+from pyengm.optim.base import Call, ExampleSGD
+from pyengm.pergrad import Estimator, ExampleWeights, check_losses, weighted_backward
+from pyengm.pergrad.backward import Weigh
+
+
+class InputGradientSGD(ExampleSGD):
+    """Input gradients come from the backward pass of the losses, or from the caller, who has them from the attack."""
+
+    needs_inputs = True
+
+    def _weighted(self, call: Call, weigh: Weigh, estimator: Estimator | None) -> ExampleWeights:
+        """weigh(norms, input_norms) gives the weights; norms are None without an estimator."""
+        options = {"scaler": call.scaler, "accumulate": call.accumulate}
+        if call.input_gradient is None:
+            if call.inputs is None:
+                raise ValueError(
+                    f"{type(self).__name__} weighs examples by their input gradients; call x_adv.requires_grad_() "
+                    "before the model, and then backward(losses, inputs=x_adv)"
+                )
+            return weighted_backward(call.losses, call.params, weigh, estimator, inputs=call.inputs, **options)
+        given = _given_norms(call.losses, call.input_gradient)
+        if estimator is None:
+            return _fill_weighted(call, weigh(None, given), given)
+        used = weighted_backward(call.losses, call.params, lambda norms, _: weigh(norms, given), estimator, **options)
+        return replace(used, input_norms=given)
+
+
+def _given_norms(losses: Tensor, gradient: Tensor) -> Tensor:
+    """(n,) norms of the rows of the gradient."""
+    check_losses(losses)
+    if len(gradient) != len(losses):
+        expected = f"an input_gradient of shape ({len(losses)}, ...), one row per loss"
+        raise ValueError(f"expected {expected}, got {tuple(gradient.shape)}")
+    norms = torch.linalg.vector_norm(gradient.detach().flatten(1), dim=1, dtype=torch.float64)
+    if not norms.isfinite().all():
+        bad = (~norms.isfinite()).nonzero().flatten().tolist()
+        raise NonFiniteError(f"the given input gradients of examples {bad} of the batch are nan or infinite")
+    return norms.to(torch.promote_types(losses.dtype, torch.float32))
+
+
+def _fill_weighted(call: Call, weights: Tensor, input_norms: Tensor) -> ExampleWeights:
+    """One ordinary backward pass: the weights are known before it."""
+    factors = weights / (len(weights) * call.accumulate)
+    factors = factors if call.scaler is None else call.scaler.scale(factors)
+    torch.autograd.backward(call.losses, factors.to(call.losses.dtype), inputs=call.params)
+    return ExampleWeights(None, weights, input_norms)

@@ -1,0 +1,36 @@
+"""MGNC: momentum SGD with the norm of the batch's gradient clipped."""
+
+from typing import Any
+
+import torch
+
+from pyengm.optim.knob import Knob
+from pyengm.optim.total_norm import TotalNormSGD
+
+
+class MGNC(TotalNormSGD):
+    """v <- momentum v + min(1, max_norm / ||g||) g with g = (1/n) sum_i g_i; theta <- theta - lr v.
+
+    The norm is over all parameters of all groups jointly; weight decay is added after the clipping.
+    max_norm > 0; infinity never clips. The other arguments are those of torch.optim.SGD.
+    Raises ConfigError for max_norm <= 0. Source: Dabouei et al. 2022, Sec. 3.1 (MSGD+GNC).
+    """
+
+    max_norm = Knob("a number > 0 (infinity switches the clipping off)", lambda value: value > 0)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        *,
+        max_norm: float = 25.0,
+        **sgd_options: Any,
+    ):
+        super().__init__(params, lr, momentum, weight_decay, **sgd_options)
+        self._define(max_norm=max_norm)
+
+    def _prepare(self) -> None:
+        params = [p for group in self.param_groups for p in group["params"]]
+        self._total_norm = torch.nn.utils.clip_grad_norm_(params, self.max_norm)

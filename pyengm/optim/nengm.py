@@ -1,0 +1,42 @@
+"""N-ENGM: ENGM with input gradients in place of gradients."""
+
+import math
+from typing import Any
+
+from pyengm.ops import clip_weights
+from pyengm.optim.base import Call
+from pyengm.optim.input_gradient import InputGradientSGD
+from pyengm.optim.knob import Knob
+from pyengm.pergrad import ExampleWeights
+
+
+class NENGM(InputGradientSGD):
+    """v <- momentum v + (1/n) sum_i min(alpha / ||dL_i/dx_i||, 1) g_i; theta <- theta - lr v.
+
+    `backward(losses, inputs=x_adv)` takes the input gradients from the backward pass of the losses;
+    `backward(losses, input_gradient=g)` computes none. No gradient norms are computed in either.
+    Under batch norm in training mode dL_i/dx_i holds the terms of the other examples' losses too.
+    alpha > 0: 0.5 for ResNet-18 on CIFAR-10; infinity gives momentum SGD exactly, at its price.
+    The other arguments are those of torch.optim.SGD; weight decay is added outside the weighted sum.
+    Raises ConfigError for alpha <= 0. Source: Dabouei et al. 2022, Sec. 2.5, with min in place of the max in Eq. 7.
+    """
+
+    alpha = Knob("a number > 0 (infinity switches the weights off)", lambda value: value > 0)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        *,
+        alpha: float = 0.5,
+        **sgd_options: Any,
+    ):
+        super().__init__(params, lr, momentum, weight_decay, **sgd_options)
+        self._define(alpha=alpha)
+
+    def _fill(self, call: Call) -> ExampleWeights | None:
+        if math.isinf(self.alpha):
+            return super()._fill(call)
+        return self._weighted(call, lambda _, input_norms: clip_weights(input_norms, self.alpha), None)

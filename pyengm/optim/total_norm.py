@@ -1,0 +1,25 @@
+"""For optimisers that change the length of the whole gradient right before the update."""
+
+from typing import Any
+
+from torch import Tensor
+
+from pyengm.optim.base import ExampleSGD
+
+
+class TotalNormSGD(ExampleSGD):
+    """Keeps the length that a step found, for `statistics`; a GradScaler's scale is gone before it is measured."""
+
+    _total_norm: Tensor | None = None
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._step_supports_amp_scaling = False  # else a fused update gets scaled gradients, after our look at them
+
+    def statistics(self) -> dict[str, float]:
+        """As of every optimiser, and "total_norm": the length of the last step's gradient before it was changed."""
+        own = {} if self._total_norm is None else {"total_norm": self._total_norm.item()}
+        return super().statistics() | own
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]

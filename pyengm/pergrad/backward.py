@@ -1,0 +1,127 @@
+"""The gradient of reweighted losses, whose weights come from per-example gradient norms."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyengm.errors import NonFiniteError, UnservedError
+from pyengm.ops import clip_weights
+from pyengm.pergrad.check import check_losses
+from pyengm.pergrad.graph import walk
+from pyengm.pergrad.norms import Estimator
+from pyengm.pergrad.passes import DDP_SINK, idle_sinks
+from pyengm.pergrad.walk import Walk, start
+
+# weigh(norms, input_norms) -> weights, (n,) each and detached; norms that were not asked for are None
+Weigh = Callable[[Tensor | None, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class ExampleWeights:
+    """What a step did to each example: norms of its gradients in the parameters and in the inputs, where these were
+    computed, and its weight; (n,) each, detached."""
+
+    norms: Tensor | None
+    weights: Tensor
+    input_norms: Tensor | None = None
+
+
+def clipped_backward(losses: Tensor, params: Iterable[Tensor], alpha: float, *, norms: str = "auto") -> ExampleWeights:
+    """Adds (1/n) sum_i min(alpha / ||g_i||, 1) g_i to .grad of the parameters: example clipping under any optimiser.
+
+    losses: (n,), one per example, with their graph, which is freed; g_i is the gradient of loss i over all params
+    jointly. alpha: the longest gradient an example may contribute, > 0. norms: as for `per_example_grad_norms`.
+    Raises what `per_example_grad_norms` raises, and NonFiniteError where a norm is not finite.
+    Source: Dabouei et al. 2022, Eq. 5.
+    """
+    return weighted_backward(losses, params, lambda lengths, _: clip_weights(lengths, alpha), Estimator(norms))
+
+
+def weighted_backward(
+    losses: Tensor,
+    params: Iterable[Tensor],
+    weigh: Weigh,
+    estimator: Estimator | None,
+    *,
+    inputs: Tensor | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    accumulate: int = 1,
+) -> ExampleWeights:
+    """Adds (1 / (n accumulate)) sum_i w_i g_i to .grad of the parameters, w = weigh(norms, input_norms) held constant.
+
+    One backward pass where examples do not couple: it gives the norms, and what it kept gives the gradient. Elsewhere
+    a second backward pass, of the weighted losses, gives the gradient.
+    losses: (n,) with their graph, which is freed. estimator: how norms are found; None computes none.
+    inputs: (n, ...), a tensor that the losses depend on; norms of the gradient of sum_i L_i in it come from the same
+    backward pass. scaler: its scale is put on the gradients, as by `scaler.scale(loss).backward()`, and a norm that is
+    not finite makes all of them nan, so that it skips the step and backs off; without one it raises NonFiniteError.
+    Raises what `per_example_grad_norms` raises, and ValueError for inputs of another length or outside the graph.
+    """
+    check_losses(losses)
+    params = [p for p in params if p.requires_grad]
+    if inputs is not None and (not inputs.requires_grad or len(inputs) != len(losses)):
+        raise ValueError(
+            f"expected inputs of shape ({len(losses)}, ...) that require grad, got {tuple(inputs.shape)}; "
+            "call x_adv.requires_grad_() before the forward pass"
+        )
+    scale = (
+        torch.ones((), device=losses.device) if scaler is None else scaler.scale(torch.ones((), device=losses.device))
+    )
+    losses = losses if scaler is None else scaler.scale(losses)
+    found = _start(losses, params, estimator)
+    kept, norms, input_gradient = None, None, None
+    if found is not None and _one_pass(found):
+        if estimator is None:
+            kept, input_gradient = found.gradients(inputs)
+        else:
+            kept = {}
+            total, input_gradient = found.squares(inputs=inputs, kept=kept)
+            norms = total.sum(0).sqrt()
+    else:
+        if estimator is not None:
+            norms = estimator.norms(losses, params, found)
+        if inputs is not None:
+            with idle_sinks(walk(losses).nodes):
+                ones = torch.ones_like(losses)
+                (input_gradient,) = torch.autograd.grad(losses, inputs, ones, retain_graph=True, allow_unused=True)
+    dtype = torch.promote_types(losses.dtype, torch.float32)
+    norms = None if norms is None else (norms / scale).to(dtype)
+    input_norms = None if inputs is None else (_input_norms(input_gradient) / scale).to(dtype)
+    finite = torch.ones_like(losses, dtype=torch.bool)
+    for found_norms in (norms, input_norms):
+        if found_norms is not None:
+            finite &= found_norms.isfinite()
+    if scaler is None and not finite.all():
+        bad = (~finite).nonzero().flatten().tolist()
+        raise NonFiniteError(f"the gradient norms of examples {bad} of the batch are nan or infinite")
+    weights = weigh(norms, input_norms)
+    factors = weights / (len(weights) * accumulate)
+    if scaler is not None:
+        factors = torch.where(finite.all(), factors, torch.nan)
+    if kept is not None:
+        found.deliver(kept, factors)
+    else:
+        torch.autograd.backward(losses, factors.to(losses.dtype), inputs=params)
+    return ExampleWeights(norms, weights, input_norms)
+
+
+def _start(losses: Tensor, params: list[Tensor], estimator: Estimator | None) -> Walk | None:
+    if estimator is not None:
+        return estimator.start(losses, params)
+    try:  # without norms two plain passes serve every model
+        return start(losses, params)
+    except UnservedError:
+        return None
+
+
+def _input_norms(gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        raise ValueError("the losses do not depend on inputs; give the tensor that went into the model")
+    return torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64)
+
+
+def _one_pass(found: Walk) -> bool:
+    """Where examples do not couple, and no reducer waits for the losses' own pass."""
+    return not found.frozen and all(node.name() != DDP_SINK for node in found.graph.nodes)

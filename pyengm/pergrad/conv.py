@@ -1,0 +1,168 @@
+"""Per-example gradients of convolution weights, in the cheapest exact form for their shape."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyengm.ops import conv_direct_sqnorm, conv_gradients, conv_gram_sqnorm
+from pyengm.pergrad.gradients import CHUNK_ELEMENTS, Dense, Gradient, Outer, row_squares
+
+KEEP = 1.5  # gradients of up to this many times the numbers of the operands are kept, not computed anew
+GRAM_PRODUCT = 1.2  # cost of a product of the Gram form, in products of the direct form; measured on AVX-512
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The arguments of a convolution; a transposed one swaps the roles of input and output gradient."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+
+class Flat(NamedTuple):
+    """Arguments of the kernels: a convolution of two dimensions, one picture and one group a row."""
+
+    x: Tensor  # (n groups, C, H, W)
+    g: Tensor  # (n groups, O, Ho, Wo)
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+    def gram_is_cheaper(self) -> bool:
+        """Pairs of pixels times channels, against pixels times the weight; strides split x into phases."""
+        _, c, *size = self.x.shape
+        _, o, *out = self.g.shape
+        phases = math.prod(min(s, k) for s, k in zip(self.stride, self.kernel, strict=True))
+        pixels = math.prod(math.ceil((i + 2 * p) / s) for i, p, s in zip(size, self.padding, self.stride, strict=True))
+        t = math.prod(out)
+        return GRAM_PRODUCT * (phases * pixels**2 * c + t**2 * o) / 2 < math.prod(self.kernel) * c * o * t
+
+
+class Conv(Gradient):
+    """x (n, U, C, *positions in), g (n, U, O, *positions out): U pictures of each example."""
+
+    def __init__(self, x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry):
+        self.n, self.shape = len(x), weight.shape
+        self.x, self.g, self.weight, self.geometry = x, g, weight, geometry
+        self.kept: Dense | None = None
+
+    def squares(self, keep: bool = False) -> Tensor:
+        keep = keep and self.n * self.shape.numel() <= KEEP * (self.x.numel() + self.g.numel())
+        flat = self._flat() if self.x.device.type == "cpu" else None
+        if flat is not None and not keep:
+            squares = (conv_gram_sqnorm if flat.gram_is_cheaper() else conv_direct_sqnorm)(*flat)
+            return squares.view(self.n, -1).sum(1)
+        if keep:
+            self.kept = Dense(self.dense(slice(None)))
+            self.x = self.g = self.x.new_empty(0)
+            return self.kept.squares()
+        if flat is None and self._flat() is not None:
+            squares = torch.cat([part.squares() for part in self._unfolded()])
+            return squares.view(self.n, -1).sum(1)
+        return torch.cat([row_squares(self.dense(slice(i, i + 1))) for i in range(self.n)])
+
+    def dense(self, examples: slice) -> Tensor:
+        if self.kept is not None:
+            return self.kept.dense(examples)
+        part = Conv(self.x[examples], self.g[examples], self.weight, self.geometry)
+        flat = part._flat()
+        if flat is not None and self.x.device.type == "cpu":
+            return conv_gradients(*flat)[1].view(-1, *self.shape)
+        if flat is not None:
+            return torch.cat([piece.dense(slice(None)) for piece in part._unfolded()]).view(-1, *self.shape)
+        pairs = zip(part.g, part.x, strict=True)  # torch's kernel knows every geometry, but sums over its batch
+        return torch.stack([self._weight_gradient(g, x) for g, x in pairs])
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        if self.kept is not None:
+            return self.kept.weighted(weights)
+        w = weights.to(self.x).view(-1, *[1] * (self.x.dim() - 1))
+        x, g = (self.x * w, self.g) if self.x.numel() < self.g.numel() else (self.x, self.g * w)
+        return self._weight_gradient(g.flatten(0, 1), x.flatten(0, 1))
+
+    @classmethod
+    def joined(cls, uses: Sequence["Conv"]) -> "Conv | None":
+        first = uses[0]
+        if any((use.geometry, use.x.shape[2:]) != (first.geometry, first.x.shape[2:]) for use in uses):
+            return None
+        return cls(*(torch.cat([getattr(use, name) for use in uses], 1) for name in "xg"), first.weight, first.geometry)
+
+    def one_by_one(self) -> bool:
+        """Whether single examples' gradients are cheaper than what `row_dots` takes."""
+        flat = self._flat()
+        return flat is None or not flat.gram_is_cheaper()
+
+    def row_dots(self, rows: Tensor) -> Tensor:
+        """<g_ic, rows_c> for rows (O or 1, I): the part of each example's gradient along a given weight; (n, O)."""
+        k, x, g = self.geometry, self.x.flatten(0, 1), self.g
+        rows = rows.reshape(len(rows), *self.shape[1:])
+        y = torch.ops.aten.convolution(
+            x, rows, None, k.stride, k.padding, k.dilation, False, k.output_padding, k.groups
+        )
+        return torch.linalg.vecdot(g.flatten(3), y.view(*g.shape[:2], -1, *g.shape[3:]).flatten(3)).sum(1)
+
+    def mean_row(self) -> Tensor:
+        """The mean patch, (1, I), or (O, I) for groups: that of the mean picture."""
+        x, groups = self.x.mean((0, 1))[None], self.geometry.groups
+        positions = self.g.shape[3:]
+        g = x.new_full((1, groups, *positions), 1 / positions.numel())
+        rows = self._weight_gradient(g, x, self.weight[:groups]).flatten(1)
+        return rows.repeat_interleave(self.shape[0] // groups, 0) if groups > 1 else rows
+
+    def mean_rows(self, xhat: Tensor) -> Tensor:
+        """The mean of patch times xhat_c, (O, I), for xhat (n U, O, *positions out)."""
+        return self._weight_gradient(xhat, self.x.flatten(0, 1)).flatten(1) / (xhat.numel() / xhat.shape[1])
+
+    def _weight_gradient(self, g: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Summed over the batch, by torch."""
+        k, weight = self.geometry, self.weight if weight is None else weight
+        return torch.ops.aten.convolution_backward(
+            g, x, weight.to(x.dtype), None, k.stride, k.padding, k.dilation, k.transposed, k.output_padding,
+            k.groups, (False, True, False),
+        )[1]  # fmt: skip
+
+    def _flat(self) -> Flat | None:
+        """As one picture a row, for convolutions of one and two dimensions."""
+        k = self.geometry
+        x, g = (self.g, self.x) if k.transposed else (self.x, self.g)
+        window = [self.shape[2:], k.stride, k.padding, k.dilation]
+        if len(self.shape) == 3:  # a picture of height one
+            x, g = x.unsqueeze(3), g.unsqueeze(3)
+            window = [(fill, *pair) for fill, pair in zip((1, 1, 0, 1), window, strict=True)]
+        elif len(self.shape) != 4:
+            return None
+        if x.shape[1] > 1:
+            x, g = _stacked(x, g, window[1][0], window[2][0])
+        x, g = (t.squeeze(1).unflatten(1, (k.groups, -1)).flatten(0, 1) for t in (x, g))
+        return Flat(x, g, *window)
+
+    def _unfolded(self) -> Iterator[Outer]:
+        """As matrix products over unfolded pictures, a block of them at a time; elsewhere than on the CPU."""
+        flat = self._flat()
+        step = max(1, CHUNK_ELEMENTS // (math.prod(flat.kernel) * flat.x.shape[1] * flat.g.shape[2:].numel()))
+        for x, g in zip(flat.x.split(step), flat.g.split(step), strict=True):
+            patches = F.unfold(x, flat.kernel, flat.dilation, flat.padding, flat.stride)  # (m, I, T)
+            shape = torch.Size((g.shape[1], patches.shape[1]))
+            yield Outer(g.flatten(2).mT[:, None], patches.mT[:, None], shape)  # (m, O, I)
+
+
+def _stacked(x: Tensor, g: Tensor, stride: int, padding: int) -> tuple[Tensor, Tensor]:
+    """U pictures of an example below each other as one, so far apart that no window sees two of them."""
+    used, height = x.shape[1], x.shape[3]
+    apart = math.ceil((height + padding) / stride) * stride
+    last = (used - 1) * apart + height
+    x = F.pad(x, (0, 0, 0, apart - height)).transpose(1, 2).flatten(2, 3)[:, :, :last]
+    rows = apart // stride
+    last = (used - 1) * rows + g.shape[3]
+    g = F.pad(g, (0, 0, 0, rows - g.shape[3])).transpose(1, 2).flatten(2, 3)[:, :, :last]
+    return x.unsqueeze(1), g.unsqueeze(1)

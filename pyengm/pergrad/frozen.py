@@ -1,0 +1,76 @@
+"""Batch norms in training mode with the batch's statistics held constant, so that examples do not couple."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pyengm.pergrad.graph import Graph, Node
+from pyengm.pergrad.rules import channel_sums, saved, wide
+
+NAMES = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
+LAYERS = {"AddmmBackward0", "ConvolutionBackward0", "MmBackward0"}
+
+
+@dataclass(frozen=True)
+class FrozenNorm:
+    """A batch norm whose statistics are those of the batch; its input is (N, C, *)."""
+
+    place: int
+    node: Node
+
+    def scale(self) -> Tensor:
+        """gamma / sigma, (C,)."""
+        rstd, weight = wide(saved(self.node, "result2")), saved(self.node, "weight")
+        return rstd if weight is None else rstd * wide(weight)
+
+    def deviation(self) -> Tensor:
+        """sigma, (C,)."""
+        return 1 / wide(saved(self.node, "result2"))
+
+    def input_gradient(self, g: Tensor) -> Tensor:
+        """The gradient of the input under constant statistics."""
+        return g * _along_channels(self.scale(), g)
+
+    def normalized(self) -> Tensor:
+        """xhat, (N, C, *)."""
+        x, mean, rstd = (wide(saved(self.node, name)) for name in ("input", "result1", "result2"))
+        return (x - _along_channels(mean, x)).mul_(_along_channels(rstd, x))
+
+    def sums(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Per picture and channel S1 = sum_t g_t and S2 = sum_t g_t xhat_t, g the gradient of the input, from g of the
+        output: (N, C) each. What a picture adds to the derivatives of the batch's mean and variance."""
+        x, mean, rstd = (wide(saved(self.node, name)) for name in ("input", "result1", "result2"))
+        total, dot = channel_sums(g, x)
+        scale = self.scale()
+        return total * scale, (dot - total * mean) * (rstd * scale)
+
+
+def _along_channels(t: Tensor, like: Tensor) -> Tensor:
+    return t.view(1, -1, *[1] * (like.dim() - 2))
+
+
+def frozen_norms(graph: Graph) -> list[FrozenNorm]:
+    """The batch norms that couple examples; one picture of n C channels is an instance norm and couples none."""
+    return [
+        FrozenNorm(place, node)
+        for place, node in enumerate(graph.nodes)
+        if node.name() in NAMES and getattr(node, "_saved_training", True) and graph.shape(place)[0] != 1
+    ]
+
+
+def feeders(graph: Graph, frozen: list[FrozenNorm]) -> dict[int, list[FrozenNorm]]:
+    """For each layer the batch norms that its output reaches through additions alone, once for every path."""
+    found: dict[int, list[FrozenNorm]] = {}
+    for norm in frozen:
+        shape = graph.shape(norm.place)
+        stack = [graph.children[norm.place][0]]
+        while stack:
+            child = stack.pop()
+            if child is None or graph.shape(child[0], child[1]) != shape:
+                continue
+            node = graph.nodes[child[0]]
+            if node.name() in LAYERS and not getattr(node, "_saved_transposed", False):
+                found.setdefault(child[0], []).append(norm)
+            elif node.name() == "AddBackward0" and saved(node, "alpha") == 1:
+                stack += graph.children[child[0]]
+    return found

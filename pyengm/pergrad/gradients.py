@@ -1,0 +1,193 @@
+"""Per-example gradients of one weight, in the form that a rule finds them: stored, or as factors never multiplied out.
+
+Each form gives squared norms, single examples' gradients and weighted sums over the examples. Shapes: n examples,
+T positions, I inputs, O outputs, B independent products (groups, heads). Operands are float32 or float64.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SMALL = 4096  # numbers of a weight that is served together with others
+CHUNK_ELEMENTS = 2**24  # of products or gradients held at a time: 64 MiB in float32
+
+
+class Gradient(ABC):
+    """Gradients of n examples with respect to one weight of a given shape."""
+
+    n: int
+    shape: torch.Size
+
+    def squares(self, keep: bool = False) -> Tensor:
+        """||g_i||^2, (n,). keep: gradients that come out on the way may be stored for `weighted`, operands dropped."""
+        step = max(1, CHUNK_ELEMENTS // self.shape.numel())
+        return torch.cat([row_squares(self.dense(slice(k, k + step))) for k in range(0, self.n, step)])
+
+    def settle(self) -> None:  # noqa: B027  (most need nothing)
+        """Takes what it needs of the graph, before that is freed."""
+
+    @abstractmethod
+    def dense(self, examples: slice) -> Tensor:
+        """The gradients of these examples, (m, *shape)."""
+
+    @abstractmethod
+    def weighted(self, weights: Tensor) -> Tensor:
+        """sum_i weights_i g_i, of the weight's shape; weights (n,)."""
+
+    @classmethod
+    def joined(cls, uses: Sequence["Gradient"]) -> "Gradient | None":
+        """One gradient for the sum over several uses of the weight, or None where the form does not allow it."""
+        return None
+
+
+def join(uses: Sequence[Gradient]) -> Gradient:
+    """The gradients of a weight that is used several times: sums over the uses, cross terms included."""
+    if len(uses) == 1:
+        return uses[0]
+    kind = type(uses[0])
+    one = kind.joined(uses) if all(type(use) is kind for use in uses) else None
+    return one if one is not None else Sum(uses)
+
+
+class Sum(Gradient):
+    """Uses of different forms."""
+
+    def __init__(self, uses: Sequence[Gradient]):
+        self.n, self.shape, self.uses = uses[0].n, uses[0].shape, uses
+
+    def dense(self, examples: slice) -> Tensor:
+        return torch.stack([use.dense(examples) for use in self.uses]).sum(0)
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        return torch.stack([use.weighted(weights) for use in self.uses]).sum(0)
+
+
+class Dense(Gradient):
+    """values: (n, *shape)."""
+
+    def __init__(self, values: Tensor, shape: torch.Size | None = None):
+        self.n, self.shape = len(values), torch.Size(values.shape[1:] if shape is None else shape)
+        self.values = values.reshape(self.n, *self.shape)
+
+    def squares(self, keep: bool = False) -> Tensor:
+        return row_squares(self.values)
+
+    def dense(self, examples: slice) -> Tensor:
+        return self.values[examples]
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        return (weights.to(self.values) @ self.values.reshape(self.n, -1)).view(self.shape)
+
+    @classmethod
+    def joined(cls, uses: Sequence["Dense"]) -> "Dense":
+        return cls(torch.stack([use.values for use in uses]).sum(0))
+
+
+class Together:
+    """Gradients of many small weights (biases, norm layers): one product for all of them where each would take one."""
+
+    def __init__(self, gradients: dict[int, Dense]):
+        self.gradients = gradients
+        self._values = torch.cat([g.values.reshape(g.n, -1) for g in gradients.values()], 1)  # (n, P)
+        self._lengths = [g.shape.numel() for g in gradients.values()]
+
+    @staticmethod
+    def takes(gradient: Gradient) -> bool:
+        return isinstance(gradient, Dense) and gradient.shape.numel() <= SMALL
+
+    def squares(self) -> Tensor:
+        """(weights, n) float64."""
+        lengths = torch.tensor(self._lengths, device=self._values.device)
+        return torch.segment_reduce(self._values.double().square().mT.contiguous(), "sum", lengths=lengths)
+
+    def weighted(self, weights: Tensor) -> dict[int, Tensor]:
+        """sum_i weights_i g_i by number of the weight."""
+        parts = (weights.to(self._values) @ self._values).split(self._lengths)
+        return {k: part.view(g.shape) for (k, g), part in zip(self.gradients.items(), parts, strict=True)}
+
+
+class Outer(Gradient):
+    """sum_t a_t^T g_t for a (n, B, T, I) and g (n, B, T, O); B I O numbers in the shape of the weight."""
+
+    def __init__(self, a: Tensor, g: Tensor, shape: torch.Size):
+        self.n, self.shape, self.a, self.g = len(a), shape, a, g
+
+    def squares(self, keep: bool = False) -> Tensor:
+        n, b, t, i = self.a.shape
+        o = self.g.shape[3]
+        if t == 1:
+            return (row_squares(self.a.flatten(0, 1)) * row_squares(self.g.flatten(0, 1))).view(n, b).sum(1)
+        if t * (i + o) >= i * o:  # T T (I + O) products for the Gram form, T I O for the gradient itself
+            return super().squares()
+        step = max(1, CHUNK_ELEMENTS // (b * t * t))
+        parts = []
+        for a, g in zip(self.a.split(step), self.g.split(step), strict=True):
+            parts.append(torch.linalg.vecdot((a @ a.mT).flatten(1), (g @ g.mT).flatten(1)))
+        return torch.cat(parts)
+
+    def dense(self, examples: slice) -> Tensor:
+        return (self.a[examples].mT @ self.g[examples]).reshape(-1, *self.shape)
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        a, g, w = self.a, self.g, weights.to(self.a).view(-1, 1, 1, 1)
+        a, g = (a * w, g) if a.numel() < g.numel() else (a, g * w)
+        a, g = (t.transpose(0, 1).flatten(1, 2) for t in (a, g))  # (B, n T, ...)
+        return (a.mT @ g).reshape(self.shape)
+
+    def one_by_one(self) -> bool:
+        """Whether single examples' gradients are cheaper than what `row_dots` takes: never, it is a small product."""
+        return False
+
+    def row_dots(self, rows: Tensor) -> Tensor:
+        """<g_io, rows_o> for rows (O or 1, I), the part of each example's gradient along a given weight; (n, O)."""
+        return (self.g[:, 0] * (self.a[:, 0] @ rows.mT)).sum(1)
+
+    def mean_row(self) -> Tensor:
+        """The mean of a, (1, I)."""
+        return self.a.mean((0, 1, 2))[None]
+
+    def mean_rows(self, xhat: Tensor) -> Tensor:
+        """The mean of a times xhat_o, (O, I), for xhat (n T, O)."""
+        return xhat.mT @ self.a[:, 0].flatten(0, 1) / len(xhat)
+
+    @classmethod
+    def joined(cls, uses: Sequence["Outer"]) -> "Outer":
+        return cls(torch.cat([use.a for use in uses], 2), torch.cat([use.g for use in uses], 2), uses[0].shape)
+
+
+class Lookup(Gradient):
+    """Rows of a table (V, D): row index_t gets g_t, for index (n, T) and g (n, T, D)."""
+
+    def __init__(self, index: Tensor, g: Tensor, shape: torch.Size):
+        self.n, self.shape, self.index, self.g = len(index), shape, index, g
+
+    def squares(self, keep: bool = False) -> Tensor:
+        t = self.index.shape[1]
+        step = max(1, CHUNK_ELEMENTS // (t * t))
+        parts = []
+        for index, g in zip(self.index.split(step), self.g.split(step), strict=True):
+            same = index[:, :, None] == index[:, None, :]
+            parts.append(torch.where(same, g @ g.mT, 0).sum((1, 2)))
+        return torch.cat(parts)
+
+    def dense(self, examples: slice) -> Tensor:
+        index, g = self.index[examples], self.g[examples]
+        index = index + self.shape[0] * torch.arange(len(index), device=index.device)[:, None]
+        rows = g.new_zeros(len(g) * self.shape[0], self.shape[1])
+        return rows.index_add_(0, index.flatten(), g.flatten(0, 1)).view(-1, *self.shape)
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        g = self.g * weights.to(self.g).view(-1, 1, 1)
+        return self.g.new_zeros(self.shape).index_add_(0, self.index.flatten(), g.flatten(0, 1))
+
+    @classmethod
+    def joined(cls, uses: Sequence["Lookup"]) -> "Lookup":
+        return cls(torch.cat([use.index for use in uses], 1), torch.cat([use.g for use in uses], 1), uses[0].shape)
+
+
+def row_squares(t: Tensor) -> Tensor:
+    """(n, ...) -> squared norms (n,)."""
+    rows = t.reshape(len(t), -1)
+    return torch.linalg.vecdot(rows, rows)

@@ -1,0 +1,49 @@
+"""Trust but verify: norms of a new structure of graph against exact derivatives."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from pyengm.pergrad.graph import Graph
+from pyengm.pergrad.oracle import exact_squares
+from pyengm.pergrad.plan import Plan
+
+TOLERANCE = 1e-3  # relative, in float32 and float64
+HALF_TOLERANCE = 3e-2  # 16-bit passes round to 8 bits
+
+
+def verify(losses: Tensor, params: Sequence[Tensor], graph: Graph, plan: Plan, squares: Tensor, way_out: str) -> None:
+    """Compares the squared norms (groups, n) of two examples, that of the largest and that of the median norm.
+
+    Raises RuntimeError that names the parameters whose norms differ and the nodes that use them.
+    """
+    norms = squares.sum(0).sqrt()
+    if not norms.isfinite().all():
+        return
+    chosen = norms.argsort(descending=True)[[0, len(norms) // 2]]
+    absent = [k for k in range(len(params)) if not any(k in group.leaves for group in plan.groups)]
+    leaves = [*(group.leaves for group in plan.groups), absent]
+    exact = exact_squares(losses, [[params[k] for k in group] for group in leaves], chosen.tolist()).sqrt()
+    ours = torch.cat([squares, torch.zeros_like(norms)[None]])[:, chosen].sqrt()
+    outputs = (output for node in graph.nodes for output in getattr(node, "_input_metadata", ()))
+    half = any(output.dtype in (torch.float16, torch.bfloat16) for output in outputs)
+    length = exact.norm(dim=0)
+    allowed = (HALF_TOLERANCE if half else TOLERANCE) * (exact + length / 10)  # rounding shows in small groups
+    wrong = ((ours - exact).abs() > allowed + 1e-9).any(1)
+    if wrong.any():
+        where = [
+            f"parameters {[(k, tuple(params[k].shape)) for k in group]} by {', '.join(_users(graph, plan, group))}"
+            for group, bad in zip(leaves, wrong, strict=True)
+            if bad
+        ]
+        raise RuntimeError(
+            f"the gradient norms {ours.norm(dim=0).tolist()} of examples {chosen.tolist()} should be "
+            f"{length.tolist()}; {way_out}, and please report the model. Wrong: {'; '.join(where)}"
+        )
+
+
+def _users(graph: Graph, plan: Plan, leaves: Iterable[int]) -> list[str]:
+    weights = {k for k, weight in enumerate(plan.weights) if set(weight.leaves) & set(leaves)}
+    names = {graph.nodes[use.place].name() for use in plan.uses if set(use.slots.values()) & weights}
+    return sorted(names) or ["nodes that were not found"]
