@@ -487,3 +487,25 @@ def test_a_scaled_input_of_a_norm():
     for norms in ("frozen", "corrected"):
         found = per_example_grad_norms(losses, params, norms=norms)
         check_fit(found, norms_of(losses, params))
+
+
+def _fit_with_others(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(80, 3)).double()
+    x, params = images() + rank, list(model.parameters())
+    estimator = Estimator("frozen", examples=2)
+    run(estimator, cross_entropy(model, x), params)
+    alone = per_example_grad_norms(cross_entropy(model, x), params)  # talks to nobody
+    torch.distributed.destroy_process_group()
+    torch.save((estimator.state_dict(), alone), f"{folder}/fit{rank}")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_processes_share_a_fit(tmp_path):
+    torch.multiprocessing.spawn(_fit_with_others, (str(tmp_path),), nprocs=2)
+    (first, one), (second, other) = (torch.load(tmp_path / f"fit{rank}", weights_only=False) for rank in range(2))
+    assert first["exact"].equal(second["exact"])
+    assert first["estimated"].equal(second["estimated"])
+    assert not one.equal(other)

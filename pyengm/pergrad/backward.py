@@ -36,7 +36,9 @@ def clipped_backward(losses: Tensor, params: Iterable[Tensor], alpha: float, *, 
     Raises what `per_example_grad_norms` raises, and NonFiniteError where a norm is not finite.
     Source: Dabouei et al. 2022, Eq. 5.
     """
-    return weighted_backward(losses, params, lambda lengths, _: clip_weights(lengths, alpha), Estimator(norms))
+    return weighted_backward(
+        losses, params, lambda lengths, _: clip_weights(lengths, alpha), Estimator(norms, shared=False)
+    )
 
 
 def weighted_backward(

@@ -26,16 +26,16 @@ class Estimator:
     the squared norms of each parameter, fitted on exact derivatives of `examples` examples of a batch. The next fit
     comes sooner or later as the last one has aged worse or better, at the latest after `interval` calls. gap: calls
     from one fit to the next; age: calls since the last one; drift: the mean relative error that it found in the one
-    before.
+    before. shared: where torch.distributed runs, a fit is one over all processes, which must call equally often.
     Raises ConfigError for an unknown kind of norms and numbers below 1.
     """
 
-    def __init__(self, norms: str = "auto", *, interval: int = 100, examples: int = 8):
+    def __init__(self, norms: str = "auto", *, interval: int = 100, examples: int = 8, shared: bool = True):
         if norms not in NORMS:
             raise ConfigError(f"norms is {norms!r}; known: {', '.join(NORMS)}")
         if interval < 1 or examples < 1:
             raise ConfigError(f"expected an interval and a number of examples of 1 or more, got {interval}, {examples}")
-        self.kind, self.interval, self.examples = norms, interval, examples
+        self.kind, self.interval, self.examples, self.shared = norms, interval, examples, shared
         self.forget()
 
     def forget(self) -> None:
@@ -72,20 +72,29 @@ class Estimator:
         if leaves != self._leaves:
             self.forget()
             self._leaves = leaves
-        new = self._exact is not None and ((self._estimated == 0) & (total.sum(1) > 0)).any()  # behind a zero until now
-        if self.due or new:
+        if self.due or self._has_new(total):
             self._fit(found, total)
         self.age += 1
         return self._fitted() if self._exact is not None else torch.ones_like(total[:, 0])
+
+    def _has_new(self, total: Tensor) -> bool:
+        """Whether parameters that lay behind a zero have gradients now; not asked where processes must decide alike."""
+        return not self._among_others() and bool(((self._estimated == 0) & (total.sum(1) > 0)).any())
+
+    def _among_others(self) -> bool:
+        return self.shared and torch.distributed.is_available() and torch.distributed.is_initialized()
 
     def _fit(self, found: Walk, total: Tensor) -> None:
         chosen = _spread(total.sum(0), self.examples)
         groups = [[found.params[k] for k in group.leaves] for group in found.plan.groups]
         exact, estimated = exact_squares(found.losses, groups, chosen), total[:, chosen]
-        if not (exact.isfinite().all() and estimated.isfinite().all()):
-            return  # the norms show it; the next batch is fitted
         relative = exact.sum(0).reciprocal().nan_to_num(posinf=0)  # so that every example counts the same
-        exact, estimated = exact @ relative, estimated @ relative
+        both = torch.stack([exact @ relative, estimated @ relative])
+        if self._among_others():  # one fit for the examples of all processes
+            torch.distributed.all_reduce(both)
+        if not both.isfinite().all():
+            return  # the norms show it; the next batch is fitted
+        exact, estimated = both
         if self._exact is not None:
             self.drift = ((self._fitted() @ estimated) / exact.sum()).sqrt().item() - 1
             aged = abs(self.drift) > DRIFT
@@ -95,7 +104,8 @@ class Estimator:
         self._exact, self._estimated, self.age = exact, estimated, 0
 
     def _fitted(self) -> Tensor:
-        return torch.where(self._estimated > 0, self._exact / self._estimated, 1)
+        whole = self._exact.sum() / self._estimated.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        return torch.where(self._estimated > 0, self._exact / self._estimated, whole)
 
     def state_dict(self) -> dict[str, Any]:
         return {name.lstrip("_"): getattr(self, name) for name in STATE}
@@ -126,6 +136,6 @@ def per_example_grad_norms(losses: Tensor, params: Iterable[Tensor], norms: str 
     for operations that mix examples; ValueError for losses of another shape or without a graph, or when no parameter
     requires grad; NonFiniteError for losses that are not finite. Source: Dabouei et al. 2022, Eq. 5.
     """
-    estimator, params = Estimator(norms), list(params)
+    estimator, params = Estimator(norms, shared=False), list(params)
     check_losses(losses)
     return estimator.norms(losses, params, estimator.start(losses, params))
