@@ -54,7 +54,7 @@ def test_adversarial_step(price, benchmark, kind, model_name):
 
     for _ in range(2):
         step(engm)()  # finds the plan, and fits
-    engm._estimator.gap = 10**6
+    engm.norms.gap = 10**6
     price(step(engm), step(msgd), ROUNDS, kind=kind, model=model_name)
     if benchmark.disabled:
         return

@@ -57,16 +57,17 @@ class Conv(Gradient):
         self.kept: Dense | None = None
 
     def squares(self, keep: bool = False) -> Tensor:
-        keep = keep and self.n * self.shape.numel() <= KEEP * (self.x.numel() + self.g.numel())
-        flat = self._flat() if self.x.device.type == "cpu" else None
-        if flat is not None and not keep:
+        flat = self._flat()
+        native = flat is not None and self.x.device.type == "cpu"
+        if keep and self.n * self.shape.numel() <= KEEP * (self.x.numel() + self.g.numel()):
+            squares, gradients = conv_gradients(*flat) if native else (None, self.dense(slice(None)))
+            self.kept = Dense(gradients.view(self.n, *self.shape))
+            self.x = self.g = self.x.new_empty(0)
+            return self.kept.squares() if squares is None else squares.view(self.n, -1).sum(1)
+        if native:
             squares = (conv_gram_sqnorm if flat.gram_is_cheaper() else conv_direct_sqnorm)(*flat)
             return squares.view(self.n, -1).sum(1)
-        if keep:
-            self.kept = Dense(self.dense(slice(None)))
-            self.x = self.g = self.x.new_empty(0)
-            return self.kept.squares()
-        if flat is None and self._flat() is not None:
+        if flat is not None:
             squares = torch.cat([part.squares() for part in self._unfolded()])
             return squares.view(self.n, -1).sum(1)
         return torch.cat([row_squares(self.dense(slice(i, i + 1))) for i in range(self.n)])

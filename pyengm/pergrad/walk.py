@@ -103,9 +103,10 @@ class Walk:
         total = torch.zeros(0)
         pending: dict[int, Gradient] = {}
         small: dict[int, Dense] = {}
+        group_of: dict[int, int] = {}
 
         def done(k: int, gradient: Gradient) -> None:
-            group = self._group_of(k)
+            group = group_of[k]
             if self.plan.groups[group].plain and Together.takes(gradient):
                 small[k] = gradient
             elif self.plan.groups[group].plain:
@@ -116,7 +117,8 @@ class Walk:
                 kept[k] = gradient
 
         def run() -> Tensor | None:
-            nonlocal total
+            nonlocal total  # and everything anew, should the plan have been replaced
+            group_of.update((k, row) for row, group in enumerate(self.plan.groups) for k in group.weights)
             total = torch.zeros(len(self.plan.groups), len(self.losses), dtype=torch.float64, device=self.losses.device)
             for taken in (pending, small, kept, sums):
                 if taken is not None:
@@ -126,7 +128,7 @@ class Walk:
         with arithmetic(self.losses.device):
             input_gradient = self._with_sound_plan(run)
             if small:
-                rows = torch.tensor([self._group_of(k) for k in small], device=total.device)
+                rows = torch.tensor([group_of[k] for k in small], device=total.device)
                 total.index_add_(0, rows, Together(small).squares().to(total))
             for row, group in enumerate(self.plan.groups):
                 if not group.plain and any(k in pending for k in group.weights):
@@ -239,9 +241,6 @@ class Walk:
             if place in uses or pictures % n == 0:
                 rows[place] = uses.get(place, Rows(n, pictures // n))
         return rows
-
-    def _group_of(self, k: int) -> int:
-        return next(row for row, group in enumerate(self.plan.groups) if k in group.weights)
 
     def _pulled_squares(self, group: Group, gradients: dict[int, Gradient]) -> Tensor:
         """Squared norms where parameters and weights differ: every example's gradient pulled back to the parameters."""
