@@ -8,7 +8,9 @@ checkpoint that held-out pictures chose, PGD-20 of the last one, and robust over
 """
 
 import argparse
+import contextlib
 import copy
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +35,8 @@ def main() -> None:
     given = parser.parse_args()
     print(f"{'':14}" + "".join(f"{column:>20}" for column in COLUMNS), flush=True)
     for name in given.optimizers:
-        results = [train_and_evaluate(name, seed, given.epochs) for seed in given.seeds]
+        with contextlib.redirect_stdout(sys.stderr):  # the progress of the runs
+            results = [train_and_evaluate(name, seed, given.epochs) for seed in given.seeds]
         cells = [f"{mean(values):.2f} +- {pstdev(values):.2f}" for values in zip(*results, strict=True)]
         print(f"{name:14}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
 

@@ -1,4 +1,6 @@
-"""A vision transformer trained by AdamW with every example's gradient clipped: python examples/adamw_vit.py [steps]
+"""A vision transformer trained by AdamW with every example's gradient clipped.
+
+    python -m pyengm.examples.adamw_vit [steps]
 
 Any torch optimiser works this way: pyengm.clipped_backward fills .grad, and the rest of the loop stays as it is.
 Needs timm; trains on the digits of scikit-learn, some seconds on a CPU.
