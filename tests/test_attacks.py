@@ -327,6 +327,24 @@ def test_out_is_filled_and_returned_and_x_is_kept(norm):
         assert free(model, x, y).data_ptr() != x.data_ptr()
 
 
+@both_norms
+@pytest.mark.parametrize("steps", [1, 3])
+def test_gradient_of_the_last_step(norm, steps):
+    model, (x, y), key = network(), batch(), key_for(6)
+    options = {"norm": norm, "random_start": True}
+    gradient = torch.empty_like(x)
+    PGD(EPS[norm], 0.05, steps, **options)(model, x, y, key=key, gradient=gradient)
+    zero = PGD(EPS[norm], 0.0, 1, **options)(model, x, y, key=key)
+    before = zero if steps == 1 else PGD(EPS[norm], 0.05, steps - 1, **options)(model, x, y, key=key)
+    leaf = before.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(F.cross_entropy(model(leaf), y, reduction="sum"), leaf)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ConfigError, match="without restarts"):
+        PGD(EPS[norm], 0.05, steps, restarts=2, **options)(model, x, y, key=key, gradient=gradient)
+    with pytest.raises(ConfigError, match="shape of x"):
+        PGD(EPS[norm], 0.05, steps, **options)(model, x, y, key=key, gradient=gradient[1:])
+
+
 class BackwardMasks(TorchDispatchMode):
     """Which gradients (input, weight, bias) each fused backward op was asked for."""
 

@@ -46,6 +46,7 @@ class TestErrors:
         [
             ({"method": "pgdat"}, r"unknown method 'pgdat'; known: natural, pgd_at \(did you mean pgd_at\?\)"),
             ({"optimizer": "adam"}, "unknown optimizer 'adam'; known: msgd, engm"),
+            ({"grad_norms": "rough"}, "unknown grad_norms 'rough'; known: auto, exact"),
             ({"norm": "l1"}, "unknown norm 'l1'; known: linf, l2"),
             ({"attack_bn": "on"}, "unknown attack_bn"),
             ({"eps": -0.1}, "eps is -0.1; expected a finite number >= 0"),

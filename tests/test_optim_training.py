@@ -63,3 +63,10 @@ def test_options_reach_the_optimizer(tiny):
 def test_options_out_of_range(options, message):
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**options)
+
+
+def test_kind_of_gradient_norms(tiny, tmp_path):
+    for name, kind in (("engm", "corrected"), ("aengm", "exact"), ("msgd", "exact")):
+        config = replace(tiny, optimizer=name, grad_norms=kind, out=tmp_path).resolve()
+        optimizer = set_up(config).optimizer
+        assert name == "msgd" or optimizer.norms.kind == kind

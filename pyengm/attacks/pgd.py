@@ -57,12 +57,15 @@ class PGD:
         start: Tensor | None = None,
         key: Key | None = None,
         out: Tensor | None = None,
+        gradient: Tensor | None = None,
     ) -> Tensor:
         """Adversarial examples for pictures x (n, ...) in [0, 1] with labels y (n,) int64.
 
         start: (n, ...) first iterate in place of the random one; it is projected before the first step.
         key: whose random numbers to use; None takes a fresh seed from torch's default generator.
         out: (n, ...) buffer for the result, contiguous or channels_last, other memory than x; None allocates one.
+        gradient: (n, ...) takes the gradient of sum_i loss_i that the last step followed, at the iterate before it;
+            AENGM and NENGM may weigh by it (`backward(losses, input_gradient=gradient)`) at no cost.
         Returns a tensor like x that needs no gradient. The model is left as it was.
         Raises DataError for x outside [0, 1] or not finite, or shapes that do not fit, NonFiniteError when the
         model's loss or its gradient is not finite.
@@ -71,12 +74,19 @@ class PGD:
         check_extras(x, start, key, out)
         if start is not None and self.restarts > 1:
             raise ConfigError("restarts from one given start would all be the same; drop start or set restarts=1")
+        if gradient is not None and (self.restarts > 1 or gradient.shape != x.shape):
+            raise ConfigError(
+                f"gradient is for attacks without restarts and has the shape of x, {tuple(x.shape)}; got "
+                f"{self.restarts} restarts and {tuple(gradient.shape)}"
+            )
         if key is None and self.random_start and start is None:
             key = Key.fresh(len(x), x.device)
         out = _buffer_like(x) if out is None else out
         with attack_mode(model, self.bn), torch.no_grad():
             self._first(out, x, start, key, draw=0)
-            self._ascend(model, out, x, y)
+            last = self._ascend(model, out, x, y)
+            if gradient is not None:
+                gradient.copy_(last)
             if self.restarts > 1:
                 best = self._score(model, out, y)
             for draw in range(1, self.restarts):
@@ -95,7 +105,8 @@ class PGD:
             return x_adv.copy_(x)
         return project_(torch.add(x, random_in_ball(x, self.threat, key, draw), out=x_adv), x, self.threat)
 
-    def _ascend(self, model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor) -> None:
+    def _ascend(self, model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Moves x_adv in place; returns the gradient of the last step."""
         for _ in range(self.steps):
             grad, total = self._gradient(model, x_adv, y)
             if self.threat.norm == "linf":
@@ -105,6 +116,7 @@ class PGD:
         # The gradient too: a nan in it moves nothing, and the example would pass for a robust one.
         if not math.isfinite((total + grad.sum()).item()):
             raise NonFiniteError("the attack's loss or its gradient is nan or infinite: look at the model's outputs")
+        return grad
 
     def _gradient(self, model: nn.Module, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         leaf = x_adv.detach().requires_grad_()  # x_adv itself, often the caller's buffer, never needs a gradient

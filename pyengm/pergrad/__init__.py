@@ -3,10 +3,11 @@
 from pyengm.errors import UnservedError
 from pyengm.pergrad.backward import ExampleWeights, clipped_backward, weighted_backward
 from pyengm.pergrad.check import check_losses
-from pyengm.pergrad.norms import Estimator, per_example_grad_norms
+from pyengm.pergrad.norms import NORMS, Estimator, per_example_grad_norms
 from pyengm.pergrad.oracle import exact_norms
 
 __all__ = [
+    "NORMS",
     "Estimator",
     "ExampleWeights",
     "UnservedError",

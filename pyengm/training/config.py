@@ -12,6 +12,7 @@ from pyengm.attacks import BN_MODES, NORMS, Threat
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
 from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, defaults_of, knobs_of
+from pyengm.pergrad import NORMS as GRAD_NORMS
 from pyengm.training.schedule import SCHEDULES
 
 
@@ -76,6 +77,8 @@ class TrainConfig:
     """Outer optimiser: msgd, mgnc, sngm, engm, fengm, aengm or nengm."""
     alpha: float | None = None
     """Longest gradient that one example may contribute, for nengm in its input (else 5, nengm 0.5, fengm 1)."""
+    grad_norms: str = "auto"
+    """How per-example gradient norms are found: auto, exact, or under batch norm frozen, corrected or lowrank."""
     tau: int = 50
     """Steps between two fits of gradient norms to input gradients (aengm)."""
     max_norm: float = 25.0
@@ -123,6 +126,7 @@ class TrainConfig:
         for name, value, known in (
             ("method", self.method, METHODS),
             ("optimizer", self.optimizer, OPTIMIZERS),
+            ("grad_norms", self.grad_norms, GRAD_NORMS),
             ("norm", self.norm, NORMS),
             ("attack_bn", self.attack_bn, BN_MODES),
             ("schedule", self.schedule, SCHEDULES),

@@ -98,4 +98,6 @@ def build_method(config: TrainConfig) -> Method:
 def build_optimizer(config: TrainConfig, model: nn.Module) -> ExampleSGD:
     kind = OPTIMIZERS[config.optimizer]
     options = {name: getattr(config, name) for name in knobs_of(kind) if getattr(config, name, None) is not None}
+    if "norms" in kind.kept:
+        options["norms"] = config.grad_norms
     return kind(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, **options)
