@@ -133,6 +133,26 @@ class TestExact:
             logits = model(x[place])[place.argsort()]
             check(F.cross_entropy(logits, place % 3, reduction="none"), model.parameters())
 
+    @pytest.mark.parametrize(
+        "pick",
+        [
+            lambda p, y: p.gather(1, y[:, None])[:, 0],
+            lambda p, y: p[torch.arange(5), y],
+            lambda p, y: p.scatter(1, y[:, None], 0).amax(1),
+            lambda p, y: p.clone().index_put((torch.arange(5), y), p.new_zeros(5)).square().sum(1),
+            lambda p, y: p.new_zeros(5, 3).scatter_add(1, y[:, None].expand(-1, 3), p).square().sum(1),
+            lambda p, y: p.topk(2, 1).values[:, -1],
+        ],
+        ids=["gather", "index", "scatter", "index_put", "scatter_add", "topk"],
+    )
+    def test_labels_need_no_new_plan(self, pick, monkeypatch):
+        """Indices that stay within an example change from batch to batch, and nothing else does."""
+        model, x, plans, find = heads(lambda m, x: m.h(torch.tanh(m.a(x)))), rows(), [], walk.find_plan
+        monkeypatch.setattr(walk, "find_plan", lambda *of: plans.append(of) or find(*of))
+        for y in ([0, 1, 2, 0, 1], [2, 2, 1, 0, 0], [1, 0, 2, 2, 2]):
+            check(pick(model(x).softmax(1), torch.tensor(y)), model.parameters())
+        assert len(plans) == 1
+
     def test_a_row_without_a_sign(self):
         """A gradient at a right angle to the direction that rows are projected on."""
         model, direction = nn.Linear(6, 2).double(), torch.tensor([1.0, 2.0]).double().mul(12.9898).sin()

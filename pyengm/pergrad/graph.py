@@ -123,19 +123,19 @@ def _describe(node: Node, n: int, known: set[int]) -> tuple:
 
 
 def _moved(node: Node, n: int) -> tuple | None:
-    """The contents of indices that move examples, which decide whose a row is."""
-    field = f"_saved_{MOVES[node.name()]}"
-    indices = getattr(node, field)
-    sizes = next((s for s in (getattr(node, f"_saved_{f}_sym_sizes", None) for f in ("self", "input")) if s), ())
-    axes = [axis for axis, size in enumerate(sizes) if size % n == 0][:1] if n > 1 else []
+    """The contents of indices that move examples, which decide whose a row is; None for moves within examples."""
+    indices = getattr(node, f"_saved_{MOVES[node.name()]}")
+    child, output = node.next_functions[0]
+    sizes = (node if child is None else child)._input_metadata[0 if child is None else output].shape
+    holds = [axis for axis, size in enumerate(sizes) if n > 1 and size % n == 0][:1]  # the examples, as far as one sees
     if isinstance(indices, Tensor):
         dim = getattr(node, "_saved_dim", None)
-        dim = None if dim is None else dim if dim < 2**63 else dim - 2**64  # torch keeps it unsigned
-        if dim is not None and sizes and axes and dim % len(sizes) not in axes:
+        dim = dim if dim is None or dim < 2**63 else dim - 2**64  # torch keeps it unsigned
+        if dim is not None and holds and dim % len(sizes) not in holds:
             return None
         indices = (indices,)
-    elif axes:
-        indices = indices[axes[0] : axes[0] + 1]
+    elif holds:
+        indices = indices[holds[0] : holds[0] + 1]
     return tuple(None if k is None else (tuple(k.shape), hash(k.cpu().numpy().tobytes())) for k in indices)
 
 
