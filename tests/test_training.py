@@ -168,7 +168,7 @@ class TestResume:
     @pytest.mark.slow
     def test_killed_processes(self, tmp_path):
         """SIGKILL at up to 12 moments, a process each time; the end is that of the uninterrupted run."""
-        options = ["--width", "4", "--epochs", "8", "--steps", "2", "--batch-size", "60", "--seed", "3"]
+        options = ["--width", "4", "--epochs", "48", "--steps", "2", "--batch-size", "60", "--seed", "3"]
         script = (
             "import sys; from pyengm.cli import parse_train; from pyengm.training import *\n"
             "config = parse_train(sys.argv[1:])\n"
