@@ -43,7 +43,7 @@ class Trainer:
 
     def _options(self, name: str) -> dict[str, float]:
         if name in CLOSURE_OPTIMIZERS:
-            return {"L": INNER, "inner_lr": 1e-4}  # nor does it learn the batch by heart, whose gradients are denormal
+            return {"L": INNER, "inner_lr": 1e-4}  # too small to learn the one batch by heart
         x = self.x.clone().requires_grad_()
         losses = self._losses(x)
         if name == "engm":

@@ -250,3 +250,33 @@ def test_fields_on_a_gpu():
     if rms.grad_fn.name() == "FusedRmsNormBackward0":
         rstd = (x.square().mean(3, keepdim=True) + torch.finfo(x.dtype).eps).rsqrt()
         torch.testing.assert_close(rms.grad_fn._saved_result1.reshape(-1), rstd.reshape(-1))
+
+
+def _moves():
+    x, i, mask = leaf(4, 3), torch.tensor([[0, 1, 2]]), torch.tensor([True, False, True, False])[:, None].expand(4, 3)
+    row, y = torch.tensor([0, 2]), leaf(2, 3)
+    return {
+        "GatherBackward0": x.gather(0, i),
+        "IndexAddBackward0": x.index_add(0, row, y),
+        "IndexBackward0": x[row],
+        "IndexCopyBackward0": x.index_copy(0, row, y),
+        "IndexPutBackward0": x.index_put((row,), y),
+        "IndexSelectBackward0": x.index_select(0, row),
+        "MaskedScatterBackward0": x.masked_scatter(mask, y),
+        "MaskedSelectBackward0": x.masked_select(mask),
+        "ScatterAddBackward0": x.scatter_add(0, i, y),
+        "ScatterBackward0": x.scatter(0, i, y),
+        "ScatterReduceBackward0": x.scatter_reduce(0, i, y, "sum"),
+        "SortBackward0": x.sort(0).values,
+        "TakeBackward0": x.take(row),
+        "TopkBackward0": x.topk(2, 0).values,
+    }
+
+
+@pytest.mark.parametrize("name", graph.MOVES)
+def test_indices_that_move_examples(name):
+    """Their contents can be read, and are part of what a graph is known by."""
+    node = _moves()[name].grad_fn
+    assert node.name() == name
+    (contents,) = graph._moved(node, 4)
+    assert contents is not None

@@ -389,3 +389,11 @@ def test_alpha_without_bound_is_the_mean():
     model.zero_grad()
     clipped_backward(loss(model, x), model.parameters(), math.inf)
     torch.testing.assert_close(filled(model.parameters()), whole, rtol=1e-10, atol=1e-13)
+
+
+def test_sparse_gradients_stay_sparse():
+    table = nn.Embedding(7, 6, sparse=True).double()
+    model = Net(lambda m, x: m.h(m.a(x).mean(1)), a=table, h=nn.Linear(6, 3)).double()
+    losses = cross_entropy(model, torch.arange(20).view(5, 4) % 7)
+    clipped_backward(losses, model.parameters(), 1.0)
+    assert table.weight.grad.is_sparse

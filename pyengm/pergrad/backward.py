@@ -68,10 +68,9 @@ def weighted_backward(
             f"expected inputs of shape ({len(losses)}, ...) that require grad, got {tuple(inputs.shape)}; "
             "call x_adv.requires_grad_() before the forward pass"
         )
-    scale = (
-        torch.ones((), device=losses.device) if scaler is None else scaler.scale(torch.ones((), device=losses.device))
-    )
-    losses = losses if scaler is None else scaler.scale(losses)
+    scale = 1.0
+    if scaler is not None:
+        losses, scale = scaler.scale([losses, torch.ones((), device=losses.device)])
     found = _start(losses, params, estimator)
     kept, norms, input_gradient = None, None, None
     if found is not None and _one_pass(found):
@@ -125,5 +124,6 @@ def _input_norms(gradient: Tensor | None) -> Tensor:
 
 
 def _one_pass(found: Walk) -> bool:
-    """Where examples do not couple, and no reducer waits for the losses' own pass."""
-    return not found.frozen and all(node.name() != DDP_SINK for node in found.graph.nodes)
+    """Where examples do not couple, no reducer waits for the losses' own pass, and no gradient has to be sparse."""
+    nodes = found.graph.nodes
+    return not (found.frozen or any(node.name() == DDP_SINK or getattr(node, "_saved_sparse", False) for node in nodes))

@@ -2,13 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.utils import checkpoint
 
+from pyengm.pergrad.frozen import FrozenNorm
 from pyengm.pergrad.graph import Graph, Node
 
 GraphExecGroup = getattr(checkpoint, "GraphExecGroup", contextlib.nullcontext)  # torch before 2.10 has none
@@ -18,14 +18,6 @@ SINK_FLAG = "_static_graph_delay_allreduce_enqueued"
 Visit = Callable[[int, Tensor], None]
 
 
-class Frozen(Protocol):
-    """A node whose statistics a pass holds constant."""
-
-    place: int
-
-    def input_gradient(self, g: Tensor) -> Tensor: ...
-
-
 def visit_gradients(
     graph: Graph,
     losses: Tensor,
@@ -33,7 +25,7 @@ def visit_gradients(
     places: Iterable[int],
     visit: Visit,
     *,
-    frozen: Iterable[Frozen] = (),
+    frozen: Iterable[FrozenNorm] = (),
     inputs: Tensor | None = None,
     also: Iterable[tuple[int, int]] = (),
     retain_graph: bool = True,
@@ -64,7 +56,7 @@ def visit_gradients(
             with arithmetic(g.device), _entered(group):
                 visit(place, g)
 
-    def freeze(node: Frozen, into: tuple, out: tuple) -> tuple | None:
+    def freeze(node: FrozenNorm, into: tuple, out: tuple) -> tuple | None:
         if out[0] is None or into[0] is None:
             return None
         with arithmetic(out[0].device), _entered(group):

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pyengm.errors import UnservedError
+from pyengm.pergrad.frozen import FrozenNorm
 from pyengm.pergrad.graph import LEAF, TRANSPARENT, Graph, Node
-from pyengm.pergrad.passes import Frozen, visit_gradients
+from pyengm.pergrad.passes import visit_gradients
 from pyengm.pergrad.rows import MIXING_TOLERANCE, Rows, Sketch, rows_of, sign_codes
 from pyengm.pergrad.rules import RULES, rule_of
 
@@ -84,7 +85,7 @@ class StalePlanError(Exception):
     """A gradient that was zero when the plan was made is not zero any more."""
 
 
-def find_plan(graph: Graph, losses: Tensor, params: Sequence[Tensor], frozen: Sequence[Frozen]) -> Plan:
+def find_plan(graph: Graph, losses: Tensor, params: Sequence[Tensor], frozen: Sequence[FrozenNorm]) -> Plan:
     """How this graph uses the parameters. Raises UnservedError for what no rule serves."""
     wanted = {id(p): k for k, p in enumerate(params)}
     _, silent = _survey(graph, losses, frozen, codes=0)
@@ -179,7 +180,7 @@ def _leaves(
     return tuple(sorted(leaves))
 
 
-def _survey(graph: Graph, losses: Tensor, frozen: Sequence[Frozen], codes: int) -> tuple[set[int], set[int]]:
+def _survey(graph: Graph, losses: Tensor, frozen: Sequence[FrozenNorm], codes: int) -> tuple[set[int], set[int]]:
     """The nodes whose output gradients sum over examples, and those whose output gradients are zero.
 
     Under losses of random signs an element of one example keeps its size and an element of several changes it.
@@ -211,7 +212,7 @@ def _survey(graph: Graph, losses: Tensor, frozen: Sequence[Frozen], codes: int) 
 
 
 def _plan(
-    graph: Graph, losses: Tensor, params: Sequence[Tensor], frozen: Sequence[Frozen], found: Found, quiet: set[int]
+    graph: Graph, losses: Tensor, params: Sequence[Tensor], frozen: Sequence[FrozenNorm], found: Found, quiet: set[int]
 ) -> Plan:
     weights: list[Weight] = []
     number: dict[tuple, int] = {}
@@ -245,7 +246,7 @@ def _find_rows(
     graph: Graph,
     losses: Tensor,
     params: Sequence[Tensor],
-    frozen: Sequence[Frozen],
+    frozen: Sequence[FrozenNorm],
     slots: dict[int, dict[int, int]],
     weights: list[Weight],
 ) -> tuple[dict[int, Rows], bool]:

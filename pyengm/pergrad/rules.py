@@ -94,19 +94,12 @@ def group_norm(node: Node, slots: Slots, g: Tensor, rows: Rows) -> dict[int, Gra
 
 
 def batch_norm(node: Node, slots: Slots, g: Tensor, rows: Rows) -> dict[int, Gradient]:
-    """Batch norm of given or of the batch's statistics, these held constant."""
-    if saved(node, "training"):
+    """Batch norm of given or of the batch's statistics, these held constant; cuDNN's and MIOpen's only train."""
+    if getattr(node, "_saved_training", True):
         mean, rstd = wide(saved(node, "result1")), wide(saved(node, "result2"))
     else:
         mean, rstd = wide(saved(node, "running_mean")), wide(saved(node, "running_var"))
         rstd = torch.rsqrt(rstd + saved(node, "eps"))
-    total, dot = channel_sums(g, wide(saved(node, "input")))
-    return _affine(slots, (dot - total * mean) * rstd, total, rows)
-
-
-def cudnn_batch_norm(node: Node, slots: Slots, g: Tensor, rows: Rows) -> dict[int, Gradient]:
-    """cuDNN's batch norm runs in training mode alone."""
-    mean, rstd = wide(saved(node, "result1")), wide(saved(node, "result2"))
     total, dot = channel_sums(g, wide(saved(node, "input")))
     return _affine(slots, (dot - total * mean) * rstd, total, rows)
 
@@ -283,12 +276,12 @@ RULES: dict[str, Rule] = {
     "AddmmBackward0": Rule((0, 2), linear),
     "BmmBackward0": Rule((0, 1), batched_matmul, _batched_matmul_rows),
     "ConvolutionBackward0": Rule((1, 2), convolution),
-    "CudnnBatchNormBackward0": Rule((1, 2), cudnn_batch_norm),
+    "CudnnBatchNormBackward0": Rule((1, 2), batch_norm),
     "DivBackward0": Rule((0, 1), divide, _broadcast_rows),
     "EmbeddingBackward0": Rule((0,), embedding, lambda node, slots, g: g.reshape(-1, g.shape[-1])),
     "ExpandBackward0": Rule((0,), expand, _broadcast_rows),
     "FusedRmsNormBackward0": Rule((1,), fused_rms_norm, _layer_norm_rows),
-    "MiopenBatchNormBackward0": Rule((1, 2), cudnn_batch_norm),
+    "MiopenBatchNormBackward0": Rule((1, 2), batch_norm),
     "MmBackward0": Rule((0, 1), matmul, _matmul_rows),
     "MulBackward0": Rule((0, 1), multiply, _broadcast_rows),
     "MvBackward0": Rule((1,), matvec),
