@@ -6,6 +6,8 @@
 #include <cstring>
 #include <vector>
 
+#include "simd.h"
+
 // PYENGM_PER_WIDTH(DEFINE) expands DEFINE(target attribute, bytes of a vector) once per instruction set. Unlike in
 // PYENGM_CLONES each version knows its vector width, because what fits the registers depends on it.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
@@ -16,7 +18,6 @@
 #else
 #define PYENGM_PER_WIDTH(DEFINE) DEFINE(, 16)
 #endif
-#define PYENGM_INLINE inline __attribute__((always_inline))  // into each version
 
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between inlined functions only
 

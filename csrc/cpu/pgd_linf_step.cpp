@@ -7,29 +7,29 @@ namespace pyengm::cpu {
 namespace {
 
 template <typename T>
-inline __attribute__((always_inline)) void step_range(T* __restrict x_adv, const T* __restrict grad,
-                                                      const T* __restrict x, int64_t size, T step, T eps, T lo, T hi) {
+PYENGM_INLINE void step_range(T* __restrict x_adv, const T* __restrict grad, const T* __restrict x, int64_t size,
+                              T step, T eps, T lo, T hi) {
 #pragma omp simd
   for (int64_t i = 0; i < size; ++i) x_adv[i] = pgd_linf_step(x_adv[i], grad[i], x[i], step, eps, lo, hi);
 }
 
-PYENGM_CLONES void step_chunk(float* x_adv, const float* grad, const float* x, int64_t size, float step, float eps,
-                              float lo, float hi) {
-  step_range(x_adv, grad, x, size, step, eps, lo, hi);
-}
-PYENGM_CLONES void step_chunk(double* x_adv, const double* grad, const double* x, int64_t size, double step, double eps,
-                              double lo, double hi) {
-  step_range(x_adv, grad, x, size, step, eps, lo, hi);
-}
-
 }  // namespace
+
+PYENGM_CLONES void linf_step_range(float* x_adv, const float* grad, const float* x, int64_t size, float step, float eps,
+                                   float lo, float hi) {
+  step_range(x_adv, grad, x, size, step, eps, lo, hi);
+}
+PYENGM_CLONES void linf_step_range(double* x_adv, const double* grad, const double* x, int64_t size, double step,
+                                   double eps, double lo, double hi) {
+  step_range(x_adv, grad, x, size, step, eps, lo, hi);
+}
 
 template <typename T>
 void pgd_linf_step_(T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, T step, T eps, T lo, T hi,
                     const T* steps, const bool* mask) {
   if (steps == nullptr && mask == nullptr) {
     parallel_chunks(n * d, 1, [&](int64_t begin, int64_t end) {
-      step_chunk(x_adv + begin, grad + begin, x + begin, end - begin, step, eps, lo, hi);
+      linf_step_range(x_adv + begin, grad + begin, x + begin, end - begin, step, eps, lo, hi);
     });
     return;
   }
@@ -37,7 +37,7 @@ void pgd_linf_step_(T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, T
     for (int64_t i = begin / d; i < end / d; ++i) {
       if (mask != nullptr && !mask[i]) continue;
       const T own = steps != nullptr ? steps[i] : step;
-      step_chunk(x_adv + i * d, grad + i * d, x + i * d, d, own, eps, lo, hi);
+      linf_step_range(x_adv + i * d, grad + i * d, x + i * d, d, own, eps, lo, hi);
     }
   });
 }

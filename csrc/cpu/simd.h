@@ -9,6 +9,7 @@
 #else
 #define PYENGM_CLONES
 #endif
+#define PYENGM_INLINE inline __attribute__((always_inline))  // into each clone
 
 namespace pyengm::cpu {
 

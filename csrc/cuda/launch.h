@@ -1,4 +1,4 @@
-// Starting a kernel with one thread per work item and turning every CUDA error into an exception.
+// Starting a kernel and turning every CUDA error into an exception.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -36,15 +36,20 @@ class DeviceGuard {
 
 constexpr int kThreads = 256;
 
-// Runs kernel<<<>>>(args...) on enough blocks for `items` threads; kernels loop with a grid stride.
+// Runs kernel<<<>>>(args...) on `wanted` blocks or on the most that a grid gets; kernels loop with a grid stride.
+template <typename... Params, typename... Args>
+void launch_blocks(Launch at, int64_t wanted, int threads, const char* name, void (*kernel)(Params...), Args... args) {
+  if (wanted == 0) return;
+  DeviceGuard guard(at.device);
+  const int blocks = int(wanted < (1 << 20) ? wanted : (1 << 20));
+  kernel<<<blocks, threads, 0, static_cast<cudaStream_t>(at.stream)>>>(args...);
+  check(cudaGetLastError(), name);
+}
+
+// The same with one thread per work item.
 template <typename... Params, typename... Args>
 void launch(Launch at, int64_t items, const char* name, void (*kernel)(Params...), Args... args) {
-  if (items == 0) return;
-  DeviceGuard guard(at.device);
-  const int64_t wanted = (items + kThreads - 1) / kThreads;
-  const int blocks = int(wanted < (1 << 20) ? wanted : (1 << 20));
-  kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(at.stream)>>>(args...);
-  check(cudaGetLastError(), name);
+  launch_blocks(at, (items + kThreads - 1) / kThreads, kThreads, name, kernel, args...);
 }
 
 __device__ __forceinline__ int64_t first_item() { return blockIdx.x * int64_t(blockDim.x) + threadIdx.x; }

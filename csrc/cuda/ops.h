@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "../atas_step.h"
 #include "../philox.h"
 
 namespace pyengm::cuda {
@@ -14,6 +15,24 @@ struct Launch {
 template <typename T>
 void pgd_linf_step_(Launch launch, T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, T step, T eps, T lo, T hi,
                     const T* steps, const bool* mask);
+
+template <typename T>
+void pgd_l2_step_(Launch launch, T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, double step, double eps,
+                  double lo, double hi, const T* steps, const bool* mask);
+
+template <typename T>
+void row_norms(Launch launch, T* out, const T* t, int64_t n, int64_t d);
+
+template <typename T>
+void fosc(Launch launch, T* out, const T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, double eps, bool l2);
+
+template <typename T>
+void fosc_step_(Launch launch, T* out, T* x_adv, const T* grad, const T* x, bool* active, int64_t n, int64_t d,
+                double step, double eps, double threshold, double lo, double hi);
+
+template <typename T>
+void atas_step_(Launch launch, T* sizes, T* x_adv, const T* grad, const T* x, T* v, int64_t n, int64_t d, AtasRule rule,
+                double eps, double lo, double hi);
 
 template <typename T>
 void clip_weights(Launch launch, T* out, const T* norms, int64_t n, T alpha);

@@ -1,15 +1,10 @@
 #include "../pgd_linf_step.h"
-#include "launch.h"
+#include "rows.h"
 
 namespace pyengm::cuda {
 namespace {
 
-// Four elements per thread in one 16-byte access each; used when one step serves all examples.
-template <typename T>
-struct alignas(4 * sizeof(T)) Quad {
-  T v[4];
-};
-
+// One step serves all examples, so that rows do not matter.
 template <typename T>
 __global__ void step_all(T* __restrict__ x_adv, const T* __restrict__ grad, const T* __restrict__ x, int64_t quads,
                          int64_t size, T step, T eps, T lo, T hi) {
@@ -33,11 +28,6 @@ __global__ void step_each(T* __restrict__ x_adv, const T* __restrict__ grad, con
     if (mask != nullptr && !mask[example]) continue;
     x_adv[i] = pgd_linf_step(x_adv[i], grad[i], x[i], steps != nullptr ? steps[example] : step, eps, lo, hi);
   }
-}
-
-template <typename T>
-bool aligned(const T* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % alignof(Quad<T>) == 0;
 }
 
 }  // namespace

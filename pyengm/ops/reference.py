@@ -24,6 +24,84 @@ def pgd_linf_step_(
     x_adv.copy_(v if mask is None else torch.where(mask.view(per_example), v, x_adv))
 
 
+def _rows(t: Tensor) -> Tensor:
+    return t.double().reshape(t.shape[0], math.prod(t.shape[1:]))
+
+
+def _per_example(numbers: Tensor, like: Tensor) -> Tensor:
+    return numbers.view((-1,) + (1,) * (like.dim() - 1))
+
+
+def row_norms(t: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(_rows(t), dim=1).to(t.dtype)
+
+
+def pgd_l2_step_(
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    step: float,
+    eps: float,
+    lo: float,
+    hi: float,
+    steps: Tensor | None,
+    mask: Tensor | None,
+) -> None:
+    norms = _per_example(row_norms(grad.double()), grad)
+    moves = norms.isfinite() & (norms > 0)
+    size = step if steps is None else _per_example(steps.double(), grad)
+    v = x_adv.double() + torch.where(moves, size * (grad.double() / norms), 0.0)
+    delta = v - x.double()
+    length = _per_example(row_norms(delta), delta)
+    v = torch.where(length > eps, x.double() + delta * (eps / length), v).clamp(lo, hi).to(x.dtype)
+    x_adv.copy_(v if mask is None else torch.where(_per_example(mask, v), v, x_adv))
+
+
+def fosc(x_adv: Tensor, grad: Tensor, x: Tensor, eps: float, l2: bool) -> Tensor:
+    dual = torch.linalg.vector_norm(_rows(grad), ord=2 if l2 else 1, dim=1)
+    reached = (_rows(x_adv) - _rows(x)).mul(_rows(grad)).sum(1)
+    return (eps * dual - reached).to(x_adv.dtype)
+
+
+def fosc_step_(
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    active: Tensor,
+    step: float,
+    eps: float,
+    threshold: float,
+    lo: float,
+    hi: float,
+) -> Tensor:
+    condition = fosc(x_adv, grad, x, eps, False)
+    active.logical_and_(~(condition <= threshold))
+    pgd_linf_step_(x_adv, grad, x, step, eps, lo, hi, None, active)
+    return condition
+
+
+def atas_step_(
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    v: Tensor,
+    eps: float,
+    largest: float,
+    c: float,
+    low: float,
+    high: float,
+    beta: float,
+    lo: float,
+    hi: float,
+) -> Tensor:
+    average = (beta * v.double() + (1 - beta) * _rows(grad).square().sum(1)).to(v.dtype)
+    moves = average.isfinite()
+    v.copy_(torch.where(moves, average, v))
+    sizes = (largest / (1 + v.double().sqrt() / c)).clamp(low, high).to(v.dtype)
+    pgd_linf_step_(x_adv, grad, x, 0.0, eps, lo, hi, sizes, moves)
+    return sizes
+
+
 def clip_weights(norms: Tensor, alpha: float) -> Tensor:
     quotient = torch.full_like(norms, alpha) / norms  # a number over a tensor would round twice: alpha * (1 / norm)
     bounded = torch.where(norms > alpha, quotient, torch.ones_like(norms))

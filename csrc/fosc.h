@@ -1,0 +1,25 @@
+// First-order stationary condition (Wang et al. 2019, Eq. 5 and 6), for host and device.
+#pragma once
+#include <cmath>
+
+#include "host_device.h"
+
+namespace pyengm {
+
+template <bool L2>
+struct FoscTerms {  // |grad|_1 or |grad|_2^2, <grad, x_adv - x>
+  static constexpr int count = 2;
+  static constexpr bool offset = true;
+  static PYENGM_HD void add(double* sums, double grad, double offset) {
+    sums[0] += L2 ? grad * grad : (grad < 0.0 ? -grad : grad);
+    sums[1] += grad * offset;
+  }
+};
+
+// The dual norm of the gradient times the radius, less what of it the example has reached.
+template <bool L2>
+PYENGM_HD double fosc_of(const double* sums, double eps) {
+  return eps * (L2 ? sqrt(sums[0]) : sums[0]) - sums[1];
+}
+
+}  // namespace pyengm

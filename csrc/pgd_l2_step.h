@@ -1,0 +1,42 @@
+// A PGD step in the L2 ball, for host and device. All of it is in double: a unit vector's elements are small numbers.
+#pragma once
+#include <cmath>
+
+#include "host_device.h"
+
+namespace pyengm {
+
+struct L2Terms {  // |grad|^2, <grad, x_adv - x>, |x_adv - x|^2
+  static constexpr int count = 3;
+  static constexpr bool offset = true;
+  static PYENGM_HD void add(double* sums, double grad, double offset) {
+    sums[0] += grad * grad;
+    sums[1] += grad * offset;
+    sums[2] += offset * offset;
+  }
+};
+
+struct L2Move {
+  double keep, push, pull;  // weights of x_adv, grad and x in the result
+};
+
+// The length after the step follows from the sums, so that one sweep over the example gives all of it.
+PYENGM_HD L2Move l2_move(const double* sums, double step, double eps) {
+  const double norm = sqrt(sums[0]);
+  const bool moves = norm > 0.0 && norm - norm == 0.0;  // neither zero nor nan nor inf
+  const double scale = moves ? step / norm : 0.0;
+  const double square = moves ? sums[2] + scale * (2.0 * sums[1] + scale * sums[0]) : sums[2];
+  const double length = sqrt(square < 0.0 ? 0.0 : square);  // rounding may leave a vanishing square below zero
+  const double shrink = length > eps ? eps / length : 1.0;
+  return {shrink, shrink * scale, 1.0 - shrink};
+}
+
+template <typename T>
+PYENGM_HD T pgd_l2_step(T x_adv, T grad, T x, L2Move move, double lo, double hi) {
+  const double g = move.push == 0.0 ? 0.0 : double(grad);  // 0 * nan is nan
+  double v = move.keep * double(x_adv) + move.push * g + move.pull * double(x);
+  v = v < lo ? lo : v;
+  return T(v > hi ? hi : v);
+}
+
+}  // namespace pyengm

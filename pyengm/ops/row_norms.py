@@ -1,0 +1,43 @@
+"""Euclidean norms of examples, summed in float64."""
+
+from torch import Tensor
+
+from pyengm.ops import reference
+from pyengm.ops._layout import check_examples, dense, row_size
+from pyengm.ops._register import SUFFIX, Op, require_no_grad
+
+NAME = "row_norms"
+
+
+def _check(t) -> None:
+    check_examples(NAME, "t", t)
+    require_no_grad(NAME, t)
+
+
+def _native(call, t) -> Tensor:
+    if t.numel() == 0:
+        return t.new_zeros(len(t))
+    t, out = dense(t), t.new_empty(len(t))
+    call(f"row_norms_{SUFFIX[t.dtype]}", out.data_ptr(), t.data_ptr(), len(t), row_size(t))
+    return out
+
+
+_op = Op(
+    "row_norms(Tensor t) -> Tensor",
+    check=_check,
+    fake=lambda t: t.new_empty(t.shape[0]),
+    reference=reference.row_norms,
+    native=_native,
+)
+
+
+def row_norms(t: Tensor, *, backend: str | None = None) -> Tensor:
+    """L2 norms (n,) of n examples: one read of memory, squares in float64, the same bits for any number of threads.
+
+    t: (n, ...) float32 or float64, any strides. Squares that float32 cannot hold, of 1e-23 or of 1e23, count. inf
+    gives inf, nan gives nan, an example without elements 0.
+    backend: None (by device), "reference", "cpu" or "cuda".
+    Returns (n,) in the dtype of t. Raises ValueError on another dtype or a scalar, RuntimeError when t requires grad
+    outside torch.no_grad().
+    """
+    return _op(t, backend=backend)
