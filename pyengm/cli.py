@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,17 +14,19 @@ from typing import Any
 import torch
 import tyro
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from pyengm import __version__
 from pyengm.attacks import Threat
 from pyengm.data import load
 from pyengm.errors import ConfigError, PyengmError
-from pyengm.evaluation import attack_names, evaluate_checkpoints, plot_curves, results_table
+from pyengm.evaluation import attack_names, check_attacks, evaluate_checkpoints, plot_curves, results_table
 from pyengm.models import read_info
 from pyengm.training import Interrupted, RunFolder, TrainConfig, fit, pick_device, set_up
 from pyengm.training.config import Pixels, default_threats
 
 console = Console()
+STATE = "autoattack"  # where an interrupted AutoAttack goes on from, in a run's folder
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,19 @@ class EvaluateConfig:
     eps: Pixels | None = None
     """Radius for --norm in pixel units, such as 8/255."""
     attacks: tuple[str, ...] = ()
-    """Further attacks: fgsm, pgd10, pgd50, cw."""
+    """Further attacks: fgsm, pgd10, pgd50, cw, members of AutoAttack (apgd_ce, apgd_t, fab_t, square), or deepfool for
+    the mean L2 distance to the decision boundary."""
     autoattack_pictures: int | None = None
     """Test pictures for AutoAttack, spread evenly over the test set (else the run's number, else all)."""
+    surrogate: Path | None = None
+    """Checkpoint of another model: PGD-20 against that one is tried on the target too (black box)."""
     seed: int = 0
     """Seed of the random starts."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ... (auto: cuda where there is one)."""
     out: Path | None = None
-    """Also write the results to this JSON file, which must not exist yet."""
+    """Also write the results to this JSON file, which must not exist yet. An interrupted AutoAttack goes on from a
+    folder beside it (OUT.autoattack); that of a run always does, from RUN/autoattack."""
 
     def __post_init__(self) -> None:
         if self.autoattack_pictures is not None and self.autoattack_pictures < 1:
@@ -124,7 +133,9 @@ def train(config: TrainConfig) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     parts = set_up(config)
-    attacks = attack_names(config.attacks, parts.test.num_classes)  # an error comes now, not after the training
+    attacks = attack_names(config.attacks)
+    with spoken_warnings():
+        check_attacks(attacks, parts.test, config.threats())  # an error comes now, not after the training
     run = RunFolder.open(config.out) if config.resume else RunFolder.create(config)
     say(f"run folder: {run.path}")
     fit(config, parts, run)
@@ -138,9 +149,10 @@ def train(config: TrainConfig) -> None:
             parts.test,
             config.threats(),
             attacks,
-            config.autoattack_pictures,
-            config.seed,
-            parts.device,
+            autoattack_pictures=config.autoattack_pictures,
+            state=run.path / STATE,
+            seed=config.seed,
+            device=parts.device,
         )
     except KeyboardInterrupt:
         raise Interrupted(f"the training is complete; evaluate it with: pyengm evaluate {run.path}") from None
@@ -157,10 +169,12 @@ def evaluate_command(options: EvaluateConfig) -> None:
         run = RunFolder.open(options.target)
         checkpoints = {"best": run.best, "last": run.last}
         info = read_info(run.best)
+        state = run.path / STATE if os.access(run.path, os.W_OK) else None
         trained = TrainConfig.load(run.config)
     else:
         checkpoints = {options.target.stem: options.target}
         info = read_info(options.target)
+        state = options.out and options.out.with_suffix(f".{STATE}")
         trained = TrainConfig(data=info.data).resolve()
     if trained.threads is not None:
         torch.set_num_threads(trained.threads)
@@ -172,30 +186,57 @@ def evaluate_command(options: EvaluateConfig) -> None:
         threats = [Threat(options.norm, known.get(options.norm, 0.0) if options.eps is None else options.eps)]
     elif options.eps is not None:
         raise ConfigError("--eps needs --norm linf or --norm l2, the threat model that it belongs to")
-    attacks = attack_names(options.attacks, test.num_classes)
-    pictures = options.autoattack_pictures or trained.autoattack_pictures
-    device = pick_device(options.device)
-    results = attack_checkpoints(checkpoints, test, threats, attacks, pictures, options.seed, device)
+    try:
+        results = attack_checkpoints(
+            checkpoints,
+            test,
+            threats,
+            attack_names(options.attacks),
+            autoattack_pictures=options.autoattack_pictures or trained.autoattack_pictures,
+            surrogate=options.surrogate,
+            state=state,
+            seed=options.seed,
+            device=pick_device(options.device),
+        )
+    except KeyboardInterrupt:
+        again = "interrupted" if state is None else "interrupted; the same command goes on where AutoAttack stopped"
+        raise Interrupted(again) from None
     console.print(results_table(results, str(options.target)))
     if options.out is not None:
         options.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def attack_checkpoints(checkpoints, data, threats, attacks, autoattack_pictures, seed, device) -> dict[str, Any]:
-    """`evaluate_checkpoints` with a line on the terminal that says what is running."""
-    if "autoattack" not in attacks:
-        say(f"AutoAttack is left out: it needs at least 4 classes, {data.name} has {data.num_classes}")
-    with console.status("evaluating") as status:
-        return evaluate_checkpoints(
-            checkpoints,
-            data,
-            threats,
-            attacks,
-            autoattack_pictures=autoattack_pictures,
-            seed=seed,
-            device=device,
-            on_attack=lambda title: status.update(f"evaluating {title}"),
-        )
+def attack_checkpoints(*arguments: Any, **options: Any) -> dict[str, Any]:
+    """`evaluate_checkpoints` with its progress on the terminal: what is running, and a bar for each AutoAttack."""
+    bar, note = BarColumn(bar_width=10), TextColumn("{task.fields[note]}")
+    columns = (TextColumn("{task.description}"), bar, MofNCompleteColumn(), note)
+    with spoken_warnings(), Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {"": bars.add_task("evaluating", total=None, note="")}
+
+        def on_pass(title: str, done: int, total: int, robust: float) -> None:
+            if title not in tasks:
+                tasks[title] = bars.add_task(title, total=total, note="")
+            bars.update(tasks[title], completed=done, note=f"robust {100 * robust:.1f} %")
+
+        def on_attack(title: str) -> None:
+            bars.update(tasks[""], description=f"evaluating {title}")
+
+        return evaluate_checkpoints(*arguments, **options, on_attack=on_attack, on_pass=on_pass)
+
+
+@contextmanager
+def spoken_warnings() -> Iterator[None]:
+    """Warnings as plain lines on the terminal, each text once."""
+    with warnings.catch_warnings():
+        said: set[str] = set()
+
+        def show(message: Warning | str, *_: Any, **__: Any) -> None:
+            if str(message) not in said:
+                said.add(str(message))
+                say(f"warning: {message}")
+
+        warnings.showwarning = show
+        yield
 
 
 def say(text: str) -> None:

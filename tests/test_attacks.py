@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyengm.attacks import CW, FGSM, PGD, Threat, attack_mode
 from pyengm.attacks.losses import LOSSES, carlini_wagner, cross_entropy, margin
-from pyengm.attacks.pgd import project_, random_in_ball
 from pyengm.errors import ConfigError, DataError, NonFiniteError
 from pyengm.models import build
 from pyengm.ops import Key
@@ -113,8 +112,13 @@ def test_losses_are_their_formulas(k, dtype):
     gap = torch.tensor(gap, dtype=torch.float64)
     entropy = [-math.log(math.exp(z[c]) / sum(map(math.exp, z))) for z, c in zip(logits.tolist(), y, strict=True)]
     expected = {"margin": gap, "cw": gap.clamp(max=0), "ce": torch.tensor(entropy, dtype=torch.float64)}
+    wide = torch.promote_types(dtype, torch.float32)
+    target = torch.randn(20, k, dtype=wide).log_softmax(1)
+    divergence = target.exp().double() * (target.double() - logits.double().log_softmax(1))
+    expected["kl"] = divergence.sum(1)
+    assert LOSSES.keys() == expected.keys()
     for name, loss in LOSSES.items():
-        losses = loss(logits, y)
+        losses = loss(logits, target if name == "kl" else y)
         assert losses.shape == (20,)
         assert losses.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         torch.testing.assert_close(losses.double(), expected[name], rtol=1e-6, atol=1e-6)
@@ -181,16 +185,16 @@ def test_project(norm):
     x, _ = batch()
     threat = Threat(norm, EPS[norm])
     far = x + torch.randn_like(x)
-    near = project_(far.clone(), x, threat)
+    near = threat.project_(far.clone(), x)
     assert distances(near, x, norm).max() <= threat.eps + 1e-6
     inside = (x + (near - x) / 2).clamp(0, 1)
-    torch.testing.assert_close(project_(inside.clone(), x, threat), inside, rtol=0, atol=1e-6)
-    assert project_(x.clone(), x, threat).equal(x)
+    torch.testing.assert_close(threat.project_(inside.clone(), x), inside, rtol=0, atol=1e-6)
+    assert threat.project_(x.clone(), x).equal(x)
 
 
 def test_random_start_is_uniform_in_the_linf_ball():
     x = torch.zeros(500, 1, 8, 8, dtype=torch.float64)
-    noise = random_in_ball(x, Threat("linf", 0.1), key_for(500)) / 0.1
+    noise = Threat("linf", 0.1).uniform(x, key_for(500)) / 0.1
     assert noise.min() >= -1
     assert noise.max() <= 1
     share = torch.histc(noise, 10, -1, 1) / noise.numel()
@@ -200,7 +204,7 @@ def test_random_start_is_uniform_in_the_linf_ball():
 @pytest.mark.parametrize("d", [2, 3])
 def test_random_start_is_uniform_in_the_l2_ball(d):
     x = torch.zeros(20_000, d, dtype=torch.float64)
-    noise = random_in_ball(x, Threat("l2", 2.0), key_for(len(x))) / 2
+    noise = Threat("l2", 2.0).uniform(x, key_for(len(x))) / 2
     radius = noise.norm(dim=1)
     assert radius.max() <= 1 + 1e-6  # the draws are float32
     # P(radius <= r) = r^d, and every direction alike; the bound is the 1e-6 quantile of Kolmogorov's statistic.
@@ -211,7 +215,7 @@ def test_random_start_is_uniform_in_the_l2_ball(d):
 
 
 @both_norms
-def test_start_is_in_the_box_and_the_ball(norm):
+def test_result_is_in_the_box_and_the_ball(norm):
     model, (x, y) = network(), batch()
     x[0], x[1] = 0, 1
     x_adv = PGD(EPS[norm], 0.0, 1, norm=norm)(model, x, y)
@@ -224,7 +228,7 @@ def test_start_is_in_the_box_and_the_ball(norm):
     given = PGD(EPS[norm], 0.0, 1, norm=norm)(model, x, y, start=x + 3)
     expected = (x + EPS[norm]).clamp(max=1) if norm == "linf" else (x + EPS[norm] / 8).clamp(max=1)  # 64 equal pixels
     torch.testing.assert_close(given, expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-6)  # projected before the first gradient
+    assert seen[0].equal(x + 3)  # taken as it is: no step leaves it outside
 
 
 # Random numbers
@@ -286,8 +290,116 @@ def test_restarts_are_never_weaker(norm, loss):
 def test_restarts_draw_anew():
     x = torch.zeros(4, 1, 8, 8)
     for norm, eps in EPS.items():
-        first, second = (random_in_ball(x, Threat(norm, eps), key_for(4), draw) for draw in (0, 1))
+        first, second = (Threat(norm, eps).uniform(x, key_for(4), draw=draw) for draw in (0, 1))
         assert (first - second).flatten(1).norm(dim=1).min() > eps / 10
+
+
+@both_norms
+@pytest.mark.parametrize("bn", ["eval", "frozen"])
+def test_restarts_in_one_batch_or_in_turn_are_the_best_of_single_runs(norm, bn):
+    model, (x, y) = network("bn", torch.float64), batch(8, torch.float64)
+    attack = PGD(EPS[norm], EPS[norm] / 4, 3, norm=norm, restarts=3, bn=bn)
+    found = attack(model, x, y, key=key_for(8))
+    single = PGD(EPS[norm], EPS[norm] / 4, 3, norm=norm, bn=bn)
+    runs = []
+    for draw in range(3):
+        start = x + Threat(norm, EPS[norm]).uniform(x, key_for(8), draw=draw)
+        runs.append(single(model, x, y, start=single.threat.project_(start, x)))
+    with attack_mode(model, bn), torch.no_grad():
+        outputs = [model(run) for run in runs]
+    for i in range(8):
+        scores = [(bool(z[i].argmax() != y[i]), cross_entropy(z[i : i + 1], y[i : i + 1]).item()) for z in outputs]
+        best = max(range(3), key=lambda k: scores[k])
+        torch.testing.assert_close(found[i], runs[best][i], rtol=0, atol=1e-9)
+
+
+def test_restarts_share_one_batch():
+    model, (x, y), sizes = network(), batch(), []
+    model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    PGD(0.1, 0.02, 2, restarts=3)(model, x, y, key=key_for(6))
+    assert sizes == [18, 18, 18]
+
+
+@both_norms
+def test_early_stop_leaves_the_fooled_alone(norm):
+    model, (x, y) = network(dtype=torch.float64), batch(24, torch.float64)
+    y[::2] = model(x).argmax(dim=1)[::2]
+    options = {"norm": norm, "random_start": False}
+    step, sizes = EPS[norm] / 5, []
+    handle = model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    stopped = PGD(EPS[norm], step, 6, early_stop=True, **options)(model, x, y)
+    handle.remove()
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < sizes[1] < len(x)
+    # Each example is where a run of k steps leaves it, k the first at which it is fooled.
+    expected, going = x.clone(), model(x).argmax(dim=1) == y
+    for k in range(1, 7):
+        run = PGD(EPS[norm], step, k, **options)(model, x, y)
+        expected[going] = run[going]
+        going &= model(run).argmax(dim=1) == y
+    torch.testing.assert_close(stopped, expected, rtol=0, atol=1e-9)
+
+
+def test_early_stop_of_all_and_with_restarts():
+    model, (x, y) = network(), batch()
+    y = (model(x).argmax(dim=1) + 1) % 10
+    assert PGD(0.1, 0.02, 5, random_start=False, early_stop=True)(model, x, y).equal(x)
+    y = model(x).argmax(dim=1)
+    plain, stopped = (PGD(0.1, 0.05, 5, restarts=3, early_stop=stop)(model, x, y, key=key_for(6)) for stop in (0, 1))
+    fooled = [model(x_adv).argmax(dim=1) != y for x_adv in (plain, stopped)]
+    assert (fooled[1] | ~fooled[0]).all()
+
+
+def test_kl_attack_moves_outputs_away_from_those_on_x():
+    model, (x, y) = network(dtype=torch.float64), batch(dtype=torch.float64)
+    forwards = []
+    model.register_forward_pre_hook(lambda module, args: forwards.append(1))
+    start = x + 0.001
+    found = PGD(0.1, 0.03, 2, loss="kl")(model, x, y, start=start)
+    assert len(forwards) == 3  # those on x are computed once
+    p, x_adv = model(x).softmax(1).detach(), start.clone()
+    for _ in range(2):
+        leaf = x_adv.clone().requires_grad_()
+        (p * (p.log() - model(leaf).log_softmax(1))).sum().backward()
+        x_adv = (x_adv + 0.03 * leaf.grad.sign()).clamp(x - 0.1, x + 0.1).clamp(0, 1)
+    torch.testing.assert_close(found, x_adv, rtol=0, atol=1e-12)
+    assert PGD(0.1, 0.03, 2, loss="kl")(model, x, (y + 1) % 10, start=start).equal(found)
+
+
+class Confident(nn.Module):
+    """Logits so far apart that probabilities are 0 in float32."""
+
+    def forward(self, x):
+        return torch.stack([1000 * x.flatten(1).sum(1), -1000 * x.flatten(1).sum(1)], dim=1)
+
+
+def test_kl_of_probabilities_of_zero_is_finite():
+    x, y = torch.rand(4, 1, 3, 3), torch.zeros(4, dtype=torch.int64)
+    assert PGD(0.1, 0.05, 3, loss="kl")(Confident(), x, y, start=x + 0.01).isfinite().all()
+    assert LOSSES["kl"](Confident()(x), Confident()(x).log_softmax(1)).equal(torch.zeros(4))
+
+
+class Half(nn.Module):
+    """A network whose inside runs in a narrow type, and whose gradients are small."""
+
+    def __init__(self, dtype, scale):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.dtype, self.scale = torch.randn(64, 10), dtype, scale
+
+    def forward(self, x):
+        return (x.flatten(1).to(self.dtype) * self.scale) @ self.weight.to(self.dtype)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.bfloat16, 1.0), (torch.float16, 1.0), (torch.float16, 1e-6)])
+def test_narrow_types_keep_loss_sign_and_step_in_float32(dtype, scale):
+    x, y = batch()
+    found = PGD(0.1, 0.03, 1, random_start=False)(Half(dtype, scale), x, y)
+    wide = Half(torch.float32, torch.tensor(scale, dtype=dtype).float().item())
+    expected = PGD(0.1, 0.03, 1, random_start=False)(wide, x, y)
+    assert found.dtype == torch.float32
+    assert found.equal(expected) or (found == expected).double().mean() > 0.97  # gradients near 0 may round over it
+    assert ((found - x).abs().amax(dim=(1, 2, 3)) > 0.029).all()
 
 
 class Deceptive(nn.Module):
@@ -366,7 +478,8 @@ def test_no_weight_gradient_is_computed(bn):
     model.head.weight.grad = mark = torch.ones_like(model.head.weight)
     with BackwardMasks() as seen:
         PGD(0.1, 0.02, 2, bn=bn)(model, x, y)
-    assert seen.masks == [[True, False, False]] * 8  # two steps through two convolutions and two norms
+    # Two steps through two convolutions, and two norms, which are no more than a scale and a shift with bn="eval".
+    assert seen.masks == [[True, False, False]] * (4 if bn == "eval" else 8)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
     assert model.head.weight.grad is mark
     assert mark.eq(1).all()
@@ -588,6 +701,7 @@ def test_bad_inputs(norm, change, message):
         (lambda: PGD(0.1, 0.1, 1, restarts=0), "restarts"),
         (lambda: PGD(0.1, 0.1, 1, restarts=2, random_start=False), "restarts"),
         (lambda: PGD(0.1, 0.1, 1, restarts=2)(network(), X, Y, start=X), "restarts"),
+        (lambda: PGD(0.1, 0.1, 1, early_stop=True, bn="train"), "early_stop with bn='train'"),
         (lambda: PGD(0.1, 0.1, 1, norm="l1"), "'l1'; known norms: linf, l2"),
         (lambda: PGD(0.1, 0.1, 1, loss="mse"), "'mse'; known losses: ce"),
         (lambda: PGD(0.1, 0.1, 1, bn="off"), "'off'; known modes: eval"),

@@ -80,6 +80,43 @@ def test_apply_after_invert_gives_back_the_visible_region():
     assert not stored[inside].isnan().any()
 
 
+def corners_of_all_kinds(shape, padding):
+    side = torch.arange(2 * padding + 1)
+    rows, cols, flip = torch.cartesian_prod(side, side, torch.arange(2)).unbind(1)
+    return CropFlip(rows, cols, flip.bool(), padding)
+
+
+@pytest.mark.parametrize(("shape", "padding"), SHAPES)
+def test_cut_and_paste_equal_the_loop(shape, padding):
+    transform = corners_of_all_kinds(shape, padding)
+    c, h, w = shape
+    canvas = torch.randn(len(transform.rows), c, h + 2 * padding, w + 2 * padding)
+    windows = torch.randn(len(canvas), *shape)
+    cut, pasted = torch.empty_like(windows), canvas.clone()
+    for i, (row, col, flip) in enumerate(zip(transform.rows, transform.cols, transform.flip, strict=True)):
+        place = (i, slice(None), slice(row, row + h), slice(col, col + w))
+        cut[i] = canvas[place].flip(2) if flip else canvas[place]
+        pasted[place] = windows[i].flip(2) if flip else windows[i]
+    assert torch.equal(transform.cut(canvas), cut)
+    out = canvas.clone().to(memory_format=torch.channels_last)
+    assert transform.paste(windows, out) is out
+    assert torch.equal(out, pasted)
+    assert torch.equal(transform.cut(out), windows)
+
+
+def test_cut_is_what_apply_shows_of_the_padded_picture():
+    images = pictures(20, (3, 8, 8), torch.float32)
+    transform = CropFlip.draw(torch.arange(20), (3, 8, 8), 2, seed=0, epoch=0)
+    assert torch.equal(transform.cut(torch.nn.functional.pad(images, (2, 2, 2, 2))), transform.apply(images))
+
+
+def test_the_centre_changes_nothing():
+    images = pictures(5, (3, 8, 8), torch.float32)
+    still = CropFlip.centre(5, 2)
+    assert torch.equal(still.apply(images), images)
+    assert torch.equal(still.cut(torch.nn.functional.pad(images, (2, 2, 2, 2))), images)
+
+
 def test_layouts_and_gradients():
     images = pictures(9, (3, 32, 32), torch.float32)
     transform = CropFlip.draw(torch.arange(9), (3, 32, 32), seed=0, epoch=0)
@@ -143,6 +180,10 @@ def test_errors():
         transform.apply(torch.zeros(3, 1, 8, 8))
     with pytest.raises(DataError, match=r"expected out of shape"):
         transform.invert(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 9))
+    with pytest.raises(DataError, match=r"windows of shape \(2, 1, 8, 8\), got \(2, 1, 8, 7\)"):
+        transform.paste(torch.zeros(2, 1, 8, 7), torch.zeros(2, 1, 10, 10))
+    with pytest.raises(DataError, match=r"padded by 1 pixels on all sides"):
+        transform.cut(torch.zeros(2, 1, 2, 8))
 
 
 @pytest.mark.gpu

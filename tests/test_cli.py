@@ -2,12 +2,17 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
+import numpy as np
+import pyautoattack
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from pyengm import cli
+from pyengm.evaluation import checkpoints
 
 TINY = ["--model", "cnn4", "--width", "2", "--epochs", "1", "--steps", "1", "--batch-size", "60", "--optimizer", "msgd"]
 TINY += ["--autoattack-pictures", "2"]
@@ -37,6 +42,18 @@ def finished(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def three_classes(tmp_path_factory) -> Path:
+    """A folder of pictures of 8x8 in three classes."""
+    folder = tmp_path_factory.mktemp("three")
+    grey = np.random.default_rng(0).integers(0, 256, (3, 12, 8, 8, 1), dtype=np.uint8)
+    for split, name in product(("train", "test"), range(3)):
+        (folder / split / str(name)).mkdir(parents=True)
+        for i, pixels in enumerate(grey[name, :8] if split == "train" else grey[name, 8:]):
+            Image.fromarray(pixels.repeat(3, axis=2)).save(folder / split / str(name) / f"{i}.png")
+    return folder
+
+
 class TestTrain:
     def test_leaves_results_and_a_picture(self, finished):
         results = json.loads((finished / "results.json").read_text())
@@ -50,6 +67,28 @@ class TestTrain:
         assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
         names = {"config.yaml", "metrics.jsonl", "best.safetensors", "last.safetensors", "state.pt"}
         assert names <= {path.name for path in finished.iterdir()}
+        states = [json.loads(path.read_text()) for path in (finished / "autoattack").iterdir()]
+        assert {state["norm"] for state in states} == {"linf", "l2"}
+        assert all(state["passes"] == 4 and len(state["survived"]) == 2 for state in states)
+
+    def test_data_with_three_classes(self, three_classes, tmp_path, monkeypatch, capsys):
+        init = pyautoattack.AutoAttack.__init__
+
+        def short(package, *args, **options):
+            init(package, *args, **options)
+            package.square.n_queries = 20
+
+        monkeypatch.setattr(pyautoattack.AutoAttack, "__init__", short)
+        monkeypatch.setattr(checkpoints, "cores", lambda: 1)
+        out = tmp_path / "three"
+        options = [*TINY, "--data", str(three_classes), "--root", str(tmp_path / "cache"), "--out", str(out)]
+        assert cli.main(["train", *options]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        assert "runs without apgd-t: its targeted DLR loss needs at least 4 classes, there are 3" in text
+        assert "is only APGD-CE, FAB-T, Square here" in text
+        results = json.loads((out / "results.json").read_text())
+        assert results["last"]["autoattack"] <= results["last"]["after_apgd_ce"]
+        assert "after_apgd_t" not in results["last"]
 
     def test_saved_options_can_be_passed_back(self, finished, tmp_path, capsys):
         again = tmp_path / "again"
@@ -78,23 +117,27 @@ class TestTrain:
             (["--optimizer", "adam"], "unknown optimizer 'adam'; known: msgd, engm"),
             (["--eps=-0.1"], "eps is -0.1; expected a finite number >= 0"),
             (["--attacks", "fgms"], "unknown attack 'fgms'; known: fgsm"),
+            (
+                ["--data", "THREE", "--root", "empty", "--attacks", "apgd_t"],
+                "apgd-t cannot run: its targeted DLR loss needs at least 4 classes",
+            ),
             (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
             (["--resume"], "--resume needs --out"),
             (["--resume", "--out", "none"], "no run folder"),
         ],
     )
-    def test_errors_leave_nothing_behind(self, options, message, tmp_path, monkeypatch, capsys):
+    def test_errors_leave_nothing_behind(self, options, message, three_classes, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "empty").mkdir()
-        fail("train", *options)
+        fail("train", *(option.replace("THREE", str(three_classes)) for option in options))
         assert message in " ".join(capsys.readouterr().err.split())
         assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
     def test_an_existing_run_is_not_overwritten(self, finished, capsys):
-        before = {path.name: path.read_bytes() for path in finished.iterdir()}
+        before = {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()}
         assert cli.main(["train", "--out", str(finished)]) == 1
         assert "exists and is not overwritten" in capsys.readouterr().err
-        assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+        assert {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()} == before
 
 
 class TestEvaluate:
@@ -112,6 +155,45 @@ class TestEvaluate:
         options = ["--norm", "l2", "--eps", "1/4", "--autoattack-pictures", "1", "--out", str(out)]
         assert cli.main(["evaluate", str(finished / "last.safetensors"), *options]) == 0
         assert json.loads(out.read_text())["threats"] == [{"norm": "l2", "eps": 0.25}]
+        assert len(list((tmp_path / "l2.autoattack").iterdir())) == 1
+
+    def test_surrogate_members_and_distance(self, finished, tmp_path, capsys):
+        out = tmp_path / "more.json"
+        last, best = (str(finished / f"{name}.safetensors") for name in ("last", "best"))
+        options = ["--surrogate", best, "--attacks", "apgd_ce", "deepfool", "--norm", "linf"]
+        assert cli.main(["evaluate", last, *options, "--autoattack-pictures", "2", "--out", str(out)]) == 0
+        found = json.loads(out.read_text())["last"]
+        # best and last are one model after one epoch: the surrogate is the target.
+        assert found["transfer_pgd20"] == found["pgd20"]
+        assert found["apgd_ce"] == found["after_apgd_ce"]
+        assert found["deepfool"] > 0
+        text = capsys.readouterr().out
+        assert "transfer PGD-20" in text
+        assert f"rho = {found['deepfool']:.4f}" in text
+
+    def test_an_interrupted_evaluation_goes_on(self, finished, tmp_path, monkeypatch, capsys):
+        expected = json.loads((finished / "results.json").read_text())
+        shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("autoattack"))
+        command = ["evaluate", str(tmp_path / "run"), "--autoattack-pictures", "2"]
+        monkeypatch.setattr(checkpoints, "cores", lambda: 1)
+        update, passes = cli.Progress.update, []
+
+        def interrupt(bars, task, **fields):
+            update(bars, task, **fields)
+            if "completed" in fields:
+                passes.append(fields["completed"])
+                if len(passes) == 3:
+                    raise KeyboardInterrupt
+
+        monkeypatch.setattr(cli.Progress, "update", interrupt)
+        assert cli.main(command) == 130
+        assert "the same command goes on where AutoAttack stopped" in " ".join(capsys.readouterr().out.split())
+        out = tmp_path / "again.json"
+        assert cli.main([*command, "--out", str(out)]) == 0
+        assert passes == [1, 2, 3, 4, 1, 2, 3, 4]  # L-infinity, then L2; best and last are one model
+        found = json.loads(out.read_text())
+        for name in ("best", "last"):
+            assert found[name] == {key: value for key, value in expected[name].items() if not key.startswith("fgsm")}
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -122,6 +204,7 @@ class TestEvaluate:
             (["RUN", "--out", "RUN"], "exists and is not overwritten"),
             (["RUN", "--autoattack-pictures", "0"], "autoattack_pictures is 0; expected at least 1"),
             (["RUN", "--attacks", "bim"], "unknown attack 'bim'"),
+            (["RUN", "--surrogate", "none"], "there is no checkpoint none"),
             (["RUN", "--device", "abacus"], "cannot be used here"),
             (["."], "no run folder"),
         ],

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyengm.attacks import Threat
+from pyengm.attacks import NORMS, Threat
 from pyengm.errors import ConfigError
-from pyengm.training import TrainConfig
+from pyengm.methods import METHODS
+from pyengm.training import TrainConfig, set_up
 from pyengm.training.config import parse_pixels
-from pyengm.training.schedule import build_schedule, cyclic, piecewise
+from pyengm.training.schedule import build_schedule, cyclic, nuat, piecewise
+from pyengm.training.setup import build_method
 
 
 @pytest.mark.parametrize(("text", "value"), [("0.2", 0.2), ("8/255", 8 / 255), ("1", 1.0)])
@@ -21,15 +23,26 @@ def test_parse_pixels(text, value):
 class TestResolve:
     def test_recipe_fills_what_is_open(self):
         config = TrainConfig(data="cifar10").resolve()
-        assert (config.model, config.eps, config.step, config.epochs) == ("resnet18", 8 / 255, 2 / 255, 120)
-        assert config.milestones == (60, 90)
+        assert (config.model, config.eps, config.step, config.epochs) == ("resnet18", 8 / 255, None, 120)
+        assert (config.milestones, config.optimizer, config.steps, config.attack_bn) == ((75, 90), "engm", 10, "eval")
+        assert TrainConfig(data="cifar10", epochs=40).resolve().milestones == (25, 30)
 
     def test_given_options_stay(self):
         config = TrainConfig(data="cifar10", model="vgg8", eps=0.1, step=0.01, epochs=7, augment=False).resolve()
         assert (config.model, config.eps, config.step, config.epochs, config.augment) == ("vgg8", 0.1, 0.01, 7, False)
 
     def test_every_option_is_filled(self):
-        may_stay_open = {"root", "image_size", "indices", "width", "autoattack_pictures", "threads", "out", "config"}
+        may_stay_open = {
+            "root",
+            "step",
+            "image_size",
+            "indices",
+            "width",
+            "autoattack_pictures",
+            "threads",
+            "out",
+            "config",
+        }
         for data in ("digits", "cifar10", "mnist", "svhn", "/some/folder"):
             config = TrainConfig(data=data).resolve()
             assert {name for name, value in vars(config).items() if value is None} <= may_stay_open
@@ -44,7 +57,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"method": "pgdat"}, r"unknown method 'pgdat'; known: natural, pgd_at \(did you mean pgd_at\?\)"),
+            ({"method": "pgdat"}, r"unknown method 'pgdat'; known: natural, pgd_at, .* \(did you mean pgd_at\?\)"),
             ({"optimizer": "adam"}, "unknown optimizer 'adam'; known: msgd, engm"),
             ({"grad_norms": "rough"}, "unknown grad_norms 'rough'; known: auto, exact"),
             ({"norm": "l1"}, "unknown norm 'l1'; known: linf, l2"),
@@ -63,6 +76,60 @@ class TestErrors:
     def test_options_out_of_range(self, options, message):
         with pytest.raises(ConfigError, match=message):
             TrainConfig(**options)
+
+
+class TestOptions:
+    def test_reach_the_method_and_the_optimizer(self):
+        config = TrainConfig(method="trades", method_options=("beta=3",), optimizer="entropy_sgd", eps=0.1, steps=3)
+        config = replace(config, optimizer_options=("L=3", "nesterov=false", "noise=1/1000")).resolve()
+        parts = set_up(config)
+        assert (parts.method.beta, parts.method.attack.steps, parts.method.threat.eps) == (3, 3, 0.1)
+        assert (parts.optimizer.L, parts.optimizer.defaults["nesterov"], parts.optimizer.noise) == (3, False, 0.001)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"method": "trades", "method_options": ("bta=3",)}, r"'bta=3'; .* TRADES: beta, as_published \(did you"),
+            ({"method": "trades", "method_options": ("beta",)}, "expected NAME=VALUE"),
+            ({"method": "trades", "method_options": ("beta=much",)}, "like the default, beta=6"),
+            ({"method": "trades", "method_options": ("eps=1",)}, "expected NAME=VALUE with a name of TRADES"),
+            ({"method": "natural", "method_options": ("beta=1",)}, "it has none"),
+            ({"method": "natural", "steps": 3}, "method natural takes no steps"),
+            ({"method": "fgsm_rs", "steps": 3}, "method fgsm_rs takes no steps"),
+            ({"optimizer": "engm", "optimizer_options": ("L=3",)}, "'L=3'; expected NAME=VALUE with a name of ENGM"),
+            ({"peak": 1.0}, "peak is 1.0"),
+            ({"catastrophe": "cry"}, "unknown catastrophe 'cry'; known: warn, stop"),
+        ],
+    )
+    def test_errors(self, options, message):
+        with pytest.raises(ConfigError, match=message):
+            TrainConfig(**options)
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("data", ["cifar10", "digits", "/some/folder"])
+    @pytest.mark.parametrize("norm", NORMS)
+    @pytest.mark.parametrize("method", METHODS)
+    def test_every_method_has_one_that_builds(self, method, data, norm):
+        if (method, norm) == ("grad_align", "l2"):
+            with pytest.raises(ConfigError, match="L-infinity"):
+                build_method(TrainConfig(data=data, method=method, norm=norm).resolve())
+            return
+        config = TrainConfig(data=data, method=method, norm=norm).resolve()
+        built = build_method(config)
+        assert config.optimizer == ("engm" if method in ("natural", "pgd_at") else "msgd")
+        assert method == "natural" or built.threat == config.threats()[0]
+
+    def test_papers(self):
+        atas = TrainConfig(data="cifar10", method="atas").resolve()
+        assert (atas.model, atas.epochs, atas.milestones, atas.lr) == ("preact_resnet18", 30, (24, 28), 0.1)
+        assert (atas.weight_decay, atas.eps, atas.batch_size, atas.select) == (5e-4, 8 / 255, 128, "none")
+        mart = TrainConfig(data="cifar10", method="mart").resolve()
+        assert (mart.eps, mart.step, mart.lr, mart.weight_decay) == (0.031, 0.007, 0.01, 3.5e-3)
+        assert TrainConfig(data="cifar10", method="mart", norm="l2").resolve().eps == 128 / 255
+        large = TrainConfig(data="/imagenet", method="atas", image_size=224).resolve()
+        assert (large.model, large.epochs, large.eps) == ("resnet50", 90, 2 / 255)
+        assert build_method(large).threat.eps == 2 / 255
 
 
 class TestYaml:
@@ -106,22 +173,31 @@ class TestYaml:
 
 
 class TestSchedules:
+    def test_nuat(self):
+        factors = [nuat(200)(step) for step in range(200)]
+        assert factors[0] == pytest.approx(1 / 80)
+        assert factors[79] == 1.0
+        assert factors[130] == pytest.approx((180 - 130) / 100)
+        assert factors[160] == factors[169] == pytest.approx(0.2)
+        assert factors[170] == factors[179] == pytest.approx(0.02)
+        assert factors[180] == factors[199] == pytest.approx(0.002)
+
     def test_piecewise(self):
         factor = piecewise((2, 4), steps_per_epoch=3)
         assert [factor(step) for step in (0, 5, 6, 11, 12, 20)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
     def test_cyclic(self):
-        factors = [cyclic(10)(step) for step in range(10)]
+        factors = [cyclic(10, 0.4)(step) for step in range(10)]
         assert factors == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
 
     @pytest.mark.parametrize("total", [1, 2, 3, 1000])
     def test_cyclic_never_stands_still(self, total):
-        factors = [cyclic(total)(step) for step in range(total)]
+        factors = [cyclic(total, 0.4)(step) for step in range(total)]
         assert all(0 < factor <= 1 for factor in factors)
 
     def test_sets_the_rate_of_every_step(self):
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
-        schedule = build_schedule(optimizer, "piecewise", (1,), epochs=2, steps_per_epoch=2)
+        schedule = build_schedule(optimizer, "piecewise", milestones=(1,), peak=0.5, epochs=2, steps_per_epoch=2)
         rates = []
         for _ in range(4):
             rates.append(optimizer.param_groups[0]["lr"])

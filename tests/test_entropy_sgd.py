@@ -16,7 +16,6 @@ from pyengm.errors import ConfigError, NonFiniteError
 from pyengm.models import build
 from pyengm.ops import Key
 from pyengm.optim import CLOSURE_OPTIMIZERS
-from pyengm.training import TrainConfig
 
 KINDS = list(CLOSURE_OPTIMIZERS.values())
 
@@ -351,8 +350,3 @@ class TestBadUse:
             EntropySGD(params, buffer_rule="keep")
         with pytest.raises(ConfigError, match="minimises"):
             EntropySGD(params, maximize=True)
-
-    @pytest.mark.parametrize("name", CLOSURE_OPTIMIZERS)
-    def test_the_training_loop_refuses_it_at_start_up(self, name):
-        with pytest.raises(ConfigError, match=r"takes several mini-batches per step .* pyengm\.EntropySGD"):
-            TrainConfig(optimizer=name)

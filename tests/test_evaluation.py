@@ -11,12 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pyengm.attacks import CW, FGSM, PGD, AutoAttack, Threat
+from pyengm.attacks.autoattack import MEMBERS
+from pyengm.attacks.deepfool import DeepFool
+from pyengm.attacks.transfer import Transfer
 from pyengm.data import ImageData
 from pyengm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from pyengm.evaluation import (
     accuracy,
     attack_named,
     attack_names,
+    check_attacks,
     checkpoints,
     correct,
     evaluate,
@@ -24,6 +28,7 @@ from pyengm.evaluation import (
     plot_curves,
     results_table,
     robust_overfitting,
+    robustness_distance,
 )
 from pyengm.evaluation.checkpoints import check_fit
 from pyengm.evaluation.evaluate import SAME_PICTURES, evenly_spread
@@ -40,6 +45,7 @@ from pyengm.ops import Key
 
 CPU = torch.device("cpu")
 LINF, L2 = Threat("linf", 0.1), Threat("l2", 0.6)
+TRANSFERS = ("transfer_pgd20", "transfer_pgd20_l2")
 OPTIONS = {"name": "cnn4", "num_classes": 10, "in_channels": 1, "image_size": 8, "norm": "bn", "width": 4}
 
 
@@ -141,15 +147,19 @@ def test_attacks_by_name():
         assert attack.loss is pgd20.loss is PGD(0, 0, 1, loss="margin").loss
     assert isinstance(attack_named("fgsm", L2), FGSM)
     assert isinstance(attack_named("cw", L2), CW)
-    assert isinstance(attack_named("autoattack", L2), AutoAttack)
-    assert attack_named("autoattack", L2).threat == L2
+    for name, members in (("apgd_ce", ("apgd-ce",)), ("fab_t", ("fab-t",)), ("autoattack", MEMBERS)):
+        attack = attack_named(name, L2, seed=7)
+        assert isinstance(attack, AutoAttack)
+        assert (attack.threat, attack.attacks, attack.seed) == (L2, members, 7)
+    assert isinstance(attack_named("deepfool", L2), DeepFool)
 
 
 def test_unknown_attacks_are_named_with_the_known_ones():
-    known = "known: fgsm, pgd10, pgd20, pgd50, cw, autoattack"
+    known = "known: fgsm, pgd10, pgd20, pgd50, cw, apgd_ce, apgd_t, fab_t, square, autoattack, deepfool"
     for call in (
         lambda: attack_named("pgd7", LINF),
-        lambda: attack_names(["pgd7"], 10),
+        lambda: attack_names(["pgd7"]),
+        lambda: check_attacks(["pgd7"], pictures(), [LINF]),
         lambda: evaluate(network(), pictures(), [LINF], ["pgd7"], device=CPU),
     ):
         with pytest.raises(ConfigError, match=f"'pgd7'; {known}"):
@@ -157,8 +167,26 @@ def test_unknown_attacks_are_named_with_the_known_ones():
 
 
 def test_attacks_come_weak_to_strong():
-    assert attack_names([], 10) == ["pgd20", "autoattack"]
-    assert attack_names(["cw", "pgd50", "fgsm", "pgd20", "cw"], 10) == ["fgsm", "pgd20", "pgd50", "cw", "autoattack"]
+    assert attack_names([]) == ["pgd20", "autoattack"]
+    assert attack_names(["cw", "pgd50", "fgsm", "pgd20", "cw"]) == ["fgsm", "pgd20", "pgd50", "cw", "autoattack"]
+    assert attack_names(["deepfool", "square", "apgd_t"]) == ["pgd20", "apgd_t", "square", "autoattack", "deepfool"]
+
+
+def test_attacks_that_cannot_run_on_the_data():
+    few, odd = pictures(classes=3), pictures(side=12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_attacks(["autoattack", "apgd_t", "square"], pictures(), [LINF, L2])
+        check_attacks(["autoattack", "square"], odd, [LINF])
+    with pytest.warns(UserWarning, match=r"L2, eps = 0\.6\) runs without square: .*12x12"):
+        check_attacks(["pgd20", "autoattack"], odd, [LINF, L2])
+    with pytest.warns(UserWarning, match="without apgd-t"):
+        check_attacks(["pgd20", "autoattack"], few, [LINF])
+    for names, data in ((["apgd_t"], few), (["fab_t", "square"], odd)):
+        with pytest.raises(ConfigError, match=r"(apgd-t|square) cannot run"):
+            check_attacks(names, data, [LINF, L2])
+        with pytest.raises(ConfigError, match=r"(apgd-t|square) cannot run"):
+            evaluate(network(), data, [LINF, L2], names, device=CPU)
 
 
 def test_evaluate_names_and_orders_its_results():
@@ -185,10 +213,61 @@ def test_evaluate_shows_pgd20_on_the_pictures_of_autoattack():
     weak = Threat("linf", 0.001)
     # The five pictures are 0, 8, ..., 32, all misclassified: AutoAttack has nothing to do.
     results = evaluate(model, data, [weak], ["pgd20", "autoattack"], device=CPU, autoattack_pictures=5)
-    assert list(results) == ["natural", "pgd20", SAME_PICTURES, "autoattack"]
-    assert results == {"natural": 0.75, "pgd20": 0.75, SAME_PICTURES: 0, "autoattack": 0}
+    after = ["after_apgd_ce", "after_apgd_t", "after_fab_t", "after_square"]
+    assert list(results) == ["natural", "pgd20", SAME_PICTURES, *after, "autoattack"]
+    assert results == {"natural": 0.75, "pgd20": 0.75, SAME_PICTURES: 0, "autoattack": 0} | dict.fromkeys(after, 0)
     few = data.subset(evenly_spread(40, 5))
     assert SAME_PICTURES not in evaluate(model, few, [weak], ["pgd20", "autoattack"], device=CPU)
+
+
+def test_members_of_autoattack_by_name():
+    model, threat = network(), Threat("l2", 0.05)
+    data, told = data_for(model), []
+    results = evaluate(
+        model,
+        data,
+        [threat],
+        ["pgd20", "apgd_ce"],
+        device=CPU,
+        autoattack_pictures=11,
+        on_pass=lambda *message: told.append(message),
+    )
+    assert list(results) == ["natural", "pgd20", SAME_PICTURES, "apgd_ce"]
+    attack = AutoAttack(0.05, norm="l2", attacks=["apgd-ce"])
+    verdicts = attack.run(model, data.subset(evenly_spread(40, 11)), device=CPU)
+    assert results["apgd_ce"] == verdicts.accuracies()["apgd-ce"] <= results[SAME_PICTURES]
+    assert told == [("APGD-CE (L2, eps = 0.05)", 1, 1, results["apgd_ce"])]
+
+
+def test_few_classes_leave_a_member_out():
+    torch.manual_seed(0)
+    model = build(**OPTIONS | {"num_classes": 3, "norm": "gn"}).eval()
+    data = pictures(12, classes=3)
+    data.labels = (model(data.images / 255).argmax(dim=1) + 1) % 3  # nothing to do
+    with pytest.warns(UserWarning, match="without apgd-t") as warned:
+        results = evaluate(model, data, [LINF, L2], ["autoattack"], device=CPU)
+    assert len(warned) == 2  # one for each threat model
+    after = ["after_apgd_ce", "after_fab_t", "after_square"]
+    assert list(results) == ["natural", *after, "autoattack", *(f"{name}_l2" for name in [*after, "autoattack"])]
+
+
+def test_evaluate_gives_the_distance_once():
+    model = network()
+    data, titles = data_for(model), []
+    results = evaluate(model, data, [L2, LINF], ["fgsm", "deepfool"], device=CPU, on_attack=titles.append)
+    assert list(results) == ["natural", "fgsm", "deepfool", "fgsm_linf"]
+    assert results["deepfool"] == robustness_distance(model, data, device=CPU) > 0
+    assert titles[2] == "DeepFool"
+
+
+def test_evaluate_with_a_surrogate():
+    model, surrogate = network(), network(seed=1)
+    data = data_for(model)
+    results = evaluate(model, data, [LINF, L2], ["pgd20"], device=CPU, seed=2, surrogate=surrogate)
+    assert list(results) == ["natural", TRANSFERS[0], "pgd20", TRANSFERS[1], "pgd20_l2"]
+    for threat, name in zip((LINF, L2), TRANSFERS, strict=True):
+        black_box = Transfer(attack_named("pgd20", threat), surrogate)
+        assert results[name] == accuracy(model, data, black_box, seed=2, device=CPU)
 
 
 def test_evaluate_takes_one_threat_model_per_norm():
@@ -225,11 +304,56 @@ def test_results_of_checkpoints(files, processes, monkeypatch):
     assert results["threats"] == [{"norm": "linf", "eps": 0.1}, {"norm": "l2", "eps": 0.6}]
     assert results["pictures"] == {"all": 40, "autoattack": 5}
     # Identical files are evaluated once: two models, under two threat models each.
-    assert sum("natural" in title for title in seen) == 4 or seen[-1].startswith("4 pairs")
+    assert sum("natural" in title for title in seen) == 4 or seen[-1].startswith("4 jobs")
     assert json.loads(json.dumps(results)) == results
 
 
-def test_no_overfitting_without_pgd20(files):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_checkpoints_go_on_where_they_stopped(processes, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "cores", lambda: processes * torch.get_num_threads())
+    data, told = data_for(network()), []
+    weak = [Threat("linf", 0.01), Threat("l2", 0.05)]
+    options = {"device": CPU, "state": tmp_path / "state", "on_pass": lambda *message: told.append(message)}
+    first = evaluate_checkpoints(files, data, weak, ["apgd_ce", "fab_t"], **options)
+    # best and last are one model; a file for each model, threat model and attack.
+    assert len(list((tmp_path / "state").iterdir())) == 2 * 2 * 2
+    titles = {f"{name}: {attack} ({threat})" for name in ("best", "other") for attack in ("APGD-CE", "FAB-T")
+              for threat in weak}  # fmt: skip
+    assert {title for title, *_ in told} == titles
+    assert all((done, total) == (1, 1) for _, done, total, _ in told)
+    accuracies = {title: robust for title, _, _, robust in told}
+    assert accuracies[f"best: APGD-CE ({weak[0]})"] == first["last"]["apgd_ce"]
+    told.clear()
+    monkeypatch.setattr(checkpoints, "cores", lambda: 1)
+    second = evaluate_checkpoints(files, data, weak, ["apgd_ce", "fab_t"], **options, surrogate=files["other"])
+    assert second["other"] == first["other"] | {name: second["other"][name] for name in TRANSFERS}
+    black_box = evaluate(network(), data, weak, [], device=CPU, surrogate=network(seed=1))
+    assert {name: second["best"][name] for name in TRANSFERS} == {name: black_box[name] for name in TRANSFERS}
+    assert told == []
+
+
+def test_a_surrogate_that_does_not_fit(files, tmp_path):
+    path = tmp_path / "three.safetensors"
+    torch.manual_seed(0)
+    save_checkpoint(path, build(**OPTIONS | {"num_classes": 3}), info(num_classes=3))
+    with pytest.raises(DataError, match=r"three.safetensors was trained on made: 3 classes.*; made has 10 classes"):
+        evaluate_checkpoints(files, pictures(), [LINF], ["pgd20"], device=CPU, surrogate=path)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        evaluate_checkpoints(files, pictures(), [LINF], ["pgd20"], device=CPU, surrogate=tmp_path / "none")
+
+
+def test_an_error_in_a_worker_is_raised(files, monkeypatch):
+    monkeypatch.setattr(checkpoints, "cores", lambda: 2 * torch.get_num_threads())
+    model = network()
+    with torch.no_grad():
+        model.head.bias[0] = torch.nan
+    save_checkpoint(files["other"], model, info())
+    with pytest.raises(NonFiniteError):
+        evaluate_checkpoints(files, pictures(), [LINF], ["fgsm"], device=CPU)
+
+
+def test_no_overfitting_without_pgd20(files, monkeypatch):
+    monkeypatch.setattr(checkpoints, "cores", lambda: 1)
     results = evaluate_checkpoints(files, data_for(network(), 8), [LINF], ["fgsm"], device=CPU)
     assert "robust_overfitting" not in results
     assert "fgsm" in results["last"]
@@ -263,6 +387,33 @@ def test_table_has_the_numbers():
     text = "\n".join(lines)
     assert "360 test pictures, AutoAttack on 100 of them" in text
     assert "20.0 % of the best PGD-20 accuracy lost" in text
+
+
+def test_table_of_distances_members_and_transfers():
+    accuracies = {"natural": 0.9, "transfer_pgd20": 0.8, "apgd_ce": 0.5, "after_apgd_ce": 0.45, "after_fab_t": 0.4}
+    accuracies |= {"after_square": 0.39, "autoattack": 0.39, "deepfool": 0.84321, "after_apgd_ce_l2": 0.3}
+    accuracies |= {"after_apgd_t_l2": 0.3, "after_fab_t_l2": 0.3, "after_square_l2": 0.3, "autoattack_l2": 0.3}
+    results = {
+        "one": accuracies,
+        "threats": [{"norm": "linf", "eps": 0.05}, {"norm": "l2", "eps": 0.3}],
+        "pictures": {"all": 360, "autoattack": 100},
+    }
+    console = Console(file=io.StringIO(), width=160)
+    console.print(results_table(results, "one"))
+    text = console.file.getvalue()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
+    linf, l2 = "L-infinity, eps = 0.05", "L2, eps = 0.3"
+    assert rows == [
+        ["natural", "", "90.00"],
+        ["transfer PGD-20", linf, "80.00"],
+        ["APGD-CE", linf, "50.00"],
+        ["AutoAttack", linf, "39.00"],
+        ["DeepFool", "mean distance in L2", "rho = 0.8432"],
+        ["AutoAttack", l2, "30.00"],
+    ]
+    text = " ".join(text.split())
+    assert f"AutoAttack ({linf}) is only APGD-CE, FAB-T, Square here" in text
+    assert f"AutoAttack ({l2}) is only" not in text
 
 
 def test_check_fit(files):

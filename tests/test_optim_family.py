@@ -181,7 +181,9 @@ class TestNENGM:
         torch.testing.assert_close(gradient(model), (weights[:, None] * g).mean(0), rtol=0, atol=1e-12)
         assert used.norms is None
         assert (used.weights * used.input_norms).max() <= alpha * (1 + 1e-12)
-        assert x.grad is None
+        assert (x.grad is None) == (way == "input_gradient")
+        if way == "inputs":
+            torch.testing.assert_close(x.grad, weights.view(-1, 1, 1, 1) * g_x / len(x), rtol=1e-12, atol=0)
 
     @pytest.mark.parametrize("kind", [NENGM, AENGM])
     def test_bad_inputs(self, kind):

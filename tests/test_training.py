@@ -84,7 +84,14 @@ class TestLoop:
     @pytest.mark.parametrize("method", ["natural", "pgd_at"])
     def test_every_method_learns_with_every_optimizer(self, tmp_path, method, optimizer):
         config = TrainConfig(
-            model="cnn4", width=4, method=method, optimizer=optimizer, steps=2, epochs=2, eps=0.05, batch_size=64
+            model="cnn4",
+            width=4,
+            method=method,
+            optimizer=optimizer,
+            steps=None if method == "natural" else 2,
+            epochs=2,
+            eps=0.05,
+            batch_size=64,
         )
         rows = train(tmp_path / "run", config).read_metrics()
         assert rows[-1]["natural"] > 0.5  # chance is 0.1

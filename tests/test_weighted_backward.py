@@ -165,18 +165,27 @@ class Overflow(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("name", ["residual, in place", "class token", "trades", "ragged", "frames"])
-def test_norms_of_input_gradients(name, passes):
+@pytest.mark.parametrize("asked", [True, False])
+def test_input_gradients(name, asked, passes):
     model, loss, x = fresh(name)
     params, x = list(model.parameters()), x.requires_grad_()
     found, alpha, _, mean = expected(loss(model, x), params)
     (gradient,) = torch.autograd.grad(loss(model, x).sum(), x)
     used = weighted_backward(
-        loss(model, x), params, lambda norms, _: (alpha / norms).clamp(max=1), Estimator(), inputs=x
+        loss(model, x),
+        params,
+        lambda norms, _: (alpha / norms).clamp(max=1),
+        Estimator(),
+        inputs=x,
+        input_norms=asked,
     )
-    torch.testing.assert_close(used.input_norms, gradient.flatten(1).norm(dim=1), rtol=1e-10, atol=0)
+    assert (used.input_norms is not None) == asked
+    if asked:
+        torch.testing.assert_close(used.input_norms, gradient.flatten(1).norm(dim=1), rtol=1e-10, atol=0)
     torch.testing.assert_close(used.norms, found.norm(dim=1), rtol=1e-10, atol=0)
     assert (filled(params) - mean).norm() <= ROUNDING * found.norm(dim=1).max()
-    assert x.grad is None
+    weighted = used.weights.view(-1, *[1] * (x.dim() - 1)) * gradient / len(x)
+    torch.testing.assert_close(x.grad, weighted, rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", ["residual, in place", "class token", "weight norm", "bilinear twice"])
@@ -184,7 +193,8 @@ def test_input_norms_alone(name, passes):
     model, loss, x = fresh(name)
     params, x = list(model.parameters()), x.requires_grad_()
     (gradient,) = torch.autograd.grad(loss(model, x).sum(), x)
-    used = weighted_backward(loss(model, x), params, lambda _, lengths: 1 / (1 + lengths), None, inputs=x)
+    weigh = lambda _, lengths: 1 / (1 + lengths)  # noqa: E731
+    used = weighted_backward(loss(model, x), params, weigh, None, inputs=x, input_norms=True)
     torch.testing.assert_close(used.input_norms, gradient.flatten(1).norm(dim=1), rtol=1e-10, atol=0)
     assert used.norms is None
     found = gradients(loss(model, x), params)

@@ -1,4 +1,5 @@
-"""Per-example losses that attacks ascend: logits (n, k) and labels (n,) to (n,), in float32 or better."""
+"""Per-example losses that attacks ascend, (n,) in float32 or better: of logits (n, k) and labels (n,), or of logits and
+the log-probabilities (n, k) of the pictures before the attack ("kl")."""
 
 from collections.abc import Callable
 
@@ -26,7 +27,17 @@ def carlini_wagner(logits: Tensor, y: Tensor) -> Tensor:
     return -F.relu(-margin(logits, y))
 
 
-LOSSES = {"ce": cross_entropy, "margin": margin, "cw": carlini_wagner}
+def kl_divergence(logits: Tensor, log_target: Tensor) -> Tensor:
+    """KL(p || softmax(logits)) for log_target = log p (n, k): 0, not nan, where p is 0 (Zhang et al. 2019, Eq. 3)."""
+    return F.kl_div(log_softmax(logits), log_target, reduction="none", log_target=True).sum(dim=1)
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """log softmax(logits), (n, k) in float32 or better."""
+    return F.log_softmax(_at_least_float32(logits), dim=1)
+
+
+LOSSES = {"ce": cross_entropy, "margin": margin, "cw": carlini_wagner, "kl": kl_divergence}
 
 
 def loss_named(name: str) -> Callable[[Tensor, Tensor], Tensor]:

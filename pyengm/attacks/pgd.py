@@ -6,22 +6,26 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks.check import check_batch, check_extras
-from pyengm.attacks.losses import loss_named
+from pyengm.attacks.gradient import input_gradient
+from pyengm.attacks.losses import log_softmax, loss_named
 from pyengm.attacks.mode import BN_MODES, attack_mode
 from pyengm.attacks.threat import Threat
 from pyengm.errors import ConfigError, NonFiniteError
-from pyengm.ops import Key, Purpose, pgd_linf_step_, philox_normal, philox_uniform
+from pyengm.ops import Key
 
 
 class PGD:
     """Steps of size `step` up the loss, each followed by a projection to the eps-ball around x and to [0, 1].
 
     eps, step: in pixel units. steps: number of forward-backward passes. norm: "linf" (sign steps) or "l2"
-    (steps along the gradient of the example, divided by its norm). loss: "ce", "margin" or "cw".
+    (steps along the gradient of the example, divided by its norm).
+    loss: "ce", "margin", "cw", or "kl", the divergence of the outputs from those on x, which no label enters.
     random_start: begin at a uniform point of the ball instead of x. restarts: independent runs, of which each example
     keeps the best: one that fools the model before one that does not, then the larger loss.
-    bn: the model's mode during the attack, "eval", "train" or "frozen" (see `attack_mode`).
-    Raises ConfigError for numbers and names out of range.
+    early_stop: an example that is misclassified leaves the batch and stays as it is.
+    bn: the model's mode during the attack, "eval", "train" or "frozen" (see `attack_mode`). With "eval" the restarts
+    run as one batch; in the other modes, where the examples of a batch see each other, one after another.
+    Raises ConfigError for numbers and names out of range, and for early_stop where examples see each other.
     """
 
     def __init__(
@@ -34,6 +38,7 @@ class PGD:
         loss: str = "ce",
         random_start: bool = True,
         restarts: int = 1,
+        early_stop: bool = False,
         bn: str = "eval",
     ):
         self.threat = Threat(norm, eps)
@@ -46,7 +51,12 @@ class PGD:
             raise ConfigError("restarts without a random start would all be the same; set restarts=1")
         if bn not in BN_MODES:
             raise ConfigError(f"batch-norm mode is {bn!r}; known modes: {', '.join(BN_MODES)}")
-        self.step, self.steps, self.random_start, self.restarts, self.bn = step, steps, random_start, restarts, bn
+        if early_stop and bn != "eval":
+            raise ConfigError(
+                f"early_stop with bn={bn!r} would change the statistics of those that go on: use bn='eval'"
+            )
+        self.step, self.steps, self.random_start, self.restarts = step, steps, random_start, restarts
+        self.relative, self.early_stop, self.bn = loss == "kl", early_stop, bn
 
     def __call__(
         self,
@@ -61,11 +71,12 @@ class PGD:
     ) -> Tensor:
         """Adversarial examples for pictures x (n, ...) in [0, 1] with labels y (n,) int64.
 
-        start: (n, ...) first iterate in place of the random one; it is projected before the first step.
+        start: (n, ...) first iterate in place of the random one; it may lie outside, as no step leaves it there.
         key: whose random numbers to use; None takes a fresh seed from torch's default generator.
         out: (n, ...) buffer for the result, contiguous or channels_last, other memory than x; None allocates one.
         gradient: (n, ...) takes the gradient of sum_i loss_i that the last step followed, at the iterate before it;
-            AENGM and NENGM may weigh by it (`backward(losses, input_gradient=gradient)`) at no cost.
+            AENGM and NENGM may weigh by it (`backward(losses, input_gradient=gradient)`) at no cost. Not with
+            restarts, nor with early_stop.
         Returns a tensor like x that needs no gradient. The model is left as it was.
         Raises DataError for x outside [0, 1] or not finite, or shapes that do not fit, NonFiniteError when the
         model's loss or its gradient is not finite.
@@ -74,63 +85,81 @@ class PGD:
         check_extras(x, start, key, out)
         if start is not None and self.restarts > 1:
             raise ConfigError("restarts from one given start would all be the same; drop start or set restarts=1")
-        if gradient is not None and (self.restarts > 1 or gradient.shape != x.shape):
+        if gradient is not None and (self.restarts > 1 or self.early_stop or gradient.shape != x.shape):
             raise ConfigError(
-                f"gradient is for attacks without restarts and has the shape of x, {tuple(x.shape)}; got "
-                f"{self.restarts} restarts and {tuple(gradient.shape)}"
+                f"gradient is for attacks without restarts or early_stop and has the shape of x, {tuple(x.shape)}; got "
+                f"{self.restarts} restarts, early_stop={self.early_stop} and {tuple(gradient.shape)}"
             )
         if key is None and self.random_start and start is None:
             key = Key.fresh(len(x), x.device)
         out = _buffer_like(x) if out is None else out
         with attack_mode(model, self.bn), torch.no_grad():
+            target = log_softmax(model(x)) if self.relative else y
+            if self.restarts > 1:
+                return self._best_of(model, out, x, y, target, key)
             self._first(out, x, start, key, draw=0)
-            last = self._ascend(model, out, x, y)
+            last = self._ascend(model, out, x, y, target)
             if gradient is not None:
                 gradient.copy_(last)
-            if self.restarts > 1:
-                best = self._score(model, out, y)
-            for draw in range(1, self.restarts):
-                again = self._first(torch.empty_like(out), x, None, key, draw)
-                self._ascend(model, again, x, y)
-                score = self._score(model, again, y)
-                better = (score > best).view(-1, *[1] * (x.dim() - 1))
-                out.copy_(torch.where(better, again, out))
-                best = torch.maximum(score, best)
         return out
 
     def _first(self, x_adv: Tensor, x: Tensor, start: Tensor | None, key: Key | None, draw: int) -> Tensor:
         if start is not None:
-            return project_(x_adv.copy_(start), x, self.threat)
+            return x_adv.copy_(start)
         if not self.random_start:
             return x_adv.copy_(x)
-        return project_(torch.add(x, random_in_ball(x, self.threat, key, draw), out=x_adv), x, self.threat)
+        return self.threat.project_(torch.add(x, self.threat.uniform(x, key, draw=draw), out=x_adv), x)
 
-    def _ascend(self, model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def _ascend(self, model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor) -> Tensor | None:
         """Moves x_adv in place; returns the gradient of the last step."""
+        still = x_adv, x, y, target  # of the examples that go on, which are rows `alive` of the batch
+        alive = None
         for _ in range(self.steps):
-            grad, total = self._gradient(model, x_adv, y)
-            if self.threat.norm == "linf":
-                pgd_linf_step_(x_adv, grad, x, self.step, self.threat.eps)
-            else:
-                project_(x_adv.add_(_unit(grad), alpha=self.step), x, self.threat)
-        # The gradient too: a nan in it moves nothing, and the example would pass for a robust one.
-        if not math.isfinite((total + grad.sum()).item()):
+            grad, losses, logits = input_gradient(model, still[0], self.loss, still[3])
+            # The gradient too: a nan in it moves nothing, and the example would pass for a robust one.
+            finite = losses.sum() + grad.sum()
+            if self.early_stop:
+                standing = logits.argmax(dim=1) == still[2]
+                if not standing.all():
+                    if alive is not None:
+                        x_adv[alive] = still[0]
+                    alive = standing.nonzero().flatten() if alive is None else alive[standing]
+                    still, grad = tuple(t[standing] for t in still), grad[standing]
+                    if len(alive) == 0:
+                        break
+            self.threat.step_(still[0], grad, still[1], self.step)
+        if alive is not None:
+            x_adv[alive] = still[0]
+        if not math.isfinite(finite.item()):
             raise NonFiniteError("the attack's loss or its gradient is nan or infinite: look at the model's outputs")
         return grad
 
-    def _gradient(self, model: nn.Module, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        leaf = x_adv.detach().requires_grad_()  # x_adv itself, often the caller's buffer, never needs a gradient
-        with torch.enable_grad():
-            # The sum, not the mean: every example's gradient keeps its own scale whatever the batch size.
-            total = self.loss(model(leaf), y).sum()
-        (grad,) = torch.autograd.grad(total, leaf)
-        return grad, total.detach()
+    def _best_of(self, model: nn.Module, out: Tensor, x: Tensor, y: Tensor, target: Tensor, key: Key) -> Tensor:
+        """Of all restarts the best point of every example, written to out."""
+        together = self.restarts if self.bn == "eval" else 1
+        best = None
+        for first in range(0, self.restarts, together):
+            runs = [self._first(_buffer_like(x), x, None, key, draw) for draw in range(first, first + together)]
+            x_adv = torch.cat(runs)
+            many = [torch.cat([t] * together) for t in (x, y, target)]
+            self._ascend(model, x_adv, *many)
+            score = self._score(model, x_adv, *many[1:]).view(together, -1)
+            top, run = score.max(dim=0)
+            chosen = x_adv.view(together, *x.shape)[run, torch.arange(len(x), device=x.device)]
+            if best is None:
+                best = top
+                out.copy_(chosen)
+            else:
+                better = (top > best).view(-1, *[1] * (x.dim() - 1))
+                out.copy_(torch.where(better, chosen, out))
+                best = torch.maximum(top, best)
+        return out
 
-    def _score(self, model: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
+    def _score(self, model: nn.Module, x_adv: Tensor, y: Tensor, target: Tensor) -> Tensor:
         logits = model(x_adv)
         fooled = logits.argmax(dim=1) != y
         # arctan is increasing and below pi/2: the loss decides among equals, never across.
-        return fooled.double() * 4 + self.loss(logits, y).double().arctan()
+        return fooled.double() * 4 + self.loss(logits, target).double().arctan()
 
 
 class FGSM(PGD):
@@ -145,40 +174,6 @@ class CW(PGD):
 
     def __init__(self, eps: float, *, steps: int = 30, norm: str = "linf", bn: str = "eval"):
         super().__init__(eps, eps / 10, steps, norm=norm, loss="cw", bn=bn)
-
-
-def random_in_ball(x: Tensor, threat: Threat, key: Key, draw: int = 0) -> Tensor:
-    """Perturbations (n, ...) uniform in the eps-ball, from the numbers of `key`."""
-    named = {"seed": key.seed, "epoch": key.epoch, "draw": draw}
-    if threat.norm == "linf":
-        uniform = philox_uniform(key.index, x.shape[1:], purpose=Purpose.START, **named)
-        return uniform.to(x.dtype).mul_(2).sub_(1).mul_(threat.eps)
-    direction = _unit(philox_normal(key.index, x.shape[1:], purpose=Purpose.START, **named).to(x.dtype))
-    radius = philox_uniform(key.index, (1,) * (x.dim() - 1), purpose=Purpose.RADIUS, **named).to(x.dtype)
-    return direction.mul_(radius.pow_(1 / x[0].numel())).mul_(threat.eps)
-
-
-def project_(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
-    """The nearest point of the eps-ball around x, then of [0, 1]; in place."""
-    if threat.norm == "linf":
-        return pgd_linf_step_(x_adv, x, x, 0.0, threat.eps)
-    delta = x_adv - x
-    norms = _norms(delta)
-    scale = torch.where(norms > threat.eps, threat.eps / norms, torch.ones_like(norms))
-    return torch.add(x, delta.mul_(scale), out=x_adv).clamp_(0, 1)
-
-
-def _norms(t: Tensor) -> Tensor:
-    """L2 norm per example, shaped to broadcast against t."""
-    # In float64: squares of 1e-23, common in the gradient of a confident model, are 0 in float32.
-    norms = torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=torch.float64)
-    return norms.to(t.dtype).view(-1, *[1] * (t.dim() - 1))
-
-
-def _unit(t: Tensor) -> Tensor:
-    """t divided by its norm per example; an example of zeros stays zero."""
-    norms = _norms(t)
-    return t / norms.where(norms > 0, 1.0)
 
 
 def _buffer_like(x: Tensor) -> Tensor:

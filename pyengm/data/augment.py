@@ -68,6 +68,12 @@ class CropFlip:
             mirrored = torch.zeros_like(index, dtype=torch.bool)
         return cls(corner[:, 0], corner[:, 1], mirrored, padding)
 
+    @classmethod
+    def centre(cls, n: int, padding: int, device: torch.device | str = "cpu") -> CropFlip:
+        """For n pictures that are not augmented: the middle of the padded picture, not mirrored."""
+        corner = torch.full((n,), padding, device=device)
+        return cls(corner, corner, torch.zeros_like(corner, dtype=torch.bool), padding)
+
     def apply(self, images: Tensor, fill: float = 0) -> Tensor:
         """The transformed pictures, a new tensor like `images` (n, C, H, W); the padding has the value `fill`."""
         height, width = self._size(images)
@@ -90,6 +96,37 @@ class CropFlip:
         x = torch.where(self.flip[:, None], width - 1 - x, x)  # (n, W)
         values, inside = _look_up(images, y, x)
         return out.copy_(torch.where(inside, values.to(out.dtype), out))
+
+    def cut(self, canvas: Tensor) -> Tensor:
+        """The windows (n, C, H, W) of padded pictures (n, C, H + 2 padding, W + 2 padding), mirrored alike."""
+        return canvas.flatten(2).gather(2, self._pixels(canvas)).view(self._windows_shape(canvas))
+
+    def paste(self, windows: Tensor, canvas: Tensor) -> Tensor:
+        """Write `windows` (n, C, H, W) to where `cut` takes them from in `canvas`, and return `canvas`.
+
+        Pixels of `canvas` (n, C, H + 2 padding, W + 2 padding) outside the windows stay as they are.
+        """
+        pixels = self._pixels(canvas)
+        if windows.shape != self._windows_shape(canvas):
+            raise DataError(f"expected windows of shape {self._windows_shape(canvas)}, got {tuple(windows.shape)}")
+        pasted = canvas.flatten(2).scatter(2, pixels, windows.to(canvas.dtype).flatten(2))
+        return canvas.copy_(pasted.view(canvas.shape))
+
+    def _pixels(self, canvas: Tensor) -> Tensor:
+        """Which pixels of the flattened canvas the windows show, (n, C, H * W)."""
+        height, width = self._windows_shape(canvas)[2:]
+        y = torch.arange(height, device=canvas.device) + self.rows[:, None]  # (n, H)
+        x = torch.arange(width, device=canvas.device).expand(len(canvas), -1)
+        x = torch.where(self.flip[:, None], width - 1 - x, x) + self.cols[:, None]  # (n, W)
+        pixels = y[:, :, None] * canvas.shape[3] + x[:, None, :]
+        return pixels.flatten(1)[:, None].expand(-1, canvas.shape[1], -1)
+
+    def _windows_shape(self, canvas: Tensor) -> tuple[int, ...]:
+        """(n, C, H, W), those of the windows on a canvas."""
+        height, width = self._size(canvas)
+        if min(height, width) <= 2 * self.padding:
+            raise DataError(f"expected pictures padded by {self.padding} pixels on all sides, got {(*canvas.shape,)}")
+        return (*canvas.shape[:2], height - 2 * self.padding, width - 2 * self.padding)
 
     def _size(self, images: Tensor) -> tuple[int, int]:
         if images.ndim != 4 or len(images) != len(self.rows):

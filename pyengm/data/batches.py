@@ -35,6 +35,7 @@ class Batches:
     shuffle: a new order each epoch; else that of the data.
     resident: keep the whole set on the device (True), or let a thread fetch batches from the host (False): both give
         the same batches. None: on CUDA if it takes less than half of the free memory, elsewhere if it is in memory.
+    memory_format: of the pictures of a batch.
     Raises ConfigError for a batch size below 1.
     """
 
@@ -48,11 +49,13 @@ class Batches:
         augment: bool,
         shuffle: bool,
         resident: bool | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ):
         if batch_size < 1:
             raise ConfigError(f"expected a batch size of 1 or more, got {batch_size}")
         self.data, self.batch_size, self.device = data, batch_size, torch.device(device)
         self.seed, self.augment, self.shuffle = seed, augment, shuffle
+        self.memory_format = memory_format
         self.resident = _fits(data, self.device) if resident is None else resident
         self._images = _move(data.images, self.device) if self.resident else data.images
         self._labels = data.labels.to(self.device)
@@ -60,6 +63,11 @@ class Batches:
 
     def __len__(self) -> int:
         return -(-len(self.data) // self.batch_size)
+
+    @property
+    def padding(self) -> int:
+        """Pixels by which augmentation shifts a picture at most."""
+        return min(self.data.shape[1:]) // 8 if self.augment else 0
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch`, from batch number `start` on; ConfigError for a start outside [0, len]."""
@@ -92,9 +100,10 @@ class Batches:
         index, transform = self._index[positions], None
         if self.augment:
             shape, flip = self.data.shape, may_flip(self.data.name)
-            transform = CropFlip.draw(index, shape, min(shape[1:]) // 8, seed=self.seed, epoch=epoch, flip=flip)
+            transform = CropFlip.draw(index, shape, self.padding, seed=self.seed, epoch=epoch, flip=flip)
             images = transform.apply(images)
-        return Batch(to_float(images), self._labels[positions], index, transform)
+        x = to_float(images).contiguous(memory_format=self.memory_format)
+        return Batch(x, self._labels[positions], index, transform)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -3,18 +3,21 @@
 from pyengm.evaluation.accuracy import accuracy, correct
 from pyengm.evaluation.checkpoints import evaluate_checkpoints
 from pyengm.evaluation.curves import plot_curves
+from pyengm.evaluation.distance import robustness_distance
 from pyengm.evaluation.evaluate import evaluate, robust_overfitting
-from pyengm.evaluation.suite import attack_named, attack_names
+from pyengm.evaluation.suite import attack_named, attack_names, check_attacks
 from pyengm.evaluation.table import results_table
 
 __all__ = [
     "accuracy",
     "attack_named",
     "attack_names",
+    "check_attacks",
     "correct",
     "evaluate",
     "evaluate_checkpoints",
     "plot_curves",
     "results_table",
     "robust_overfitting",
+    "robustness_distance",
 ]

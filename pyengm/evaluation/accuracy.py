@@ -4,9 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import PGD, attack_mode
+from pyengm.attacks.transfer import Transfer
 from pyengm.data import Batches, ImageData
 from pyengm.errors import NonFiniteError
 from pyengm.evaluation.suite import Attack
+from pyengm.models import layout_of
 from pyengm.ops import Key
 
 BATCH_SIZE = 250  # AutoAttack's own: 256 would run as 250 and 6
@@ -19,9 +21,12 @@ def correct(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: i
     not depend on the batches. Raises NonFiniteError when the model's outputs are not finite.
     """
     right = []
-    for batch in Batches(data, BATCH_SIZE, device=device, seed=seed, augment=False, shuffle=False).epoch(0):
+    pictures = Batches(
+        data, BATCH_SIZE, device=device, seed=seed, augment=False, shuffle=False, memory_format=layout_of(model)
+    )
+    for batch in pictures.epoch(0):
         x = batch.x
-        if isinstance(attack, PGD):
+        if isinstance(attack, PGD) or (isinstance(attack, Transfer) and attack.keyed):
             x = attack(model, x, batch.y, key=Key(seed, 0, batch.index))
         elif attack is not None:
             x = attack(model, x, batch.y)

@@ -4,10 +4,12 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,16 @@ import torch
 from pyengm.attacks import Threat
 from pyengm.data import ImageData
 from pyengm.errors import DataError
-from pyengm.evaluation.evaluate import check_threats, evaluate_under, evenly_spread, merge, robust_overfitting
-from pyengm.models import CheckpointInfo, load_checkpoint, read_info
+from pyengm.evaluation.evaluate import (
+    attacks_by_threat,
+    check_threats,
+    evaluate_under,
+    evenly_spread,
+    merge,
+    robust_overfitting,
+)
+from pyengm.evaluation.suite import check_attacks
+from pyengm.models import CheckpointInfo, in_fast_layout, load_checkpoint, read_info
 
 
 def evaluate_checkpoints(
@@ -29,30 +39,45 @@ def evaluate_checkpoints(
     device: torch.device,
     seed: int = 0,
     autoattack_pictures: int | None = None,
+    surrogate: Path | None = None,
+    state: Path | None = None,
     on_attack: Callable[[str], None] = lambda title: None,
+    on_pass: Callable[[str, int, int, float], None] = lambda title, done, total, robust: None,
 ) -> dict[str, Any]:
     """What results.json holds: a dict of accuracies per checkpoint, and what they were measured on.
 
     checkpoints: files by name; identical ones are evaluated once. With "best" and "last" among them and PGD-20 among
-    the attacks there is "robust_overfitting", in per cent. Other arguments as for `evaluate`.
+    the attacks there is "robust_overfitting", in per cent. surrogate: the checkpoint of another model, for transfer
+    attacks. state: folder from which an interrupted AutoAttack goes on, for all of the checkpoints. on_pass: told of
+    AutoAttack's progress, with the checkpoint's name in the title. Other arguments as for `evaluate`.
     On the CPU, checkpoints and threat models share the cores that torch.get_num_threads() leaves idle.
     Raises CheckpointError for a damaged file, DataError where model and data do not fit, and what `evaluate` does.
     """
     check_threats(threats)
-    for path in checkpoints.values():
+    check_attacks(attacks, data, threats)
+    for path in [*checkpoints.values(), *([] if surrogate is None else [surrogate])]:
         check_fit(read_info(path), data, path)
     contents = {name: hashlib.sha256(Path(path).read_bytes()).digest() for name, path in checkpoints.items()}
-    files = {contents[name]: path for name, path in checkpoints.items()}
-    options = {"device": device, "seed": seed, "autoattack_pictures": autoattack_pictures}
+    names = {content: name for name, content in reversed(contents.items())}
+    options = {"device": device, "seed": seed, "autoattack_pictures": autoattack_pictures, "state": state}
     jobs = {}
-    with executor(len(files) * len(threats), device) as pool:
-        for (content, path), threat in product(files.items(), threats):
-            arguments = (path, data, threat, attacks)
+    with executor(len(names) * len(threats), device) as (pool, messages):
+        for (content, name), (threat, asked) in product(names.items(), attacks_by_threat(threats, attacks).items()):
+            arguments = (checkpoints[name], surrogate, data, threat, asked)
             if pool is None:
-                jobs[content, threat] = _done(evaluate_file(*arguments, **options, on_attack=on_attack))
+                here = {"on_attack": on_attack, "on_pass": partial(_with_name, on_pass, name)}
+                jobs[content, threat] = _done(evaluate_file(*arguments, **options, **here))
             else:
-                jobs[content, threat] = pool.submit(evaluate_file, *arguments, **options)
-                on_attack(f"{len(jobs)} pairs of checkpoint and threat model at a time")
+                there = {"on_pass": partial(_with_name, _send, name)}
+                jobs[content, threat] = pool.submit(evaluate_file, *arguments, **options, **there)
+                on_attack(f"{len(jobs)} jobs at a time")
+        waiting = set(jobs.values())
+        while waiting:
+            finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            while messages is not None and not messages.empty():
+                on_pass(*messages.get())
+            for job in finished:
+                job.result()  # raises what it did
         results: dict[str, Any] = {
             name: merge({threat: jobs[content, threat].result() for threat in threats})
             for name, content in contents.items()
@@ -64,9 +89,11 @@ def evaluate_checkpoints(
     return results
 
 
-def evaluate_file(path: Path, *arguments: Any, **options: Any) -> dict[str, float]:
-    """`evaluate_under` for the model of a checkpoint."""
-    return evaluate_under(load_checkpoint(path)[0], *arguments, **options)
+def evaluate_file(path: Path, surrogate: Path | None, *arguments: Any, **options: Any) -> dict[str, float]:
+    """`evaluate_under` for the models of two checkpoints."""
+    other = None if surrogate is None else load_checkpoint(surrogate)[0]
+    model = in_fast_layout(load_checkpoint(path)[0], options["device"])
+    return evaluate_under(model, *arguments, surrogate=other, **options)
 
 
 def check_fit(info: CheckpointInfo, data: ImageData, path: Path) -> None:
@@ -81,17 +108,21 @@ def check_fit(info: CheckpointInfo, data: ImageData, path: Path) -> None:
 
 
 @contextmanager
-def executor(jobs: int, device: torch.device) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes that each use as many threads as this one, no more than the cores allow; None where one is enough."""
+def executor(jobs: int, device: torch.device) -> Iterator[tuple[ProcessPoolExecutor | None, SimpleQueue | None]]:
+    """Processes that each use as many threads as this one, no more than the cores allow, and what `_send` sends.
+
+    None and None where one is enough.
+    """
     threads = torch.get_num_threads()
     workers = min(jobs, cores() // threads) if device.type == "cpu" else 1
     if workers < 2:
-        yield None
+        yield None, None
         return
-    # Spawned, because a fork of a process with OpenMP threads may hang.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (threads,)) as pool:
+    context = get_context("spawn")  # because a fork of a process with OpenMP threads may hang
+    messages = context.SimpleQueue()
+    with ProcessPoolExecutor(workers, context, _start_worker, (threads, messages)) as pool:
         try:
-            yield pool
+            yield pool, messages
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -102,9 +133,22 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start_worker(threads: int) -> None:
+_messages: SimpleQueue | None = None  # in a worker, the way to the parent
+
+
+def _start_worker(threads: int, messages: SimpleQueue) -> None:
+    global _messages
+    _messages = messages
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a traceback of its own
     torch.set_num_threads(threads)
+
+
+def _send(*message: Any) -> None:
+    _messages.put(message)
+
+
+def _with_name(on_pass: Callable[..., None], name: str, title: str, *numbers: Any) -> None:
+    on_pass(f"{name}: {title}", *numbers)
 
 
 def _done(result: dict[str, float]) -> Future:

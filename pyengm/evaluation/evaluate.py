@@ -1,43 +1,38 @@
 """The evaluation of a model: accuracies under every attack and threat model asked for."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from pyengm.attacks import Threat
+from pyengm.attacks import AutoAttack, Threat
+from pyengm.attacks.deepfool import DeepFool
+from pyengm.attacks.transfer import Transfer
 from pyengm.data import ImageData
 from pyengm.errors import ConfigError
-from pyengm.evaluation.accuracy import correct
-from pyengm.evaluation.suite import TITLES, attack_named
+from pyengm.evaluation.accuracy import accuracy, correct
+from pyengm.evaluation.distance import robustness_distance
+from pyengm.evaluation.suite import DISTANCES, TITLES, TRANSFER, attack_named, check_attacks
 
 SAME_PICTURES = "pgd20_on_autoattack_pictures"
+AFTER = "after_"  # before a member of AutoAttack: the accuracy that it and those before it have left
 
 
 def evaluate(
-    model: nn.Module,
-    data: ImageData,
-    threats: Sequence[Threat],
-    attacks: Sequence[str],
-    *,
-    device: torch.device,
-    seed: int = 0,
-    autoattack_pictures: int | None = None,
-    on_attack: Callable[[str], None] = lambda title: None,
+    model: nn.Module, data: ImageData, threats: Sequence[Threat], attacks: Sequence[str], **options
 ) -> dict[str, float]:
     """Accuracies in [0, 1] by attack name; those of a second threat model carry its norm, as in "pgd20_l2".
 
-    data: pictures to attack. threats: one per norm. attacks: names of `suite.MAKERS`. autoattack_pictures: how many
-    of the pictures AutoAttack gets, spread evenly; PGD-20 on just these is reported beside it. on_attack: told each
-    attack's title beforehand.
+    data: pictures to attack. threats: one per norm. attacks: names of `suite.MAKERS`; "deepfool" gives
+    `robustness_distance`, once. options: those of `evaluate_under`.
     Raises ConfigError for an unknown attack or one that cannot run on these pictures, and for two threat models of one
-    norm, NonFiniteError for a model whose outputs are not finite.
+    norm, NonFiniteError for a model whose outputs are not finite. Warns of members that AutoAttack runs without.
     """
     check_threats(threats)
-    for name in attacks:
-        attack_named(name, threats[0])
-    options = {"device": device, "seed": seed, "autoattack_pictures": autoattack_pictures, "on_attack": on_attack}
-    return merge({threat: evaluate_under(model, data, threat, attacks, **options) for threat in threats})
+    check_attacks(attacks, data, threats)
+    asked = attacks_by_threat(threats, attacks)
+    return merge({threat: evaluate_under(model, data, threat, names, **options) for threat, names in asked.items()})
 
 
 def evaluate_under(
@@ -49,21 +44,58 @@ def evaluate_under(
     device: torch.device,
     seed: int = 0,
     autoattack_pictures: int | None = None,
+    surrogate: nn.Module | None = None,
+    state: Path | None = None,
     on_attack: Callable[[str], None] = lambda title: None,
+    on_pass: Callable[[str, int, int, float], None] = lambda title, done, total, robust: None,
 ) -> dict[str, float]:
-    """`evaluate` under one threat model."""
+    """`evaluate` under one threat model.
+
+    autoattack_pictures: how many of the pictures AutoAttack and its members get, spread evenly; PGD-20 on just these
+    is reported beside it. surrogate: PGD-20 on this model is tried on `model` too ("transfer_pgd20").
+    state: folder from which AutoAttack goes on (`AutoAttack.run`). on_attack: told each attack's title beforehand.
+    on_pass: AutoAttack's progress, after its title.
+    AutoAttack's accuracy comes with that after each of its members, as in "after_apgd_ce".
+    """
     model = model.to(device)
     few = evenly_spread(len(data), autoattack_pictures)
+    made = {name: attack_named(name, threat, seed) for name in attacks}
+    show_same = len(few) < len(data) and any(isinstance(attack, AutoAttack) for attack in made.values())
     on_attack(TITLES["natural"])
-    results = {"natural": _mean(correct(model, data, None, seed=seed, device=device))}
-    for name in attacks:
-        on_attack(f"{TITLES[name]} ({threat})")
-        pictures = data.subset(few) if name == "autoattack" else data
-        right = correct(model, pictures, attack_named(name, threat), seed=seed, device=device)
-        results[name] = _mean(right)
-        if name == "pgd20" and "autoattack" in attacks and len(few) < len(data):
-            results[SAME_PICTURES] = _mean(right[few])
+    results = {"natural": accuracy(model, data, None, seed=seed, device=device)}
+    if surrogate is not None:
+        on_attack(f"{TITLES[TRANSFER]} ({threat})")
+        transfer = Transfer(attack_named("pgd20", threat), surrogate.to(device))
+        results[TRANSFER] = accuracy(model, data, transfer, seed=seed, device=device)
+    for name, attack in made.items():
+        title = TITLES[name] if name in DISTANCES else f"{TITLES[name]} ({threat})"
+        on_attack(title)
+        if isinstance(attack, DeepFool):
+            results[name] = robustness_distance(model, data, device=device, attack=attack)
+        elif isinstance(attack, AutoAttack):
+            attack.attacks, _ = attack.fitting(data.num_classes, data.shape)  # `check_attacks` has warned of the others
+            verdicts = attack.run(
+                model,
+                data.subset(few),
+                device=device,
+                state=state,
+                progress=lambda *numbers, title=title: on_pass(title, *numbers),
+            )
+            if name == "autoattack":
+                after = verdicts.accuracies()
+                results |= {AFTER + member.replace("-", "_"): after[member] for member in verdicts.members}
+            results[name] = _mean(verdicts.robust)
+        else:
+            right = correct(model, data, attack, seed=seed, device=device)
+            results[name] = _mean(right)
+            if name == "pgd20" and show_same:
+                results[SAME_PICTURES] = _mean(right[few])
     return results
+
+
+def attacks_by_threat(threats: Sequence[Threat], attacks: Sequence[str]) -> dict[Threat, list[str]]:
+    """The attacks to run under each threat model: distances belong to none, and are measured under the first."""
+    return {threat: [name for name in attacks if i == 0 or name not in DISTANCES] for i, threat in enumerate(threats)}
 
 
 def merge(by_threat: Mapping[Threat, Mapping[str, float]]) -> dict[str, float]:

@@ -5,12 +5,16 @@ from typing import Any
 from rich.table import Table
 
 from pyengm.attacks import Threat
-from pyengm.evaluation.evaluate import SAME_PICTURES
-from pyengm.evaluation.suite import TITLES
+from pyengm.attacks.autoattack import MEMBERS
+from pyengm.evaluation.evaluate import AFTER, SAME_PICTURES
+from pyengm.evaluation.suite import DISTANCES, TITLES
 
 
 def results_table(results: dict[str, Any], title: str) -> Table:
-    """A row per attack, a column per checkpoint, in per cent; `results` as `evaluate_checkpoints` makes them."""
+    """A row per attack, a column per checkpoint, in per cent; `results` as `evaluate_checkpoints` makes them.
+
+    What each member of AutoAttack has left is not shown. Distances are in pixel units, as in "rho = 0.84".
+    """
     columns = [name for name, value in results.items() if isinstance(value, dict) and "natural" in value]
     table = Table(title=title, title_justify="left", caption=_caption(results), caption_justify="left")
     table.add_column("attack")
@@ -19,22 +23,43 @@ def results_table(results: dict[str, Any], title: str) -> Table:
         table.add_column(f"{name} %", justify="right")
     threats = [Threat(**threat) for threat in results["threats"]]
     for key in results[columns[0]]:
-        attack, threat = _parse(key, threats)
-        table.add_row(attack, threat, *(f"{100 * results[name][key]:.2f}" for name in columns))
+        if not key.startswith(AFTER):
+            attack, threat = _parse(key, threats)
+            table.add_row(attack, threat, *(_cell(key, results[name][key]) for name in columns))
     return table
 
 
 def _parse(key: str, threats: list[Threat]) -> tuple[str, str]:
     if key == "natural":
         return key, ""
+    if key in DISTANCES:
+        return TITLES[key], "mean distance in L2"
     threat = next((t for t in threats[1:] if key.endswith(f"_{t.norm}")), threats[0])
     name = key.removesuffix(f"_{threat.norm}")
     return ("PGD-20, AutoAttack's pictures" if name == SAME_PICTURES else TITLES[name]), str(threat)
 
 
+def _cell(key: str, value: float) -> str:
+    return f"rho = {value:.4f}" if key in DISTANCES else f"{100 * value:.2f}"
+
+
 def _caption(results: dict[str, Any]) -> str:
     counts = results["pictures"]
     lines = [f"{counts['all']} test pictures, AutoAttack on {counts['autoattack']} of them"]
+    lines += _without(results)
     if "robust_overfitting" in results:
         lines.append(f"robust overfitting: {results['robust_overfitting']:.1f} % of the best PGD-20 accuracy lost")
     return "\n".join(lines)
+
+
+def _without(results: dict[str, Any]) -> list[str]:
+    """A line for each threat model under which members of AutoAttack could not run."""
+    keys = next(value for value in results.values() if isinstance(value, dict) and "natural" in value)
+    lines = []
+    for i, threat in enumerate(Threat(**threat) for threat in results["threats"]):
+        suffix = f"_{threat.norm}" if i else ""
+        names = [member.replace("-", "_") for member in MEMBERS]
+        ran = [TITLES[name] for name in names if AFTER + name + suffix in keys]
+        if ran and len(ran) < len(names):
+            lines.append(f"AutoAttack ({threat}) is only {', '.join(ran)} here: the others cannot run on these data")
+    return lines

@@ -1,34 +1,149 @@
 """What every adversarial-training method is: a batch in, per-example losses out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from pyengm.attacks import Threat
+from pyengm.data import CropFlip
+from pyengm.errors import ConfigError
 from pyengm.ops import Key
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """losses: (n,) with their graph; x_adv: (n, ...) the pictures trained on; logits: (n, k) the model's on x_adv."""
+    """What one forward pass of a method gives the optimiser.
+
+    losses: (n,) with their graph. x_adv: (n, ...) the pictures trained on. logits: (n, k) of the model on x_adv, or
+    None where the losses are no classification losses.
+    update: whether the optimiser steps after the backward pass of these losses, or gradients go on adding up.
+    undo: takes back what the method did to the parameters (AWP); called after the optimiser's step.
+    """
 
     losses: Tensor
     x_adv: Tensor
-    logits: Tensor
+    logits: Tensor | None
+    update: bool = True
+    undo: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """The training pictures that a method may keep something for.
+
+    index: (N,) int64, their identities, as in `Key.index`. shape: (C, H, W). padding: pixels by which augmentation
+    shifts at most. batches: per epoch. seed: of the run. device: where a store is to live.
+    """
+
+    index: Tensor
+    shape: tuple[int, int, int]
+    padding: int = 0
+    batches: int = 0
+    seed: int = 0
+    device: torch.device | str = "cpu"
 
 
 class Method(ABC):
-    """Called once per batch with the model in training mode.
+    """How a batch becomes per-example losses; called once per batch with the model in training mode.
 
     input_gradients: whether the outcome's x_adv requires grad, for optimisers that weigh by the input gradient.
+    double_backward: whether the losses contain a gradient, so that their graph holds derivatives of derivatives.
+    one_pass: whether a batch gives one outcome, and changes_gradients: whether `before_step` changes the gradients;
+    optimisers with a closure serve only methods with one outcome and gradients as they are.
     """
 
     input_gradients = False
+    double_backward = False
+    one_pass = False
+    changes_gradients = False
 
     def as_input(self, x: Tensor) -> Tensor:
         """The pictures x as they go into the model for the losses."""
         return x.detach().requires_grad_(self.input_gradients)
 
     @abstractmethod
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, key: Key) -> Outcome:
-        """x: (n, ...) pictures in [0, 1]; y: (n,) int64 labels; key: whose random numbers to use."""
+    def passes(
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+    ) -> Iterator[Outcome]:
+        """The outcomes of one batch in turn; before the next one is asked for, the optimiser has used the last.
+
+        x: (n, ...) pictures in [0, 1]; y: (n,) int64 labels; key: whose random numbers to use, and which pictures
+        these are (None: anonymous ones); transform: how augmentation made x of the stored pictures.
+        """
+
+    def prepare(self, examples: Examples) -> None:
+        """Told once, before training, which pictures there will be."""
+
+    def start_epoch(self, model: nn.Module, epoch: int) -> None:
+        """Called before the batches of `epoch`, counted from 0; not when a run resumes within it."""
+
+    def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> None:
+        """Called after an epoch with its line of metrics: "train_robust", and "robust" where pictures are held out."""
+
+    def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Called when the gradients of an update are complete."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method keeps across batches; empty for most."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+
+
+class OnePass(Method):
+    """A method with one outcome per batch: `method(model, x, y)`."""
+
+    one_pass = True
+
+    @abstractmethod
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+    ) -> Outcome:
+        """The outcome of a batch; arguments as for `passes`."""
+
+    def passes(
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+    ) -> Iterator[Outcome]:
+        yield self(model, x, y, key, transform)
+
+
+class AttackMethod(OnePass):
+    """First an attack with the weights as they are, then losses on what it found; AWP may come between the two.
+
+    threat: the threat model that is trained against.
+    """
+
+    threat: Threat
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+    ) -> Outcome:
+        key = self.key_for(x, key)
+        return self.outcome(model, x, self.perturb(model, x, y, key, transform), y)
+
+    @abstractmethod
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+        """The adversarial pictures (n, ...), new memory: the graph of the losses needs them until its backward."""
+
+    @abstractmethod
+    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
+        """The losses of pictures x and adversarial pictures x_adv in the model as it is."""
+
+    def key_for(self, x: Tensor, key: Key | None) -> Key:
+        """The given key, or a fresh one for anonymous pictures."""
+        return Key.fresh(len(x), x.device) if key is None else key
+
+
+def known_pictures(method: str, key: Key | None) -> Key:
+    """The key, for methods that keep something per picture. Raises ConfigError without one."""
+    if key is None:
+        raise ConfigError(
+            f"{method} keeps something for every picture: call prepare(Examples(...)) once, and pass "
+            "key=pyengm.ops.Key(seed, epoch, index), which says which pictures a batch holds"
+        )
+    return key

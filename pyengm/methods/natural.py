@@ -3,14 +3,17 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyengm.methods.base import Method, Outcome
+from pyengm.data import CropFlip
+from pyengm.methods.base import OnePass, Outcome
 from pyengm.ops import Key
 
 
-class Natural(Method):
+class Natural(OnePass):
     """L_i = CE(f(x_i), y_i)."""
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, key: Key) -> Outcome:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+    ) -> Outcome:
         x = self.as_input(x)
         logits = model(x)
         return Outcome(F.cross_entropy(logits, y, reduction="none"), x, logits)

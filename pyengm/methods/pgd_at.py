@@ -4,22 +4,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyengm.attacks import PGD
-from pyengm.methods.base import Method, Outcome
+from pyengm.data import CropFlip
+from pyengm.methods.base import AttackMethod, Outcome
 from pyengm.ops import Key
 
 
-class PGDAT(Method):
+class PGDAT(AttackMethod):
     """L_i = CE(f(x'_i), y_i), x' from PGD on the cross-entropy with a random start.
 
-    eps, step: in pixel units. steps: of PGD. norm: "linf" or "l2". bn: batch-norm mode of the attack, "eval" as in
-    the authors' code; "train" as in Rice et al. 2020. Source: Madry et al. 2018, Eq. 2.1 and 2.2.
+    eps, step: in pixel units; step is eps / 4 unless given. steps: of PGD. norm: "linf" or "l2". bn: batch-norm mode
+    of the attack, "eval" as in the authors' code; "train" as in Rice et al. 2020. Source: Madry et al. 2018, Eq. 2.1
+    and 2.2.
     """
 
-    def __init__(self, eps: float, step: float, steps: int = 10, *, norm: str = "linf", bn: str = "eval"):
-        self.attack = PGD(eps, step, steps, norm=norm, bn=bn)
+    def __init__(self, eps: float, step: float | None = None, steps: int = 10, *, norm: str = "linf", bn: str = "eval"):
+        self.attack = PGD(eps, eps / 4 if step is None else step, steps, norm=norm, bn=bn)
+        self.threat = self.attack.threat
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, key: Key) -> Outcome:
-        # New memory for each batch: the graph of the losses needs x_adv until its backward pass.
-        x_adv = self.as_input(self.attack(model, x, y, key=key))
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+        return self.attack(model, x, y, key=key)
+
+    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
+        x_adv = self.as_input(x_adv)
         logits = model(x_adv)
         return Outcome(F.cross_entropy(logits, y, reduction="none"), x_adv, logits)

@@ -9,6 +9,7 @@ from pyengm.models.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
+from pyengm.models.layout import in_fast_layout, layout_of
 from pyengm.models.normalize import Normalize
 from pyengm.models.registry import build, names
 
@@ -17,6 +18,8 @@ __all__ = [
     "Normalize",
     "build",
     "check_state",
+    "in_fast_layout",
+    "layout_of",
     "load_checkpoint",
     "load_weights",
     "names",

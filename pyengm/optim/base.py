@@ -24,6 +24,11 @@ class Call:
     scaler: torch.amp.GradScaler | None
     accumulate: int
 
+    @property
+    def tracked(self) -> Tensor | None:
+        """The inputs where they are to get a gradient."""
+        return self.inputs if self.inputs is not None and self.inputs.requires_grad else None
+
 
 class ExampleSGD(torch.optim.SGD):
     """torch.optim.SGD with `backward(losses)`; subclasses decide the weights of the examples, or change the step.
@@ -56,7 +61,7 @@ class ExampleSGD(torch.optim.SGD):
         """Adds the gradient of (1/n) sum_i w_i L_i to .grad of the optimiser's parameters, w_i held constant.
 
         losses: (n,), one per example, with their graph, which is freed. inputs: (n, ...), what went into the model,
-        requiring grad, for optimisers that weigh by the input gradient (AENGM, NENGM); others ignore it.
+        requiring grad: its .grad becomes the gradient of the same weighted mean, and AENGM and NENGM weigh by it.
         input_gradient: (n, ...), the gradient of sum_i L_i in the inputs where it is known already, such as that of the
         attack's last step; it is used in place of one computed here. scaler: puts its scale on the gradients; call
         scaler.step and scaler.update as usual. accumulate: the number of such calls that make up one step.
@@ -70,6 +75,8 @@ class ExampleSGD(torch.optim.SGD):
         if not self._graph_checked and losses.requires_grad:
             _check_leaves(losses, params)
             self._graph_checked = True
+        if inputs is not None:
+            inputs.grad = None  # what it becomes belongs to this call alone
         used = self._fill(Call(losses, params, inputs, input_gradient, scaler, accumulate))
         if used is not None:
             self._used = (*self._used, used)
@@ -104,7 +111,8 @@ class ExampleSGD(torch.optim.SGD):
     def _fill(self, call: Call) -> ExampleWeights | None:
         check_losses(call.losses)
         loss = call.losses.mean() if call.accumulate == 1 else call.losses.mean() / call.accumulate
-        (loss if call.scaler is None else call.scaler.scale(loss)).backward(inputs=call.params)
+        asked = [] if call.tracked is None else [call.tracked]
+        (loss if call.scaler is None else call.scaler.scale(loss)).backward(inputs=call.params + asked)
         return None
 
     def _prepare(self) -> None:

@@ -47,6 +47,7 @@ class ENGM(ExampleSGD):
             call.params,
             lambda norms, _: clip_weights(norms, self.alpha),
             self.norms,
+            inputs=call.tracked,
             scaler=call.scaler,
             accumulate=call.accumulate,
         )

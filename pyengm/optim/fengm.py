@@ -40,7 +40,13 @@ class FENGM(ExampleSGD):
 
     def _fill(self, call: Call) -> ExampleWeights:
         return weighted_backward(
-            call.losses, call.params, self._weigh, self.norms, scaler=call.scaler, accumulate=call.accumulate
+            call.losses,
+            call.params,
+            self._weigh,
+            self.norms,
+            inputs=call.tracked,
+            scaler=call.scaler,
+            accumulate=call.accumulate,
         )
 
     def _weigh(self, norms: Tensor, _: Tensor | None) -> Tensor:

@@ -25,7 +25,8 @@ class InputGradientSGD(ExampleSGD):
                     f"{type(self).__name__} weighs examples by their input gradients; call x_adv.requires_grad_() "
                     "before the model, and then backward(losses, inputs=x_adv)"
                 )
-            return weighted_backward(call.losses, call.params, weigh, estimator, inputs=call.inputs, **options)
+            options |= {"inputs": call.inputs, "input_norms": True}
+            return weighted_backward(call.losses, call.params, weigh, estimator, **options)
         given = _given_norms(call.losses, call.input_gradient)
         if estimator is None:
             return _fill_weighted(call, weigh(None, given), given)

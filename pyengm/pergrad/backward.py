@@ -16,6 +16,7 @@ from pyengm.pergrad.walk import Walk, start
 
 # weigh(norms, input_norms) -> weights, (n,) each and detached; norms that were not asked for are None
 Weigh = Callable[[Tensor | None, Tensor | None], Tensor]
+OUTSIDE = "the losses do not depend on inputs; give the tensor that went into the model"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def weighted_backward(
     estimator: Estimator | None,
     *,
     inputs: Tensor | None = None,
+    input_norms: bool = False,
     scaler: torch.amp.GradScaler | None = None,
     accumulate: int = 1,
 ) -> ExampleWeights:
@@ -56,9 +58,11 @@ def weighted_backward(
     One backward pass where examples do not couple: it gives the norms, and what it kept gives the gradient. Elsewhere
     a second backward pass, of the weighted losses, gives the gradient.
     losses: (n,) with their graph, which is freed. estimator: how norms are found; None computes none.
-    inputs: (n, ...), a tensor that the losses depend on; norms of the gradient of sum_i L_i in it come from the same
-    backward pass. scaler: its scale is put on the gradients, as by `scaler.scale(loss).backward()`, and a norm that is
-    not finite makes all of them nan, so that it skips the step and backs off; without one it raises NonFiniteError.
+    inputs: (n, ...), a tensor that the losses depend on; its .grad becomes the gradient of the same weighted mean
+    (where input_norms are asked for under batch norm in training mode: of sum_i L_i, each row times its weight).
+    input_norms: whether weigh is given norms of the gradient of sum_i L_i in inputs. scaler: its scale is put on the
+    gradients, as by `scaler.scale(loss).backward()`, and a norm that is not finite makes all of them nan, so that it
+    skips the step and backs off; without one it raises NonFiniteError.
     Raises what `per_example_grad_norms` raises, and ValueError for inputs of another length or outside the graph.
     """
     check_losses(losses)
@@ -80,32 +84,39 @@ def weighted_backward(
             kept = {}
             total, input_gradient = found.squares(inputs=inputs, kept=kept)
             norms = total.sum(0).sqrt()
+        if inputs is not None and input_gradient is None:
+            raise ValueError(OUTSIDE)
     else:
         if estimator is not None:
             norms = estimator.norms(losses, params, found)
-        if inputs is not None:
+        if input_norms:
             with idle_sinks(walk(losses).nodes):
                 ones = torch.ones_like(losses)
                 (input_gradient,) = torch.autograd.grad(losses, inputs, ones, retain_graph=True, allow_unused=True)
     dtype = torch.promote_types(losses.dtype, torch.float32)
     norms = None if norms is None else (norms / scale).to(dtype)
-    input_norms = None if inputs is None else (_input_norms(input_gradient) / scale).to(dtype)
+    lengths = (_input_norms(input_gradient) / scale).to(dtype) if input_norms else None
     finite = torch.ones_like(losses, dtype=torch.bool)
-    for found_norms in (norms, input_norms):
+    for found_norms in (norms, lengths):
         if found_norms is not None:
             finite &= found_norms.isfinite()
     if scaler is None and not finite.all():
         bad = (~finite).nonzero().flatten().tolist()
         raise NonFiniteError(f"the gradient norms of examples {bad} of the batch are nan or infinite")
-    weights = weigh(norms, input_norms)
+    weights = weigh(norms, lengths)
     factors = weights / (len(weights) * accumulate)
     if scaler is not None:
         factors = torch.where(finite.all(), factors, torch.nan)
+    asked = [] if inputs is None or input_gradient is not None else [inputs]
     if kept is not None:
         found.deliver(kept, factors)
     else:
-        torch.autograd.backward(losses, factors.to(losses.dtype), inputs=params)
-    return ExampleWeights(norms, weights, input_norms)
+        torch.autograd.backward(losses, factors.to(losses.dtype), inputs=params + asked)
+        if asked and inputs.grad is None:
+            raise ValueError(OUTSIDE)
+    if input_gradient is not None:
+        inputs.grad = input_gradient * factors.to(inputs.dtype).view(-1, *[1] * (inputs.dim() - 1))
+    return ExampleWeights(norms, weights, lengths)
 
 
 def _start(losses: Tensor, params: list[Tensor], estimator: Estimator | None) -> Walk | None:
@@ -119,7 +130,7 @@ def _start(losses: Tensor, params: list[Tensor], estimator: Estimator | None) ->
 
 def _input_norms(gradient: Tensor | None) -> Tensor:
     if gradient is None:
-        raise ValueError("the losses do not depend on inputs; give the tensor that went into the model")
+        raise ValueError(OUTSIDE)
     return torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64)
 
 

@@ -25,7 +25,7 @@ class Gradient(ABC):
         step = max(1, CHUNK_ELEMENTS // self.shape.numel())
         return torch.cat([row_squares(self.dense(slice(k, k + step))) for k in range(0, self.n, step)])
 
-    def settle(self) -> None:  # noqa: B027  (most need nothing)
+    def settle(self) -> None:
         """Takes what it needs of the graph, before that is freed."""
 
     @abstractmethod

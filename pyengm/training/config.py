@@ -1,7 +1,6 @@
 """Every option of a training run: the command line, config.yaml and Python all use this one dataclass."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,16 +12,15 @@ from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
 from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, defaults_of, knobs_of
 from pyengm.pergrad import NORMS as GRAD_NORMS
+from pyengm.training.options import defaults_for, hint, parse_options, parse_pixels
+from pyengm.training.recipes import recipe_for
 from pyengm.training.schedule import SCHEDULES
 
-
-def parse_pixels(text: str) -> float:
-    """A number in pixel units, also as a fraction: "0.2" or "8/255"."""
-    top, _, bottom = text.partition("/")
-    return float(top) / float(bottom or 1)
+ALL_OPTIMIZERS = OPTIMIZERS | CLOSURE_OPTIMIZERS
 
 
 SELECTIONS = ("val", "none", "test")
+ON_CATASTROPHE = ("warn", "stop")
 
 Pixels = Annotated[
     float,
@@ -38,7 +36,7 @@ Pixels = Annotated[
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a robust classifier and evaluate it. Options left out take the recipe of the data set."""
+    """Train a robust classifier and evaluate it. Options left out take the recipe of the data set and the method."""
 
     data: str = "digits"
     """Data set: digits, cifar10, cifar100, svhn, mnist, fashionmnist, or a folder with train/CLASS and test/CLASS."""
@@ -61,20 +59,28 @@ class TrainConfig:
     """Batch norm, or group norm, which does not couple the examples of a batch."""
 
     method: str = "pgd_at"
-    """Training method: natural or pgd_at."""
+    """Training method: natural, pgd_at, trades, mart, pgd_at_awp, trades_awp, mart_awp, dynamic, fgsm_then_pgd,
+    curriculum, fgsm_rs, grad_align, ssat, atta, atas, free_at, yopo, nuat, sub_at, fgsm_sdi or fgsm_pgi."""
     norm: str = "linf"
     """Threat model: linf or l2."""
     eps: Pixels | None = None
     """Radius of the threat model in pixel units, such as 8/255."""
     step: Pixels | None = None
-    """Step of the training attack in pixel units (else eps / 4)."""
+    """Step of the training attack in pixel units (else the method's own multiple of eps)."""
     steps: int | None = None
     """Steps of the training attack."""
-    attack_bn: str = "eval"
+    attack_bn: str | None = None
     """Batch norm during the training attack: eval, train, or frozen (batch statistics, none updated)."""
+    method_options: tuple[str, ...] | None = None
+    """Other options of the method, such as beta=6 (the arguments of its class in pyengm.methods)."""
+    catastrophe: str = "warn"
+    """When accuracy under PGD on training pictures falls by 20 points within an epoch: warn, or stop and keep the
+    weights from before."""
 
-    optimizer: str = "engm"
-    """Outer optimiser: msgd, mgnc, sngm, engm, fengm, aengm or nengm."""
+    optimizer: str | None = None
+    """Outer optimiser: msgd, mgnc, sngm, engm, fengm, aengm, nengm, entropy_sgd or entropy_sgd2."""
+    optimizer_options: tuple[str, ...] | None = None
+    """Other options of the optimiser, such as L=20 (the arguments of its class in pyengm)."""
     alpha: float | None = None
     """Longest gradient that one example may contribute, for nengm in its input (else 5, nengm 0.5, fengm 1)."""
     grad_norms: str = "auto"
@@ -85,20 +91,22 @@ class TrainConfig:
     """Longest gradient of a batch (mgnc)."""
     lr: float | None = None
     """Learning rate at its highest."""
-    momentum: float = 0.9
+    momentum: float | None = None
     """Momentum."""
-    weight_decay: float = 5e-4
+    weight_decay: float | None = None
     """Weight decay."""
     batch_size: int | None = None
     """Pictures per step."""
     epochs: int | None = None
     """Passes over the training pictures."""
     schedule: str | None = None
-    """Learning rate: piecewise (divided by ten at the milestones) or cyclic (up and down once in straight lines)."""
+    """Learning rate: piecewise (divided by ten at the milestones), cyclic (up and down in straight lines) or nuat."""
     milestones: tuple[int, ...] | None = None
-    """Epochs at which the piecewise schedule divides the learning rate (else at 1/2 and 3/4 of the run)."""
+    """Epochs at which the piecewise schedule divides the rate (else the recipe's, in proportion to --epochs)."""
+    peak: float | None = None
+    """Share of the run that the cyclic schedule spends on its way up."""
 
-    select: str = "val"
+    select: str | None = None
     """What chooses the best checkpoint: val (held-out training pictures), none (the last is best), or test."""
     attacks: tuple[str, ...] = ()
     """Further attacks of the final evaluation: fgsm, pgd10, pgd50, cw."""
@@ -118,22 +126,18 @@ class TrainConfig:
     """Start from the options in this file, such as the config.yaml of a run."""
 
     def __post_init__(self) -> None:
-        if self.optimizer in CLOSURE_OPTIMIZERS:
-            raise ConfigError(
-                f"optimizer {self.optimizer!r} takes several mini-batches per step from a closure, which the training "
-                f"loop does not give yet; use pyengm.{CLOSURE_OPTIMIZERS[self.optimizer].__name__} in your own loop"
-            )
         for name, value, known in (
             ("method", self.method, METHODS),
-            ("optimizer", self.optimizer, OPTIMIZERS),
+            ("optimizer", self.optimizer, ALL_OPTIMIZERS),
             ("grad_norms", self.grad_norms, GRAD_NORMS),
             ("norm", self.norm, NORMS),
             ("attack_bn", self.attack_bn, BN_MODES),
             ("schedule", self.schedule, SCHEDULES),
             ("select", self.select, SELECTIONS),
+            ("catastrophe", self.catastrophe, ON_CATASTROPHE),
         ):
             if value is not None and value not in known:
-                raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}{_hint(value, known)}")
+                raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}{hint(value, known)}")
         if self.eps is not None:
             Threat(self.norm, self.eps)
         for name in ("steps", "batch_size", "epochs", "autoattack_pictures", "threads"):
@@ -144,25 +148,37 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"{name} is {value}; expected a finite number >= 0")
-        for name, knob in knobs_of(OPTIMIZERS[self.optimizer]).items():
-            if getattr(self, name, None) is not None:
-                knob.check(getattr(self, name))
+        if self.peak is not None and not 0 < self.peak < 1:
+            raise ConfigError(f"peak is {self.peak}; expected a share of the run between 0 and 1")
+        self._check_options()
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; expected 0 to 2**63 - 1")
 
+    def _check_options(self) -> None:
+        taken = defaults_for(METHODS[self.method])
+        for name, argument in (("step", "step"), ("steps", "steps"), ("attack_bn", "bn")):
+            if getattr(self, name) is not None and argument not in taken:
+                raise ConfigError(f"method {self.method} takes no {name}; its options: {', '.join(taken) or 'none'}")
+        parse_options(self.method_options or (), METHODS[self.method], "method_options")
+        recipe = recipe_for(self.data, self.method, self.norm, self.image_size)
+        optimizer = ALL_OPTIMIZERS[self.optimizer or recipe["optimizer"]]
+        parse_options(self.optimizer_options or (), optimizer, "optimizer_options")
+        for name, knob in knobs_of(optimizer).items():
+            if getattr(self, name, None) is not None:
+                knob.check(getattr(self, name))
+
     def resolve(self) -> "TrainConfig":
         """The same run with every option that was left open filled in from the recipe."""
-        recipe = recipe_for(self.data)
-        defaults = recipe | defaults_of(OPTIMIZERS[self.optimizer])
-        config = replace(self, **{k: v for k, v in defaults.items() if k in _NAMES and getattr(self, k) is None})
-        eps = recipe["radii"][config.norm] if config.eps is None else config.eps
-        epochs = config.epochs
-        return replace(
-            config,
-            eps=eps,
-            step=eps / 4 if config.step is None else config.step,
-            milestones=(epochs // 2, epochs * 3 // 4) if config.milestones is None else config.milestones,
-        )
+        recipe = recipe_for(self.data, self.method, self.norm, self.image_size)
+        taken = defaults_for(METHODS[self.method])
+        if taken.get("steps") != 10:  # the recipe's number is for attacks of many steps
+            recipe["steps"] = taken.get("steps")
+        recipe["attack_bn"] = taken.get("bn")
+        recipe |= defaults_of(ALL_OPTIMIZERS[self.optimizer or recipe["optimizer"]])
+        epochs = recipe["epochs"] if self.epochs is None else self.epochs
+        recipe["milestones"] = tuple(round(m * epochs / recipe["epochs"]) for m in recipe["milestones"])
+        recipe = {"eps": recipe["radii"][self.norm], **recipe}
+        return replace(self, **{k: v for k, v in recipe.items() if k in _NAMES and getattr(self, k) is None})
 
     def threats(self) -> list[Threat]:
         """The threat model of the run first, then the other norm with the recipe's radius."""
@@ -184,58 +200,17 @@ class TrainConfig:
             raise ConfigError(f"{path} holds no options; expected lines such as 'epochs: 30'")
         for name in given:
             if name not in _NAMES or name in _PER_CALL:
-                raise ConfigError(f"{path} has the unknown option {name!r}{_hint(name, _NAMES)}")
+                raise ConfigError(f"{path} has the unknown option {name!r}{hint(name, _NAMES)}")
         return cls(**{name: _typed(path, name, value) for name, value in given.items()})
 
 
 _NAMES = {field.name: field for field in fields(TrainConfig)}
 _PER_CALL = ("out", "resume", "config")
 
-# Per data set: what the options that are left open become. radii: eps per norm; both norms are evaluated.
-DEFAULT_RECIPE: dict[str, Any] = {
-    "model": "resnet18",
-    "norm_layer": "bn",
-    "augment": True,
-    "steps": 10,
-    "batch_size": 128,
-    "lr": 0.1,
-    "schedule": "piecewise",
-    "epochs": 120,
-    "radii": {"linf": 8 / 255, "l2": 128 / 255},
-}
-RECIPES: dict[str, dict[str, Any]] = {
-    "digits": {
-        **DEFAULT_RECIPE,
-        "model": "cnn8",
-        "width": 16,
-        "augment": False,
-        "steps": 7,
-        "batch_size": 24,
-        "lr": 0.2,
-        "schedule": "cyclic",
-        "epochs": 14,
-        "threads": 1,  # pictures of 64 pixels keep no second core busy
-        "autoattack_pictures": 100,
-        "radii": {"linf": 0.2, "l2": 0.5},
-    },
-    "mnist": {**DEFAULT_RECIPE, "model": "cnn4", "lr": 0.01, "epochs": 50, "radii": {"linf": 0.3, "l2": 2.0}},
-    "svhn": {**DEFAULT_RECIPE, "lr": 0.01},
-}
-
-
-def recipe_for(data: str) -> dict[str, Any]:
-    """The recipe of a data set; folders have the default one."""
-    return RECIPES.get(data, DEFAULT_RECIPE)
-
 
 def default_threats(data: str, first: Threat) -> list[Threat]:
     """The threat models that models for `data` are evaluated under: `first`, then the other norms."""
     return [first, *(Threat(norm, eps) for norm, eps in recipe_for(data)["radii"].items() if norm != first.norm)]
-
-
-def _hint(value: str, known) -> str:
-    close = get_close_matches(str(value), list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _plain(value: Any) -> Any:

@@ -5,12 +5,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from pyengm.data import Batch
 from pyengm.errors import NonFiniteError
 from pyengm.evaluation import accuracy, attack_named
+from pyengm.methods import Used, train_step
 from pyengm.models import CheckpointInfo
 from pyengm.ops import Key
+from pyengm.training.catastrophe import is_catastrophe, training_accuracy
 from pyengm.training.config import TrainConfig
+from pyengm.training.groups import closure_step, groups, takes_closures
 from pyengm.training.progress import Progress
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.setup import Parts
@@ -27,6 +32,8 @@ class Position:
     batch: int = 0
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     best: float = -math.inf
+    train_pgd: float | None = None  # accuracy under PGD on some training pictures, after the last epoch
+    stopped: bool = False  # for good, by catastrophic overfitting
 
 
 def fit(config: TrainConfig, parts: Parts, run: RunFolder) -> None:
@@ -38,34 +45,53 @@ def fit(config: TrainConfig, parts: Parts, run: RunFolder) -> None:
     at = restore(parts, run)
     with StopRequest() as stop, Progress(config.epochs, len(parts.batches)) as progress:
         for epoch in range(at.epoch, config.epochs):
+            if at.stopped:
+                return
             progress.start(epoch, at.batch)
             parts.model.train()
-            for batch in parts.batches.epoch(epoch, start=at.batch):
+            if at.batch == 0:
+                parts.method.start_epoch(parts.model, epoch)
+            for group in groups(parts.batches.epoch(epoch, start=at.batch), parts.optimizer):
                 try:
-                    add(at.sums, step(config, parts, batch, epoch))
+                    add(at.sums, step(config, parts, group, epoch))
                 except NonFiniteError as error:
                     raise NonFiniteError(f"epoch {epoch + 1}, batch {at.batch + 1}: {error}. {left(run)}") from error
-                at.batch += 1
-                progress.step(at.sums)
+                at.batch += len(group)
+                progress.step(at.sums, len(group))
                 if stop.asked:
                     save_state(parts, run, at)
                     raise Interrupted(f"stopped after batch {at.batch} of epoch {epoch + 1}; {how_to_resume(run)}")
             finish_epoch(config, parts, run, at, progress)
 
 
-def step(config: TrainConfig, parts: Parts, batch: Any, epoch: int) -> dict[str, float]:
-    """One batch: attack, per-example losses, the optimiser's weights, the update."""
-    outcome = parts.method(parts.model, batch.x, batch.y, Key(config.seed, epoch, batch.index))
-    parts.optimizer.zero_grad()
-    used = parts.optimizer.backward(outcome.losses, inputs=outcome.x_adv)
-    parts.optimizer.step()
-    parts.schedule.step()
-    return {
-        "pictures": len(batch.y),
-        "loss": outcome.losses.detach().double().sum().item(),
-        "robust": (outcome.logits.argmax(dim=1) == batch.y).sum().item(),
-        "clipped": 0 if used is None else (used.weights < 1).sum().item(),
-    }
+def step(config: TrainConfig, parts: Parts, group: list[Batch], epoch: int) -> dict[str, float]:
+    """One batch, or the several of an optimiser with an inner loop: attack, per-example losses, weights, update."""
+    keys = [Key(config.seed, epoch, batch.index) for batch in group]
+    if takes_closures(parts.optimizer):
+        used = closure_step(parts.method, parts.model, parts.optimizer, group, keys)
+    else:
+        (batch,), (key,) = group, keys
+        used = train_step(parts.method, parts.model, parts.optimizer, batch.x, batch.y, key, batch.transform)
+    for _ in group:
+        parts.schedule.step()
+    return measure(used, torch.cat([batch.y for batch in group]))
+
+
+def measure(used: Used, y: Tensor) -> dict[str, float]:
+    """Sums over all pictures of all passes that classify; y: (n,) labels of the pictures, or of each pass's in turn."""
+    sums = dict.fromkeys(SUMS, 0.0)
+    place = 0
+    for outcome, weights in used:
+        if outcome.logits is None:
+            continue
+        n = len(outcome.losses)
+        labels = y[place : place + n] if len(y) > n else y
+        place += n
+        sums["pictures"] += n
+        sums["loss"] += outcome.losses.detach().double().sum().item()
+        sums["robust"] += (outcome.logits.argmax(dim=1) == labels).sum().item()
+        sums["clipped"] += 0 if weights is None else (weights.weights < 1).sum().item()
+    return sums
 
 
 def finish_epoch(config: TrainConfig, parts: Parts, run: RunFolder, at: Position, progress: Progress) -> None:
@@ -85,15 +111,32 @@ def finish_epoch(config: TrainConfig, parts: Parts, run: RunFolder, at: Position
         row["natural"] = accuracy(parts.model, parts.held_out, None, **measured)
         row["robust"] = accuracy(parts.model, parts.held_out, attack, **measured)
         score = row["natural"] if config.method == "natural" else row["robust"]
+    if config.method != "natural":
+        row["train_pgd"] = training_accuracy(config, parts, at.epoch)
+        row["catastrophe"] = is_catastrophe(at.train_pgd, row["train_pgd"])
+        if row["catastrophe"] and config.catastrophe == "stop":
+            stop_for_good(parts, run, at, row, progress)
+            return
+        at.train_pgd = row["train_pgd"]
     row["best"] = score > at.best or parts.held_out is None
     info = CheckpointInfo(parts.model_options, config.data, parts.test.classes, config.norm, config.eps, at.epoch)
     run.add_metrics(row)
     if row["best"]:
         run.save_weights(run.best, parts.model, info)
     run.save_weights(run.last, parts.model, info)
+    parts.method.finish_epoch(parts.model, row)
     at.epoch, at.batch, at.sums, at.best = at.epoch + 1, 0, dict.fromkeys(SUMS, 0.0), max(at.best, score)
     save_state(parts, run, at)
     progress.finish(row)
+
+
+def stop_for_good(parts: Parts, run: RunFolder, at: Position, row: dict[str, Any], progress: Progress) -> None:
+    """Ends the run before the weights of this epoch are written: best and last stay those of before."""
+    run.add_metrics(row | {"best": False})
+    at.epoch, at.batch, at.sums, at.stopped = at.epoch + 1, 0, dict.fromkeys(SUMS, 0.0), True
+    save_state(parts, run, at)
+    progress.finish(row | {"best": False})
+    progress.say(f"catastrophic overfitting: stopped, and {run.last} holds the weights from before this epoch")
 
 
 def save_state(parts: Parts, run: RunFolder, at: Position) -> None:
@@ -106,6 +149,7 @@ def save_state(parts: Parts, run: RunFolder, at: Position) -> None:
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
             "schedule": parts.schedule.state_dict(),
+            "method": parts.method.state_dict(),
             "generator": torch.get_rng_state(),
             "cuda_generator": cuda,
         }
@@ -121,6 +165,7 @@ def restore(parts: Parts, run: RunFolder) -> Position:
         parts.model.load_state_dict(state["model"])
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.schedule.load_state_dict(state["schedule"])
+        parts.method.load_state_dict(state["method"])
         torch.set_rng_state(state["generator"].cpu())
         if parts.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_generator"].cpu(), parts.device)

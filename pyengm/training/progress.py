@@ -32,18 +32,23 @@ class Progress:
         self._bars.update(self._epochs, completed=epoch)
         self._bars.reset(self._batches, completed=batch)
 
-    def step(self, sums: Mapping[str, float]) -> None:
+    def step(self, sums: Mapping[str, float], batches: int) -> None:
         pictures = sums["pictures"]
         note = f"loss {sums['loss'] / pictures:.3f}  train {100 * sums['robust'] / pictures:.1f} %"
-        self._bars.update(self._batches, advance=1, note=note)
+        self._bars.update(self._batches, advance=batches, note=note)
 
     def finish(self, row: Mapping[str, float]) -> None:
         line = f"epoch {row['epoch'] + 1:3d}  loss {row['loss']:.3f}  train {_per_cent(row['train_robust'])}"
         if "robust" in row:
             line += f"  natural {_per_cent(row['natural'])}  PGD-20 {_per_cent(row['robust'])}"
         line += f"  clipped {_per_cent(row['clipped'])}" if row["clipped"] else ""
-        self._bars.console.print(line + ("  best" if row["best"] else ""), highlight=False, soft_wrap=True)
+        if row.get("catastrophe"):
+            line += f"  CATASTROPHIC OVERFITTING: PGD on training pictures fell to {_per_cent(row['train_pgd'])}"
+        self.say(line + ("  best" if row["best"] else ""))
         self._bars.update(self._epochs, completed=row["epoch"] + 1)
+
+    def say(self, line: str) -> None:
+        self._bars.console.print(line, highlight=False, soft_wrap=True)
 
 
 def _per_cent(share: float) -> str:

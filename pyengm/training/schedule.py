@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-SCHEDULES = ("piecewise", "cyclic")
-CYCLIC_PEAK = 0.4  # share of the run spent on the way up, as in the fast training of Wong et al. 2020
+SCHEDULES = ("piecewise", "cyclic", "nuat")
 
 
 def piecewise(milestones: Sequence[int], steps_per_epoch: int) -> Callable[[int], float]:
@@ -14,16 +13,30 @@ def piecewise(milestones: Sequence[int], steps_per_epoch: int) -> Callable[[int]
     return lambda step: 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in milestones)
 
 
-def cyclic(total_steps: int) -> Callable[[int], float]:
-    """From near 0 up to 1 in straight line, then down to near 0; no step has the factor 0."""
-    peak = CYCLIC_PEAK * total_steps
-    return lambda step: min((step + 1) / max(peak, 1), (total_steps - step) / max(total_steps - peak, 1), 1.0)
+def cyclic(total_steps: int, peak: float) -> Callable[[int], float]:
+    """From near 0 up to 1 in a straight line for the share `peak` of the steps, then down to near 0; none is 0."""
+    top = peak * total_steps
+    return lambda step: min((step + 1) / max(top, 1), (total_steps - step) / max(total_steps - top, 1), 1.0)
+
+
+def nuat(total_steps: int) -> Callable[[int], float]:
+    """Of 100 equal parts: 40 up, down towards the 90th, held from the 80th, divided by ten at the 85th and the 90th."""
+    part = total_steps / 100
+
+    def factor(step: int) -> float:
+        rise, fall = (step + 1) / (40 * part), (90 * part - min(step, 80 * part)) / (50 * part)
+        return min(rise, fall, 1.0) * 0.1 ** ((step >= 85 * part) + (step >= 90 * part))
+
+    return factor
 
 
 def build_schedule(
-    optimizer: Optimizer, kind: str, milestones: Sequence[int], epochs: int, steps_per_epoch: int
+    optimizer: Optimizer, kind: str, *, milestones: Sequence[int], peak: float, epochs: int, steps_per_epoch: int
 ) -> LambdaLR:
-    """The schedule "piecewise" or "cyclic", to be stepped after every optimiser step."""
-    if kind == "piecewise":
-        return LambdaLR(optimizer, piecewise(milestones, steps_per_epoch))
-    return LambdaLR(optimizer, cyclic(epochs * steps_per_epoch))
+    """The schedule of that name (`SCHEDULES`), to be stepped after every batch.
+
+    milestones: epochs at which "piecewise" divides the rate by ten. peak: share of "cyclic" on its way up.
+    """
+    total = epochs * steps_per_epoch
+    factors = {"cyclic": cyclic(total, peak), "nuat": nuat(total), "piecewise": piecewise(milestones, steps_per_epoch)}
+    return LambdaLR(optimizer, factors[kind])

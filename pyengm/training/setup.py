@@ -1,18 +1,21 @@
 """From options to the parts of a run."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyengm.data import Batches, ImageData, load, split_validation
 from pyengm.errors import ConfigError
-from pyengm.methods import METHODS, PGDAT, Method
-from pyengm.models import build
-from pyengm.optim import OPTIMIZERS, ExampleSGD, knobs_of
-from pyengm.training.config import TrainConfig
+from pyengm.methods import METHODS, Examples, Method
+from pyengm.models import build, in_fast_layout, layout_of
+from pyengm.optim import CLOSURE_OPTIMIZERS, ExampleSGD, knobs_of
+from pyengm.training.config import ALL_OPTIMIZERS, TrainConfig
+from pyengm.training.options import parse_options, takes
 from pyengm.training.schedule import build_schedule
 
 
@@ -50,12 +53,37 @@ def set_up(config: TrainConfig) -> Parts:
         "width": config.width,
     }
     torch.manual_seed(config.seed)
-    model = build(**model_options).to(device)
-    optimizer = build_optimizer(config, model)
-    batches = Batches(train, config.batch_size, device=device, seed=config.seed, augment=config.augment, shuffle=True)
-    schedule = build_schedule(optimizer, config.schedule, config.milestones, config.epochs, len(batches))
+    model = in_fast_layout(build(**model_options).to(device), device)
     method = build_method(config)
-    method.input_gradients = optimizer.needs_inputs
+    optimizer = build_optimizer(config, model, method)
+    batches = Batches(
+        train,
+        config.batch_size,
+        device=device,
+        seed=config.seed,
+        augment=config.augment,
+        shuffle=True,
+        memory_format=layout_of(model),
+    )
+    schedule = build_schedule(
+        optimizer,
+        config.schedule,
+        milestones=config.milestones,
+        peak=config.peak,
+        epochs=config.epochs,
+        steps_per_epoch=len(batches),
+    )
+    method.input_gradients |= optimizer.needs_inputs
+    method.prepare(
+        Examples(
+            train.index,
+            train.shape,
+            padding=batches.padding,
+            batches=len(batches),
+            seed=config.seed,
+            device=device,
+        )
+    )
     return Parts(device, batches, held_out, test, model, model_options, method, optimizer, schedule)
 
 
@@ -89,15 +117,44 @@ def pick_device(name: str) -> torch.device:
 
 
 def build_method(config: TrainConfig) -> Method:
-    method = METHODS[config.method]
-    if method is PGDAT:
-        return PGDAT(config.eps, config.step, config.steps, norm=config.norm, bn=config.attack_bn)
-    return method()
+    """The method with its options. Raises ConfigError for a pair of method and optimiser that cannot work."""
+    kind = METHODS[config.method]
+    given = {"eps": config.eps, "norm": config.norm, "epochs": config.epochs}
+    given |= {"step": config.step, "steps": config.steps, "bn": config.attack_bn}
+    options = {name: value for name, value in given.items() if value is not None and takes(kind, name)}
+    method = kind(**options, **parse_options(config.method_options or (), kind, "method_options"))
+    if config.optimizer in CLOSURE_OPTIMIZERS and (not method.one_pass or method.changes_gradients):
+        raise ConfigError(
+            f"method {config.method} has its own way of updating the weights, and optimizer {config.optimizer} takes "
+            "several batches per update: choose another of the two"
+        )
+    return method
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module) -> ExampleSGD:
-    kind = OPTIMIZERS[config.optimizer]
+def build_optimizer(config: TrainConfig, model: nn.Module, method: Method) -> ExampleSGD:
+    """The optimiser with its options."""
+    kind = ALL_OPTIMIZERS[config.optimizer]
     options = {name: getattr(config, name) for name in knobs_of(kind) if getattr(config, name, None) is not None}
     if "norms" in kind.kept:
-        options["norms"] = config.grad_norms
+        options["norms"] = grad_norms(config, model, method)
+    if config.optimizer in CLOSURE_OPTIMIZERS:
+        options |= {"buffers": model.buffers(), "seed": config.seed}
+    options |= parse_options(config.optimizer_options or (), kind, "optimizer_options")
     return kind(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, **options)
+
+
+def grad_norms(config: TrainConfig, model: nn.Module, method: Method) -> str:
+    """How gradient norms are found. Losses that hold a gradient leave one way under batch norm: a pass per example.
+
+    Warns where "auto" becomes "exact" for that reason, and raises ConfigError for estimates that cannot be right.
+    """
+    if not method.double_backward or not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return config.grad_norms
+    reason = (
+        f"the losses of {config.method} hold a gradient, and under batch norm {config.optimizer} then takes one "
+        "backward pass per example (--norm-layer gn, or --optimizer msgd, mgnc or sngm, are fast)"
+    )
+    if config.grad_norms not in ("auto", "exact"):
+        raise ConfigError(f"grad_norms is {config.grad_norms!r}; {reason}: use exact or auto")
+    warnings.warn(reason, stacklevel=2)
+    return "exact"

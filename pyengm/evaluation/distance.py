@@ -1,0 +1,23 @@
+"""How far the decision boundary is."""
+
+import torch
+from torch import nn
+
+from pyengm.attacks.deepfool import DeepFool
+from pyengm.data import Batches, ImageData
+from pyengm.evaluation.accuracy import BATCH_SIZE
+
+
+def robustness_distance(
+    model: nn.Module, data: ImageData, *, device: torch.device, attack: DeepFool | None = None
+) -> float:
+    """rho, the mean L2 distance of the pictures to their DeepFool points (Dabouei et al. 2022, Table 5).
+
+    In pixel units; 0 for a misclassified picture, before the overshoot and not clipped to [0, 1] (`DeepFool`).
+    attack: None for DeepFool(). Raises NonFiniteError for a model whose outputs or gradients are not finite.
+    """
+    attack = attack or DeepFool()
+    total = 0.0
+    for batch in Batches(data, BATCH_SIZE, device=device, seed=0, augment=False, shuffle=False).epoch(0):
+        total += attack.distances(model, batch.x, batch.y).double().sum().item()
+    return total / len(data)

@@ -1,0 +1,138 @@
+"""FGSM-PGI, prior-guided initialisation from the momentum of the past epochs (Jia et al. 2022)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyengm.attacks import Threat
+from pyengm.attacks.check import check_batch
+from pyengm.attacks.finite import check_finite
+from pyengm.attacks.gradient import HALF_SCALE
+from pyengm.attacks.threat import unit
+from pyengm.data import CropFlip
+from pyengm.errors import ConfigError
+from pyengm.methods.base import Examples, OnePass, Outcome, known_pictures
+from pyengm.methods.noise import corner
+from pyengm.methods.store import Store
+from pyengm.ops import Key, Purpose, philox_normal
+
+
+class FGSMPGI(OnePass):
+    """L_i = LS(f(x'_i), y_i) + pull mean_k (f(x'_i) - f(x_i + d_i))_k^2, x' = clip(x + d_i + step sign g_i).
+
+    LS is the cross-entropy with labels of probability `confidence`, the rest shared by the other classes, and g_i its
+    gradient at x + d_i, which is not clipped to [0, 1]. d_i comes from the picture's past (variant FGSM-MEP):
+    M_i <- g_i / mean |g_i| + decay M_i, and d_i <- clip(d_i + step sign M_i). The mean is over the picture; the
+    published norm |g|_1 differs by a constant factor, which no sign sees, and keeps M far from float16's limits.
+    At first and in every reset-th epoch d_i is a random corner of the ball of radius min(step, eps), in L2 a random
+    point of that length, and M_i is 0. Both passes are part of the losses, so both run in training mode.
+    d and M are kept on the padded canvas, seen through the crop and flip of the epoch.
+
+    eps, step: in pixel units; step is eps unless given. pull, decay: weights. reset: in epochs. norm: "linf" or "l2",
+    where steps go along g over its norm. dtype: of the memory.
+    as_published: as in the authors' code, d and M stay in place when augmentation moves the picture, and g is divided
+    by its 1-norm over the whole batch, so that M depends on the other pictures.
+    Raises ConfigError for numbers out of range, and for pictures without a key or before `prepare`.
+    Source: Jia et al. 2022, "Prior-Guided Adversarial Initialization for Fast Adversarial Training", Sec. 3.
+    """
+
+    def __init__(
+        self,
+        eps: float,
+        step: float | None = None,
+        *,
+        confidence: float = 0.6,
+        pull: float = 10.0,
+        decay: float = 0.3,
+        reset: int = 40,
+        norm: str = "linf",
+        dtype: torch.dtype = torch.float32,
+        as_published: bool = False,
+    ):
+        self.threat = Threat(norm, eps)
+        self.step = eps if step is None else step
+        if not (math.isfinite(self.step) and self.step >= 0):
+            raise ConfigError(f"step is {step}; expected a finite number >= 0 in pixel units, such as 8/255")
+        if not 0 < confidence <= 1:
+            raise ConfigError(f"confidence is {confidence}; expected a probability above 0")
+        if not (pull >= 0 and decay >= 0) or reset < 1:
+            raise ConfigError(
+                f"pull, decay and reset are {pull}, {decay} and {reset}; expected at least 0, 0 and 1 epoch"
+            )
+        self.confidence, self.pull, self.decay, self.reset = confidence, pull, decay, reset
+        self.dtype, self.as_published = dtype, as_published
+        self.delta: Store | None = None
+        self.momentum: Store | None = None
+
+    def prepare(self, examples: Examples) -> None:
+        examples = replace(examples, padding=0) if self.as_published else examples
+        self.delta, self.momentum = (Store(examples, dtype=self.dtype) for _ in range(2))
+        self.delta.fill(0, self._first)
+
+    def start_epoch(self, model: nn.Module, epoch: int) -> None:
+        if self.delta is not None and epoch % self.reset == 0:
+            self.delta.fill(epoch, self._first)
+            self.momentum.values.zero_()
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+    ) -> Outcome:
+        key = known_pictures("FGSMPGI", None if self.delta is None else key)
+        check_batch(x, y)
+        x, rows = x.detach().contiguous(), self.delta.rows(key.index)
+        transform = None if self.as_published else transform
+        start = (x + self.delta.read(rows, transform, x)).requires_grad_()
+        before = model(start)
+        grad = self._gradient(before, start, y)
+        momentum = grad / self._mean_size(grad) + self.decay * self.momentum.read(rows, transform, x)
+        self.momentum.write(rows, momentum, transform)
+        following = self.threat.step_(start.detach().clone(), momentum, x, self.step)
+        self.delta.write(rows, following - x, transform)
+        x_adv = self.as_input(self.threat.step_(start.detach().clone(), grad, x, self.step))
+        logits = model(x_adv)
+        drift = (_wide(logits) - _wide(before)).square().mean(dim=1)
+        return Outcome(self._smoothed(logits, y) + self.pull * drift, x_adv, logits)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.delta is None:
+            return {}
+        return {"delta": self.delta.state_dict(), "momentum": self.momentum.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state:
+            self.delta.load_state_dict(state["delta"])
+            self.momentum.load_state_dict(state["momentum"])
+
+    def _first(self, like: Tensor, key: Key) -> Tensor:
+        radius = min(self.step, self.threat.eps)
+        if self.threat.norm == "linf":
+            return radius * corner(like, key)
+        normal = philox_normal(key.index, like.shape[1:], seed=key.seed, purpose=Purpose.STORE, epoch=key.epoch)
+        return radius * unit(normal.to(like.dtype))
+
+    def _smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
+        classes = logits.shape[1]
+        smoothing = (1 - self.confidence) * classes / (classes - 1)  # torch shares it among all classes
+        return F.cross_entropy(_wide(logits), y, reduction="none", label_smoothing=smoothing)
+
+    def _gradient(self, logits: Tensor, start: Tensor, y: Tensor) -> Tensor:
+        """Of sum_i LS_i in start, times a constant that the steps do not see; the graph of the logits stays."""
+        losses = self._smoothed(logits, y)
+        (grad,) = torch.autograd.grad(HALF_SCALE * losses.sum(), start, retain_graph=True)
+        check_finite(losses, grad)
+        return grad
+
+    def _mean_size(self, grad: Tensor) -> Tensor:
+        """Of the gradient's elements, (n, 1, ...), and 1 where all are 0."""
+        sizes = grad.abs().flatten(1).mean(dim=1)
+        sizes = sizes.sum().expand_as(sizes) if self.as_published else sizes
+        return torch.where(sizes > 0, sizes, 1.0).view(-1, *[1] * (grad.dim() - 1))
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

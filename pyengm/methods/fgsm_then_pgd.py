@@ -1,0 +1,47 @@
+"""Weak attacks early, strong ones later, in their plainest form (Wang et al. 2019)."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyengm.attacks import FGSM, PGD
+from pyengm.data import CropFlip
+from pyengm.errors import ConfigError
+from pyengm.methods.base import Outcome
+from pyengm.methods.dynamic import EpochAttack
+from pyengm.ops import Key
+
+
+class FGSMThenPGD(EpochAttack):
+    """L_i = CE(f(x'_i), y_i), x' from FGSM in the first epochs, from PGD with a random start in the later ones.
+
+    FGSM takes one step of size eps from the picture itself.
+    eps, step: in pixel units; step, of PGD, is eps / 4 unless given. steps: of PGD. fgsm_epochs: how many epochs are
+    with FGSM. norm: "linf" or "l2". bn: batch-norm mode of both attacks; the paper does not say which, and "eval" is
+    that of the authors' code for `Dynamic`.
+    Raises ConfigError for numbers and names out of range. Source: Wang et al. 2019, Sec. 3.2, "FGSM-PGD".
+    """
+
+    def __init__(
+        self,
+        eps: float,
+        step: float | None = None,
+        steps: int = 10,
+        *,
+        fgsm_epochs: int = 20,
+        norm: str = "linf",
+        bn: str = "eval",
+    ):
+        if fgsm_epochs < 0:
+            raise ConfigError(f"fgsm_epochs is {fgsm_epochs}; expected a number of epochs, 0 or more")
+        self.weak = FGSM(eps, norm=norm, bn=bn)
+        self.strong = PGD(eps, eps / 4 if step is None else step, steps, norm=norm, bn=bn)
+        self.threat, self.fgsm_epochs = self.strong.threat, fgsm_epochs
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+        attack = self.weak if key.epoch < self.fgsm_epochs else self.strong
+        return attack(model, x, y, key=key)
+
+    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
+        x_adv = self.as_input(x_adv)
+        logits = model(x_adv)
+        return Outcome(F.cross_entropy(logits, y, reduction="none"), x_adv, logits)

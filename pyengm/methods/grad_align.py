@@ -1,0 +1,148 @@
+"""GradAlign: FGSM with gradients that agree across the ball (Andriushchenko & Flammarion 2020)."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
+
+from pyengm.attacks import Threat, attack_mode
+from pyengm.attacks.check import check_batch, check_extras
+from pyengm.attacks.finite import check_finite
+from pyengm.attacks.gradient import input_gradient
+from pyengm.attacks.losses import cross_entropy
+from pyengm.attacks.mode import BN_MODES, running_statistics_kept
+from pyengm.attacks.pgd import _buffer_like
+from pyengm.data import CropFlip
+from pyengm.errors import ConfigError
+from pyengm.methods.base import OnePass, Outcome
+from pyengm.ops import Key, Purpose
+
+LARGEST_WEIGHT = 2.0  # that of eps = 16/255, where the paper's experiments end
+
+
+class GradAlign(OnePass):
+    """L_i = CE(f(x'_i), y_i) + weight (n / m) (1 - cos(g_i, h_i)), x' one step along g.
+
+    g_i is the cross-entropy's gradient at the start, which is x_i itself, and h_i that at x_i + U(-eps, eps), which is
+    not clipped to [0, 1]. Examples where either is zero have no second term; m of the n examples do.
+    eps, step: in pixel units; step is 1.25 eps unless given, and what goes beyond the ball is cut off.
+    weight: of the regulariser; None takes the paper's 0.02 * 10^(255 eps / 8), 0.2 at 8/255, but no more than 2, its
+    value at 16/255. random_start: begin at a uniform point of the ball instead, and take g there. norm: "linf" or "l2",
+    for which there is no published weight. bn: batch-norm mode of the passes for g and h, "train" as in the authors'
+    code.
+    as_published: as in the authors' code, g counts as constant, and it is halved at pixels of exactly 0 or 1 (and 0 at
+    pixels that the random start left [0, 1] with), the derivative of their clamp.
+    The weights' gradient goes through h, and through g unless as_published: optimisers that need per-example norms find
+    them for models without batch norm in training mode; with it ENGM refuses (UnservedError) but for norms="exact".
+    Raises ConfigError for numbers and names out of range, and for the L2 norm without a weight.
+    Source: Andriushchenko & Flammarion 2020; the formula of the weight stands in the scripts of their code.
+    """
+
+    double_backward = True
+
+    def __init__(
+        self,
+        eps: float,
+        step: float | None = None,
+        *,
+        weight: float | None = None,
+        random_start: bool = False,
+        norm: str = "linf",
+        bn: str = "train",
+        as_published: bool = False,
+    ):
+        self.threat = Threat(norm, eps)
+        step = 1.25 * eps if step is None else step
+        if not (math.isfinite(step) and step >= 0):
+            raise ConfigError(f"step is {step}; expected a finite number >= 0 in pixel units, such as 10/255")
+        if weight is None and norm != "linf":
+            raise ConfigError("the published weights of GradAlign are for the L-infinity norm: give weight for L2")
+        weight = min(0.02 * 10 ** min(255 * eps / 8, 2.0), LARGEST_WEIGHT) if weight is None else weight
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ConfigError(f"weight is {weight}; expected a finite number >= 0, such as 0.2")
+        if bn not in BN_MODES:
+            raise ConfigError(f"batch-norm mode is {bn!r}; known modes: {', '.join(BN_MODES)}")
+        self.step, self.weight, self.random_start = step, weight, random_start
+        self.bn, self.as_published = bn, as_published
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+    ) -> Outcome:
+        key = Key.fresh(len(x), x.device) if key is None else key
+        check_batch(x, y)
+        check_extras(x, None, key, None)
+        x = x.detach()
+        start = x + self.threat.uniform(x, key) if self.random_start else x
+        x_adv = self.threat.project_(_buffer_like(x).copy_(start), x)
+        first = self._first_gradient(model, x_adv, start, y)
+        with torch.no_grad():
+            self.threat.step_(x_adv, first, x, self.step)
+        x_adv = self.as_input(x_adv)
+        logits = model(x_adv)  # before the second gradient, as the authors' code has it
+        losses = F.cross_entropy(logits, y, reduction="none")
+        near = x + self.threat.uniform(x, key, purpose=Purpose.SECOND)
+        second = self._gradient(model, near, y)
+        return Outcome(losses + self.weight * misaligned(first, second), x_adv, logits)
+
+    def _first_gradient(self, model: nn.Module, x_adv: Tensor, start: Tensor, y: Tensor) -> Tensor:
+        """The gradient at x_adv, which is the start clipped to [0, 1]."""
+        if not self.as_published:
+            return self._gradient(model, x_adv, y)
+        with attack_mode(model, self.bn):
+            grad, losses, _ = input_gradient(model, x_adv, partial(cross_entropy, y=y))
+        check_finite(losses, grad)
+        above, below = (start > 0).to(grad) + (start >= 0).to(grad), (start < 1).to(grad) + (start <= 1).to(grad)
+        return grad * (above * below / 4)
+
+    def _gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The gradient of the sum of the losses in x, with its graph."""
+        leaf = x.clone().requires_grad_()
+        with mode_with_weights(model, self.bn), torch.enable_grad():
+            # Not scaled up for float16, as an attack's would be: derivatives of scaled derivatives overflow there.
+            total = cross_entropy(model(leaf), y).sum()
+            (grad,) = torch.autograd.grad(total, leaf, create_graph=True)
+        check_finite(total, grad)
+        return grad
+
+
+def misaligned(first: Tensor, second: Tensor) -> Tensor:
+    """(n / m) (1 - cos(first_i, second_i)) for gradients (n, ...), and 0 where one of the two is zero: m are not."""
+    first, second = first.flatten(1), second.flatten(1)
+    with torch.no_grad():
+        valid = (first.norm(dim=1) > 0) & (second.norm(dim=1) > 0)
+    # Examples of zeros are replaced before the division, not after: its derivative would be nan.
+    first, second = (t.where(valid[:, None], 1.0) for t in (first, second))
+    cosine = (first / first.norm(dim=1, keepdim=True) * (second / second.norm(dim=1, keepdim=True))).sum(1)
+    return (1 - cosine) * valid * (len(valid) / valid.sum().clamp(min=1))
+
+
+@contextmanager
+def mode_with_weights(model: nn.Module, bn: str) -> Iterator[None]:
+    """`attack_mode` for passes that the weights are to have a gradient through."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.train(bn != "eval")
+        with {"eval": statistics_copied, "train": nullcontext, "frozen": running_statistics_kept}[bn](model):
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def statistics_copied(model: nn.Module) -> Iterator[None]:
+    """Norm layers use copies of their running statistics, which no training pass changes before the backward pass."""
+    layers = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+    kept = [(module, module.running_mean, module.running_var) for module in layers]
+    try:
+        for module, mean, variance in kept:
+            module.running_mean, module.running_var = mean.clone(), variance.clone()
+        yield
+    finally:
+        for module, mean, variance in kept:
+            module.running_mean, module.running_var = mean, variance

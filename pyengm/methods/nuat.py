@@ -1,0 +1,145 @@
+"""NuAT: nuclear-norm adversarial training (Sriramanan et al. 2021)."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyengm.attacks import BN_MODES, Threat, attack_mode
+from pyengm.attacks.check import check_batch, check_extras
+from pyengm.attacks.finite import check_finite
+from pyengm.attacks.gradient import input_gradient
+from pyengm.attacks.losses import cross_entropy
+from pyengm.data import CropFlip
+from pyengm.errors import ConfigError
+from pyengm.methods.base import AttackMethod, Outcome
+from pyengm.methods.noise import corner
+from pyengm.ops import Key
+
+
+class NuAT(AttackMethod):
+    """L_i = CE(f(x_i), y_i) + lambda (n / divisor) <(U V^T)_i, D_i>, D = f(X) - f(X') = U S V^T, U and V held fixed.
+
+    The mean of the second term is lambda ||D||_* / divisor, with the nuclear norm of the (n, k) matrix of logit
+    differences, and so is its gradient: the examples of a batch are coupled. x' starts at a random corner of
+    the ball of radius eps / 2 and takes steps up the same losses, with f(X) held fixed.
+    steps = 1 (NuAT): the nuclear norm enters the attack in every other batch of an epoch, from the second one on, and
+    f(X) in it uses the batch's statistics, whatever the mode of the attack. steps > 1 (NuAT2): it enters every other
+    step, from the first one on, and f(X) is in the mode of the attack.
+    lambda rises with the epochs in equal parts from 0 to `slope`, which it reaches at epoch E - 10 of E (NuAT2: not
+    before the end); `start_epoch` says which epoch it is.
+
+    eps, step: in pixel units; step is eps unless given. epochs: E, the length of the run. norm: "linf" or "l2" (there
+    the corner, too, has an L2 norm of eps / 2). bn: batch-norm mode of the attack, "eval" as in the authors' code.
+    slope: the last lambda; 4.5, and 4 for NuAT2. divisor: of the nuclear norm of any batch; 64, the authors' batch
+    size, also for their short last batch, or None for each batch's own n.
+    as_published: as in the authors' code of NuAT, the clean pictures update the running statistics of batch norm once
+    more before every attack. Raises ConfigError for numbers and names out of range, NonFiniteError for logits or
+    gradients that are not finite. Source: Sriramanan et al. 2021, "Towards Efficient and Effective Adversarial
+    Training", Sec. 4; the schedule and the mode of f(X) from the authors' code.
+    """
+
+    def __init__(
+        self,
+        eps: float,
+        step: float | None = None,
+        steps: int = 1,
+        *,
+        epochs: int,
+        norm: str = "linf",
+        bn: str = "eval",
+        slope: float = 4.5,
+        divisor: int | None = 64,
+        as_published: bool = False,
+    ):
+        self.threat = Threat(norm, eps)
+        step = eps if step is None else step
+        if not (math.isfinite(step) and step >= 0) or steps < 1:
+            raise ConfigError(f"step and steps are {step} and {steps}; expected a finite step >= 0, 1 or more times")
+        if bn not in BN_MODES:
+            raise ConfigError(f"batch-norm mode is {bn!r}; known modes: {', '.join(BN_MODES)}")
+        if epochs < 1 or not (math.isfinite(slope) and slope >= 0):
+            raise ConfigError(f"epochs and slope are {epochs} and {slope}; expected 1 or more, and a number >= 0")
+        if divisor is not None and divisor < 1:
+            raise ConfigError(f"divisor is {divisor}; expected a batch size, or None for that of each batch")
+        self.step, self.steps, self.bn, self.divisor, self.as_published = step, steps, bn, divisor, as_published
+        self.slope, self.ramp = slope, max(epochs - 10, 1) if steps == 1 else epochs
+        self.epoch = self.batches = 0  # batches: of this epoch so far
+
+    @property
+    def weight(self) -> float:
+        """lambda."""
+        return self.slope * min(self.epoch / self.ramp, 1)
+
+    def start_epoch(self, model: nn.Module, epoch: int) -> None:
+        self.epoch, self.batches = epoch, 0
+
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+        check_batch(x, y)
+        check_extras(x, None, key, None)
+        x = x.detach()
+        target = self._target(model, x)
+        self.batches += 1
+        x_adv = self.threat.project_(self._start(x, key).add_(x), x)
+        with attack_mode(model, self.bn), torch.no_grad():
+            for k in range(self.steps):
+                along = None if self.steps > 1 and k % 2 else target
+                grad, losses, _ = input_gradient(model, x_adv, self._ascended(y, along))
+                check_finite(losses, grad)
+                self.threat.step_(x_adv, grad, x, self.step)
+        return x_adv
+
+    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
+        x_adv = self.as_input(x_adv)
+        natural, logits = model(x), model(x_adv)
+        losses = F.cross_entropy(natural, y, reduction="none") + self._smoothness(natural - logits)
+        return Outcome(losses, x_adv, logits)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "batches": self.batches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.epoch, self.batches = state["epoch"], state["batches"]
+
+    def _start(self, x: Tensor, key: Key) -> Tensor:
+        radius = self.threat.eps / 2
+        if self.threat.norm == "l2":
+            radius /= math.sqrt(x[0].numel())
+        return corner(x, key).mul_(radius)
+
+    def _target(self, model: nn.Module, x: Tensor) -> Tensor | None:
+        """f(X) as the attack compares with it, or None where the attack is on the cross-entropy alone."""
+        needed = self.weight > 0 and (self.steps > 1 or self.batches % 2 == 1)
+        counted = self.as_published and self.steps == 1  # in the running statistics
+        if not (needed or counted):
+            return None
+        mode = self.bn if self.steps > 1 else "train" if counted else "frozen"
+        with attack_mode(model, mode), torch.no_grad():
+            logits = model(x)
+        return logits if needed else None
+
+    def _ascended(self, y: Tensor, target: Tensor | None) -> Callable[[Tensor], Tensor]:
+        if target is None:
+            return lambda logits: cross_entropy(logits, y)
+        return lambda logits: cross_entropy(logits, y) + self._smoothness(target - logits)
+
+    def _smoothness(self, difference: Tensor) -> Tensor:
+        """lambda (n / divisor) <(U V^T)_i, D_i>, (n,), for differences D (n, k) of logits."""
+        n = len(difference)
+        return self.weight * n / (self.divisor or n) * (polar_factor(difference.detach()) * difference).sum(dim=1)
+
+
+def polar_factor(matrix: Tensor) -> Tensor:
+    """U V^T of the singular value decomposition U S V^T over positive singular values: the gradient of sum(S).
+
+    Raises NonFiniteError for a matrix that is not finite.
+    """
+    wide = matrix if matrix.dtype == torch.float64 else matrix.float()
+    check_finite(wide)
+    u, s, vh = torch.linalg.svd(wide, full_matrices=False)
+    # Directions of rounding errors alone are arbitrary.
+    rank = s > s[0] * max(wide.shape) * torch.finfo(wide.dtype).eps
+    return (u * rank) @ vh

@@ -1,0 +1,51 @@
+"""One training step of any method with any optimiser of the family."""
+
+import torch
+from torch import Tensor, nn
+
+from pyengm.data import CropFlip
+from pyengm.methods.base import Method, Outcome
+from pyengm.ops import Key
+from pyengm.optim import ExampleSGD
+from pyengm.pergrad import ExampleWeights
+
+Used = list[tuple[Outcome, ExampleWeights | None]]
+
+
+def train_step(
+    method: Method,
+    model: nn.Module,
+    optimizer: ExampleSGD,
+    x: Tensor,
+    y: Tensor,
+    key: Key | None = None,
+    transform: CropFlip | None = None,
+    *,
+    scaler: torch.amp.GradScaler | None = None,
+) -> Used:
+    """Attack, per-example losses, the optimiser's weights, the update; several of these where the method has them.
+
+    x: (n, ...) pictures in [0, 1]; y: (n,) int64; key, transform: as for `Method.passes`. scaler: of mixed precision.
+    Returns the outcomes, whose graphs are gone, with the norms and weights that the optimiser used.
+    Raises what the method and the optimiser raise; the parameters are then those of the last update.
+    """
+    used: Used = []
+    optimizer.zero_grad()
+    for outcome in method.passes(model, x, y, key, transform):
+        inputs = outcome.x_adv if outcome.x_adv.requires_grad else None
+        try:
+            weights = optimizer.backward(outcome.losses, inputs=inputs, scaler=scaler)
+            used.append((outcome, weights))
+            if outcome.update:
+                method.before_step(model, optimizer)
+                if scaler is None:
+                    optimizer.step()
+                else:
+                    scaler.step(optimizer)
+                    scaler.update()
+        finally:
+            if outcome.undo is not None:
+                outcome.undo()
+        if outcome.update:
+            optimizer.zero_grad()
+    return used

@@ -1,0 +1,123 @@
+"""YOPO, you only propagate once (Zhang et al. 2019)."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyengm.attacks import Threat, attack_mode
+from pyengm.attacks.check import check_batch
+from pyengm.data import CropFlip
+from pyengm.errors import ConfigError
+from pyengm.methods.base import Method, Outcome
+from pyengm.methods.first_layer import at_first_layer, first_output
+from pyengm.ops import Key
+
+
+class YOPO(Method):
+    """`outer` times L_i = CE(f(x'_i), y_i) and then -H_i = -<f0(x'_i), p_i>, with one update after all of them.
+
+    f0 is the model up to and with its first layer. The backward pass of L also gives p = -dL/df0(x'), which stays
+    while x' takes `inner` steps that pass through f0 alone, x' <- clip(x' - step sign dH/dx'), from a random start;
+    -H at the new x' then stands for L in the gradient of the first layer's weights. The gradients of all 2 outer
+    outcomes add up, hence the published learning rate of 0.1 * 2 / outer. An optimiser that treats examples apart, by
+    clipping their gradients say, does so in every outcome on its own, not in the sum. All in training mode.
+    p_i is that of L_i itself, whatever weights, means and loss scales the backward pass applied; under batch norm the
+    terms that come by way of other examples have their weights relative to i. An example whose p_i overflowed in mixed
+    precision has p_i = 0. The authors' random start is clipped to [0, 1] only after the first step.
+
+    eps, step: in pixel units; step is eps / 4 unless given. outer, inner: numbers of passes. norm: "linf" or "l2",
+    where steps go along the gradient over its norm. first_layer: a module's name; None finds the first one with
+    parameters. Raises ConfigError for numbers and names out of range, and where the first layer is not trained.
+    Source: Zhang et al. 2019, "You Only Propagate Once", Alg. 1 (YOPO-m-n with m = outer, n = inner).
+    """
+
+    def __init__(
+        self,
+        eps: float,
+        step: float | None = None,
+        *,
+        outer: int = 5,
+        inner: int = 3,
+        norm: str = "linf",
+        first_layer: str | None = None,
+    ):
+        self.threat = Threat(norm, eps)
+        self.step = eps / 4 if step is None else step
+        if not (math.isfinite(self.step) and self.step >= 0):
+            raise ConfigError(f"step is {step}; expected a finite number >= 0 in pixel units, such as 2/255")
+        if outer < 1 or inner < 1:
+            raise ConfigError(f"outer and inner are {outer} and {inner}; expected at least 1 pass of each")
+        self.outer, self.inner, self.first_layer = outer, inner, first_layer
+
+    def passes(
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+    ) -> Iterator[Outcome]:
+        check_batch(x, y)
+        x = x.detach().contiguous()
+        key = Key.fresh(len(x), x.device) if key is None else key
+        x_adv = self.threat.project_(x + self.threat.uniform(x, key), x)
+        for j in range(self.outer):
+            taken = _Taken()
+            inputs = self.as_input(x_adv)
+            with at_first_layer(model, self.first_layer, taken.hook):
+                logits = model(inputs)
+            losses = F.cross_entropy(logits, y, reduction="none")
+            taken.hook_losses(losses)
+            yield Outcome(losses, inputs, logits, update=False)
+            slope = taken.slope()  # -p
+            x_adv = self._climb(model, x_adv, x, slope)
+            inputs = self.as_input(x_adv)
+            yield Outcome(self._products(model, inputs, slope), inputs, None, update=j + 1 == self.outer)
+
+    def _climb(self, model: nn.Module, x_adv: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+        x_adv = x_adv.clone()
+        with attack_mode(model, "frozen"):
+            for _ in range(self.inner):
+                leaf = x_adv.detach().requires_grad_()
+                (grad,) = torch.autograd.grad(self._products(model, leaf, slope).sum(), leaf)
+                self.threat.step_(x_adv, grad, x, self.step)
+        return x_adv
+
+    def _products(self, model: nn.Module, x: Tensor, slope: Tensor) -> Tensor:
+        """-H (n,)."""
+        return (first_output(model, self.first_layer, x) * slope).flatten(1).sum(dim=1)
+
+
+class _Taken:
+    """What the last backward pass that came by left at the first layer's output and at the losses.
+
+    Optimisers scale losses, weigh them, and run passes of their own before the one that counts. The gradient at the
+    losses says what each example's was multiplied with, so their quotient is that of the losses as they are.
+    """
+
+    def __init__(self) -> None:
+        self.output: Tensor | None = None
+        self.losses: Tensor | None = None
+
+    def hook(self, output: Tensor) -> None:
+        if not output.requires_grad:
+            raise ConfigError("YOPO needs the gradient at the first layer's output, whose parameters are all frozen")
+
+        def keep(gradient: Tensor) -> None:
+            self.output = gradient
+
+        output.register_hook(keep)  # here, as later layers may work in place
+
+    def hook_losses(self, losses: Tensor) -> None:
+        def keep(gradient: Tensor) -> None:
+            self.losses = gradient
+
+        losses.register_hook(keep)
+
+    def slope(self) -> Tensor:
+        """dL_i / df0(x_i), (n, ...) in float32 or better."""
+        if self.output is None or self.losses is None:
+            raise RuntimeError("YOPO steps along the gradient of the losses: run their backward pass before going on")
+        gradient = self.output.detach()
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        rows = -1, *[1] * (gradient.dim() - 1)
+        slope = gradient / self.losses.detach().to(gradient).view(rows)
+        return torch.where(slope.flatten(1).isfinite().all(dim=1).view(rows), slope, 0.0)

@@ -1,0 +1,42 @@
+"""Catastrophic overfitting: a fast method's attack stops being one, and the model falls to PGD within an epoch."""
+
+import warnings
+
+import torch
+
+from pyengm.attacks import PGD, attack_mode
+from pyengm.ops import Key
+from pyengm.training.config import TrainConfig
+from pyengm.training.setup import Parts
+
+FALL = 0.2  # of accuracy, from one epoch to the next (Wong et al. 2020, Sec. 5)
+STEPS = 5
+PICTURES = 128  # at least
+
+
+def training_accuracy(config: TrainConfig, parts: Parts, epoch: int) -> float:
+    """Share of the epoch's first training pictures that the model gets right under PGD-5, in [0, 1]."""
+    threat = config.threats()[0]
+    attack = PGD(threat.eps, threat.eps / 4, STEPS, norm=threat.norm)
+    right = seen = 0
+    for batch in parts.batches.epoch(epoch):
+        x_adv = attack(parts.model, batch.x, batch.y, key=Key(config.seed, epoch, batch.index))
+        with attack_mode(parts.model, "eval"), torch.no_grad():
+            right += (parts.model(x_adv).argmax(dim=1) == batch.y).sum().item()
+        seen += len(batch.y)
+        if seen >= PICTURES:
+            break
+    return right / seen
+
+
+def is_catastrophe(before: float | None, now: float) -> bool:
+    """Whether the accuracy fell by more than 20 points since the epoch before; warns if it did."""
+    fell = before is not None and before - now > FALL
+    if fell:
+        warnings.warn(
+            f"catastrophic overfitting: accuracy under PGD-{STEPS} on training pictures fell from {100 * before:.1f} "
+            f"to {100 * now:.1f} % within an epoch. A smaller step, more steps or --method grad_align help; "
+            "--catastrophe stop keeps the weights from before",
+            stacklevel=2,
+        )
+    return fell

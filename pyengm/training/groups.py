@@ -1,0 +1,46 @@
+"""Batches as the optimiser takes them: one per update, or those of the inner loop of Entropy-SGD."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+from torch import Tensor, nn
+
+from pyengm.data import Batch
+from pyengm.methods import Method, Used
+from pyengm.ops import Key
+from pyengm.optim import EntropySGD, ExampleSGD
+
+
+def takes_closures(optimizer: ExampleSGD) -> bool:
+    """Whether the optimiser draws its own batches: `step(closure)`."""
+    return isinstance(optimizer, EntropySGD)
+
+
+def groups(batches: Iterable[Batch], optimizer: ExampleSGD) -> Iterator[list[Batch]]:
+    """The batches of an epoch, as many at a time as an update takes; the last group may be short."""
+    batches = iter(batches)
+    size = max(optimizer.L, 1) if takes_closures(optimizer) else 1
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def closure_step(
+    method: Method, model: nn.Module, optimizer: EntropySGD, group: Sequence[Batch], keys: Sequence[Key]
+) -> Used:
+    """One outer step whose inner loop takes each batch of the group once."""
+    used: Used = []
+    waiting = zip(group, keys, strict=True)
+
+    def closure() -> Tensor | tuple[Tensor, object]:
+        batch, key = next(waiting)
+        (outcome,) = method.passes(model, batch.x, batch.y, key, batch.transform)
+        used.append((outcome, None))
+        return outcome.losses if outcome.undo is None else (outcome.losses, outcome.undo)
+
+    length = optimizer.L
+    try:
+        optimizer.L = min(length, len(group))  # the last group of an epoch may be short
+        optimizer.step(closure)
+    finally:
+        optimizer.L = length
+    return used

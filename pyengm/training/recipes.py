@@ -1,0 +1,114 @@
+"""What options that are left open become: by data set, and by method on pictures of CIFAR's kind."""
+
+from typing import Any
+
+# radii: eps per norm; both norms are evaluated. milestones: epochs at which the learning rate is divided by ten.
+DEFAULT_RECIPE: dict[str, Any] = {
+    "model": "resnet18",
+    "norm_layer": "bn",
+    "augment": True,
+    "steps": 10,
+    "batch_size": 128,
+    "optimizer": "engm",
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "schedule": "piecewise",
+    "peak": 0.4,
+    "epochs": 120,
+    "milestones": (75, 90),
+    "select": "val",
+    "method_options": (),
+    "optimizer_options": (),
+    "radii": {"linf": 8 / 255, "l2": 128 / 255},
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {
+        **DEFAULT_RECIPE,
+        "model": "cnn8",
+        "width": 16,
+        "augment": False,
+        "steps": 7,
+        "batch_size": 24,
+        "lr": 0.2,
+        "schedule": "cyclic",
+        "epochs": 14,
+        "threads": 1,  # pictures of 64 pixels keep no second core busy
+        "autoattack_pictures": 100,
+        "radii": {"linf": 0.2, "l2": 0.5},
+    },
+    "mnist": {**DEFAULT_RECIPE, "model": "cnn4", "lr": 0.01, "epochs": 50, "radii": {"linf": 0.3, "l2": 2.0}},
+    "svhn": {**DEFAULT_RECIPE, "lr": 0.01},
+}
+
+# The authors' own, for CIFAR-10; milestones count epochs from 0. Methods that are not here keep the data set's recipe.
+TRADES_EPS = {"eps": 0.031, "step": 0.007}  # the authors' rounding of 8/255 and 2/255; in L-infinity only
+DYNAMIC = {"lr": 0.01, "weight_decay": 1e-4, "epochs": 120, "milestones": (60, 100)}
+ONE_STEP = {"epochs": 30, "milestones": (24, 28), "select": "none"}
+PRIOR = {"epochs": 110, "milestones": (100, 105), "select": "none"}
+METHOD_RECIPES: dict[str, dict[str, Any]] = {
+    "trades": {**TRADES_EPS, "weight_decay": 2e-4, "epochs": 76, "milestones": (74,)},
+    "mart": {**TRADES_EPS, "lr": 0.01, "weight_decay": 3.5e-3, "epochs": 120, "milestones": (74, 89, 99)},
+    "pgd_at_awp": {"model": "preact_resnet18", "epochs": 200, "milestones": (100, 150)},
+    "trades_awp": {"epochs": 200, "milestones": (100, 150)},
+    "mart_awp": {"epochs": 200, "milestones": (100, 150)},
+    "dynamic": DYNAMIC,
+    "fgsm_then_pgd": DYNAMIC,
+    "curriculum": DYNAMIC,
+    "fgsm_rs": {"lr": 0.2, "schedule": "cyclic", "peak": 0.5, "epochs": 15, "select": "none"},
+    "grad_align": {"lr": 0.2, "schedule": "cyclic", "peak": 0.4, "epochs": 30, "select": "none"},
+    "ssat": {"lr": 0.01, "epochs": 200, "milestones": (60, 120, 160)},
+    "atta": {
+        "eps": 0.031,
+        "step": 0.015,
+        "batch_size": 64,
+        "weight_decay": 2e-4,
+        "epochs": 38,
+        "milestones": (30, 36),
+        "select": "none",
+    },
+    "atas": {**ONE_STEP, "model": "preact_resnet18"},
+    "free_at": {"epochs": 10, "milestones": (5, 7), "select": "none"},
+    "yopo": {"lr": 0.04, "batch_size": 256, "epochs": 36, "milestones": (30, 34), "select": "none"},
+    "nuat": {"batch_size": 64, "schedule": "nuat", "epochs": 100},
+    "sub_at": {"steps": 1, "epochs": 105, "milestones": (), "select": "none"},
+    "fgsm_sdi": PRIOR,
+    "fgsm_pgi": PRIOR,
+}
+# Huang et al. 2022, App. B, for ImageNet: folders of pictures of 64 pixels and more.
+LARGE_RECIPES: dict[str, dict[str, Any]] = {
+    "atas": {
+        "model": "resnet50",
+        "eps": 2 / 255,
+        "weight_decay": 1e-4,
+        "epochs": 90,
+        "milestones": (50, 75),
+        "select": "none",
+        "method_options": ("low=4/255", "high=8/255", "resolution=32", "dtype=float16"),
+    },
+    "free_at": {
+        "model": "resnet50",
+        "eps": 4 / 255,
+        "weight_decay": 1e-4,
+        "epochs": 45,
+        "milestones": (15, 30),
+        "select": "none",
+        "method_options": ("replays=4",),
+    },
+}
+LARGE = 64  # pixels
+GREY_DATA = ("digits", "mnist", "fashionmnist")  # their own recipe serves every method
+
+
+def recipe_for(data: str, method: str = "pgd_at", norm: str = "linf", image_size: int | None = None) -> dict[str, Any]:
+    """The recipe of a data set (folders have the default one) with what the method's authors changed."""
+    recipe = dict(RECIPES.get(data, DEFAULT_RECIPE))
+    if method not in ("natural", "pgd_at"):
+        recipe["optimizer"] = "msgd"
+    if data in GREY_DATA:
+        return recipe
+    large = image_size is not None and image_size >= LARGE
+    own = LARGE_RECIPES.get(method) or METHOD_RECIPES.get(method, {}) if large else METHOD_RECIPES.get(method, {})
+    if norm != "linf":  # their radius and step are those of the other norm
+        own = {name: value for name, value in own.items() if name not in ("eps", "step")}
+    return recipe | own

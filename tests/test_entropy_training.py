@@ -1,0 +1,88 @@
+"""Entropy-SGD in the training loop: the batches of an epoch in groups, each seen once, and exact after a stop."""
+
+from dataclasses import replace
+
+import pytest
+from safetensors.torch import load_file
+
+from pyengm.errors import ConfigError
+from pyengm.training import Interrupted, RunFolder, TrainConfig, fit, set_up
+from pyengm.training.groups import groups
+from pyengm.training.stop import StopRequest
+
+
+@pytest.fixture
+def tiny(tmp_path) -> TrainConfig:
+    path = tmp_path / "first.txt"
+    path.write_text("\n".join(map(str, range(120))))
+    return TrainConfig(
+        indices=path,
+        model="cnn4",
+        width=2,
+        epochs=2,
+        steps=1,
+        batch_size=20,
+        optimizer="entropy_sgd",
+        optimizer_options=("L=4", "inner_lr=0.05"),
+        lr=0.3,
+        out=tmp_path / "run",
+    )
+
+
+@pytest.mark.parametrize("name", ["entropy_sgd", "entropy_sgd2"])
+@pytest.mark.parametrize("method", ["pgd_at", "trades", "pgd_at_awp"])
+def test_goes_on_after_every_group(name, method, tiny, tmp_path, monkeypatch):
+    tiny = replace(tiny, optimizer=name, method=method)
+    runs = []
+    for folder, stops in (("whole", False), ("stopped", True)):
+        config = replace(tiny, out=tmp_path / folder).resolve()
+        run = RunFolder.create(config)
+        with monkeypatch.context() as patch:
+            if stops:
+                asked = property(lambda self: True, lambda self, value: None)
+                patch.setattr(StopRequest, "asked", asked, raising=False)
+            interruptions = 0
+            while interruptions < 9:
+                try:
+                    fit(config, set_up(config), run)
+                    break
+                except Interrupted:
+                    interruptions += 1
+        assert interruptions == (4 if stops else 0)  # 108 pictures are 6 batches are groups of 4 and 2, twice
+        runs.append(run)
+    expected = load_file(runs[0].last)
+    assert all(expected[key].equal(value) for key, value in load_file(runs[1].last).items())
+    assert runs[0].read_metrics() == runs[1].read_metrics()
+
+
+def test_groups_hold_every_batch_once(tiny):
+    parts = set_up(tiny.resolve())
+    found = list(groups(parts.batches.epoch(0), parts.optimizer))
+    assert [len(group) for group in found] == [4, 2]
+    index = [batch.index.tolist() for group in found for batch in group]
+    assert index == [batch.index.tolist() for batch in parts.batches.epoch(0)]
+    parts.optimizer.switch_to_sgd()
+    assert [len(group) for group in groups(parts.batches.epoch(0), parts.optimizer)] == [1] * 6
+    msgd = set_up(replace(tiny, optimizer="msgd", optimizer_options=()).resolve()).optimizer
+    assert [len(group) for group in groups(parts.batches.epoch(0), msgd)] == [1] * 6
+
+
+def test_short_group_leaves_the_length_as_it_was(tiny):
+    config = tiny.resolve()
+    parts = set_up(config)
+    fit(config, parts, RunFolder.create(config))
+    assert parts.optimizer.L == 4
+    assert parts.optimizer.t == 4
+
+
+def test_learns(tiny):
+    config = replace(tiny, indices=None, batch_size=32, width=4, eps=0.05, epochs=4).resolve()
+    run = RunFolder.create(config)
+    fit(config, set_up(config), run)
+    assert run.read_metrics()[-1]["natural"] > 0.5
+
+
+@pytest.mark.parametrize("method", ["free_at", "yopo", "sub_at"])
+def test_methods_with_their_own_updates_are_refused(method, tiny):
+    with pytest.raises(ConfigError, match="several batches per update"):
+        set_up(replace(tiny, method=method, steps=None).resolve())
