@@ -1,8 +1,13 @@
 """Steps of methods and optimisers against what their authors' public code gives in the same setting."""
 
 import pytest
+import torch
 from published_numbers import (
     AT_AWP,
+    ATAS,
+    ATAS_C_0003,
+    ATTA,
+    ATTA_TRADES,
     ENTROPY_SGD,
     EPS,
     MART,
@@ -15,6 +20,7 @@ from published_numbers import (
     TRADES_AWP,
     TRADES_STEP_4,
     batch,
+    crops,
     fingerprint,
     network,
     normal_noise,
@@ -25,7 +31,9 @@ from torch.nn import functional as F
 
 from pyengm import MSGD, EntropySGD, methods
 from pyengm.attacks import threat
-from pyengm.methods import awp, mart, noise
+from pyengm.data import CropFlip
+from pyengm.methods import Examples, atta, noise
+from pyengm.ops import Key
 
 NEAR = {"rel": 1e-9, "abs": 1e-9}
 
@@ -41,6 +49,7 @@ def _same_noise(monkeypatch):
         return uniform_noise((len(index), *shape), 0, 1)
 
     monkeypatch.setattr(noise, "philox_normal", normal)
+    monkeypatch.setattr(atta, "philox_normal", normal)
     monkeypatch.setattr(threat, "philox_uniform", uniform)
 
 
@@ -93,22 +102,72 @@ def test_trades_with_one_forward_pass_less():
     ("step", "beta", "expected"), [(STEP, 6, MART), (STEP, 5, MART_BETA_5), (2 * STEP, 6, MART_STEP_4)]
 )
 def test_mart(step, beta, expected):
-    check(train(mart.MART(EPS, step, STEPS, beta=beta), network()), expected)
+    check(train(methods.MART(EPS, step, STEPS, beta=beta), network()), expected)
 
 
 def test_at_awp():
     """The authors also run the network to choose among restarts, of which there is one: statistics aside."""
     model = network()
-    found = train(awp.PGDATAWP(EPS, STEP, STEPS, gamma=0.01), model)
+    found = train(methods.PGDATAWP(EPS, STEP, STEPS, gamma=0.01), model)
     check(found, AT_AWP, "x_adv", "loss", "gradients", "stepped", "weights")
     assert found["batches"] == AT_AWP["batches"] - 1
 
 
 def test_trades_awp():
-    method = awp.TRADESAWP(EPS, STEP, STEPS, gamma=0.005)
+    method = methods.TRADESAWP(EPS, STEP, STEPS, gamma=0.005)
     method.start_epoch(network(), 10)
     found = train(method, network())
     check(found, TRADES_AWP, "x_adv", "loss", "gradients", "stepped", "weights")
+
+
+def cropped(first, fill):
+    """Four pictures of 32 x 32, cropped and mirrored, their labels and the transform."""
+    x, y = batch(4, 32)
+    rows, cols, flips = (torch.tensor(column) for column in zip(*crops(4, first), strict=True))
+    transform = CropFlip(rows, cols, flips, 4)
+    return transform.apply(x, fill), y, transform
+
+
+def stored_steps(method, expected, fill, divisor=1):
+    """A step per entry on the next crops, with one optimiser; checks all but the store and what is the method's own.
+
+    The authors count epochs from 1.
+    """
+    model = network()
+    optimizer = MSGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    method.prepare(Examples(torch.arange(4), (3, 32, 32), padding=4))
+    for k, numbers in enumerate(expected):
+        x, y, transform = cropped(4 * k, fill)
+        close(fingerprint(x), numbers.get("x", fingerprint(x)))
+        outcome = method(model, x, y, Key(0, numbers.get("epoch", 1) - 1, torch.arange(4)), transform)
+        optimizer.zero_grad()
+        optimizer.backward(outcome.losses / divisor)
+        found = {"x_adv": fingerprint(outcome.x_adv), "loss": outcome.losses.mean().item() / divisor}
+        found["gradients"] = [weighted(p.grad) for p in model.parameters()]
+        optimizer.step()
+        found["weights"] = [weighted(p) for p in model.parameters()]
+        found |= {"running_mean": model[1].running_mean.tolist(), "running_var": model[1].running_var.tolist()}
+        found["batches"] = model[1].num_batches_tracked.item()
+        check(found, {name: numbers[name] for name in found.keys() & numbers.keys()})
+        yield numbers
+
+
+@pytest.mark.parametrize(("expected", "c"), [(ATAS, 0.01), (ATAS_C_0003, 0.003)])
+def test_atas(expected, c):
+    """Theirs takes the gradient of the mean over four pictures."""
+    method = methods.ATAS(EPS, epochs=30, c=4 * c, dtype=torch.float64)
+    for numbers in stored_steps(method, expected, fill=0):
+        close((method.v / 16).tolist(), numbers["v"])
+        close(fingerprint(method.store.values), numbers["store"])
+
+
+@pytest.mark.parametrize(("expected", "loss"), [(ATTA, "ce"), (ATTA_TRADES, "trades")])
+def test_atta(expected, loss):
+    """Theirs keeps pictures, ours perturbations; theirs divides the mean cross-entropy by the batch size once more."""
+    method = methods.ATTA(EPS, STEP, STEPS, loss=loss, dtype=torch.float64, as_published=True)
+    canvas = F.pad(batch(4, 32)[0], (4, 4, 4, 4), value=0.5)
+    for numbers in stored_steps(method, expected, fill=0.5, divisor=4 if loss == "ce" else 1):
+        close(fingerprint(canvas + method.store.values), numbers["store"])
 
 
 def test_entropy_sgd():

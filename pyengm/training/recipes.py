@@ -84,7 +84,7 @@ LARGE_RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 90,
         "milestones": (50, 75),
         "select": "none",
-        "method_options": ("low=4/255", "high=8/255", "resolution=32", "dtype=float16"),
+        "method_options": ("c=12.8", "low=4/255", "high=8/255", "resolution=32", "dtype=float16"),
     },
     "free_at": {
         "model": "resnet50",
@@ -106,9 +106,16 @@ def recipe_for(data: str, method: str = "pgd_at", norm: str = "linf", image_size
     if method not in ("natural", "pgd_at"):
         recipe["optimizer"] = "msgd"
     if data in GREY_DATA:
-        return recipe
+        return recipe | _large_ball(recipe["radii"]["linf"], method, norm)
     large = image_size is not None and image_size >= LARGE
     own = LARGE_RECIPES.get(method) or METHOD_RECIPES.get(method, {}) if large else METHOD_RECIPES.get(method, {})
     if norm != "linf":  # their radius and step are those of the other norm
         own = {name: value for name, value in own.items() if name not in ("eps", "step")}
     return recipe | own
+
+
+def _large_ball(eps: float, method: str, norm: str) -> dict[str, Any]:
+    """ATAS's step sizes as shares of eps, where the published ones would not cross the ball in an epoch or ten."""
+    if (method, norm) != ("atas", "linf"):
+        return {}
+    return {"method_options": (f"largest={2 * eps:g}", f"low={eps / 2:g}", f"high={1.75 * eps:g}")}
