@@ -35,7 +35,8 @@ def noise(x, key, norm, purpose=Purpose.START):
     if norm == "linf":
         return EPS[norm] * (2 * philox_uniform(key.index, x.shape[1:], purpose=purpose, **named).to(x) - 1)
     direction = philox_normal(key.index, x.shape[1:], purpose=purpose, **named).to(x)
-    radius = philox_uniform(key.index, (1, 1, 1), purpose=Purpose.RADIUS, **named).to(x)
+    draw = (purpose - Purpose.START) * 2**12
+    radius = philox_uniform(key.index, (1, 1, 1), purpose=Purpose.RADIUS, draw=draw, **named).to(x)
     return EPS[norm] * direction / lengths(direction) * radius ** (1 / x[0].numel())
 
 

@@ -202,7 +202,8 @@ def test_atas_is_its_formula(norm, bn, as_printed):
 def first_of_atas(norm, epoch):
     if norm == "linf":
         return [(2 * u - 1) * EPS[norm] for u in canvas_numbers(philox_uniform, epoch)]
-    radii = philox_uniform(INDEX, (1,), seed=SEED, purpose=Purpose.RADIUS, epoch=epoch).double()
+    draw = (Purpose.STORE - Purpose.START) * 2**12
+    radii = philox_uniform(INDEX, (1,), seed=SEED, purpose=Purpose.RADIUS, epoch=epoch, draw=draw).double()
     directions = [z / z.norm() for z in canvas_numbers(philox_normal, epoch)]
     return [EPS[norm] * r ** (1 / 144) * d for r, d in zip(radii, directions, strict=True)]
 

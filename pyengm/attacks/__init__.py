@@ -1,8 +1,25 @@
 """Attacks. Each is made with its options and called as attack(model, x, y) on pictures x (n, ...) in [0, 1]."""
 
-from pyengm.attacks.autoattack import AutoAttack
+from pyengm.attacks.autoattack import AutoAttack, Verdicts
+from pyengm.attacks.deepfool import DeepFool
+from pyengm.attacks.fosc import FOSCPGD, fosc_of
 from pyengm.attacks.mode import BN_MODES, attack_mode
 from pyengm.attacks.pgd import CW, FGSM, PGD
 from pyengm.attacks.threat import NORMS, Threat
+from pyengm.attacks.transfer import Transfer
 
-__all__ = ["BN_MODES", "CW", "FGSM", "NORMS", "PGD", "AutoAttack", "Threat", "attack_mode"]
+__all__ = [
+    "BN_MODES",
+    "CW",
+    "FGSM",
+    "FOSCPGD",
+    "NORMS",
+    "PGD",
+    "AutoAttack",
+    "DeepFool",
+    "Threat",
+    "Transfer",
+    "Verdicts",
+    "attack_mode",
+    "fosc_of",
+]

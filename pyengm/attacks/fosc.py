@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from pyengm.attacks.check import check_batch, check_extras
 from pyengm.attacks.finite import check_finite
 from pyengm.attacks.gradient import input_gradient
+from pyengm.attacks.layout import empty_dense
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.mode import BN_MODES, attack_mode
-from pyengm.attacks.pgd import _buffer_like
 from pyengm.attacks.threat import Threat
 from pyengm.errors import ConfigError
 from pyengm.ops import Key, fosc, fosc_step_
@@ -78,7 +78,7 @@ class FOSCPGD:
         check_batch(x, y)
         check_extras(x, start, key, None)
         check_extras(x, origin, None, None)
-        x_adv = _buffer_like(x)
+        x_adv = empty_dense(x)
         with attack_mode(model, self.bn), torch.no_grad():
             if start is not None or not self.random_start:
                 x_adv.copy_(x if start is None else start)

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks.check import check_batch, check_extras
+from pyengm.attacks.finite import check_finite
 from pyengm.attacks.gradient import input_gradient
+from pyengm.attacks.layout import empty_dense
 from pyengm.attacks.losses import log_softmax, loss_named
 from pyengm.attacks.mode import BN_MODES, attack_mode
 from pyengm.attacks.threat import Threat
-from pyengm.errors import ConfigError, NonFiniteError
+from pyengm.errors import ConfigError
 from pyengm.ops import Key
 
 
@@ -92,7 +94,7 @@ class PGD:
             )
         if key is None and self.random_start and start is None:
             key = Key.fresh(len(x), x.device)
-        out = _buffer_like(x) if out is None else out
+        out = empty_dense(x) if out is None else out
         with attack_mode(model, self.bn), torch.no_grad():
             target = log_softmax(model(x)) if self.relative else y
             if self.restarts > 1:
@@ -130,8 +132,7 @@ class PGD:
             self.threat.step_(still[0], grad, still[1], self.step)
         if alive is not None:
             x_adv[alive] = still[0]
-        if not math.isfinite(finite.item()):
-            raise NonFiniteError("the attack's loss or its gradient is nan or infinite: look at the model's outputs")
+        check_finite(finite)
         return grad
 
     def _best_of(self, model: nn.Module, out: Tensor, x: Tensor, y: Tensor, target: Tensor, key: Key) -> Tensor:
@@ -139,7 +140,7 @@ class PGD:
         together = self.restarts if self.bn == "eval" else 1
         best = None
         for first in range(0, self.restarts, together):
-            runs = [self._first(_buffer_like(x), x, None, key, draw) for draw in range(first, first + together)]
+            runs = [self._first(empty_dense(x), x, None, key, draw) for draw in range(first, first + together)]
             x_adv = torch.cat(runs)
             many = [torch.cat([t] * together) for t in (x, y, target)]
             self._ascend(model, x_adv, *many)
@@ -174,10 +175,3 @@ class CW(PGD):
 
     def __init__(self, eps: float, *, steps: int = 30, norm: str = "linf", bn: str = "eval"):
         super().__init__(eps, eps / 10, steps, norm=norm, loss="cw", bn=bn)
-
-
-def _buffer_like(x: Tensor) -> Tensor:
-    """Memory for x_adv in a layout that the steps take: channels_last where x has it, else contiguous."""
-    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.empty_like(x, memory_format=torch.channels_last)
-    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -53,6 +53,7 @@ class Threat:
             uniform = philox_uniform(key.index, like.shape[1:], purpose=purpose, **named)
             return uniform.to(like.dtype).mul_(2).sub_(1).mul_(self.eps)
         direction = unit(philox_normal(key.index, like.shape[1:], purpose=purpose, **named).to(like.dtype))
+        named["draw"] += (purpose - Purpose.START) % 2**4 << 12  # points of different purposes have radii of their own
         radius = philox_uniform(key.index, (1,) * (like.dim() - 1), purpose=Purpose.RADIUS, **named).to(like.dtype)
         return direction.mul_(radius.pow_(1 / like[0].numel())).mul_(self.eps)
 

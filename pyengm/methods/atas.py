@@ -12,6 +12,7 @@ from pyengm.attacks import Threat, attack_mode
 from pyengm.attacks.check import check_batch
 from pyengm.attacks.finite import check_finite
 from pyengm.attacks.gradient import input_gradient
+from pyengm.attacks.layout import dense
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.mode import BN_MODES
 from pyengm.data import CropFlip
@@ -100,7 +101,7 @@ class ATAS(AttackMethod):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
         check_batch(x, y)
-        x, rows = x.detach().contiguous(), self.store.rows(key.index)
+        x, rows = dense(x.detach()), self.store.rows(key.index)
         x_adv = self.threat.project_(x + self.store.read(rows, transform, x), x)
         with attack_mode(model, self.bn):
             grad, losses, _ = input_gradient(model, x_adv, lambda logits: cross_entropy(logits, y))

@@ -13,6 +13,7 @@ from pyengm.attacks import Threat
 from pyengm.attacks.check import check_batch
 from pyengm.attacks.finite import check_finite
 from pyengm.attacks.gradient import HALF_SCALE
+from pyengm.attacks.layout import dense
 from pyengm.attacks.threat import unit
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
@@ -84,7 +85,7 @@ class FGSMPGI(OnePass):
     ) -> Outcome:
         key = known_pictures("FGSMPGI", None if self.delta is None else key)
         check_batch(x, y)
-        x, rows = x.detach().contiguous(), self.delta.rows(key.index)
+        x, rows = dense(x.detach()), self.delta.rows(key.index)
         transform = None if self.as_published else transform
         start = (x + self.delta.read(rows, transform, x)).requires_grad_()
         before = model(start)

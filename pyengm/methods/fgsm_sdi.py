@@ -13,6 +13,7 @@ from pyengm.attacks import BN_MODES, Threat, attack_mode
 from pyengm.attacks.check import check_batch, check_extras
 from pyengm.attacks.finite import check_finite
 from pyengm.attacks.gradient import input_gradient
+from pyengm.attacks.layout import dense
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.threat import unit
 from pyengm.data import CropFlip
@@ -88,7 +89,7 @@ class FGSMSDI(AttackMethod):
             self.batches += 1
             self.generator.eval()
             x_adv = self._attacked(model, x, y, known)
-        return x_adv if self.as_published else self.threat.project_(x_adv.contiguous(), x)
+        return x_adv if self.as_published else self.threat.project_(dense(x_adv), x)
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
         x_adv = self.as_input(x_adv)

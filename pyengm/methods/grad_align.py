@@ -14,9 +14,9 @@ from pyengm.attacks import Threat, attack_mode
 from pyengm.attacks.check import check_batch, check_extras
 from pyengm.attacks.finite import check_finite
 from pyengm.attacks.gradient import input_gradient
+from pyengm.attacks.layout import empty_dense
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.mode import BN_MODES, running_statistics_kept
-from pyengm.attacks.pgd import _buffer_like
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
 from pyengm.methods.base import OnePass, Outcome
@@ -78,7 +78,7 @@ class GradAlign(OnePass):
         check_extras(x, None, key, None)
         x = x.detach()
         start = x + self.threat.uniform(x, key) if self.random_start else x
-        x_adv = self.threat.project_(_buffer_like(x).copy_(start), x)
+        x_adv = self.threat.project_(empty_dense(x).copy_(start), x)
         first = self._first_gradient(model, x_adv, start, y)
         with torch.no_grad():
             self.threat.step_(x_adv, first, x, self.step)

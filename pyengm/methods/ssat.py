@@ -10,8 +10,8 @@ from pyengm.attacks import PGD, attack_mode
 from pyengm.attacks.check import check_batch, check_extras
 from pyengm.attacks.finite import check_finite
 from pyengm.attacks.gradient import input_gradient
+from pyengm.attacks.layout import empty_dense
 from pyengm.attacks.losses import cross_entropy
-from pyengm.attacks.pgd import _buffer_like
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, Outcome
@@ -48,7 +48,7 @@ class SSAT(AttackMethod):
         check_batch(x, y)
         check_extras(x, None, key, None)
         x = x.detach()
-        x_adv = self.threat.project_(torch.add(x, self.threat.uniform(x, key), out=_buffer_like(x)), x)
+        x_adv = self.threat.project_(torch.add(x, self.threat.uniform(x, key), out=empty_dense(x)), x)
         with attack_mode(model, self.attack.bn), torch.no_grad():
             grad, losses, logits = input_gradient(model, x_adv, partial(cross_entropy, y=y))
             check_finite(losses, grad)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from pyengm.attacks import Threat, attack_mode
 from pyengm.attacks.check import check_batch
+from pyengm.attacks.layout import dense
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
 from pyengm.methods.base import Method, Outcome
@@ -56,7 +57,7 @@ class YOPO(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
     ) -> Iterator[Outcome]:
         check_batch(x, y)
-        x = x.detach().contiguous()
+        x = dense(x.detach())
         key = Key.fresh(len(x), x.device) if key is None else key
         x_adv = self.threat.project_(x + self.threat.uniform(x, key), x)
         for j in range(self.outer):
