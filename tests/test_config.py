@@ -111,7 +111,7 @@ class TestRecipes:
     @pytest.mark.parametrize("norm", NORMS)
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method_has_one_that_builds(self, method, data, norm):
-        if (method, norm) == ("grad_align", "l2"):
+        if (method, norm) == ("grad_align", "l2") and data != "digits":
             with pytest.raises(ConfigError, match="L-infinity"):
                 build_method(TrainConfig(data=data, method=method, norm=norm).resolve())
             return

@@ -106,7 +106,7 @@ def recipe_for(data: str, method: str = "pgd_at", norm: str = "linf", image_size
     if method not in ("natural", "pgd_at"):
         recipe["optimizer"] = "msgd"
     if data in GREY_DATA:
-        return recipe | _large_ball(recipe["radii"]["linf"], method, norm)
+        return recipe | _in_short(recipe, method, norm)
     large = image_size is not None and image_size >= LARGE
     own = LARGE_RECIPES.get(method) or METHOD_RECIPES.get(method, {}) if large else METHOD_RECIPES.get(method, {})
     if norm != "linf":  # their radius and step are those of the other norm
@@ -114,8 +114,26 @@ def recipe_for(data: str, method: str = "pgd_at", norm: str = "linf", image_size
     return recipe | own
 
 
-def _large_ball(eps: float, method: str, norm: str) -> dict[str, Any]:
-    """ATAS's step sizes as shares of eps, where the published ones would not cross the ball in an epoch or ten."""
-    if (method, norm) != ("atas", "linf"):
-        return {}
-    return {"method_options": (f"largest={2 * eps:g}", f"low={eps / 2:g}", f"high={1.75 * eps:g}")}
+def _in_short(recipe: dict[str, Any], method: str, norm: str) -> dict[str, Any]:
+    """What the published options become where a run is short and the ball is large: shares of the epochs and of eps."""
+    epochs, eps, lr = recipe["epochs"], recipe["radii"][norm], recipe["lr"]
+    warmup = (f"warmup={epochs // 4}",)  # weight perturbations from the start keep a network from learning anything
+    changes: dict[str, dict[str, Any]] = {
+        "pgd_at_awp": {"method_options": warmup},
+        "trades_awp": {"method_options": warmup},
+        "mart_awp": {"method_options": warmup},
+        "fgsm_then_pgd": {"method_options": (f"fgsm_epochs={epochs // 6}",)},
+        "curriculum": {"method_options": (f"patience={max(epochs // 12, 1)}", "accuracy=0.9")},
+        "grad_align": {"method_options": ("weight=0.2",)},
+        "atas": {
+            "method_options": (
+                f"warmup={epochs // 6}",
+                f"largest={2 * eps:g}",
+                f"low={eps / 2:g}",
+                f"high={1.75 * eps:g}",
+            )
+        },
+        "free_at": {"lr": lr / 4, "method_options": ("replays=4",)},
+        "yopo": {"lr": 0.4 * lr},  # it adds up the gradients of five passes: the authors' 0.04 for 0.1
+    }
+    return changes.get(method, {})
