@@ -20,6 +20,7 @@ from pyengm.attacks.mode import BN_MODES, running_statistics_kept
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
 from pyengm.methods.base import OnePass, Outcome
+from pyengm.methods.double_backward import fast_double_backward
 from pyengm.ops import Key, Purpose
 
 LARGEST_WEIGHT = 2.0  # that of eps = 16/255, where the paper's experiments end
@@ -102,7 +103,7 @@ class GradAlign(OnePass):
     def _gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The gradient of the sum of the losses in x, with its graph."""
         leaf = x.clone().requires_grad_()
-        with mode_with_weights(model, self.bn), torch.enable_grad():
+        with mode_with_weights(model, self.bn), fast_double_backward(model), torch.enable_grad():
             # Not scaled up for float16, as an attack's would be: derivatives of scaled derivatives overflow there.
             total = cross_entropy(model(leaf), y).sum()
             (grad,) = torch.autograd.grad(total, leaf, create_graph=True)

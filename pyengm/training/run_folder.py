@@ -5,6 +5,7 @@ metrics.jsonl       one line per epoch
 best.safetensors    weights of the best epoch, last.safetensors those of the last one
 state.pt            all that resuming needs, written whole after the other files of an epoch
 results.json        the final evaluation; curves.png the learning curves
+autoattack/         what AutoAttack has found so far, so that an interrupted evaluation goes on
 """
 
 import json
