@@ -97,6 +97,8 @@ class NinjaBuild(build_ext):
         include = [f"-I{ROOT / 'csrc'}", "-isystem", sysconfig.get_path("include"), "-isystem", str(headers)]
         # Without contraction a*b+c rounds twice everywhere, so that every backend gives the same bits.
         flags = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+        # Nobody reads the flags of floating-point exceptions, which would keep loops with choices from SIMD.
+        flags.append("-fno-trapping-math")
         flags += [*(["-fopenmp"] if LINUX else []), *include, *shlex.split(env("CXXFLAGS", ""))]
         shared = ["-shared", "-fopenmp"] if LINUX else ["-bundle", "-undefined", "dynamic_lookup"]
         link = [*shared, *shlex.split(env("LDFLAGS", ""))]

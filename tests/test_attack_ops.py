@@ -1,6 +1,7 @@
 """The ops that attacks take their steps with: on every backend at hand against their references and their formulas."""
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise, product
 
 import pytest
@@ -8,17 +9,26 @@ import torch
 from torch import Tensor
 
 from pyengm.ops import (
+    Purpose,
     atas_step_,
     available_backends,
+    clip_weights,
+    crop_flip,
     fosc,
     fosc_step_,
     pgd_l2_step_,
     pgd_linf_step_,
+    philox_normal,
+    philox_uniform,
+    regression_weights,
     row_norms,
+    row_sums,
 )
+from pyengm.ops._layout import number_type
 
-SHAPES = [(1, 1), (5, 3, 7, 11), (3, 123), (7,), (2, 3, 224, 224), (129, 1, 5, 5), (6, 3, 4, 4)]
+SHAPES = [(1, 1), (5, 3, 7, 11), (3, 123), (7,), (2, 3, 224, 224), (129, 1, 5, 5), (6, 3, 4, 4), (3, 16385)]
 DTYPES = [torch.float32, torch.float64]
+STORAGE = [*DTYPES, torch.bfloat16, torch.float16]
 ATAS = {"eps": 0.1, "largest": 0.2, "c": 5.0, "low": 0.01, "high": 0.15}
 
 
@@ -27,6 +37,15 @@ def backend(request) -> str:
     if request.param not in available_backends():
         pytest.skip(f"the {request.param} kernels were not built")
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def poison() -> Iterator[None]:
+    """Memory that torch.empty gives starts as nan, or as the largest integer."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def images(shape, dtype=torch.float32, device="cpu", seed=0) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,7 +92,7 @@ def _fosc_step(x_adv, grad, x, backend=None):
 
 
 def _atas(x_adv, grad, x, backend=None):
-    x_adv, v = x_adv.clone(), x.new_ones(len(x))
+    x_adv, v = x_adv.clone(), x.new_ones(len(x), dtype=number_type(x))
     return atas_step_(x_adv, grad, x, v, **ATAS, backend=backend), x_adv, v
 
 
@@ -83,12 +102,13 @@ all_ops = pytest.mark.parametrize("run", RUNS.values(), ids=RUNS.keys())
 
 class TestAll:
     @all_ops
-    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("dtype", STORAGE)
     @pytest.mark.parametrize("shape", SHAPES)
     def test_against_reference(self, backend, run, shape, dtype):
         inputs = images(shape, dtype, backend)
         d = elements(inputs[0])
         for got, expected in zip(run(*inputs, backend), run(*inputs, "reference"), strict=True):
+            assert got.dtype in (torch.bool, number_type(got), *([dtype] if got.dim() == inputs[0].dim() else []))
             if got.dtype == torch.bool:
                 assert torch.equal(got, expected)
             else:
@@ -105,17 +125,23 @@ class TestAll:
                 assert torch.equal(torch.cat(part), expected)
 
     @all_ops
-    def test_any_alignment_and_any_number_of_threads_give_the_same_bits(self, backend, run):
-        inputs = images((64, 1028), device=backend)  # 4 chunks of the CPU kernels
+    @pytest.mark.parametrize("dtype", STORAGE)
+    @pytest.mark.parametrize("shape", [(64, 1028), (5, 40_003)])  # 4 chunks of the CPU kernels, 5 pieces of CUDA's
+    def test_any_alignment_and_any_number_of_threads_give_the_same_bits(self, backend, run, shape, dtype):
+        inputs = images(shape, dtype, backend)
         expected = run(*inputs)
-        shifted = [torch.empty(t.numel() + 1, device=backend)[1:].view_as(t).copy_(t) for t in inputs]
+
+        def shift(t: Tensor, by: int) -> Tensor:
+            return torch.empty(t.numel() + by, dtype=dtype, device=backend)[by:].view_as(t).copy_(t)
+
+        together, apart = [shift(t, 1) for t in inputs], [shift(t, by) for by, t in enumerate(inputs)]
         threads = torch.get_num_threads()
         try:
             torch.set_num_threads(threads + 1)
             more = run(*inputs)
         finally:
             torch.set_num_threads(threads)
-        for again in (run(*shifted), more):
+        for again in (run(*together), run(*apart), more):
             assert all(map(torch.equal, again, expected))
 
     @all_ops
@@ -194,7 +220,8 @@ class TestAll:
             ({"g": torch.zeros(2, 4)}, r"grad of shape \(2, 3\)"),
             ({"g": torch.zeros(2, 3).double()}, "in torch.float32"),
             ({"x": torch.zeros(2, 3, device="meta")}, "on cpu"),
-            ({"a": torch.zeros(2, 3).half()}, "float32 or float64"),
+            ({"a": torch.zeros(2, 3).int()}, "float32, float64, bfloat16 or float16"),
+            ({"a": torch.zeros(2, 3).half()}, "grad of shape .* in torch.float16"),
             ({"a": torch.tensor(1.0)}, r"of shape \(n, ...\)"),
             ({"eps": -1.0}, "eps >= 0"),
             ({"eps": math.nan}, "eps >= 0"),
@@ -294,12 +321,12 @@ class TestPgdL2Step:
         for (a, g, c), (result,) in zip(rows(x_adv, grad, x), rows(got), strict=True):
             assert result == pytest.approx(l2_step(a, g, c, step, eps, 0.2, 0.9), abs=2**-45)
 
-    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("dtype", STORAGE)
     @pytest.mark.parametrize("shape", SHAPES)
     def test_per_example_step_and_mask(self, backend, shape, dtype):
         x_adv, grad, x = images(shape, dtype, backend)
         n, d = shape[0], elements(x)
-        steps = torch.linspace(0.0, 2.0, 2 * n, dtype=dtype, device=backend)[::2]
+        steps = torch.linspace(0.0, 2.0, 2 * n, dtype=number_type(x), device=backend)[::2]
         mask = (torch.arange(2 * n, device=backend) % 3 > 0)[::2]
         expected = pgd_l2_step_(x_adv.clone(), grad, x, steps, 1.0, mask=mask, backend="reference")
         got = pgd_l2_step_(x_adv.clone(), grad, x, steps, 1.0, mask=mask, backend=backend)
@@ -388,7 +415,7 @@ class TestFosc:
 
 class TestFoscStep:
     @pytest.mark.parametrize("shape", SHAPES)
-    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("dtype", STORAGE)
     def test_is_fosc_then_a_masked_step(self, backend, shape, dtype):
         x_adv, grad, x = images(shape, dtype, backend)
         active = torch.arange(shape[0], device=backend) % 4 > 0
@@ -448,15 +475,15 @@ class TestAtasStep:
                 expected = min(max(min(max(expected, c[j] - 0.3), c[j] + 0.3), 0.1), 0.8)
                 assert stepped == pytest.approx(expected, abs=2**-48)
 
-    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("dtype", STORAGE)
     @pytest.mark.parametrize("shape", SHAPES)
     def test_the_step_is_that_of_its_sizes_and_the_sizes_those_of_v(self, backend, shape, dtype):
         x_adv, grad, x = images(shape, dtype, backend)
-        got, v = x_adv.clone(), x.new_ones(len(x))
+        got, v = x_adv.clone(), x.new_ones(len(x), dtype=number_type(x))
         sizes = atas_step_(got, grad, x, v, **ATAS)
         assert torch.equal(got, pgd_linf_step_(x_adv.clone(), grad, x, sizes, ATAS["eps"]))
         expected = ATAS["largest"] / (1 + v.double().sqrt() / ATAS["c"])
-        close(sizes, expected.clamp(ATAS["low"], ATAS["high"]).to(dtype), 0)
+        close(sizes, expected.clamp(ATAS["low"], ATAS["high"]).to(v.dtype), 0)
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_sizes_keep_their_bounds_and_fall_with_the_gradient(self, backend, dtype):
@@ -481,6 +508,114 @@ class TestAtasStep:
             assert sizes[1].item() == pytest.approx(0.2 / (1 + 2.0 / 5.0))
             assert (v[::2] != 4.0).all()
             assert not torch.equal(got[0], x_adv[0])
+
+
+def _linf(x_adv, grad, x):
+    mask = torch.arange(len(x), device=x.device) % 2 > 0
+    return (
+        pgd_linf_step_(x_adv.clone(), grad, x, 0.03, 0.1),
+        pgd_linf_step_(x_adv.clone(), grad, x, row_norms(grad), 0.1, mask=mask),
+    )
+
+
+def _philox(x_adv, grad, x):
+    index = (x_adv.flatten(1)[:, 0] * 1000).long()
+    key = {"seed": 1, "purpose": Purpose.NOISE}
+    return philox_uniform(index, x.shape[1:], **key), philox_normal(index, x.shape[1:], **key)
+
+
+def _crop_flip(x_adv, grad, x):
+    pictures = (x.view(len(x), -1, 4, 4) * 255).byte()
+    numbers = (pictures[:, 0, 0, 0] % 3).long()
+    return tuple(
+        crop_flip(pictures, numbers, numbers, numbers > 0, 1, positions=numbers, channels_last=last)
+        for last in (False, True)
+    )
+
+
+def _weights(x_adv, grad, x):
+    norms, inputs = row_norms(grad), row_norms(x)
+    line = torch.zeros(2, dtype=torch.float64, device=x.device)
+    return clip_weights(norms, 1.0), *regression_weights(inputs, norms, line, 1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("cuda" not in available_backends(), reason="the cuda kernels were not built")
+class TestOnCuda:
+    """Streams, CUDA graphs and sizes that a CPU has no word for."""
+
+    EVERY = RUNS | {
+        "pgd_linf_step_": _linf,
+        "philox": _philox,
+        "crop_flip": _crop_flip,
+        "row_sums": lambda x_adv, grad, x: row_sums(grad.flatten(1), x.flatten(1)),
+        "weights": _weights,
+    }
+    every_op = pytest.mark.parametrize("run", EVERY.values(), ids=EVERY.keys())
+
+    @every_op
+    @pytest.mark.parametrize("shape", [(6, 3, 4, 4), (3, 2, 128, 128)])  # one block a row, several blocks a row
+    def test_a_captured_graph_follows_its_inputs(self, run, shape):
+        inputs = images(shape, device="cuda")
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run(*inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = run(*inputs)
+        for seed in (1, 2):
+            for t, new in zip(inputs, images(shape, device="cuda", seed=seed), strict=True):
+                t.copy_(new)
+            expected = run(*inputs)
+            graph.replay()
+            torch.cuda.synchronize()
+            assert all(map(torch.equal, captured, expected))
+
+    @every_op
+    def test_runs_on_the_current_stream(self, run):
+        new = images((6, 3, 128, 128), device="cuda")
+        expected = run(*new)
+        inputs = [torch.zeros_like(t) for t in new]
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda._sleep(50_000_000)  # cycles: whoever does not wait reads zeros
+            for t, value in zip(inputs, new, strict=True):
+                t.copy_(value)
+            got = run(*inputs)
+            torch.cuda.current_stream().synchronize()
+        assert all(map(torch.equal, got, expected))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (40, 16), (7, 15), (1500, 49), (3, 1000), (2, 50_000)])
+    def test_row_sums_are_those_in_float64(self, shape, dtype):
+        wide = torch.randn(2, *shape, dtype=torch.float64).to(dtype).cuda()
+        shifted = [t.new_empty(t.numel() + by)[by:].view_as(t).copy_(t) for by, t in enumerate(wide)]
+        for g, x in (wide, shifted):
+            expected = (g.double().sum(1), (g.double() * x.double()).sum(1))
+            for got, truth in zip(row_sums(g, x), expected, strict=True):
+                close(got, truth.to(dtype), shape[1], scale=8.0 * shape[1] ** 0.5)
+
+    def test_more_than_2_to_the_31_numbers(self):
+        d = 3 * 224 * 224
+        n = 2**31 // d + 3
+        if torch.cuda.mem_get_info()[0] < 4 * 2 * n * d:
+            pytest.skip("needs 17 GB of free memory")
+        x, grad = (torch.zeros(n, d, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+        grad[0], grad[-1], grad[-2] = 2.0, 1.0, -1.0
+        norms = row_norms(grad)
+        assert norms[[0, -2, -1]].tolist() == pytest.approx([2 * d**0.5, d**0.5, d**0.5])
+        assert norms[1:-2].eq(0).all()
+        x_adv = x.clone()
+        pgd_linf_step_(x_adv, grad, x, 0.5, 1.0, lo=-1.0)
+        assert torch.equal(x_adv[-3:], 0.5 * grad[-3:].sign())
+        pgd_linf_step_(x_adv, grad, x, norms.sign() * 0.25, 1.0, lo=-1.0, mask=norms < 500)
+        assert torch.equal(x_adv[-3:], 0.75 * grad[-3:].sign())
+        assert x_adv[0].eq(0.5).all()
+        assert x_adv[1:-2].eq(0).all()
+        pgd_l2_step_(x_adv, grad, x, 1.0, 0.1, lo=-1.0)
+        torch.testing.assert_close(row_norms(x_adv[-2:]), norms.new_full((2,), 0.1), rtol=2**-8, atol=0)
 
 
 class TestContract:

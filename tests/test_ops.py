@@ -1,6 +1,7 @@
 """Every op on every backend at hand against its reference, and the contract that all ops share."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,11 +15,14 @@ from pyengm.ops import (
     philox_normal,
     philox_uniform,
     reference,
+    row_norms,
 )
+from pyengm.ops._layout import number_type
 from pyengm.ops._register import CPU_MODULE
 
 SHAPES = [(1, 1), (5, 3, 7, 11), (3, 123), (2, 3, 224, 224), (129, 1, 5, 5)]
 DTYPES = [torch.float32, torch.float64]
+STORAGE = [*DTYPES, torch.bfloat16, torch.float16]
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -26,6 +30,15 @@ def backend(request) -> str:
     if request.param not in available_backends():
         pytest.skip(f"the {request.param} kernels were not built")
     return request.param
+
+
+@pytest.fixture(autouse=True)
+def poison() -> Iterator[None]:
+    """Memory that torch.empty gives starts as nan, or as the largest integer."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def images(shape, dtype=torch.float32, device="cpu", seed=0) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,14 +52,14 @@ def images(shape, dtype=torch.float32, device="cpu", seed=0) -> tuple[Tensor, Te
 
 
 class TestPgdLinfStep:
-    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("dtype", STORAGE)
     @pytest.mark.parametrize("shape", SHAPES)
     @pytest.mark.parametrize("per_example", [False, True])
     @pytest.mark.parametrize("masked", [False, True])
     def test_bitwise_equal_to_reference(self, backend, shape, dtype, per_example, masked):
         x_adv, grad, x = images(shape, dtype, backend)
         n = shape[0]
-        step = torch.linspace(0.0, 0.2, n, dtype=dtype, device=backend) if per_example else 0.03
+        step = torch.linspace(0.0, 0.2, n, dtype=number_type(x), device=backend) if per_example else 0.03
         mask = (torch.arange(n, device=backend) % 3 > 0) if masked else None
         expected = pgd_linf_step_(x_adv.clone(), grad, x, step, 0.1, mask=mask, backend="reference")
         got = pgd_linf_step_(x_adv.clone(), grad, x, step, 0.1, mask=mask, backend=backend)
@@ -61,6 +74,33 @@ class TestPgdLinfStep:
             v = a + 0.05 * ((g > 0) - (g < 0))
             v = min(max(min(max(v, c - 0.1), c + 0.1), 0.2), 0.9)
             assert result == v
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_two_bytes_are_widened_and_rounded_once(self, backend, dtype):
+        everything = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).to(backend)[:, None]
+        wide = everything.float()[:, 0]
+        still = {"eps": math.inf, "lo": -math.inf, "hi": math.inf}
+        norms = row_norms(everything, backend=backend)  # |value|, in float32
+        torch.testing.assert_close(norms, wide.abs(), rtol=0, atol=0, equal_nan=True)
+        zeros = torch.zeros_like(everything)
+        bits = torch.randint(-(2**31), 2**31, (2**16,), dtype=torch.int64, generator=torch.Generator().manual_seed(0))
+        finite = wide[wide.isfinite()].sort().values
+        ties = (finite[1:].double() + finite[:-1].double()).div(2).float()  # float32 has at least 8 digits more
+        beside = torch.tensor(math.inf, device=backend)
+        for numbers in (
+            bits.to(torch.int32).view(torch.float32).to(backend),
+            wide,
+            *(t for middle in (ties, -ties) for t in (middle, middle.nextafter(beside), middle.nextafter(-beside))),
+            torch.tensor([65504.0, 65519.99, 65520.0, 65536.0, 3.3961775e38, 3.4e38], device=backend),
+        ):
+            zero = zeros.new_zeros(len(numbers), 1)
+            got = pgd_linf_step_(zero.clone(), torch.ones_like(zero), zero, numbers, **still, backend=backend)[:, 0]
+            torch.testing.assert_close(got, numbers.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+    def test_numbers_of_an_example_are_never_two_bytes(self):
+        x_adv, grad, x = images((2, 3), torch.bfloat16)
+        with pytest.raises(ValueError, match=r"step of shape \(2,\) in torch.float32"):
+            pgd_linf_step_(x_adv, grad, x, torch.ones(2, dtype=torch.bfloat16), 0.1)
 
     def test_nan_gradient_moves_nothing(self, backend):
         x = torch.full((2, 8), 0.5, device=backend)
@@ -111,7 +151,8 @@ class TestPgdLinfStep:
             ({"grad": torch.zeros(2, 4)}, r"grad of shape \(2, 3\)"),
             ({"grad": torch.zeros(2, 3).double()}, "in torch.float32"),
             ({"x": torch.zeros(2, 3, device="meta")}, "on cpu"),
-            ({"x_adv": torch.zeros(2, 3).half()}, "float32 or float64"),
+            ({"x_adv": torch.zeros(2, 3).int()}, "float32, float64, bfloat16 or float16"),
+            ({"x_adv": torch.zeros(2, 3).half()}, "grad of shape .* in torch.float16"),
             ({"x_adv": torch.zeros(3, 2).t()}, "contiguous or channels_last"),
             ({"step": torch.zeros(3)}, r"step of shape \(2,\)"),
             ({"step": math.nan}, "finite step"),
@@ -172,6 +213,7 @@ class TestClipWeights:
         [
             (torch.ones(2, 2), 1.0),
             (torch.ones(2, dtype=torch.int64), 1.0),
+            (torch.ones(2, dtype=torch.bfloat16), 1.0),
             (torch.ones(2), 0.0),
             (torch.ones(2), math.nan),
         ],

@@ -8,6 +8,7 @@
 
 namespace py = pybind11;
 using Address = uintptr_t;
+using pyengm::Real;
 
 namespace {
 
@@ -16,8 +17,9 @@ void pgd_linf_step_(Address x_adv, Address grad, Address x, int64_t n, int64_t d
                     double hi, Address steps, Address mask) {
   py::gil_scoped_release release;
   pyengm::cpu::pgd_linf_step_(reinterpret_cast<T*>(x_adv), reinterpret_cast<const T*>(grad),
-                              reinterpret_cast<const T*>(x), n, d, T(step), T(eps), T(lo), T(hi),
-                              reinterpret_cast<const T*>(steps), reinterpret_cast<const bool*>(mask));
+                              reinterpret_cast<const T*>(x), n, d, Real<T>(step), Real<T>(eps), Real<T>(lo),
+                              Real<T>(hi), reinterpret_cast<const Real<T>*>(steps),
+                              reinterpret_cast<const bool*>(mask));
 }
 
 template <typename T>
@@ -25,39 +27,39 @@ void pgd_l2_step_(Address x_adv, Address grad, Address x, int64_t n, int64_t d, 
                   double hi, Address steps, Address mask) {
   py::gil_scoped_release release;
   pyengm::cpu::pgd_l2_step_(reinterpret_cast<T*>(x_adv), reinterpret_cast<const T*>(grad),
-                            reinterpret_cast<const T*>(x), n, d, step, eps, lo, hi, reinterpret_cast<const T*>(steps),
-                            reinterpret_cast<const bool*>(mask));
+                            reinterpret_cast<const T*>(x), n, d, step, eps, lo, hi,
+                            reinterpret_cast<const Real<T>*>(steps), reinterpret_cast<const bool*>(mask));
 }
 
 template <typename T>
 void row_norms(Address out, Address t, int64_t n, int64_t d) {
   py::gil_scoped_release release;
-  pyengm::cpu::row_norms(reinterpret_cast<T*>(out), reinterpret_cast<const T*>(t), n, d);
+  pyengm::cpu::row_norms(reinterpret_cast<Real<T>*>(out), reinterpret_cast<const T*>(t), n, d);
 }
 
 template <typename T>
 void fosc(Address out, Address x_adv, Address grad, Address x, int64_t n, int64_t d, double eps, bool l2) {
   py::gil_scoped_release release;
-  pyengm::cpu::fosc(reinterpret_cast<T*>(out), reinterpret_cast<const T*>(x_adv), reinterpret_cast<const T*>(grad),
-                    reinterpret_cast<const T*>(x), n, d, eps, l2);
+  pyengm::cpu::fosc(reinterpret_cast<Real<T>*>(out), reinterpret_cast<const T*>(x_adv),
+                    reinterpret_cast<const T*>(grad), reinterpret_cast<const T*>(x), n, d, eps, l2);
 }
 
 template <typename T>
 void fosc_step_(Address out, Address x_adv, Address grad, Address x, Address active, int64_t n, int64_t d, double step,
                 double eps, double threshold, double lo, double hi) {
   py::gil_scoped_release release;
-  pyengm::cpu::fosc_step_(reinterpret_cast<T*>(out), reinterpret_cast<T*>(x_adv), reinterpret_cast<const T*>(grad),
-                          reinterpret_cast<const T*>(x), reinterpret_cast<bool*>(active), n, d, step, eps, threshold,
-                          lo, hi);
+  pyengm::cpu::fosc_step_(reinterpret_cast<Real<T>*>(out), reinterpret_cast<T*>(x_adv),
+                          reinterpret_cast<const T*>(grad), reinterpret_cast<const T*>(x),
+                          reinterpret_cast<bool*>(active), n, d, step, eps, threshold, lo, hi);
 }
 
 template <typename T>
 void atas_step_(Address sizes, Address x_adv, Address grad, Address x, Address v, int64_t n, int64_t d, double eps,
                 double largest, double c, double low, double high, double beta, double lo, double hi) {
   py::gil_scoped_release release;
-  pyengm::cpu::atas_step_(reinterpret_cast<T*>(sizes), reinterpret_cast<T*>(x_adv), reinterpret_cast<const T*>(grad),
-                          reinterpret_cast<const T*>(x), reinterpret_cast<T*>(v), n, d, {largest, c, low, high, beta},
-                          eps, lo, hi);
+  pyengm::cpu::atas_step_(reinterpret_cast<Real<T>*>(sizes), reinterpret_cast<T*>(x_adv),
+                          reinterpret_cast<const T*>(grad), reinterpret_cast<const T*>(x),
+                          reinterpret_cast<Real<T>*>(v), n, d, {largest, c, low, high, beta}, eps, lo, hi);
 }
 
 template <typename T>
@@ -122,6 +124,15 @@ void philox(Address out, Address index, int64_t n, int64_t count, uint64_t seed,
          {uint32_t(seed), uint32_t(seed >> 32), epoch, purpose});
 }
 
+void crop_flip(Address out, Address images, Address positions, Address rows, Address cols, Address flip, int64_t n,
+               int64_t total, int64_t channels, int64_t height, int64_t width, int64_t padding, bool channels_last) {
+  py::gil_scoped_release release;
+  pyengm::cpu::crop_flip(reinterpret_cast<float*>(out), reinterpret_cast<const uint8_t*>(images),
+                         reinterpret_cast<const int64_t*>(positions), reinterpret_cast<const int64_t*>(rows),
+                         reinterpret_cast<const int64_t*>(cols), reinterpret_cast<const bool*>(flip),
+                         {n, total, channels, height, width, padding, channels_last});
+}
+
 std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> c, std::array<uint32_t, 2> key) {
   const pyengm::Words r = pyengm::philox4x32({{c[0], c[1], c[2], c[3]}}, key[0], key[1]);
   return {r.w[0], r.w[1], r.w[2], r.w[3]};
@@ -129,32 +140,30 @@ std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> c, std::array<uint32_
 
 }  // namespace
 
+// A kernel carries the type of the data in its name.
+#define PYENGM_DEF(name, kernel)        \
+  m.def(name "_f32", &(kernel<float>)); \
+  m.def(name "_f64", &(kernel<double>))
+#define PYENGM_DEF_STORAGE(name, kernel)            \
+  PYENGM_DEF(name, kernel);                         \
+  m.def(name "_bf16", &(kernel<pyengm::BFloat16>)); \
+  m.def(name "_f16", &(kernel<pyengm::Half>))
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU kernels of pyengm on raw addresses; call them through pyengm.ops.";
-  m.def("pgd_linf_step_f32", &pgd_linf_step_<float>);
-  m.def("pgd_linf_step_f64", &pgd_linf_step_<double>);
-  m.def("pgd_l2_step_f32", &pgd_l2_step_<float>);
-  m.def("pgd_l2_step_f64", &pgd_l2_step_<double>);
-  m.def("row_norms_f32", &row_norms<float>);
-  m.def("row_norms_f64", &row_norms<double>);
-  m.def("fosc_f32", &fosc<float>);
-  m.def("fosc_f64", &fosc<double>);
-  m.def("fosc_step_f32", &fosc_step_<float>);
-  m.def("fosc_step_f64", &fosc_step_<double>);
-  m.def("atas_step_f32", &atas_step_<float>);
-  m.def("atas_step_f64", &atas_step_<double>);
-  m.def("clip_weights_f32", &clip_weights<float>);
-  m.def("clip_weights_f64", &clip_weights<double>);
-  m.def("regression_statistics_f32", &regression_statistics<float>);
-  m.def("regression_statistics_f64", &regression_statistics<double>);
-  m.def("regression_weights_f32", &regression_weights<float>);
-  m.def("regression_weights_f64", &regression_weights<double>);
-  m.def("row_sums_f32", &row_sums<float>);
-  m.def("row_sums_f64", &row_sums<double>);
-  m.def("conv_gram_sqnorm_f32", &conv_gram_sqnorm<float>);
-  m.def("conv_gram_sqnorm_f64", &conv_gram_sqnorm<double>);
-  m.def("conv_direct_sqnorm_f32", &conv_direct_sqnorm<float>);
-  m.def("conv_direct_sqnorm_f64", &conv_direct_sqnorm<double>);
+  PYENGM_DEF_STORAGE("pgd_linf_step", pgd_linf_step_);
+  PYENGM_DEF_STORAGE("pgd_l2_step", pgd_l2_step_);
+  PYENGM_DEF_STORAGE("row_norms", row_norms);
+  PYENGM_DEF_STORAGE("fosc", fosc);
+  PYENGM_DEF_STORAGE("fosc_step", fosc_step_);
+  PYENGM_DEF_STORAGE("atas_step", atas_step_);
+  PYENGM_DEF("clip_weights", clip_weights);
+  PYENGM_DEF("regression_statistics", regression_statistics);
+  PYENGM_DEF("regression_weights", regression_weights);
+  PYENGM_DEF("row_sums", row_sums);
+  PYENGM_DEF("conv_gram_sqnorm", conv_gram_sqnorm);
+  PYENGM_DEF("conv_direct_sqnorm", conv_direct_sqnorm);
+  m.def("crop_flip", &crop_flip);
   m.def("philox_uniform", &philox<pyengm::cpu::philox_uniform>);
   m.def("philox_normal", &philox<pyengm::cpu::philox_normal>);
   m.def("philox4x32", &philox4x32, "The raw generator: counter (4 words), key (2 words) -> 4 words.");

@@ -4,46 +4,52 @@
 #include <cstdint>
 
 #include "../atas_step.h"
+#include "../crop_flip.h"
 #include "../philox.h"
+#include "../storage.h"
 
 namespace pyengm::cpu {
 
 // x_adv, grad, x: n examples of d elements each. steps (n) replaces step, mask (n) selects examples; both may be null.
 template <typename T>
-void pgd_linf_step_(T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, T step, T eps, T lo, T hi,
-                    const T* steps, const bool* mask);
+void pgd_linf_step_(T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, Real<T> step, Real<T> eps, Real<T> lo,
+                    Real<T> hi, const Real<T>* steps, const bool* mask);
 
 // The same; sums are in float64, in an order that no number of threads changes.
 template <typename T>
 void pgd_l2_step_(T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, double step, double eps, double lo,
-                  double hi, const T* steps, const bool* mask);
+                  double hi, const Real<T>* steps, const bool* mask);
 
 // out (n), t (n, d).
 template <typename T>
-void row_norms(T* out, const T* t, int64_t n, int64_t d);
+void row_norms(Real<T>* out, const T* t, int64_t n, int64_t d);
 
 // out (n): the first-order stationary condition of each example in the L-infinity or the L2 ball.
 template <typename T>
-void fosc(T* out, const T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, double eps, bool l2);
+void fosc(Real<T>* out, const T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, double eps, bool l2);
 
 // The same in the L-infinity ball; then a step of the active (n) examples, but those at or below the threshold, which
 // stop being active.
 template <typename T>
-void fosc_step_(T* out, T* x_adv, const T* grad, const T* x, bool* active, int64_t n, int64_t d, double step,
+void fosc_step_(Real<T>* out, T* x_adv, const T* grad, const T* x, bool* active, int64_t n, int64_t d, double step,
                 double eps, double threshold, double lo, double hi);
 
 // sizes, v (n): the step size of each example and its moving average of the squared length of the gradient.
 template <typename T>
-void atas_step_(T* sizes, T* x_adv, const T* grad, const T* x, T* v, int64_t n, int64_t d, AtasRule rule, double eps,
-                double lo, double hi);
+void atas_step_(Real<T>* sizes, T* x_adv, const T* grad, const T* x, Real<T>* v, int64_t n, int64_t d, AtasRule rule,
+                double eps, double lo, double hi);
 
-// What the ops above do to one row on one thread.
-void linf_step_range(float* x_adv, const float* grad, const float* x, int64_t size, float step, float eps, float lo,
-                     float hi);
-void linf_step_range(double* x_adv, const double* grad, const double* x, int64_t size, double step, double eps,
-                     double lo, double hi);
-double square_sum(const float* row, int64_t d);
-double square_sum(const double* row, int64_t d);
+// What the ops above do to one row on one thread; overloads, because only plain functions have clones.
+#define PYENGM_FOR(T)                                                                                            \
+  void linf_step_range(T* x_adv, const T* grad, const T* x, int64_t size, Real<T> step, Real<T> eps, Real<T> lo, \
+                       Real<T> hi);                                                                              \
+  double square_sum(const T* row, int64_t d);
+PYENGM_EACH_STORAGE(PYENGM_FOR)
+#undef PYENGM_FOR
+
+// out: float32 pictures, as crop_flip.h describes; rows, cols, flip (n).
+void crop_flip(float* out, const uint8_t* images, const int64_t* positions, const int64_t* rows, const int64_t* cols,
+               const bool* flip, CropFlipShape shape);
 
 template <typename T>
 void clip_weights(T* out, const T* norms, int64_t n, T alpha);

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "../storage.h"
 #include "simd.h"
 
 namespace pyengm::cpu {
@@ -16,7 +17,8 @@ PYENGM_INLINE void sum_row(double* sums, const T* __restrict grad, const T* __re
   const auto add = [&](int64_t i, int64_t l) __attribute__((always_inline)) {
     double lane[Terms::count];
     for (int k = 0; k < Terms::count; ++k) lane[k] = lanes[k][l];
-    Terms::add(lane, grad[i + l], Terms::offset ? double(x_adv[i + l]) - double(x[i + l]) : 0.0);
+    const double offset = Terms::offset ? double(widen(x_adv[i + l])) - double(widen(x[i + l])) : 0.0;
+    Terms::add(lane, widen(grad[i + l]), offset);
     for (int k = 0; k < Terms::count; ++k) lanes[k][l] = lane[k];
   };
   int64_t i = 0;

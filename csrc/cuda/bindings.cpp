@@ -5,6 +5,7 @@
 
 namespace py = pybind11;
 using Address = uintptr_t;
+using pyengm::Real;
 
 namespace {
 
@@ -15,50 +16,57 @@ void pgd_linf_step_(int device, Address stream, Address x_adv, Address grad, Add
                     double step, double eps, double lo, double hi, Address steps, Address mask) {
   py::gil_scoped_release release;
   pyengm::cuda::pgd_linf_step_(at(device, stream), reinterpret_cast<T*>(x_adv), reinterpret_cast<const T*>(grad),
-                               reinterpret_cast<const T*>(x), n, d, T(step), T(eps), T(lo), T(hi),
-                               reinterpret_cast<const T*>(steps), reinterpret_cast<const bool*>(mask));
+                               reinterpret_cast<const T*>(x), n, d, Real<T>(step), Real<T>(eps), Real<T>(lo),
+                               Real<T>(hi), reinterpret_cast<const Real<T>*>(steps),
+                               reinterpret_cast<const bool*>(mask));
 }
 
 template <typename T>
 void pgd_l2_step_(int device, Address stream, Address x_adv, Address grad, Address x, int64_t n, int64_t d, double step,
-                  double eps, double lo, double hi, Address steps, Address mask) {
+                  double eps, double lo, double hi, Address steps, Address mask, Address workspace) {
   py::gil_scoped_release release;
   pyengm::cuda::pgd_l2_step_(at(device, stream), reinterpret_cast<T*>(x_adv), reinterpret_cast<const T*>(grad),
-                             reinterpret_cast<const T*>(x), n, d, step, eps, lo, hi, reinterpret_cast<const T*>(steps),
-                             reinterpret_cast<const bool*>(mask));
+                             reinterpret_cast<const T*>(x), n, d, step, eps, lo, hi,
+                             reinterpret_cast<const Real<T>*>(steps), reinterpret_cast<const bool*>(mask),
+                             reinterpret_cast<void*>(workspace));
 }
 
 template <typename T>
-void row_norms(int device, Address stream, Address out, Address t, int64_t n, int64_t d) {
+void row_norms(int device, Address stream, Address out, Address t, int64_t n, int64_t d, Address workspace) {
   py::gil_scoped_release release;
-  pyengm::cuda::row_norms(at(device, stream), reinterpret_cast<T*>(out), reinterpret_cast<const T*>(t), n, d);
+  pyengm::cuda::row_norms(at(device, stream), reinterpret_cast<Real<T>*>(out), reinterpret_cast<const T*>(t), n, d,
+                          reinterpret_cast<void*>(workspace));
 }
 
 template <typename T>
 void fosc(int device, Address stream, Address out, Address x_adv, Address grad, Address x, int64_t n, int64_t d,
-          double eps, bool l2) {
+          double eps, bool l2, Address workspace) {
   py::gil_scoped_release release;
-  pyengm::cuda::fosc(at(device, stream), reinterpret_cast<T*>(out), reinterpret_cast<const T*>(x_adv),
-                     reinterpret_cast<const T*>(grad), reinterpret_cast<const T*>(x), n, d, eps, l2);
+  pyengm::cuda::fosc(at(device, stream), reinterpret_cast<Real<T>*>(out), reinterpret_cast<const T*>(x_adv),
+                     reinterpret_cast<const T*>(grad), reinterpret_cast<const T*>(x), n, d, eps, l2,
+                     reinterpret_cast<void*>(workspace));
 }
 
 template <typename T>
 void fosc_step_(int device, Address stream, Address out, Address x_adv, Address grad, Address x, Address active,
-                int64_t n, int64_t d, double step, double eps, double threshold, double lo, double hi) {
+                int64_t n, int64_t d, double step, double eps, double threshold, double lo, double hi,
+                Address workspace) {
   py::gil_scoped_release release;
-  pyengm::cuda::fosc_step_(at(device, stream), reinterpret_cast<T*>(out), reinterpret_cast<T*>(x_adv),
+  pyengm::cuda::fosc_step_(at(device, stream), reinterpret_cast<Real<T>*>(out), reinterpret_cast<T*>(x_adv),
                            reinterpret_cast<const T*>(grad), reinterpret_cast<const T*>(x),
-                           reinterpret_cast<bool*>(active), n, d, step, eps, threshold, lo, hi);
+                           reinterpret_cast<bool*>(active), n, d, step, eps, threshold, lo, hi,
+                           reinterpret_cast<void*>(workspace));
 }
 
 template <typename T>
 void atas_step_(int device, Address stream, Address sizes, Address x_adv, Address grad, Address x, Address v, int64_t n,
                 int64_t d, double eps, double largest, double c, double low, double high, double beta, double lo,
-                double hi) {
+                double hi, Address workspace) {
   py::gil_scoped_release release;
-  pyengm::cuda::atas_step_(at(device, stream), reinterpret_cast<T*>(sizes), reinterpret_cast<T*>(x_adv),
-                           reinterpret_cast<const T*>(grad), reinterpret_cast<const T*>(x), reinterpret_cast<T*>(v), n,
-                           d, {largest, c, low, high, beta}, eps, lo, hi);
+  pyengm::cuda::atas_step_(at(device, stream), reinterpret_cast<Real<T>*>(sizes), reinterpret_cast<T*>(x_adv),
+                           reinterpret_cast<const T*>(grad), reinterpret_cast<const T*>(x),
+                           reinterpret_cast<Real<T>*>(v), n, d, {largest, c, low, high, beta}, eps, lo, hi,
+                           reinterpret_cast<void*>(workspace));
 }
 
 template <typename T>
@@ -84,6 +92,24 @@ void regression_weights(int device, Address stream, Address weights, Address lin
                                    reinterpret_cast<const double*>(old), n, alpha, keep);
 }
 
+template <typename T>
+void row_sums(int device, Address stream, Address sums, Address dots, Address g, Address x, int64_t rows,
+              int64_t columns) {
+  py::gil_scoped_release release;
+  pyengm::cuda::row_sums(at(device, stream), reinterpret_cast<T*>(sums), reinterpret_cast<T*>(dots),
+                         reinterpret_cast<const T*>(g), reinterpret_cast<const T*>(x), rows, columns);
+}
+
+void crop_flip(int device, Address stream, Address out, Address images, Address positions, Address rows, Address cols,
+               Address flip, int64_t n, int64_t total, int64_t channels, int64_t height, int64_t width, int64_t padding,
+               bool channels_last) {
+  py::gil_scoped_release release;
+  pyengm::cuda::crop_flip(at(device, stream), reinterpret_cast<float*>(out), reinterpret_cast<const uint8_t*>(images),
+                          reinterpret_cast<const int64_t*>(positions), reinterpret_cast<const int64_t*>(rows),
+                          reinterpret_cast<const int64_t*>(cols), reinterpret_cast<const bool*>(flip),
+                          {n, total, channels, height, width, padding, channels_last});
+}
+
 template <void (*Kernel)(pyengm::cuda::Launch, float*, const int64_t*, int64_t, int64_t, pyengm::Stream)>
 void philox(int device, Address stream, Address out, Address index, int64_t n, int64_t count, uint64_t seed,
             uint32_t epoch, uint32_t purpose) {
@@ -94,26 +120,29 @@ void philox(int device, Address stream, Address out, Address index, int64_t n, i
 
 }  // namespace
 
+// A kernel carries the type of the data in its name.
+#define PYENGM_DEF(name, kernel)        \
+  m.def(name "_f32", &(kernel<float>)); \
+  m.def(name "_f64", &(kernel<double>))
+#define PYENGM_DEF_STORAGE(name, kernel)            \
+  PYENGM_DEF(name, kernel);                         \
+  m.def(name "_bf16", &(kernel<pyengm::BFloat16>)); \
+  m.def(name "_f16", &(kernel<pyengm::Half>))
+
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of pyengm on raw addresses; call them through pyengm.ops.";
-  m.def("pgd_linf_step_f32", &pgd_linf_step_<float>);
-  m.def("pgd_linf_step_f64", &pgd_linf_step_<double>);
-  m.def("pgd_l2_step_f32", &pgd_l2_step_<float>);
-  m.def("pgd_l2_step_f64", &pgd_l2_step_<double>);
-  m.def("row_norms_f32", &row_norms<float>);
-  m.def("row_norms_f64", &row_norms<double>);
-  m.def("fosc_f32", &fosc<float>);
-  m.def("fosc_f64", &fosc<double>);
-  m.def("fosc_step_f32", &fosc_step_<float>);
-  m.def("fosc_step_f64", &fosc_step_<double>);
-  m.def("atas_step_f32", &atas_step_<float>);
-  m.def("atas_step_f64", &atas_step_<double>);
-  m.def("clip_weights_f32", &clip_weights<float>);
-  m.def("clip_weights_f64", &clip_weights<double>);
-  m.def("regression_statistics_f32", &regression_statistics<float>);
-  m.def("regression_statistics_f64", &regression_statistics<double>);
-  m.def("regression_weights_f32", &regression_weights<float>);
-  m.def("regression_weights_f64", &regression_weights<double>);
+  PYENGM_DEF_STORAGE("pgd_linf_step", pgd_linf_step_);
+  PYENGM_DEF_STORAGE("pgd_l2_step", pgd_l2_step_);
+  PYENGM_DEF_STORAGE("row_norms", row_norms);
+  PYENGM_DEF_STORAGE("fosc", fosc);
+  PYENGM_DEF_STORAGE("fosc_step", fosc_step_);
+  PYENGM_DEF_STORAGE("atas_step", atas_step_);
+  PYENGM_DEF("clip_weights", clip_weights);
+  PYENGM_DEF("regression_statistics", regression_statistics);
+  PYENGM_DEF("regression_weights", regression_weights);
+  PYENGM_DEF("row_sums", row_sums);
+  m.def("crop_flip", &crop_flip);
+  m.def("rows_workspace", &pyengm::cuda::rows_workspace, "Bytes that kernels on n rows of d elements work in.");
   m.def("philox_uniform", &philox<pyengm::cuda::philox_uniform>);
   m.def("philox_normal", &philox<pyengm::cuda::philox_normal>);
 }

@@ -5,64 +5,62 @@
 namespace pyengm::cuda {
 namespace {
 
-template <bool L2, typename T>
-__device__ T fosc_of_row(const T* x_adv, const T* grad, const T* x, int64_t d, bool wide, double eps) {
-  double sums[FoscTerms<L2>::count];
-  sum_row<FoscTerms<L2>>(sums, grad, x_adv, x, d, wide);
-  return T(fosc_of<L2>(sums, eps));
-}
+template <bool L2, typename R>
+struct Conditions {
+  using Terms = FoscTerms<L2>;
+  static constexpr bool steps = false;
+  R* out;
+  double eps;
 
-template <bool L2, typename T>
-__global__ void __launch_bounds__(kRowThreads)
-    conditions(T* __restrict__ out, const T* __restrict__ x_adv, const T* __restrict__ grad, const T* __restrict__ x,
-               int64_t n, int64_t d, bool wide, double eps) {
-  for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
-    const T condition = fosc_of_row<L2>(x_adv + i * d, grad + i * d, x + i * d, d, wide, eps);
-    if (threadIdx.x == 0) out[i] = condition;
+  static __device__ bool skips(int64_t) { return false; }
+  __device__ bool decide(int64_t row, const double* sums) const {
+    out[row] = R(fosc_of<L2>(sums, eps));
+    return true;
   }
-}
+};
 
-template <typename T>
-__global__ void __launch_bounds__(kRowThreads)
-    step_rows(T* __restrict__ out, T* __restrict__ x_adv, const T* __restrict__ grad, const T* __restrict__ x,
-              bool* __restrict__ active, int64_t n, int64_t d, bool wide, T step, double eps, T threshold, T lo, T hi) {
-  for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
-    T* a = x_adv + i * d;
-    const T *g = grad + i * d, *c = x + i * d;
-    const bool was_active = active[i];  // before the sum, which waits for all threads: thread 0 writes it after
-    const T condition = fosc_of_row<false>(a, g, c, d, wide, eps);
-    const bool moves = was_active && !(condition <= threshold);
-    if (threadIdx.x == 0) {
-      out[i] = condition;
-      active[i] = moves;
-    }
-    if (moves)
-      update_row(a, g, c, d, wide, [=](T from, T gradient, T center) {
-        return pgd_linf_step(from, gradient, center, step, T(eps), lo, hi);
-      });
+template <typename R>
+struct FoscStep {
+  using Terms = FoscTerms<false>;
+  static constexpr bool steps = true;
+  R* out;
+  bool* active;
+  double radius;
+  R step, eps, threshold, lo, hi;
+
+  static __device__ bool skips(int64_t) { return false; }
+  __device__ bool decide(int64_t row, const double* sums) const {
+    const R condition = R(fosc_of<false>(sums, radius));
+    out[row] = condition;
+    return active[row] = active[row] && !(condition <= threshold);
   }
-}
+  static __device__ bool moves(bool move) { return move; }
+  __device__ R element(R x_adv, R grad, R x, bool) const { return pgd_linf_step(x_adv, grad, x, step, eps, lo, hi); }
+};
 
 }  // namespace
 
 template <typename T>
-void fosc(Launch at, T* out, const T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, double eps, bool l2) {
-  launch_rows(at, n, "fosc", l2 ? conditions<true, T> : conditions<false, T>, out, x_adv, grad, x, n, d,
-              fits_quads(d, x_adv, grad, x), eps);
+void fosc(Launch at, Real<T>* out, const T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, double eps, bool l2,
+          void* workspace) {
+  if (l2)
+    launch_rows(at, "fosc", Conditions<true, Real<T>>{out, eps}, x_adv, grad, x, n, d, workspace);
+  else
+    launch_rows(at, "fosc", Conditions<false, Real<T>>{out, eps}, x_adv, grad, x, n, d, workspace);
 }
 
 template <typename T>
-void fosc_step_(Launch at, T* out, T* x_adv, const T* grad, const T* x, bool* active, int64_t n, int64_t d, double step,
-                double eps, double threshold, double lo, double hi) {
-  launch_rows(at, n, "fosc_step_", step_rows<T>, out, x_adv, grad, x, active, n, d, fits_quads(d, x_adv, grad, x),
-              T(step), eps, T(threshold), T(lo), T(hi));
+void fosc_step_(Launch at, Real<T>* out, T* x_adv, const T* grad, const T* x, bool* active, int64_t n, int64_t d,
+                double step, double eps, double threshold, double lo, double hi, void* workspace) {
+  using R = Real<T>;
+  const FoscStep<R> op{out, active, eps, R(step), R(eps), R(threshold), R(lo), R(hi)};
+  launch_rows(at, "fosc_step_", op, x_adv, grad, x, n, d, workspace);
 }
 
-template void fosc(Launch, float*, const float*, const float*, const float*, int64_t, int64_t, double, bool);
-template void fosc(Launch, double*, const double*, const double*, const double*, int64_t, int64_t, double, bool);
-template void fosc_step_(Launch, float*, float*, const float*, const float*, bool*, int64_t, int64_t, double, double,
-                         double, double, double);
-template void fosc_step_(Launch, double*, double*, const double*, const double*, bool*, int64_t, int64_t, double,
-                         double, double, double, double);
+#define PYENGM_FOR(T)                                                                                                 \
+  template void fosc(Launch, Real<T>*, const T*, const T*, const T*, int64_t, int64_t, double, bool, void*);          \
+  template void fosc_step_(Launch, Real<T>*, T*, const T*, const T*, bool*, int64_t, int64_t, double, double, double, \
+                           double, double, void*);
+PYENGM_EACH_STORAGE(PYENGM_FOR)
 
 }  // namespace pyengm::cuda

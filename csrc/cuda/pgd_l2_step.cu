@@ -4,35 +4,36 @@
 namespace pyengm::cuda {
 namespace {
 
-template <typename T>
-__global__ void __launch_bounds__(kRowThreads)
-    step_rows(T* __restrict__ x_adv, const T* __restrict__ grad, const T* __restrict__ x, int64_t n, int64_t d,
-              bool wide, double step, double eps, double lo, double hi, const T* __restrict__ steps,
-              const bool* __restrict__ mask) {
-  for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
-    if (mask != nullptr && !mask[i]) continue;
-    T* a = x_adv + i * d;
-    const T *g = grad + i * d, *c = x + i * d;
-    double sums[L2Terms::count];
-    sum_row<L2Terms>(sums, g, a, c, d, wide);
-    const L2Move move = l2_move(sums, steps != nullptr ? double(steps[i]) : step, eps);
-    update_row(a, g, c, d, wide,
-               [=](T from, T gradient, T center) { return pgd_l2_step(from, gradient, center, move, lo, hi); });
+template <typename R>
+struct L2Step {
+  using Terms = L2Terms;
+  static constexpr bool steps = true;
+  double step, eps, lo, hi;
+  const R* sizes;
+  const bool* mask;
+
+  __device__ bool skips(int64_t row) const { return mask != nullptr && !mask[row]; }
+  __device__ L2Move decide(int64_t row, const double* sums) const {
+    return l2_move(sums, sizes != nullptr ? double(sizes[row]) : step, eps);
   }
-}
+  static __device__ bool moves(const L2Move&) { return true; }
+  __device__ R element(R x_adv, R grad, R x, const L2Move& move) const {
+    return pgd_l2_step(x_adv, grad, x, move, lo, hi);
+  }
+};
 
 }  // namespace
 
 template <typename T>
 void pgd_l2_step_(Launch at, T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, double step, double eps,
-                  double lo, double hi, const T* steps, const bool* mask) {
-  launch_rows(at, n, "pgd_l2_step_", step_rows<T>, x_adv, grad, x, n, d, fits_quads(d, x_adv, grad, x), step, eps, lo,
-              hi, steps, mask);
+                  double lo, double hi, const Real<T>* steps, const bool* mask, void* workspace) {
+  const L2Step<Real<T>> op{step, eps, lo, hi, steps, mask};
+  launch_rows(at, "pgd_l2_step_", op, x_adv, grad, x, n, d, workspace);
 }
 
-template void pgd_l2_step_(Launch, float*, const float*, const float*, int64_t, int64_t, double, double, double, double,
-                           const float*, const bool*);
-template void pgd_l2_step_(Launch, double*, const double*, const double*, int64_t, int64_t, double, double, double,
-                           double, const double*, const bool*);
+#define PYENGM_FOR(T)                                                                                          \
+  template void pgd_l2_step_(Launch, T*, const T*, const T*, int64_t, int64_t, double, double, double, double, \
+                             const Real<T>*, const bool*, void*);
+PYENGM_EACH_STORAGE(PYENGM_FOR)
 
 }  // namespace pyengm::cuda

@@ -1,7 +1,9 @@
-#include "launch.h"
+#include "teams.h"
 
 namespace pyengm::cuda {
 namespace {
+
+constexpr int64_t kPart = 1024;  // Philox blocks, of four numbers each, that a team makes for one example
 
 struct Uniform {
   static __device__ void fill(Stream s, uint32_t example, uint32_t block, float out[4]) {
@@ -14,22 +16,32 @@ struct Normal {
   }
 };
 
-// One thread makes the four numbers of one Philox block of one example.
+// wide: whether each block's four numbers lie at a multiple of 16 bytes.
 template <typename Kind>
-__global__ void fill(float* __restrict__ out, const int64_t* __restrict__ index, int64_t n, int64_t count,
-                     int64_t blocks, Stream stream) {
-  for (int64_t t = first_item(); t < n * blocks; t += grid_stride()) {
-    const int64_t i = t / blocks, b = t % blocks;
-    float four[4];
-    Kind::fill(stream, uint32_t(index[i]), uint32_t(b), four);
-    for (int64_t j = 0; j < 4 && 4 * b + j < count; ++j) out[i * count + 4 * b + j] = four[j];
+__global__ void __launch_bounds__(kThreads) fill(int team, float* __restrict__ out, const int64_t* __restrict__ index,
+                                                 int64_t n, int64_t count, int64_t parts, bool wide, Stream stream) {
+  const int64_t blocks = (count + 3) / 4, teams = kThreads / team;
+  for (int64_t unit = blockIdx.x * teams + threadIdx.x / team; unit < n * parts; unit += gridDim.x * teams) {
+    const int64_t i = unit / parts, begin = unit % parts * kPart;
+    const int64_t end = begin + kPart < blocks ? begin + kPart : blocks;
+    const uint32_t example = uint32_t(index[i]);
+    for (int64_t b = begin + threadIdx.x % team; b < end; b += team) {
+      float four[4];
+      Kind::fill(stream, example, uint32_t(b), four);
+      float* to = out + i * count + 4 * b;
+      if (wide)
+        __stcg(reinterpret_cast<float4*>(to), make_float4(four[0], four[1], four[2], four[3]));  // never split by nvcc
+      else
+        for (int64_t j = 0; j < 4 && 4 * b + j < count; ++j) to[j] = four[j];
+    }
   }
 }
 
 template <typename Kind>
-void run(Launch at, const char* name, float* out, const int64_t* index, int64_t n, int64_t count, Stream s) {
-  const int64_t blocks = (count + 3) / 4;
-  launch(at, n * blocks, name, fill<Kind>, out, index, n, count, blocks, s);
+void run(Launch at, const char* name, float* out, const int64_t* index, int64_t n, int64_t count, Stream stream) {
+  const int64_t blocks = (count + 3) / 4, parts = (blocks + kPart - 1) / kPart;
+  const bool wide = count % 4 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0;
+  launch_teams(at, n * parts, team_size(blocks, kThreads), name, fill<Kind>, out, index, n, count, parts, wide, stream);
 }
 
 }  // namespace

@@ -4,25 +4,29 @@
 namespace pyengm::cuda {
 namespace {
 
-template <typename T>
-__global__ void __launch_bounds__(kRowThreads)
-    norms(T* __restrict__ out, const T* __restrict__ t, int64_t n, int64_t d, bool wide) {
-  for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
-    const T* row = t + i * d;
-    double square;
-    sum_row<SquareTerms>(&square, row, row, row, d, wide);
-    if (threadIdx.x == 0) out[i] = T(sqrt(square));
+template <typename R>
+struct Norms {
+  using Terms = SquareTerms;
+  static constexpr bool steps = false;
+  R* out;
+
+  static __device__ bool skips(int64_t) { return false; }
+  __device__ bool decide(int64_t row, const double* sums) const {
+    out[row] = R(sqrt(sums[0]));
+    return true;
   }
-}
+};
 
 }  // namespace
 
+int64_t rows_workspace(int64_t n, int64_t d) { return d == 0 ? 0 : Meeting::bytes(n, cut_row(d)); }
+
 template <typename T>
-void row_norms(Launch at, T* out, const T* t, int64_t n, int64_t d) {
-  launch_rows(at, n, "row_norms", norms<T>, out, t, n, d, fits_quads(d, t, t, t));
+void row_norms(Launch at, Real<T>* out, const T* t, int64_t n, int64_t d, void* workspace) {
+  launch_rows(at, "row_norms", Norms<Real<T>>{out}, t, t, t, n, d, workspace);
 }
 
-template void row_norms(Launch, float*, const float*, int64_t, int64_t);
-template void row_norms(Launch, double*, const double*, int64_t, int64_t);
+#define PYENGM_FOR(T) template void row_norms(Launch, Real<T>*, const T*, int64_t, int64_t, void*);
+PYENGM_EACH_STORAGE(PYENGM_FOR)
 
 }  // namespace pyengm::cuda

@@ -1,94 +1,280 @@
-// One block per example: 16-byte accesses where they fit, and sums in float64 in an order that only d decides.
+// Kernels on n rows of d elements: 16-byte accesses, and sums in float64 in an order that d and the type alone decide.
+//
+// A row of moderate length belongs to one block. A longer one is cut into pieces, so that few large pictures fill a
+// GPU. Where a step follows the sums, blocks draw sums and steps in an order in which the step of a row comes a few
+// rows after its sums: what the sums have read is then still in the level-two cache.
 #pragma once
+#include <algorithm>
+
+#include "../storage.h"
 #include "launch.h"
 
 namespace pyengm::cuda {
 
-// Four elements per thread in one access.
+constexpr int kRowThreads = 512;
+constexpr int64_t kWholeRow = 16384;   // elements that one block takes
+constexpr int64_t kPiece = 8192;       // of a longer row
+constexpr int64_t kBlocksAhead = 256;  // about as many as run at a time
+
 template <typename T>
-struct alignas(4 * sizeof(T)) Quad {
-  T v[4];
+constexpr int kVector = 16 / sizeof(T);  // elements of one access
+
+template <typename T>
+constexpr int kUnroll = sizeof(T) == 2 ? 1 : 2;  // of loops over vectors: registers for what they hold
+
+template <typename T>
+struct Vector {
+  T v[kVector<T>];
 };
 
 template <typename T>
-bool aligned(const T* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % alignof(Quad<T>) == 0;
+__device__ __forceinline__ bool aligned(const T* p) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0;
 }
 
-// Whether each of n rows of d elements may be read in quads.
+// The next kVector elements, in one access where the address allows it.
 template <typename T>
-bool fits_quads(int64_t d, const T* a, const T* b, const T* c) {
-  return d % 4 == 0 && aligned(a) && aligned(b) && aligned(c);
-}
-
-template <typename T>
-__device__ __forceinline__ Quad<T> load_quad(const T* p, bool wide) {
-  if (wide) return *reinterpret_cast<const Quad<T>*>(p);
-  return {{p[0], p[1], p[2], p[3]}};
-}
-
-constexpr int kRowThreads = 1024;  // few examples are to fill a GPU; block_sum wants a warp of warps
-
-// Runs kernel<<<>>>(args...) on a block per row; kernels loop over rows with a grid stride.
-template <typename... Params, typename... Args>
-void launch_rows(Launch at, int64_t rows, const char* name, void (*kernel)(Params...), Args... args) {
-  launch_blocks(at, rows, kRowThreads, name, kernel, args...);
-}
-
-__device__ __forceinline__ double warp_sum(double value) {
+__device__ __forceinline__ Vector<T> load_vector(const T* p, bool wide) {
+  Vector<T> out;
+  if (wide) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(p);
+    memcpy(&out, &raw, 16);
+  } else {
 #pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
+    for (int j = 0; j < kVector<T>; ++j) out.v[j] = p[j];
+  }
+  return out;
+}
+
+template <typename T>
+__device__ __forceinline__ void store_vector(T* p, const Vector<T>& vector) {
+  uint4 raw;
+  memcpy(&raw, &vector, 16);
+  *reinterpret_cast<uint4*>(p) = raw;
+}
+
+// A row as pieces of `length` elements, the last one perhaps shorter; each starts as aligned as the row.
+struct Cut {
+  int64_t pieces, length;
+
+  Cut(int64_t d, int64_t piece) {
+    const int64_t wanted = (d + piece - 1) / piece;
+    length = ((d + wanted - 1) / wanted + 15) / 16 * 16;
+    pieces = (d + length - 1) / length;
+  }
+  __device__ int64_t size(int64_t piece, int64_t d) const { return piece + 1 < pieces ? length : d - piece * length; }
+};
+
+inline Cut cut_row(int64_t d) { return Cut(d, d <= kWholeRow ? kWholeRow : kPiece); }
+
+template <int Width>
+__device__ __forceinline__ double team_sum(double value) {  // over Width neighbouring lanes, in each of them
+#pragma unroll
+  for (int distance = Width / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
   return value;  // the same in every lane: a + b and b + a round alike
 }
 
 // Sums over the block, in every thread. All threads have passed what came before when one returns.
 template <int Count>
-__device__ void block_sum(double* sums) {
-  __shared__ double warps[Count][32];
+__device__ __forceinline__ void block_sum(double* sums) {
+  constexpr int kWarps = kRowThreads / 32;
+  __shared__ double warps[Count][kWarps];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   __syncthreads();  // the sums of the previous row have been read
+#pragma unroll
   for (int k = 0; k < Count; ++k) {
-    const double sum = warp_sum(sums[k]);
+    const double sum = team_sum<32>(sums[k]);
     if (lane == 0) warps[k][warp] = sum;
   }
   __syncthreads();
-  for (int k = 0; k < Count; ++k) sums[k] = warp_sum(warps[k][lane]);
+#pragma unroll
+  for (int k = 0; k < Count; ++k) sums[k] = team_sum<kWarps>(warps[k][lane % kWarps]);
 }
 
-// sums (Terms::count), in every thread; x_adv and x are read only for Terms::offset.
+// sums (Terms::count) over `size` elements, in every thread; x_adv and x are read only for Terms::offset.
 template <typename Terms, typename T>
-__device__ void sum_row(double* sums, const T* grad, const T* x_adv, const T* x, int64_t d, bool wide) {
+__device__ __forceinline__ void sum_piece(double* sums, const T* grad, const T* x_adv, const T* x, int64_t size) {
+  constexpr int width = kVector<T>;
+  const bool wide = aligned(grad) && (!Terms::offset || (aligned(x_adv) && aligned(x)));
+#pragma unroll
   for (int k = 0; k < Terms::count; ++k) sums[k] = 0.0;
-  for (int64_t i = 4 * threadIdx.x; i + 4 <= d; i += 4 * kRowThreads) {
-    const Quad<T> g = load_quad(grad + i, wide);
-    Quad<T> a{}, c{};
+#pragma unroll kUnroll < T>
+  for (int64_t i = width * threadIdx.x; i + width <= size; i += width * kRowThreads) {
+    const Vector<T> g = load_vector(grad + i, wide);
+    Vector<T> a{}, c{};
     if constexpr (Terms::offset) {
-      a = load_quad(x_adv + i, wide);
-      c = load_quad(x + i, wide);
+      a = load_vector(x_adv + i, wide);
+      c = load_vector(x + i, wide);
     }
 #pragma unroll
-    for (int j = 0; j < 4; ++j) Terms::add(sums, double(g.v[j]), double(a.v[j]) - double(c.v[j]));
+    for (int j = 0; j < width; ++j)
+      Terms::add(sums, double(widen(g.v[j])), double(widen(a.v[j])) - double(widen(c.v[j])));
   }
-  if (const int64_t i = d / 4 * 4 + threadIdx.x; i < d) {
+  if (const int64_t i = size / width * width + threadIdx.x; i < size) {
     double offset = 0.0;
-    if constexpr (Terms::offset) offset = double(x_adv[i]) - double(x[i]);
-    Terms::add(sums, double(grad[i]), offset);
+    if constexpr (Terms::offset) offset = double(widen(x_adv[i])) - double(widen(x[i]));
+    Terms::add(sums, double(widen(grad[i])), offset);
   }
   block_sum<Terms::count>(sums);
 }
 
-// x_adv <- step(x_adv, grad, x), element by element.
+// x_adv <- step(x_adv, grad, x), element by element: up to the first aligned one, in vectors, and what is left.
 template <typename T, typename Step>
-__device__ void update_row(T* x_adv, const T* grad, const T* x, int64_t d, bool wide, const Step& step) {
-  const int64_t quads = wide ? d / 4 : 0;
-  for (int64_t q = threadIdx.x; q < quads; q += kRowThreads) {
-    Quad<T> a = reinterpret_cast<Quad<T>*>(x_adv)[q];
-    const Quad<T> g = reinterpret_cast<const Quad<T>*>(grad)[q], c = reinterpret_cast<const Quad<T>*>(x)[q];
+__device__ __forceinline__ void step_piece(T* __restrict__ x_adv, const T* __restrict__ grad, const T* __restrict__ x,
+                                           int64_t size, const Step& step) {
+  constexpr int width = kVector<T>;
+  const auto single = [&](int64_t i) { x_adv[i] = narrow<T>(step(widen(x_adv[i]), widen(grad[i]), widen(x[i]))); };
+  const auto phase = [](const T* p) { return reinterpret_cast<uintptr_t>(p) % 16; };
+  const bool together = phase(x_adv) == phase(grad) && phase(x_adv) == phase(x);
+  const int64_t lead = (16 - phase(x_adv)) % 16 / sizeof(T);
+  const int64_t head = together && lead < size ? lead : size;
+  const int64_t vectors = (size - head) / width;
+  for (int64_t i = threadIdx.x; i < head; i += kRowThreads) single(i);
+#pragma unroll kUnroll < T>
+  for (int64_t q = threadIdx.x; q < vectors; q += kRowThreads) {
+    const int64_t i = head + q * width;
+    Vector<T> a = load_vector(x_adv + i, true);
+    const Vector<T> g = load_vector(grad + i, true), c = load_vector(x + i, true);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) a.v[i] = step(a.v[i], g.v[i], c.v[i]);
-    reinterpret_cast<Quad<T>*>(x_adv)[q] = a;
+    for (int j = 0; j < width; ++j) a.v[j] = narrow<T>(step(widen(a.v[j]), widen(g.v[j]), widen(c.v[j])));
+    store_vector(x_adv + i, a);
   }
-  for (int64_t i = 4 * quads + threadIdx.x; i < d; i += kRowThreads) x_adv[i] = step(x_adv[i], grad[i], x[i]);
+  for (int64_t i = head + vectors * width + threadIdx.x; i < size; i += kRowThreads) single(i);
+}
+
+// What an op does on rows. An op that only sums sets `steps` to false and returns anything from decide.
+//   using Terms = ...                                what is summed
+//   static constexpr bool steps                      whether x_adv changes
+//   bool skips(row)                                  rows that are left alone
+//   Move decide(row, sums)                           run once a row, by one thread; writes what belongs to the row
+//   static bool moves(move)                          whether the row takes its step
+//   Real<T> element(x_adv, grad, x, move)            the step of one element
+template <typename Op>
+using MoveOf = decltype(std::declval<const Op&>().decide(0, nullptr));
+
+// A block per row. A: T, or const T where nothing changes.
+template <typename Op, typename A, typename T>
+__global__ void __launch_bounds__(kRowThreads, 2) whole_rows(Op op, A* __restrict__ x_adv, const T* __restrict__ grad,
+                                                             const T* __restrict__ x, int64_t n, int64_t d) {
+  __shared__ MoveOf<Op> decided;
+  for (int64_t row = blockIdx.x; row < n; row += gridDim.x) {
+    if (op.skips(row)) continue;
+    A* a = x_adv + row * d;
+    const T *g = grad + row * d, *c = x + row * d;
+    double sums[Op::Terms::count];
+    sum_piece<typename Op::Terms>(sums, g, static_cast<const T*>(a), c, d);
+    if (threadIdx.x == 0) decided = op.decide(row, sums);
+    if constexpr (Op::steps) {
+      __syncthreads();
+      const MoveOf<Op> move = decided;
+      if (op.moves(move))
+        step_piece(a, g, c, d,
+                   [&](auto from, auto gradient, auto center) { return op.element(from, gradient, center, move); });
+    }
+  }
+}
+
+// Where the blocks of a row meet. The first two arrays start as zeros.
+struct Meeting {
+  unsigned long long* ticket;
+  unsigned *arrived, *decided;  // (n): pieces that have been summed; whether the move is known
+  void* moves;                  // (n)
+  double* sums;                 // (n, pieces, Terms::count)
+
+  static constexpr int64_t kMove = 32;  // bytes of a move at most
+
+  static int64_t zeros(int64_t n) { return (16 + 8 * n + 15) / 16 * 16; }
+  static int64_t bytes(int64_t n, const Cut& cut) {
+    return cut.pieces == 1 ? 0 : zeros(n) + n * (kMove + cut.pieces * int64_t(3 * sizeof(double)));
+  }
+  Meeting(void* memory, int64_t n) {
+    char* start = static_cast<char*>(memory);
+    ticket = reinterpret_cast<unsigned long long*>(start);
+    arrived = reinterpret_cast<unsigned*>(start + 16);
+    decided = arrived + n;
+    moves = start + zeros(n);
+    sums = reinterpret_cast<double*>(start + zeros(n) + kMove * n);
+  }
+};
+
+// Several blocks per row. Tickets come in the order in which blocks draw them, and whoever waits does so for the
+// holders of earlier tickets, who run: there is no deadlock, however many blocks fit on the GPU.
+template <typename Op, typename A, typename T>
+__global__ void __launch_bounds__(kRowThreads, 2)
+    cut_rows(Op op, A* __restrict__ x_adv, const T* __restrict__ grad, const T* __restrict__ x, int64_t n, int64_t d,
+             Cut cut, int64_t lag, int64_t tickets, Meeting meeting) {
+  using Move = MoveOf<Op>;
+  constexpr int count = Op::Terms::count;
+  static_assert(sizeof(Move) <= Meeting::kMove && count <= 3);
+  __shared__ unsigned long long drawn;
+  __shared__ bool is_last;
+  __shared__ Move shared;
+  Move* moves = static_cast<Move*>(meeting.moves);
+  const int64_t group = (Op::steps ? 2 : 1) * cut.pieces;
+  for (;;) {
+    __syncthreads();  // all have read what is shared
+    if (threadIdx.x == 0) drawn = atomicAdd(meeting.ticket, 1ull);
+    __syncthreads();
+    if (int64_t(drawn) >= tickets) return;
+    int64_t row = int64_t(drawn) / group, piece = int64_t(drawn) % group;
+    const bool steps = piece >= cut.pieces;
+    if (steps) {
+      row -= lag;
+      piece -= cut.pieces;
+    }
+    if (row < 0 || row >= n || op.skips(row)) continue;
+    const int64_t at = row * d + piece * cut.length, size = cut.size(piece, d);
+    if (!steps) {
+      double sums[count];
+      sum_piece<typename Op::Terms>(sums, grad + at, static_cast<const T*>(x_adv + at), x + at, size);
+      if (threadIdx.x == 0) {
+        for (int k = 0; k < count; ++k) meeting.sums[(row * cut.pieces + piece) * count + k] = sums[k];
+        __threadfence();
+        is_last = atomicAdd(meeting.arrived + row, 1u) + 1 == cut.pieces;
+        __threadfence();
+      }
+      __syncthreads();
+      if (!is_last || threadIdx.x >= 32) continue;
+      for (int k = 0; k < count; ++k) {
+        sums[k] = 0.0;
+        for (int64_t p = threadIdx.x; p < cut.pieces; p += 32)
+          sums[k] += meeting.sums[(row * cut.pieces + p) * count + k];
+        sums[k] = team_sum<32>(sums[k]);
+      }
+      if (threadIdx.x == 0) {
+        moves[row] = op.decide(row, sums);
+        __threadfence();
+        atomicExch(meeting.decided + row, 1u);
+      }
+    } else if constexpr (Op::steps) {
+      if (threadIdx.x == 0) {
+        while (*static_cast<volatile unsigned*>(meeting.decided + row) == 0) __nanosleep(100);
+        __threadfence();
+        shared = moves[row];
+      }
+      __syncthreads();
+      const Move move = shared;
+      if (op.moves(move))
+        step_piece(x_adv + at, grad + at, x + at, size,
+                   [&](auto from, auto gradient, auto center) { return op.element(from, gradient, center, move); });
+    }
+  }
+}
+
+// workspace: Meeting::bytes of memory.
+template <typename Op, typename A, typename T>
+void launch_rows(Launch at, const char* name, const Op& op, A* x_adv, const T* grad, const T* x, int64_t n, int64_t d,
+                 void* workspace) {
+  const Cut cut = cut_row(d);
+  if (cut.pieces == 1) return launch_blocks(at, n, kRowThreads, name, whole_rows<Op, A, T>, op, x_adv, grad, x, n, d);
+  DeviceGuard guard(at.device);
+  int processors = 0;
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, at.device), name);
+  check(cudaMemsetAsync(workspace, 0, Meeting::zeros(n), static_cast<cudaStream_t>(at.stream)), name);
+  const int64_t lag = Op::steps ? 1 + kBlocksAhead / (2 * cut.pieces) : 0;
+  const int64_t tickets = (n + lag) * (Op::steps ? 2 : 1) * cut.pieces;
+  launch_blocks(at, std::min<int64_t>(tickets, 4 * processors), kRowThreads, name, cut_rows<Op, A, T>, op, x_adv, grad,
+                x, n, d, cut, lag, tickets, Meeting(workspace, n));
 }
 
 }  // namespace pyengm::cuda

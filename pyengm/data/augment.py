@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyengm.errors import DataError
-from pyengm.ops import Purpose, philox_uniform
+from pyengm.ops import Purpose, crop_flip, philox_uniform
 
 # May a picture be mirrored? A mirrored cat or coat is still one, a mirrored 2 is no digit; of arrays we do not know.
 AUGMENT = {
@@ -82,6 +82,21 @@ class CropFlip:
         x = torch.where(self.flip[:, None], width - 1 - x, x) + (self.cols - self.padding)[:, None]  # (n, W)
         values, inside = _look_up(images, y, x)
         return values.masked_fill_(~inside, fill)
+
+    def to_float(
+        self,
+        images: Tensor,
+        positions: Tensor | None = None,
+        *,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
+        """`apply`, then division by 255, of uint8 pictures in one pass: (n, C, H, W) float32 in [0, 1].
+
+        images: (N, C, H, W) uint8. positions: (n,) int64, which of them to take; None for all n.
+        memory_format: contiguous or channels_last. Raises ValueError where these do not fit.
+        """
+        last = memory_format == torch.channels_last
+        return crop_flip(images, self.rows, self.cols, self.flip, self.padding, positions=positions, channels_last=last)
 
     def invert(self, images: Tensor, out: Tensor) -> Tensor:
         """Write what is visible in the transformed `images` (n, C, H, W) back to its place in `out`, and return `out`.

@@ -35,7 +35,7 @@ class Batches:
     shuffle: a new order each epoch; else that of the data.
     resident: keep the whole set on the device (True), or let a thread fetch batches from the host (False): both give
         the same batches. None: on CUDA if it takes less than half of the free memory, elsewhere if it is in memory.
-    memory_format: of the pictures of a batch.
+    memory_format: of the pictures of a batch, contiguous or channels_last.
     Raises ConfigError for a batch size below 1.
     """
 
@@ -86,24 +86,26 @@ class Batches:
         here = order.to(self.device).split(self.batch_size)[start:]
         if self.resident:
             for positions in here:
-                yield self._batch(_take(self._images, positions), positions, epoch)
+                yield self._batch(self._images, positions, positions, epoch)
             return
         with closing(prefetch(self._fetch, order.split(self.batch_size)[start:])) as fetched:
             for images, positions in zip(fetched, here, strict=True):
-                yield self._batch(images.to(self.device, non_blocking=True), positions, epoch)
+                yield self._batch(images.to(self.device, non_blocking=True), None, positions, epoch)
 
     def _fetch(self, positions: Tensor) -> Tensor:
         images = _take(self._images, positions)
         return images.pin_memory() if self.device.type == "cuda" else images
 
-    def _batch(self, images: Tensor, positions: Tensor, epoch: int) -> Batch:
-        index, transform = self._index[positions], None
+    def _batch(self, images: Tensor, chosen: Tensor | None, positions: Tensor, epoch: int) -> Batch:
+        """The batch of `positions` in the data set; its pictures are those `chosen` in `images`, or all of them."""
+        index = self._index[positions]
         if self.augment:
             shape, flip = self.data.shape, may_flip(self.data.name)
             transform = CropFlip.draw(index, shape, self.padding, seed=self.seed, epoch=epoch, flip=flip)
-            images = transform.apply(images)
-        x = to_float(images).contiguous(memory_format=self.memory_format)
-        return Batch(x, self._labels[positions], index, transform)
+        else:
+            transform = CropFlip.centre(len(index), 0, self.device)
+        x = transform.to_float(images, chosen, memory_format=self.memory_format)
+        return Batch(x, self._labels[positions], index, transform if self.augment else None)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -3,7 +3,14 @@
 from pyengm.ops._register import BACKENDS, CPU_MODULE, CUDA_MODULE
 from pyengm.ops.atas_step import atas_step_
 from pyengm.ops.clip_weights import clip_weights
-from pyengm.ops.conv_sqnorm import conv_direct_sqnorm, conv_gradients, conv_gram_sqnorm
+from pyengm.ops.conv_sqnorm import (
+    conv_corrected_sqnorm,
+    conv_direct_sqnorm,
+    conv_gradients,
+    conv_gram_sqnorm,
+    linear_sqnorm,
+)
+from pyengm.ops.crop_flip import crop_flip
 from pyengm.ops.fosc import fosc, fosc_step_
 from pyengm.ops.pgd_l2_step import pgd_l2_step_
 from pyengm.ops.pgd_linf_step import pgd_linf_step_
@@ -18,11 +25,14 @@ __all__ = [
     "atas_step_",
     "available_backends",
     "clip_weights",
+    "conv_corrected_sqnorm",
     "conv_direct_sqnorm",
     "conv_gradients",
     "conv_gram_sqnorm",
+    "crop_flip",
     "fosc",
     "fosc_step_",
+    "linear_sqnorm",
     "pgd_l2_step_",
     "pgd_linf_step_",
     "philox_normal",

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from pyengm.ops._register import SUFFIX, fail
+from pyengm.ops._register import STORAGE_SUFFIX, fail
 
 
 def check_examples(op: str, name: str, t: Tensor) -> None:
-    if t.dtype not in SUFFIX:
-        fail(op, f"{name} in float32 or float64", t.dtype)
+    if t.dtype not in STORAGE_SUFFIX:
+        fail(op, f"{name} in float32, float64, bfloat16 or float16", t.dtype)
     if t.dim() == 0:
         fail(op, f"{name} of shape (n, ...)", ())
 
@@ -27,15 +27,25 @@ def check_same(op: str, like: Tensor, **tensors: Tensor) -> None:
 
 
 def check_per_example(op: str, like: Tensor, dtype: torch.dtype | None = None, **tensors: Tensor | None) -> None:
-    """Each tensor has one number per example of `like`, in its type unless another is given; or is None."""
+    """Each tensor has one number per example of `like`, in `number_type(like)` unless given; or is None."""
     for name, t in tensors.items():
         if t is not None:
-            _check(op, name, t, like.shape[:1], dtype or like.dtype, like.device)
+            _check(op, name, t, like.shape[:1], dtype or number_type(like), like.device)
 
 
 def _check(op: str, name: str, t: Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
     if t.shape != shape or t.dtype != dtype or t.device != device:
         fail(op, f"{name} of shape {tuple(shape)} in {dtype} on {device}", (tuple(t.shape), t.dtype, t.device))
+
+
+def number_type(t: Tensor) -> torch.dtype:
+    """The type of numbers that belong to whole examples of t, and of arithmetic on its elements: two bytes are few."""
+    return torch.float32 if t.itemsize == 2 else t.dtype
+
+
+def new_numbers(t: Tensor) -> Tensor:
+    """Memory for one number per example of t."""
+    return t.new_empty(t.shape[0], dtype=number_type(t))
 
 
 def is_dense(t: Tensor) -> bool:

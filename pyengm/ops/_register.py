@@ -14,6 +14,7 @@ import torch
 
 LIBRARY = torch.library.Library("pyengm", "DEF")
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}  # native kernels carry their type in the name
+STORAGE_SUFFIX = SUFFIX | {torch.bfloat16: "bf16", torch.float16: "f16"}  # of ops that widen what they read
 BACKENDS = ("reference", "cpu", "cuda")
 
 
@@ -32,13 +33,21 @@ def _call_cpu(device: torch.device) -> Callable:
     return _run_cpu
 
 
-def _run_cpu(kernel: str, *args) -> None:
+def _run_cpu(kernel: str, *args, rows: tuple[int, int] | None = None) -> None:
     getattr(CPU_MODULE, kernel)(*args)
 
 
 def _call_cuda(device: torch.device) -> Callable:
     stream = torch.cuda.current_stream(device).cuda_stream
-    return lambda kernel, *args: getattr(CUDA_MODULE, kernel)(device.index, stream, *args)
+
+    def call(kernel: str, *args, rows: tuple[int, int] | None = None) -> None:
+        if rows is None:
+            getattr(CUDA_MODULE, kernel)(device.index, stream, *args)
+        else:  # several blocks may share a row, and meet in memory that torch owns: kernels allocate nothing
+            workspace = torch.empty(CUDA_MODULE.rows_workspace(*rows), dtype=torch.uint8, device=device)
+            getattr(CUDA_MODULE, kernel)(device.index, stream, *args, workspace.data_ptr())
+
+    return call
 
 
 class Op:
@@ -48,7 +57,8 @@ class Op:
     check: raises on bad arguments; runs before every kernel and in the fake, so it looks at metadata only.
     fake: returns outputs of the right shape and type.
     reference: the op in plain PyTorch.
-    native: native(call, *args) allocates outputs and runs `call(kernel_name, *numbers)`.
+    native: native(call, *args) allocates outputs and runs `call(kernel_name, *numbers)`, with rows=(n, d) for kernels
+        that sum over rows.
     """
 
     def __init__(self, schema: str, *, check: Callable, fake: Callable, reference: Callable, native: Callable):

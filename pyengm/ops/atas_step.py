@@ -12,9 +12,10 @@ from pyengm.ops._layout import (
     check_same,
     check_separate,
     in_layout_of,
+    new_numbers,
     row_size,
 )
-from pyengm.ops._register import SUFFIX, Op, fail, require_no_grad
+from pyengm.ops._register import STORAGE_SUFFIX, Op, fail, require_no_grad
 
 NAME = "atas_step_"
 
@@ -42,11 +43,11 @@ def _check(x_adv, grad, x, v, eps, largest, c, low, high, beta, lo, hi) -> None:
 def _native(call, x_adv, grad, x, v, eps, largest, c, low, high, beta, lo, hi) -> Tensor:
     if x_adv.numel() == 0:
         return reference.atas_step_(x_adv, grad, x, v, eps, largest, c, low, high, beta, lo, hi)
-    grad, x, sizes = in_layout_of(grad, x_adv), in_layout_of(x, x_adv), x_adv.new_empty(len(x_adv))
+    grad, x, sizes = in_layout_of(grad, x_adv), in_layout_of(x, x_adv), new_numbers(x_adv)
     check_separate(NAME, {"x_adv": x_adv, "v": v}, {"grad": grad, "x": x})
     addresses = (t.data_ptr() for t in (sizes, x_adv, grad, x, v))
-    numbers = (eps, largest, c, low, high, beta, lo, hi)
-    call(f"atas_step_{SUFFIX[x_adv.dtype]}", *addresses, len(x_adv), row_size(x_adv), *numbers)
+    shape, numbers = (len(x_adv), row_size(x_adv)), (eps, largest, c, low, high, beta, lo, hi)
+    call(f"atas_step_{STORAGE_SUFFIX[x_adv.dtype]}", *addresses, *shape, *numbers, rows=shape)
     bump_version(x_adv, v)
     return sizes
 
@@ -55,7 +56,7 @@ _op = Op(
     "atas_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, Tensor(b!) v, float eps, float largest, float c, float low, "
     "float high, float beta, float lo, float hi) -> Tensor",
     check=_check,
-    fake=lambda x_adv, *rest: x_adv.new_empty(x_adv.shape[0]),
+    fake=lambda x_adv, *rest: new_numbers(x_adv),
     reference=reference.atas_step_,
     native=_native,
 )
@@ -80,13 +81,13 @@ def atas_step_(
     """x_adv <- clip(clip(x_adv + a sign(grad), x - eps, x + eps), lo, hi), a shrinking as gradients grow; in place.
 
     v <- beta v + (1 - beta) |grad|_2^2, then a = largest / (1 + sqrt(v) / c), kept between low and high, by example.
-    x_adv, v: changed in place; (n, ...) float32 or float64, contiguous or channels_last, and (n,) in its dtype. grad,
-    x: as x_adv, any strides. Where the new v would not be finite in that dtype, as for a gradient with a nan, v and
-    x_adv stay and a comes from the old v.
+    x_adv, v: changed in place; (n, ...) float32, float64, bfloat16 or float16, contiguous or channels_last, and (n,) in
+    its dtype, float32 for the 16-bit ones. grad, x: as x_adv, any strides. Where the new v would not be finite in that
+    dtype, as for a gradient with a nan, v and x_adv stay and a comes from the old v.
     largest, low, high, eps, lo, hi: in the units of x; low may be 0 and high inf. c: in those of the gradient's norm.
     beta: the share of the old v, 0 to 1. sign(0) = 0.
     backend: None (by device), "reference", "cpu" or "cuda".
-    Returns the step sizes a (n,) in the dtype of x_adv. Raises ValueError on shapes, types, devices or numbers that do
+    Returns the step sizes a (n,) in the dtype of v. Raises ValueError on shapes, types, devices or numbers that do
     not fit, RuntimeError when a tensor requires grad outside torch.no_grad(). Source: Huang et al. 2022, Eq. 3 and 4.
     """
     return _op(x_adv, grad, x, v, eps, largest, c, low, high, beta, lo, hi, backend=backend)

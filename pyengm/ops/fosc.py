@@ -15,9 +15,10 @@ from pyengm.ops._layout import (
     check_separate,
     dense,
     in_layout_of,
+    new_numbers,
     row_size,
 )
-from pyengm.ops._register import SUFFIX, Op, fail, require_no_grad
+from pyengm.ops._register import STORAGE_SUFFIX, Op, fail, require_no_grad
 
 NORMS = ("linf", "l2")
 
@@ -53,22 +54,23 @@ def _check_eps(name: str, eps: float) -> None:
 
 def _native(call, x_adv, grad, x, eps, l2) -> Tensor:
     if x_adv.numel() == 0:
-        return x_adv.new_zeros(len(x_adv))
+        return new_numbers(x_adv).zero_()
     x_adv = dense(x_adv)
-    grad, x, out = in_layout_of(grad, x_adv), in_layout_of(x, x_adv), x_adv.new_empty(len(x_adv))
+    grad, x, out = in_layout_of(grad, x_adv), in_layout_of(x, x_adv), new_numbers(x_adv)
     addresses = (t.data_ptr() for t in (out, x_adv, grad, x))
-    call(f"fosc_{SUFFIX[x_adv.dtype]}", *addresses, len(x_adv), row_size(x_adv), eps, l2)
+    shape = len(x_adv), row_size(x_adv)
+    call(f"fosc_{STORAGE_SUFFIX[x_adv.dtype]}", *addresses, *shape, eps, l2, rows=shape)
     return out
 
 
 def _native_step(call, x_adv, grad, x, active, step, eps, threshold, lo, hi) -> Tensor:
     if x_adv.numel() == 0:
         return reference.fosc_step_(x_adv, grad, x, active, step, eps, threshold, lo, hi)
-    grad, x, out = in_layout_of(grad, x_adv), in_layout_of(x, x_adv), x_adv.new_empty(len(x_adv))
+    grad, x, out = in_layout_of(grad, x_adv), in_layout_of(x, x_adv), new_numbers(x_adv)
     check_separate("fosc_step_", {"x_adv": x_adv, "active": active}, {"grad": grad, "x": x})
     addresses = (t.data_ptr() for t in (out, x_adv, grad, x, active))
-    n, d = len(x_adv), row_size(x_adv)
-    call(f"fosc_step_{SUFFIX[x_adv.dtype]}", *addresses, n, d, step, eps, threshold, lo, hi)
+    shape = len(x_adv), row_size(x_adv)
+    call(f"fosc_step_{STORAGE_SUFFIX[x_adv.dtype]}", *addresses, *shape, step, eps, threshold, lo, hi, rows=shape)
     bump_version(x_adv, active)
     return out
 
@@ -76,7 +78,7 @@ def _native_step(call, x_adv, grad, x, active, step, eps, threshold, lo, hi) -> 
 _fosc = Op(
     "fosc(Tensor x_adv, Tensor grad, Tensor x, float eps, bool l2) -> Tensor",
     check=_check,
-    fake=lambda x_adv, *rest: x_adv.new_empty(x_adv.shape[0]),
+    fake=lambda x_adv, *rest: new_numbers(x_adv),
     reference=reference.fosc,
     native=_native,
 )
@@ -85,7 +87,7 @@ _step = Op(
     "fosc_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, Tensor(b!) active, float step, float eps, float threshold, "
     "float lo, float hi) -> Tensor",
     check=_check_step,
-    fake=lambda x_adv, *rest: x_adv.new_empty(x_adv.shape[0]),
+    fake=lambda x_adv, *rest: new_numbers(x_adv),
     reference=reference.fosc_step_,
     native=_native_step,
 )
@@ -98,11 +100,12 @@ def fosc(
 
     c = eps |grad|_1 - <x_adv - x, grad> in the L-infinity ball and eps |grad|_2 - <x_adv - x, grad> in the L2 ball:
     at least 0 for x_adv in the ball, and 0 where a linear loss is at its largest. It does not know of a pixel range.
-    x_adv, grad, x: (n, ...) float32 or float64, any strides; sums are in float64, nan and inf pass. eps: the radius,
-    in the units of x, finite. norm: "linf" or "l2", of the ball.
+    x_adv, grad, x: (n, ...) float32, float64, bfloat16 or float16, any strides; sums are in float64, nan and inf pass.
+    eps: the radius, in the units of x, finite. norm: "linf" or "l2", of the ball.
     backend: None (by device), "reference", "cpu" or "cuda".
-    Returns (n,) in the dtype of x_adv. Raises ValueError on shapes, types, devices or numbers that do not fit,
-    RuntimeError when a tensor requires grad outside torch.no_grad(). Source: Wang et al. 2019, Eq. 5 and 6.
+    Returns (n,) in the dtype of x_adv, float32 for the 16-bit ones. Raises ValueError on shapes, types, devices or
+    numbers that do not fit, RuntimeError when a tensor requires grad outside torch.no_grad(). Source: Wang et al.
+    2019, Eq. 5 and 6.
     """
     if norm not in NORMS:
         fail("fosc", f"a norm out of {', '.join(NORMS)}", repr(norm))
@@ -124,14 +127,14 @@ def fosc_step_(
 ) -> Tensor:
     """Retires the active examples whose FOSC is at most the threshold and moves the other active ones, in place.
 
-    x_adv, active: changed in place; (n, ...) float32 or float64, contiguous or channels_last, and (n,) bool. grad, x:
+    x_adv, active: changed in place; (n, ...) in a dtype of `fosc`, contiguous or channels_last, and (n,) bool. grad, x:
     as x_adv, any strides. Where active: if fosc(x_adv, grad, x, eps) <= threshold then active <- False, else x_adv
-    takes a `pgd_linf_step_`. Other examples stay. The condition is compared as it is returned, in x_adv's dtype; where
+    takes a `pgd_linf_step_`. Other examples stay. The condition is compared as it is returned, in that dtype; where
     it is nan the example stays active, and sign(nan) = 0 keeps it where it is.
     step, eps, lo, hi: in the units of x; threshold: in those of the loss, inf allowed.
     backend: None (by device), "reference", "cpu" or "cuda".
-    Returns the condition (n,) of all examples before the step, in the dtype of x_adv. Raises ValueError on shapes,
-    types, devices or numbers that do not fit, RuntimeError when a tensor requires grad outside torch.no_grad().
-    Source: Wang et al. 2019, Alg. 1.
+    Returns the condition (n,) of all examples before the step, as `fosc` does. Raises ValueError on shapes, types,
+    devices or numbers that do not fit, RuntimeError when a tensor requires grad outside torch.no_grad(). Source: Wang
+    et al. 2019, Alg. 1.
     """
     return _step(x_adv, grad, x, active, step, eps, threshold, lo, hi, backend=backend)

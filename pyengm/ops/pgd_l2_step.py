@@ -16,7 +16,7 @@ from pyengm.ops._layout import (
     in_layout_of,
     row_size,
 )
-from pyengm.ops._register import SUFFIX, Op, fail, require_no_grad
+from pyengm.ops._register import STORAGE_SUFFIX, Op, fail, require_no_grad
 
 NAME = "pgd_l2_step_"
 
@@ -43,9 +43,10 @@ def _native(call, x_adv, grad, x, step, eps, lo, hi, steps, mask) -> None:
     steps = steps if steps is None else steps.contiguous()
     mask = mask if mask is None else mask.contiguous()
     call(
-        f"pgd_l2_step_{SUFFIX[x_adv.dtype]}",
+        f"pgd_l2_step_{STORAGE_SUFFIX[x_adv.dtype]}",
         *(x_adv.data_ptr(), grad.data_ptr(), x.data_ptr(), x_adv.shape[0], row_size(x_adv), step, eps, lo, hi),
         *(address(steps), address(mask)),
+        rows=(x_adv.shape[0], row_size(x_adv)),
     )
     bump_version(x_adv)
 
@@ -74,10 +75,11 @@ def pgd_l2_step_(
 ) -> Tensor:
     """x_adv <- clip(x + d min(1, eps / |d|), lo, hi) with d = x_adv + step grad / |grad| - x, in place, by example.
 
-    x_adv, grad, x: (n, ...) float32 or float64, x_adv contiguous or channels_last. |.| is the L2 norm of an example;
-    all is computed in float64 and rounded once. An example whose gradient has the norm 0, inf or nan takes no step,
-    but is projected and clipped as any other.
-    step: a number, or one per example, (n,) in x_adv's dtype. eps, step, lo, hi are in the units of x.
+    x_adv, grad, x: (n, ...) float32, float64, bfloat16 or float16, x_adv contiguous or channels_last. |.| is the L2
+    norm of an example; all is computed in float64 and rounded at the end. An example whose gradient has the norm 0, inf
+    or nan takes no step, but is projected and clipped as any other.
+    step: a number, or one per example, (n,) in x_adv's dtype, float32 for the 16-bit ones. eps, step, lo, hi are
+    in the units of x.
     mask: (n,) bool; examples where it is False stay as they are.
     backend: None (by device), "reference", "cpu" or "cuda".
     Returns x_adv. Raises ValueError on shapes, types, devices or numbers that do not fit, RuntimeError when a

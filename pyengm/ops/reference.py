@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyengm.ops._layout import number_type
+
 
 def pgd_linf_step_(
     x_adv: Tensor,
@@ -17,11 +19,15 @@ def pgd_linf_step_(
     steps: Tensor | None,
     mask: Tensor | None,
 ) -> None:
-    per_example = (-1,) + (1,) * (x.dim() - 1)
-    size = step if steps is None else steps.view(per_example)
-    v = x_adv + size * grad.sign().nan_to_num(0.0)  # sign(nan) = 0: such an element stays where it is
+    wide, x = _widened(x_adv), _widened(x)
+    size = step if steps is None else _per_example(steps, x)
+    v = wide + size * _widened(grad).sign().nan_to_num(0.0)  # sign(nan) = 0: such an element stays where it is
     v = torch.minimum(torch.maximum(v, x - eps), x + eps).clamp(lo, hi)
-    x_adv.copy_(v if mask is None else torch.where(mask.view(per_example), v, x_adv))
+    x_adv.copy_(v if mask is None else torch.where(_per_example(mask, x), v, wide))
+
+
+def _widened(t: Tensor) -> Tensor:
+    return t.to(number_type(t))
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -33,7 +39,7 @@ def _per_example(numbers: Tensor, like: Tensor) -> Tensor:
 
 
 def row_norms(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(_rows(t), dim=1).to(t.dtype)
+    return torch.linalg.vector_norm(_rows(t), dim=1).to(number_type(t))
 
 
 def pgd_l2_step_(
@@ -60,7 +66,7 @@ def pgd_l2_step_(
 def fosc(x_adv: Tensor, grad: Tensor, x: Tensor, eps: float, l2: bool) -> Tensor:
     dual = torch.linalg.vector_norm(_rows(grad), ord=2 if l2 else 1, dim=1)
     reached = (_rows(x_adv) - _rows(x)).mul(_rows(grad)).sum(1)
-    return (eps * dual - reached).to(x_adv.dtype)
+    return (eps * dual - reached).to(number_type(x_adv))
 
 
 def fosc_step_(
@@ -189,3 +195,26 @@ conv_gram_sqnorm = conv_direct_sqnorm
 
 def row_sums(g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return g.double().sum(1).to(g.dtype), (g * x).double().sum(1).to(g.dtype)
+
+
+def crop_flip(
+    images: Tensor,
+    positions: Tensor | None,
+    rows: Tensor,
+    cols: Tensor,
+    flip: Tensor,
+    padding: int,
+    channels_last: bool,
+) -> Tensor:
+    images = images if positions is None else images.index_select(0, positions)
+    height, width = images.shape[2:]
+    y = torch.arange(height, device=images.device) + (rows - padding)[:, None]  # (n, H), of the source
+    x = torch.arange(width, device=images.device).expand(len(images), -1)
+    x = torch.where(flip[:, None], width - 1 - x, x) + (cols - padding)[:, None]  # (n, W)
+    inside = ((y >= 0) & (y < height))[:, None, :, None] & ((x >= 0) & (x < width))[:, None, None, :]
+    pixel = y.clamp(0, height - 1)[:, :, None] * width + x.clamp(0, width - 1)[:, None, :]  # (n, H, W)
+    pixel = pixel.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    values = images.flatten(2).gather(2, pixel).view(images.shape).masked_fill_(~inside, 0)
+    # CUDA turns division by a Python number into a product with 1/255, which rounds differently; not so with a tensor.
+    values = values / torch.full((), 255, dtype=torch.float32, device=images.device)
+    return values.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

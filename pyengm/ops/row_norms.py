@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from pyengm.ops import reference
-from pyengm.ops._layout import check_examples, dense, row_size
-from pyengm.ops._register import SUFFIX, Op, require_no_grad
+from pyengm.ops._layout import check_examples, dense, new_numbers, row_size
+from pyengm.ops._register import STORAGE_SUFFIX, Op, require_no_grad
 
 NAME = "row_norms"
 
@@ -16,16 +16,17 @@ def _check(t) -> None:
 
 def _native(call, t) -> Tensor:
     if t.numel() == 0:
-        return t.new_zeros(len(t))
-    t, out = dense(t), t.new_empty(len(t))
-    call(f"row_norms_{SUFFIX[t.dtype]}", out.data_ptr(), t.data_ptr(), len(t), row_size(t))
+        return new_numbers(t).zero_()
+    t, out = dense(t), new_numbers(t)
+    shape = len(t), row_size(t)
+    call(f"row_norms_{STORAGE_SUFFIX[t.dtype]}", out.data_ptr(), t.data_ptr(), *shape, rows=shape)
     return out
 
 
 _op = Op(
     "row_norms(Tensor t) -> Tensor",
     check=_check,
-    fake=lambda t: t.new_empty(t.shape[0]),
+    fake=new_numbers,
     reference=reference.row_norms,
     native=_native,
 )
@@ -34,10 +35,10 @@ _op = Op(
 def row_norms(t: Tensor, *, backend: str | None = None) -> Tensor:
     """L2 norms (n,) of n examples: one read of memory, squares in float64, the same bits for any number of threads.
 
-    t: (n, ...) float32 or float64, any strides. Squares that float32 cannot hold, of 1e-23 or of 1e23, count. inf
-    gives inf, nan gives nan, an example without elements 0.
+    t: (n, ...) float32, float64, bfloat16 or float16, any strides. Squares that float32 cannot hold, of 1e-23 or of
+    1e23, count. inf gives inf, nan gives nan, an example without elements 0.
     backend: None (by device), "reference", "cpu" or "cuda".
-    Returns (n,) in the dtype of t. Raises ValueError on another dtype or a scalar, RuntimeError when t requires grad
-    outside torch.no_grad().
+    Returns (n,) in the dtype of t, float32 for the 16-bit ones. Raises ValueError on another dtype or a scalar,
+    RuntimeError when t requires grad outside torch.no_grad().
     """
     return _op(t, backend=backend)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyengm.checks import require
 from pyengm.errors import NonFiniteError, UnservedError
 from pyengm.ops import clip_weights
 from pyengm.pergrad.check import check_losses
@@ -100,9 +101,8 @@ def weighted_backward(
     for found_norms in (norms, lengths):
         if found_norms is not None:
             finite &= found_norms.isfinite()
-    if scaler is None and not finite.all():
-        bad = (~finite).nonzero().flatten().tolist()
-        raise NonFiniteError(f"the gradient norms of examples {bad} of the batch are nan or infinite")
+    if scaler is None:
+        require(finite.all(), _not_finite, finite)
     weights = weigh(norms, lengths)
     factors = weights / (len(weights) * accumulate)
     if scaler is not None:
@@ -126,6 +126,11 @@ def _start(losses: Tensor, params: list[Tensor], estimator: Estimator | None) ->
         return start(losses, params)
     except UnservedError:
         return None
+
+
+def _not_finite(finite: Tensor) -> NonFiniteError:
+    bad = (~finite).nonzero().flatten().tolist()
+    return NonFiniteError(f"the gradient norms of examples {bad} of the batch are nan or infinite")
 
 
 def _input_norms(gradient: Tensor | None) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from pyengm.checks import require
 from pyengm.errors import NonFiniteError
 
 
@@ -18,9 +19,12 @@ def check_losses(losses: Tensor) -> None:
     if not losses.requires_grad:
         raise ValueError("the losses do not depend on anything that requires grad; was the forward pass under no_grad?")
     finite = torch.isfinite(losses.detach())
-    if not finite.all():
-        bad = (~finite).nonzero().flatten().tolist()
-        raise NonFiniteError(
-            f"{len(bad)} of {losses.numel()} losses are nan or infinite (first at position {bad[0]} of the batch); "
-            "lower the learning rate or look at the pictures and labels at these positions"
-        )
+    require(finite.all(), _not_finite, finite)
+
+
+def _not_finite(finite: Tensor) -> NonFiniteError:
+    bad = (~finite).nonzero().flatten().tolist()
+    return NonFiniteError(
+        f"{len(bad)} of {len(finite)} losses are nan or infinite (first at position {bad[0]} of the batch); "
+        "lower the learning rate or look at the pictures and labels at these positions"
+    )

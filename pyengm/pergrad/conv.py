@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyengm.kernels import conv_dispatch, conv_tuning
+from pyengm.kernels.conv_shape import HALF, ConvShape
 from pyengm.ops import conv_direct_sqnorm, conv_gradients, conv_gram_sqnorm
 from pyengm.pergrad.gradients import CHUNK_ELEMENTS, Dense, Gradient, Outer, row_squares
 
@@ -38,8 +40,16 @@ class Flat(NamedTuple):
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
 
+    def has_kernels(self) -> bool:
+        """Whether the ops run native kernels here; elsewhere they would unfold all pictures at once."""
+        if self.x.is_cuda:
+            return conv_dispatch.serves(self.x, self.g, self[2:])
+        return self.x.device.type == "cpu"
+
     def gram_is_cheaper(self) -> bool:
         """Pairs of pixels times channels, against pixels times the weight; strides split x into phases."""
+        if self.x.is_cuda:
+            return conv_tuning.gram_is_cheaper(ConvShape.of(*self))
         _, c, *size = self.x.shape
         _, o, *out = self.g.shape
         phases = math.prod(min(s, k) for s, k in zip(self.stride, self.kernel, strict=True))
@@ -48,20 +58,34 @@ class Flat(NamedTuple):
         return GRAM_PRODUCT * (phases * pixels**2 * c + t**2 * o) / 2 < math.prod(self.kernel) * c * o * t
 
 
+class ChannelsInnermost(Dense):
+    """values (n, O, C, *kernel), in memory (n, O, *kernel, C), as GPU kernels store them."""
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        values = self.values.movedim(2, -1)
+        return (weights.to(values) @ values.flatten(1)).view(values.shape[1:]).movedim(-1, 1)
+
+
 class Conv(Gradient):
-    """x (n, U, C, *positions in), g (n, U, O, *positions out): U pictures of each example."""
+    """x (n, U, C, *positions in), g (n, U, O, *positions out): U pictures of each example.
+
+    Operands of 16 bits go to the kernels of a GPU as they are, and become float32 elsewhere; so are all results.
+    """
 
     def __init__(self, x: Tensor, g: Tensor, weight: Tensor, geometry: Geometry):
         self.n, self.shape = len(x), weight.shape
+        if not (x.is_cuda and len(self.shape) in (3, 4)):
+            x, g = _wide(x), _wide(g)
         self.x, self.g, self.weight, self.geometry = x, g, weight, geometry
         self.kept: Dense | None = None
 
     def squares(self, keep: bool = False) -> Tensor:
         flat = self._flat()
-        native = flat is not None and self.x.device.type == "cpu"
+        native = flat is not None and flat.has_kernels()
         if keep and self.n * self.shape.numel() <= KEEP * (self.x.numel() + self.g.numel()):
             squares, gradients = conv_gradients(*flat) if native else (None, self.dense(slice(None)))
-            self.kept = Dense(gradients.view(self.n, *self.shape))
+            store = ChannelsInnermost if native and gradients.is_cuda else Dense
+            self.kept = store(gradients.view(self.n, *self.shape))
             self.x = self.g = self.x.new_empty(0)
             return self.kept.squares() if squares is None else squares.view(self.n, -1).sum(1)
         if native:
@@ -77,7 +101,7 @@ class Conv(Gradient):
             return self.kept.dense(examples)
         part = Conv(self.x[examples], self.g[examples], self.weight, self.geometry)
         flat = part._flat()
-        if flat is not None and self.x.device.type == "cpu":
+        if flat is not None and flat.has_kernels():
             return conv_gradients(*flat)[1].view(-1, *self.shape)
         if flat is not None:
             return torch.cat([piece.dense(slice(None)) for piece in part._unfolded()]).view(-1, *self.shape)
@@ -87,9 +111,12 @@ class Conv(Gradient):
     def weighted(self, weights: Tensor) -> Tensor:
         if self.kept is not None:
             return self.kept.weighted(weights)
-        w = weights.to(self.x).view(-1, *[1] * (self.x.dim() - 1))
-        x, g = (self.x * w, self.g) if self.x.numel() < self.g.numel() else (self.x, self.g * w)
-        return self._weight_gradient(g.flatten(0, 1), x.flatten(0, 1))
+        x, g = self.x, self.g
+        if x.dtype == torch.float16:  # whose range a weighted gradient may leave
+            x, g = _wide(x), _wide(g)
+        w = weights.to(_wide(x[:0])).view(-1, *[1] * (x.dim() - 1))
+        x, g = ((x * w).to(g), g) if x.numel() < g.numel() else (x, (g * w).to(x))
+        return _wide(self._weight_gradient(g.flatten(0, 1), x.flatten(0, 1)))
 
     @classmethod
     def joined(cls, uses: Sequence["Conv"]) -> "Conv | None":
@@ -101,11 +128,11 @@ class Conv(Gradient):
     def one_by_one(self) -> bool:
         """Whether single examples' gradients are cheaper than what `row_dots` takes."""
         flat = self._flat()
-        return flat is None or not flat.gram_is_cheaper()
+        return flat is None or not (self.x.is_cuda or flat.gram_is_cheaper())  # a GPU starves on single examples
 
     def row_dots(self, rows: Tensor) -> Tensor:
         """<g_ic, rows_c> for rows (O or 1, I): the part of each example's gradient along a given weight; (n, O)."""
-        k, x, g = self.geometry, self.x.flatten(0, 1), self.g
+        k, x, g = self.geometry, _wide(self.x).flatten(0, 1), _wide(self.g)
         rows = rows.reshape(len(rows), *self.shape[1:])
         y = torch.ops.aten.convolution(
             x, rows, None, k.stride, k.padding, k.dilation, False, k.output_padding, k.groups
@@ -114,7 +141,7 @@ class Conv(Gradient):
 
     def mean_row(self) -> Tensor:
         """The mean patch, (1, I), or (O, I) for groups: that of the mean picture."""
-        x, groups = self.x.mean((0, 1))[None], self.geometry.groups
+        x, groups = _wide(self.x).mean((0, 1))[None], self.geometry.groups
         positions = self.g.shape[3:]
         g = x.new_full((1, groups, *positions), 1 / positions.numel())
         rows = self._weight_gradient(g, x, self.weight[:groups]).flatten(1)
@@ -122,7 +149,7 @@ class Conv(Gradient):
 
     def mean_rows(self, xhat: Tensor) -> Tensor:
         """The mean of patch times xhat_c, (O, I), for xhat (n U, O, *positions out)."""
-        return self._weight_gradient(xhat, self.x.flatten(0, 1)).flatten(1) / (xhat.numel() / xhat.shape[1])
+        return self._weight_gradient(xhat, _wide(self.x).flatten(0, 1)).flatten(1) / (xhat.numel() / xhat.shape[1])
 
     def _weight_gradient(self, g: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Summed over the batch, by torch."""
@@ -151,10 +178,14 @@ class Conv(Gradient):
         """As matrix products over unfolded pictures, a block of them at a time; elsewhere than on the CPU."""
         flat = self._flat()
         step = max(1, CHUNK_ELEMENTS // (math.prod(flat.kernel) * flat.x.shape[1] * flat.g.shape[2:].numel()))
-        for x, g in zip(flat.x.split(step), flat.g.split(step), strict=True):
+        for x, g in zip(_wide(flat.x).split(step), _wide(flat.g).split(step), strict=True):
             patches = F.unfold(x, flat.kernel, flat.dilation, flat.padding, flat.stride)  # (m, I, T)
             shape = torch.Size((g.shape[1], patches.shape[1]))
             yield Outer(g.flatten(2).mT[:, None], patches.mT[:, None], shape)  # (m, O, I)
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in HALF else t
 
 
 def _stacked(x: Tensor, g: Tensor, stride: int, padding: int) -> tuple[Tensor, Tensor]:

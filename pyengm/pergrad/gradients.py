@@ -6,6 +6,7 @@ T positions, I inputs, O outputs, B independent products (groups, heads). Operan
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -40,6 +41,12 @@ class Gradient(ABC):
     def joined(cls, uses: Sequence["Gradient"]) -> "Gradient | None":
         """One gradient for the sum over several uses of the weight, or None where the form does not allow it."""
         return None
+
+
+@lru_cache(maxsize=256)
+def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Whole numbers, copied to a device once: a copy from the host waits for all that the device has to do."""
+    return torch.tensor(numbers, device=device)
 
 
 def join(uses: Sequence[Gradient]) -> Gradient:
@@ -99,8 +106,9 @@ class Together:
 
     def squares(self) -> Tensor:
         """(weights, n) float64."""
-        lengths = torch.tensor(self._lengths, device=self._values.device)
-        return torch.segment_reduce(self._values.double().square().mT.contiguous(), "sum", lengths=lengths)
+        squares = self._values.double().square().mT.contiguous()
+        lengths = _on_device(tuple(self._lengths), squares.device)
+        return torch.segment_reduce(squares, "sum", lengths=lengths, unsafe=True)  # else the host looks at lengths
 
     def weighted(self, weights: Tensor) -> dict[int, Tensor]:
         """sum_i weights_i g_i by number of the weight."""

@@ -43,6 +43,7 @@ class Estimator:
         self.gap, self.age = 1, 0
         self._leaves: list[tuple[int, ...]] | None = None  # the groups of parameters that the sums belong to
         self._exact = self._estimated = None  # (groups,) sums of squared norms over examples
+        self._gaps: bool | None = None  # whether some of these are 0; None: not looked at yet
         self.drift = 0.0
 
     @property
@@ -79,7 +80,11 @@ class Estimator:
 
     def _has_new(self, total: Tensor) -> bool:
         """Whether parameters that lay behind a zero have gradients now; not asked where processes must decide alike."""
-        return not self._among_others() and bool(((self._estimated == 0) & (total.sum(1) > 0)).any())
+        if self._among_others():
+            return False
+        if self._gaps is None:  # seldom, as looking keeps the host waiting
+            self._gaps = bool((self._estimated == 0).any())
+        return self._gaps and bool(((self._estimated == 0) & (total.sum(1) > 0)).any())
 
     def _among_others(self) -> bool:
         return self.shared and torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -101,7 +106,7 @@ class Estimator:
             self.gap = max(1, self.gap // 2) if aged else min(2 * self.gap, self.interval)
             if not aged:  # what was learned before still holds
                 exact, estimated = exact + self._exact / 2, estimated + self._estimated / 2
-        self._exact, self._estimated, self.age = exact, estimated, 0
+        self._exact, self._estimated, self.age, self._gaps = exact, estimated, 0, None
 
     def _fitted(self) -> Tensor:
         whole = self._exact.sum() / self._estimated.sum().clamp(min=torch.finfo(torch.float64).tiny)
@@ -113,6 +118,7 @@ class Estimator:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in STATE:
             setattr(self, name, state[name.lstrip("_")])
+        self._gaps = None
 
 
 def _spread(norms: Tensor, m: int) -> list[int]:

@@ -23,11 +23,15 @@ Slots = Mapping[int, torch.Size]  # input slot -> shape of the weight in it
 
 @dataclass(frozen=True)
 class Rule:
-    """slots: those that it serves. rows(node, slots, g): g with the rows that belong to examples as its first axis."""
+    """slots: those that it serves. rows(node, slots, g): g with the rows that belong to examples as its first axis.
+
+    narrow: whether gradients takes g in 16 bits as it is; others get it in float32.
+    """
 
     slots: tuple[int, ...]
     gradients: Callable[[Node, Slots, Tensor, Rows], dict[int, Gradient]]
     rows: Callable[[Node, Slots, Tensor], Tensor] = lambda node, slots, g: g
+    narrow: bool = False
 
 
 def linear(node: Node, slots: Slots, g: Tensor, rows: Rows) -> dict[int, Gradient]:
@@ -75,12 +79,11 @@ def convolution(node: Node, slots: Slots, g: Tensor, rows: Rows) -> dict[int, Gr
     """Convolutions of 1, 2 and 3 dimensions, transposed ones too, with any stride, padding, dilation and groups."""
     found: dict[int, Gradient] = {}
     if 2 in slots:
-        found[2] = Dense(rows.split(g.flatten(2).sum(2)).sum(1), slots[2])
+        found[2] = Dense(rows.split(wide(g).flatten(2).sum(2)).sum(1), slots[2])
     if 1 in slots:
         names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
         geometry = Geometry(*(saved(node, name) for name in names))
-        x = wide(saved(node, "input"))
-        found[1] = Conv(rows.split(x), rows.split(g), saved(node, "weight"), geometry)
+        found[1] = Conv(rows.split(saved(node, "input")), rows.split(g), saved(node, "weight"), geometry)
     return found
 
 
@@ -275,7 +278,7 @@ RULES: dict[str, Rule] = {
     "AddBackward0": Rule((0, 1), add, _broadcast_rows),
     "AddmmBackward0": Rule((0, 2), linear),
     "BmmBackward0": Rule((0, 1), batched_matmul, _batched_matmul_rows),
-    "ConvolutionBackward0": Rule((1, 2), convolution),
+    "ConvolutionBackward0": Rule((1, 2), convolution, narrow=True),
     "CudnnBatchNormBackward0": Rule((1, 2), batch_norm),
     "DivBackward0": Rule((0, 1), divide, _broadcast_rows),
     "EmbeddingBackward0": Rule((0,), embedding, lambda node, slots, g: g.reshape(-1, g.shape[-1])),

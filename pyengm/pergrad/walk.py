@@ -128,8 +128,8 @@ class Walk:
         with arithmetic(self.losses.device):
             input_gradient = self._with_sound_plan(run)
             if small:
-                rows = torch.tensor([group_of[k] for k in small], device=total.device)
-                total.index_add_(0, rows, Together(small).squares().to(total))
+                for k, squares in zip(small, Together(small).squares().to(total), strict=True):
+                    total[group_of[k]] += squares
             for row, group in enumerate(self.plan.groups):
                 if not group.plain and any(k in pending for k in group.weights):
                     total[row] = self._pulled_squares(group, pending).to(total)
@@ -206,7 +206,7 @@ class Walk:
             if use.rows.silent is not None:
                 _check_silent(rule.rows(node, shapes, g)[use.rows.silent])
             with naming(node, self.params, [plan.weights[k] for k in use.slots.values()]):
-                found = rule.gradients(node, shapes, wide(g), use.rows)
+                found = rule.gradients(node, shapes, g if rule.narrow else wide(g), use.rows)
             for slot, gradient in correct(found, fed.get(place, ()), sums).items():
                 k = use.slots[slot]
                 if free:

@@ -1,0 +1,105 @@
+"""Per-example gradient norms on a GPU against cuDNN's weight gradient of the batch: pytest bench/bench_triton.py.
+
+The layers are those of a ResNet-18 for CIFAR of width 64, 128 pictures. Every candidate is captured in a CUDA graph,
+CALLS times in a row, so that a row shows what the GPU takes and not what launches cost; its times are of all the calls.
+`python -m pyengm.kernels.tune` finds tiles for this GPU first, if wished.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyengm.kernels import HAS_TRITON
+from pyengm.kernels.conv_shape import ConvShape
+from pyengm.kernels.conv_tuning import gram_is_cheaper
+from pyengm.ops import conv_direct_sqnorm, conv_gradients, conv_gram_sqnorm, reference
+
+if HAS_TRITON:
+    from pyengm.kernels.tune import operands
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")]
+
+N, CALLS, ROUNDS = 128, 20, 50
+STAGES = [(64, 64, 32, 1, 3), (128, 128, 16, 1, 3), (256, 256, 8, 1, 3), (512, 512, 4, 1, 3)]
+STRIDED = [(64, 128, 32, 2, 3), (128, 256, 16, 2, 3), (256, 512, 8, 2, 3)]
+LAYERS = [(3, 64, 32, 1, 3), *STAGES, *STRIDED]
+LAYER_NAME = "{}-{}_{}px_s{}_k{}".format
+
+Layer = tuple[Tensor, Tensor, tuple]
+
+
+def weight_gradient(x: Tensor, g: Tensor, window: tuple) -> Tensor:
+    kernel, stride, padding, dilation = window
+    weight = x.new_empty(g.shape[1], x.shape[1], *kernel).to(memory_format=torch.channels_last)
+    return torch.ops.aten.convolution_backward(
+        g, x, weight, None, stride, padding, dilation, False, [0, 0], 1, [False, True, False]
+    )[1]
+
+
+def norms(x: Tensor, g: Tensor, window: tuple) -> Tensor:
+    form = conv_gram_sqnorm if gram_is_cheaper(ConvShape.of(x, g, *window)) else conv_direct_sqnorm
+    return form(x, g, *window)
+
+
+def captured(candidate: Callable[..., object], layers: list[Layer], tf32: bool = True) -> Callable[[], None]:
+    """One replay runs the candidate on all layers, CALLS times."""
+    with torch.backends.cudnn.flags(benchmark=True, allow_tf32=tf32):
+        for layer in layers:
+            candidate(*layer)  # compiles, and lets cuDNN choose
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(CALLS):
+                for layer in layers:
+                    candidate(*layer)
+    return graph.replay
+
+
+def baselines(layers: list[Layer], dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+    if dtype == torch.float32:
+        return {
+            "cuDNN's batch weight gradient, tf32": captured(weight_gradient, layers),
+            "cuDNN's batch weight gradient, float32": captured(weight_gradient, layers, tf32=False),
+        }
+    return {"cuDNN's batch weight gradient": captured(weight_gradient, layers)}
+
+
+def check(candidate: Callable[..., object], x: Tensor, g: Tensor, window: tuple) -> None:
+    """Sums of up to 1024 products in float32: 2^-13 at worst, and twice that for a square."""
+    result = candidate(x, g, window)
+    got = result[0] if isinstance(result, tuple) else result
+    for i in range(0, N, 16):
+        expected = reference.conv_direct_sqnorm(x[i : i + 16].double(), g[i : i + 16].double(), *window)
+        torch.testing.assert_close(got[i : i + 16].double(), expected, rtol=2**-12, atol=0)
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "float32"])
+
+
+@DTYPES
+def test_four_stages(compare, dtype):
+    """One layer of each stage: the sum that counts."""
+    layers = [operands(*stage, n=N, dtype=dtype) for stage in STAGES]
+    for layer in layers:
+        check(norms, *layer)
+    compare(captured(norms, layers), baselines(layers, dtype), rounds=ROUNDS)
+
+
+@DTYPES
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: LAYER_NAME(*layer))
+@pytest.mark.parametrize("form", [conv_gram_sqnorm, conv_direct_sqnorm, conv_gradients], ids=lambda f: f.__name__)
+def test_layer(compare, layer, form, dtype):
+    """Each form alone; the gradients only where one pass would keep them."""
+    x, g, window = operands(*layer, n=N, dtype=dtype)
+    if form is conv_gradients and layer not in LAYERS[:2]:
+        pytest.skip("one pass does not keep these gradients")
+    if form is conv_gram_sqnorm and layer[2] == 32:
+        pytest.skip("a thousand pixels: never in this form")
+
+    def ours(x: Tensor, g: Tensor, window: tuple) -> object:
+        return form(x, g, *window)
+
+    check(ours, x, g, window)
+    compare(captured(ours, [(x, g, window)]), baselines([(x, g, window)], dtype), rounds=ROUNDS)

@@ -1,0 +1,76 @@
+// A block makes some rows of one picture as they lie in memory: (c, y) of `width` numbers or, channels_last, y of
+// `width` times `channels`. A team of threads takes a row, each thread four neighbours at a time.
+#include <cmath>
+
+#include "../crop_flip.h"
+#include "teams.h"
+
+namespace pyengm::cuda {
+namespace {
+
+constexpr int kPart = 8192;  // numbers of a block, about
+
+struct Rows {
+  int count, length, part;  // of a picture; numbers in a row; rows that a block makes
+  int64_t parts;            // blocks for a picture
+};
+
+__global__ void __launch_bounds__(kThreads)
+    fill(int team, float* __restrict__ out, const uint8_t* __restrict__ images, const int64_t* __restrict__ positions,
+         const int64_t* __restrict__ rows, const int64_t* __restrict__ cols, const bool* __restrict__ flip,
+         CropFlipShape shape, Rows all, bool wide) {
+  const int channels = int(shape.channels), height = int(shape.height), width = int(shape.width);
+  const int neighbours = shape.channels_last ? channels : 1, plane = height * width;
+  const int teams = kThreads / team, lane = threadIdx.x % team;
+  for (int64_t unit = blockIdx.x; unit < shape.n * all.parts; unit += gridDim.x) {
+    const int64_t i = unit / all.parts;
+    const int first = int(unit % all.parts) * all.part, last = min(first + all.part, all.count);
+    const Window window = window_of(i, positions, rows, cols, flip, shape);
+    const uint8_t* image = images + (window.exists ? window.picture : 0) * channels * int64_t(plane);
+    float* picture = out + i * channels * int64_t(plane);
+    int row = first + threadIdx.x / team, c = row / height, y = row % height;  // channels_last: c is 0
+    for (; row < last; row += teams) {
+      const int64_t from = y + window.down;
+      const bool inside = from >= 0 && from < height;
+      const uint8_t* source = image + c * int64_t(plane) + (inside ? from * width : 0);
+      float* to = picture + row * int64_t(all.length);
+      for (int e = 4 * lane; e < all.length; e += 4 * team) {
+        int x = e / neighbours, k = e % neighbours;  // k: the channel of a channels_last number
+        float four[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int64_t at = (window.flip ? width - 1 - x : x) + window.right;
+          const bool shown = inside && at >= 0 && at < width && x < width;
+          four[j] = shown ? pixel_of(source[k * int64_t(plane) + at]) : 0.0f;
+          if (!window.exists) four[j] = NAN;
+          if (++k == neighbours) {
+            k = 0;
+            ++x;
+          }
+        }
+        if (wide)
+          __stcg(reinterpret_cast<float4*>(to + e), make_float4(four[0], four[1], four[2], four[3]));
+        else
+          for (int j = 0; j < 4 && e + j < all.length; ++j) to[e + j] = four[j];
+      }
+      for (y += teams; y >= height; y -= height) ++c;
+    }
+  }
+}
+
+}  // namespace
+
+void crop_flip(Launch at, float* out, const uint8_t* images, const int64_t* positions, const int64_t* rows,
+               const int64_t* cols, const bool* flip, CropFlipShape shape) {
+  Rows all;
+  all.count = int(shape.channels_last ? shape.height : shape.height * shape.channels);
+  all.length = int(shape.channels_last ? shape.width * shape.channels : shape.width);
+  all.part = kPart / all.length > 0 ? kPart / all.length : 1;
+  all.parts = (all.count + all.part - 1) / all.part;
+  const bool wide = all.length % 4 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0;
+  const int team = team_size((all.length + 3) / 4, kThreads);
+  launch_blocks(at, shape.n * all.parts, kThreads, "crop_flip", fill, team, out, images, positions, rows, cols, flip,
+                shape, all, wide);
+}
+
+}  // namespace pyengm::cuda

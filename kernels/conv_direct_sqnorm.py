@@ -1,0 +1,145 @@
+"""Squared norms of per-example weight gradients of a convolution: one matrix product an example, squared as it ends.
+
+The gradient of example i, weight row o, channel c and offset d of the kernel is sum_t g[i, o, t] x[i, c, pixel(t, d)],
+t the output pixels. A program forms a tile of it, (outputs, columns) at one offset or at three, and writes the sum of
+its squares; the tiles of an example are then summed. So results do not depend on the batch nor on timing.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyengm.kernels.conv_forms import DirectTile
+from pyengm.kernels.conv_shape import ConvShape, Window, channels_innermost, strides
+from pyengm.kernels.conv_tuning import best_direct_tile
+from pyengm.kernels.launch import Launch, launch, sum_of_tiles
+
+
+@triton.jit
+def _square_and_store(acc, o, column, example, sums, means, gradients,
+                      CO: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr, STORE: tl.constexpr):  # fmt: skip
+    """acc (outputs, columns) is zero outside the weight, and stays so."""
+    inside = (o < CO)[:, None] & (column < COLUMNS)[None, :]
+    for r in range(RANKS):
+        s = tl.load(sums + (example * RANKS + r) * CO + o, mask=o < CO, other=0.0)
+        m = tl.load(means + (r * CO + o)[:, None] * COLUMNS + column[None, :], mask=inside, other=0.0)
+        acc -= s[:, None] * m
+    if STORE:
+        place = example * (CO * COLUMNS) + (o[:, None] * COLUMNS + column[None, :])
+        tl.store(gradients + place, acc, mask=inside)
+    return acc * acc
+
+
+@triton.jit
+def conv_direct_sqnorm_kernel(
+    x, g, out, sums, means, gradients, tiles,
+    XN: tl.constexpr, XC: tl.constexpr, XH: tl.constexpr, XW: tl.constexpr,
+    GN: tl.constexpr, GC: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr,
+    C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, CO: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
+    BO: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr, OFFSETS: tl.constexpr, PATCH: tl.constexpr,
+    RANKS: tl.constexpr, STORE: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """out (n, tiles). Columns of the gradient are numbered offset * C + channel.
+
+    PATCH: a tile has columns in a row, whatever their offsets. RANKS: sum_r sums[i, r, o] means[r, o, column] is taken
+    off. STORE: the gradients are written too. WIDEN: operands become float32 before the product.
+    """
+    COLUMNS: tl.constexpr = KH * KW * C
+    T: tl.constexpr = HO * WO
+    O_TILES: tl.constexpr = (CO + BO - 1) // BO
+    C_TILES: tl.constexpr = ((COLUMNS if PATCH else C) + BC - 1) // BC
+    pid = tl.program_id(0)
+    example = (pid // tiles).to(tl.int64)
+    tile = pid % tiles
+    o = tile % O_TILES * BO + tl.arange(0, BO)
+    lane = tile // O_TILES % C_TILES * BC + tl.arange(0, BC)
+    first = tile // (O_TILES * C_TILES) * OFFSETS
+    if PATCH:
+        channel, valid = (lane % C)[None, :], (lane < COLUMNS)[None, :]
+    else:
+        channel, valid = lane[None, :], (lane < C)[None, :]
+    x += example * XN
+    g += example * GN
+    acc0 = tl.zeros((BO, BC), tl.float32)
+    acc1 = tl.zeros((BO, BC), tl.float32)
+    acc2 = tl.zeros((BO, BC), tl.float32)
+    for start in range(0, T, BT):
+        t = start + tl.arange(0, BT)
+        row, column = t // WO, t % WO
+        g_t = tl.load(g + (row * GH + column * GW)[:, None] + (o * GC)[None, :],
+                      mask=(t < T)[:, None] & (o < CO)[None, :], other=0.0)  # fmt: skip
+        if WIDEN:
+            g_t = g_t.to(tl.float32)
+        left = tl.trans(g_t)
+        for k in tl.static_range(OFFSETS):
+            offset = (lane // C)[None, :] if PATCH else first + k
+            y = (row * SH - PH)[:, None] + offset // KW * DH
+            z = (column * SW - PW)[:, None] + offset % KW * DW
+            met = (t < T)[:, None] & (y >= 0) & (y < H) & (z >= 0) & (z < W)
+            # Offsets side by side read nearly the same pixels: those stay in the first cache.
+            x_t = tl.load(x + (y * XH + z * XW) + channel * XC, mask=met & valid, other=0.0, cache_modifier=".ca")
+            if WIDEN:
+                x_t = x_t.to(tl.float32)
+            if k == 0:
+                acc0 = tl.dot(left, x_t, acc0, input_precision=PRECISION)
+            elif k == 1:
+                acc1 = tl.dot(left, x_t, acc1, input_precision=PRECISION)
+            else:
+                acc2 = tl.dot(left, x_t, acc2, input_precision=PRECISION)
+    # A column beyond its own offset's channels must not be taken for the next offset's.
+    inside = lane if PATCH else tl.where(lane < C, lane, COLUMNS)
+    squares = _square_and_store(acc0, o, first * C + inside, example, sums, means, gradients, CO, COLUMNS, RANKS, STORE)
+    if OFFSETS == 3:
+        squares += _square_and_store(acc1, o, (first + 1) * C + inside, example, sums, means, gradients,
+                                     CO, COLUMNS, RANKS, STORE)  # fmt: skip
+        squares += _square_and_store(acc2, o, (first + 2) * C + inside, example, sums, means, gradients,
+                                     CO, COLUMNS, RANKS, STORE)  # fmt: skip
+    tl.store(out + pid, tl.sum(squares))
+
+
+def prepare(
+    x: Tensor,
+    g: Tensor,
+    window: Window,
+    tile: DirectTile | None = None,
+    precision: str = "tf32x3",
+    ranks: int = 0,
+    store: bool = False,
+) -> Launch:
+    shape = ConvShape.of(x, g, *window)
+    tile = tile or best_direct_tile(shape)
+    constants = {"BO": tile.outputs, "BC": tile.columns, "BT": tile.positions, "OFFSETS": tile.offsets}
+    constants |= {"PATCH": tile.patch, "RANKS": ranks, "STORE": store, "PRECISION": precision}
+    constants |= strides(x, g) | shape.constants()
+    return Launch(conv_direct_sqnorm_kernel, tile.count(shape), constants, tile.warps, tile.stages)
+
+
+def conv_direct_sqnorm(
+    x: Tensor,
+    g: Tensor,
+    window: Window,
+    *,
+    sums: Tensor | None = None,
+    means: Tensor | None = None,
+    store: bool = False,
+    tile: DirectTile | None = None,
+    precision: str = "tf32x3",
+) -> tuple[Tensor, Tensor | None]:
+    """Squared norms (n,) and, with store, the gradients (n, O, C, kh, kw) in the memory format (n, O, kh, kw, C).
+
+    x (n, C, H, W), g (n, O, Ho, Wo): both in float32, bfloat16 or float16; a layout other than channels_last is copied.
+    window: kernel, stride, padding and dilation, two numbers each. Both results are float32, as is all arithmetic but
+    the products of float32 operands. precision: of these, "tf32x3" (nearly float32), "tf32" (ten bits) or "ieee".
+    sums (n, R, O), means (R, O, kh, kw, C), contiguous float32: sum_r sums_r means_r is taken off the gradients first.
+    tile: instead of the one that `conv_forms` picks.
+    """
+    n, (kh, kw), ranks = len(x), window[0], 0 if sums is None else sums.shape[1]
+    x, g = channels_innermost(x), channels_innermost(g)
+    how = prepare(x, g, window, tile, precision, ranks, store)
+    out = torch.empty(n, how.tiles, dtype=torch.float32, device=x.device)
+    gradients = out.new_empty(n, g.shape[1], kh, kw, x.shape[1]) if store else None
+    launch(how, x, g, out, *(out if t is None else t for t in (sums, means, gradients)))
+    return sum_of_tiles(out), gradients.permute(0, 1, 4, 2, 3) if store else None
