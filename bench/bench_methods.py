@@ -57,7 +57,7 @@ ROWS = {
     "atas": Row((2, 2, 1)),
     "free_at": Row((8, 8, 8)),
     "yopo": Row((5, 5, 5)),
-    "nuat": Row((3, 3, 2)),
+    "nuat": Row((3.5, 3, 2)),  # three forward passes and four in turn
     "sub_at": Row((K + 1, K + 1, 1)),
     "fgsm_sdi": Row((3, 3, 1)),
     "fgsm_pgi": Row((2, 3, 2)),

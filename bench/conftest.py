@@ -18,6 +18,10 @@ _rows: list[tuple[str, ...]] = []
 _prices: list[tuple[str, ...]] = []
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--baseline-dir", type=Path, help="folder with the authors' repositories, see bench_authors.py")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
@@ -27,14 +31,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def compare(benchmark, request) -> Callable:
     """compare(ours, baselines, rounds): times ours through pytest-benchmark and prints baseline / ours by round."""
 
-    def run(ours: Callable[[], object], baselines: dict[str, Callable[[], object]], rounds: int = 200) -> None:
+    def run(
+        ours: Callable[[], object],
+        baselines: dict[str, Callable[[], object]],
+        rounds: int = 200,
+        warm_up: int = WARM_UP,
+    ) -> None:
         for name, theirs in baselines.items():
-            pairs = [(_seconds(theirs), _seconds(ours)) for _ in range(rounds + WARM_UP)][WARM_UP:]
+            pairs = [(_seconds(theirs), _seconds(ours)) for _ in range(rounds + warm_up)][warm_up:]
             p20, p50, p80 = _quantiles(baseline / own for baseline, own in pairs)
             medians = [f"{1e6 * sorted(times)[rounds // 2]:.1f} us" for times in zip(*pairs, strict=True)]
             _rows.append((request.node.name, name, *medians, f"{p50:.2f} ({p20:.2f} to {p80:.2f})"))
             benchmark.extra_info[f"ratio to {name}"] = p50
-        benchmark.pedantic(ours, rounds=rounds, warmup_rounds=WARM_UP)
+        benchmark.pedantic(ours, rounds=rounds, warmup_rounds=warm_up)
 
     return run
 
