@@ -379,6 +379,25 @@ def test_kl_of_probabilities_of_zero_is_finite():
     assert LOSSES["kl"](Confident()(x), Confident()(x).log_softmax(1)).equal(torch.zeros(4))
 
 
+class Nowhere(nn.Module):
+    """Logits of nan for one of the pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = network()
+
+    def forward(self, x):
+        return self.model(x).index_fill(0, torch.tensor([0]), torch.nan)
+
+
+def test_an_example_of_nan_is_not_taken_for_a_fooled_one():
+    x, y = batch()
+    y = network()(x).argmax(dim=1)
+    for early_stop in (False, True):
+        with pytest.raises(NonFiniteError):
+            PGD(0.1, 0.02, 3, random_start=False, early_stop=early_stop)(Nowhere(), x, y)
+
+
 class Half(nn.Module):
     """A network whose inside runs in a narrow type, and whose gradients are small."""
 

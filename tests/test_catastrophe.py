@@ -93,3 +93,9 @@ def test_sees_a_real_fall(tiny):
     constant = training_accuracy(config, parts, 0)
     assert 0 < constant < 0.3
     assert robust <= 1
+
+
+def test_a_method_that_begins_again_does_not_overfit(tiny, monkeypatch, tmp_path):
+    config = replace(tiny, method="sub_at", method_options=("sampling=2",), catastrophe="stop", out=tmp_path / "sub")
+    rows = run_with(config, monkeypatch, [0.6, 0.7, 0.1, 0.2]).read_metrics()
+    assert [row["catastrophe"] for row in rows] == [False] * 4

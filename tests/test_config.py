@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from pyengm.attacks import NORMS, Threat
 from pyengm.errors import ConfigError
@@ -40,6 +41,7 @@ class TestResolve:
             "width",
             "autoattack_pictures",
             "threads",
+            "cuda_graphs",
             "out",
             "config",
         }
@@ -98,6 +100,12 @@ class TestOptions:
             ({"method": "fgsm_rs", "steps": 3}, "method fgsm_rs takes no steps"),
             ({"optimizer": "engm", "optimizer_options": ("L=3",)}, "'L=3'; expected NAME=VALUE with a name of ENGM"),
             ({"peak": 1.0}, "peak is 1.0"),
+            ({"method": "sub_at", "method_options": ("sampling=1.5",)}, "like the default, sampling=None"),
+            ({"method": "free_at", "method_options": ("replays=2.5",)}, "like the default, replays=8"),
+            ({"method": "trades", "method_options": ("beta=none",)}, "like the default, beta=6"),
+            ({"method": "atas", "method_options": ("resolution=4.5",)}, "like the default, resolution=None"),
+            ({"method": "atas", "method_options": ("dtype=int8",)}, "floating-point type of torch"),
+            ({"method": "trades", "method_options": ("as_published=3",)}, "like the default, as_published=False"),
             ({"catastrophe": "cry"}, "unknown catastrophe 'cry'; known: warn, stop"),
         ],
     )
@@ -119,6 +127,48 @@ class TestRecipes:
         built = build_method(config)
         assert config.optimizer == ("engm" if method in ("natural", "pgd_at") else "msgd")
         assert method == "natural" or built.threat == config.threats()[0]
+
+    @pytest.mark.parametrize("data", ["cifar10", "mnist", "digits", "svhn"])
+    @pytest.mark.parametrize("method", METHODS)
+    def test_learning_rates_fall_within_the_run(self, method, data):
+        config = TrainConfig(data=data, method=method).resolve()
+        assert all(0 < epoch < config.epochs for epoch in config.milestones) or config.schedule != "piecewise"
+        short = TrainConfig(data=data, method=method, epochs=2).resolve()
+        assert all(epoch > 0 for epoch in short.milestones)
+        assert len(set(short.milestones)) == len(short.milestones)
+
+    def test_given_options_leave_the_others_of_the_recipe(self):
+        config = TrainConfig(method="atas", method_options=("beta=0.9",)).resolve()
+        rule = build_method(config).rule
+        assert (rule["largest"], rule["low"], rule["high"], rule["beta"]) == (0.4, 0.1, 0.35, 0.9)
+        rule = build_method(TrainConfig(method="atas", eps=0.05).resolve()).rule
+        assert (rule["largest"], rule["low"]) == (0.1, 0.025)
+        large = TrainConfig(data="/imagenet", method="atas", image_size=224, method_options=("beta=0.9",)).resolve()
+        assert build_method(large).resolution == 32
+        l2 = build_method(TrainConfig(data="/imagenet", method="atas", image_size=224, norm="l2").resolve())
+        assert l2.rule["largest"] == pytest.approx(2 * 128 / 255)
+        assert l2.rule["low"] == pytest.approx(64 / 255)
+
+    def test_steps_follow_a_given_radius_and_number(self):
+        assert TrainConfig(data="cifar10", method="atta").resolve().step == 0.015
+        assert TrainConfig(data="cifar10", method="atta", steps=10).resolve().step is None
+        assert TrainConfig(data="cifar10", method="trades", eps=16 / 255).resolve().step is None
+
+    def test_large_pictures_need_their_size(self, tmp_path):
+        for split in ("train", "test"):
+            for name in ("a", "b"):
+                folder = tmp_path / split / name
+                folder.mkdir(parents=True)
+                for i in range(3):
+                    Image.new("RGB", (80, 80), (40 * i, 90, 10)).save(folder / f"{i}.png")
+        config = TrainConfig(data=str(tmp_path), root=tmp_path / "cache", method="atas", select="none").resolve()
+        with pytest.raises(ConfigError, match="give --image-size 80"):
+            set_up(config)
+
+    def test_epochs_that_a_method_never_gets_beyond(self):
+        config = TrainConfig(method="trades_awp", method_options=("warmup=10",), epochs=5).resolve()
+        with pytest.warns(UserWarning, match="warmup is 10 of 5 epochs"):
+            set_up(config)
 
     def test_papers(self):
         atas = TrainConfig(data="cifar10", method="atas").resolve()

@@ -75,6 +75,14 @@ def test_short_group_leaves_the_length_as_it_was(tiny):
     assert parts.optimizer.t == 4
 
 
+def test_steps_that_open_with_a_batch_of_their_own(tiny):
+    config = replace(tiny, optimizer_options=("L=4", "as_published=true")).resolve()
+    parts = set_up(config)
+    assert [len(group) for group in groups(parts.batches.epoch(0), parts.optimizer)] == [5, 1]
+    fit(config, parts, RunFolder.create(config))
+    assert (parts.optimizer.L, parts.optimizer.t) == (4, 4)
+
+
 def test_learns(tiny):
     config = replace(tiny, indices=None, batch_size=32, width=4, eps=0.05, epochs=4).resolve()
     run = RunFolder.create(config)

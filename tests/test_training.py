@@ -76,6 +76,11 @@ class TestLoop:
     def test_deterministic(self, tiny, finished, tmp_path):
         assert_same_files(train(tmp_path / "again", tiny), finished)
 
+    @pytest.mark.parametrize("every", [2, 3, 100])
+    def test_looking_seldom_changes_nothing(self, tiny, finished, tmp_path, monkeypatch, every):
+        monkeypatch.setattr(loop, "look_every", lambda device: every)
+        assert_same_files(train(tmp_path / "again", tiny), finished)
+
     def test_seed_counts(self, tiny, finished, tmp_path):
         other = load_file(train(tmp_path / "other", replace(tiny, seed=1, epochs=1)).last)
         assert not torch.equal(other["dense.weight"], load_file(finished.last)["dense.weight"])
@@ -216,6 +221,28 @@ class TestTrouble:
 
         monkeypatch.setattr(loop, "step", step)
         with pytest.raises(NonFiniteError, match=r"epoch 2, batch 1: .*last good weights are in .*last\.safetensors"):
+            fit(config, set_up(config), run)
+        model, info = load_checkpoint(run.last)
+        assert info.epoch == 0
+        assert all(p.isfinite().all() for p in model.parameters())
+        assert len(run.read_metrics()) == 1
+
+    @pytest.mark.parametrize("bad", [0, 1, 3])
+    def test_nan_loss_where_the_loop_looks_seldom(self, tiny, tmp_path, monkeypatch, bad):
+        """As on a GPU: the place is the right one, and nothing was written since."""
+        config, run = start(tmp_path / "run", tiny)
+        monkeypatch.setattr(loop, "look_every", lambda device: 3)
+        original, batches = loop.step, []
+
+        def step(config, parts, batch, epoch):
+            batches.append(epoch)
+            if len(batches) == BATCHES + bad + 1:
+                with torch.no_grad():
+                    parts.model.head.weight.fill_(float("nan"))
+            return original(config, parts, batch, epoch)
+
+        monkeypatch.setattr(loop, "step", step)
+        with pytest.raises(NonFiniteError, match=rf"epoch 2, batch {bad + 1}: .*last good weights are in .*last\.saf"):
             fit(config, set_up(config), run)
         model, info = load_checkpoint(run.last)
         assert info.epoch == 0

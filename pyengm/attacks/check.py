@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from pyengm.checks import require
 from pyengm.errors import DataError
 from pyengm.ops import Key
 
@@ -15,14 +16,21 @@ def check_batch(x: Tensor, y: Tensor) -> None:
         raise DataError(f"expected labels of shape {tuple(x.shape[:1])} in int64, got {tuple(y.shape)} in {y.dtype}")
     if x.numel() == 0:
         raise DataError("the batch is empty: there is nothing to attack")
-    low, high = (v.item() for v in x.detach().aminmax())
-    if not (low >= 0 and high <= 1):
-        raise DataError(
-            f"expected pictures with values in [0, 1], got values from {low:.4g} to {high:.4g}; "
-            "normalisation belongs into the model (pyengm.models.build(..., mean=, std=))"
-        )
-    if (least := y.min().item()) < 0:  # torch's cross-entropy ignores -100 without a word
-        raise DataError(f"expected labels of 0 or more, got {least}")
+    low, high = x.detach().aminmax()
+    require((low >= 0) & (high <= 1), _outside, low, high)
+    least = y.min()
+    require(least >= 0, _no_label, least)  # torch's cross-entropy ignores -100 without a word
+
+
+def _outside(low: Tensor, high: Tensor) -> DataError:
+    return DataError(
+        f"expected pictures with values in [0, 1], got values from {low.item():.4g} to {high.item():.4g}; "
+        "normalisation belongs into the model (pyengm.models.build(..., mean=, std=))"
+    )
+
+
+def _no_label(least: Tensor) -> DataError:
+    return DataError(f"expected labels of 0 or more, got {least.item()}")
 
 
 def check_extras(x: Tensor, start: Tensor | None, key: Key | None, out: Tensor | None) -> None:

@@ -45,6 +45,8 @@ class FOSCPGD:
     as the FOSC is above the threshold, as the comment beside it says, and not below.
     """
 
+    keyed = True  # takes key=, the random numbers to use
+
     def __init__(
         self, eps: float, step: float, steps: int, *, norm: str = "linf", random_start: bool = True, bn: str = "eval"
     ):

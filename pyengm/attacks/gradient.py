@@ -14,14 +14,15 @@ def input_gradient(
     """Gradient of sum_i loss(model(x), *targets)_i in x (n, ...), the losses (n,) and the logits (n, k), all detached.
 
     The sum, not the mean: every example's gradient keeps its own scale whatever the batch size. x itself, often a
-    caller's buffer, never needs a gradient. Logits in float16 are scaled up on the way back and down at the end.
+    caller's buffer, never needs a gradient. Where the logits are float16, or the `dtype` of the model is, gradients are
+    scaled up on the way back and down at the end.
     """
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(leaf)
         losses = loss(logits, *targets)
         total = losses.sum()
-    if logits.dtype == torch.float16:
+    if torch.float16 in (logits.dtype, getattr(model, "dtype", None)):
         (grad,) = torch.autograd.grad(total, leaf, torch.full_like(total, HALF_SCALE))
         grad /= HALF_SCALE
     else:

@@ -19,6 +19,7 @@ def attack_mode(model: nn.Module, bn: str) -> Iterator[None]:
     Linear layers then keep no input for one either; torch's convolutions keep theirs all the same.
     bn: "eval" (running statistics), "train" (batch statistics, running ones are updated by each forward pass) or
     "frozen" (batch statistics, running ones stay as they are). Everything is put back on leaving, by an error too.
+    The mode is that of all modules, of norm layers that were in evaluation mode by themselves too.
     Raises ConfigError for an unknown mode.
     """
     if bn not in BN_MODES:

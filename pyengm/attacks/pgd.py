@@ -1,6 +1,8 @@
 """Projected gradient descent (Madry et al. 2018) in L-infinity and L2, and FGSM and C&W as its special cases."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,16 @@ class PGD:
     bn: the model's mode during the attack, "eval", "train" or "frozen" (see `attack_mode`). With "eval" the restarts
     run as one batch; in the other modes, where the examples of a batch see each other, one after another.
     Raises ConfigError for numbers and names out of range, and for early_stop where examples see each other.
+
+    Two attributes, which a trainer may set, make the passes faster. stand_in: a model, and what runs in its place,
+    such as the same one compiled. replay: called as replay(form, function, x_adv, ...) in place of
+    function(x_adv, ...), which it may capture in a CUDA graph; not with restarts, nor with early_stop.
     """
+
+    stand_in: tuple[nn.Module, nn.Module] | None = None
+    replay: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+    keyed = True  # takes key=, the random numbers to use
 
     def __init__(
         self,
@@ -95,14 +106,17 @@ class PGD:
         if key is None and self.random_start and start is None:
             key = Key.fresh(len(x), x.device)
         out = empty_dense(x) if out is None else out
+        if self.stand_in is not None and model is self.stand_in[0]:
+            model = self.stand_in[1]
         with attack_mode(model, self.bn), torch.no_grad():
             target = log_softmax(model(x)) if self.relative else y
             if self.restarts > 1:
                 return self._best_of(model, out, x, y, target, key)
             self._first(out, x, start, key, draw=0)
-            last = self._ascend(model, out, x, y, target)
+            finite, last = self._run(model, out, x, y, target)
             if gradient is not None:
                 gradient.copy_(last)
+        check_finite(finite)
         return out
 
     def _first(self, x_adv: Tensor, x: Tensor, start: Tensor | None, key: Key | None, draw: int) -> Tensor:
@@ -112,14 +126,21 @@ class PGD:
             return x_adv.copy_(x)
         return self.threat.project_(torch.add(x, self.threat.uniform(x, key, draw=draw), out=x_adv), x)
 
-    def _ascend(self, model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor) -> Tensor | None:
-        """Moves x_adv in place; returns the gradient of the last step."""
+    def _run(self, model: nn.Module, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        if self.replay is None or self.early_stop:
+            return self._ascend(model, *tensors)
+        form = id(model), self.threat, self.step, self.steps, self.loss, self.bn
+        return self.replay(form, partial(self._ascend, model), *tensors)
+
+    def _ascend(self, model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Moves x_adv in place; returns a number that is finite if all was well, and the gradient of the last step."""
         still = x_adv, x, y, target  # of the examples that go on, which are rows `alive` of the batch
         alive = None
+        finite = 0.0
         for _ in range(self.steps):
             grad, losses, logits = input_gradient(model, still[0], self.loss, still[3])
             # The gradient too: a nan in it moves nothing, and the example would pass for a robust one.
-            finite = losses.sum() + grad.sum()
+            finite = finite + losses.sum() + grad.sum()
             if self.early_stop:
                 standing = logits.argmax(dim=1) == still[2]
                 if not standing.all():
@@ -132,8 +153,7 @@ class PGD:
             self.threat.step_(still[0], grad, still[1], self.step)
         if alive is not None:
             x_adv[alive] = still[0]
-        check_finite(finite)
-        return grad
+        return finite, grad
 
     def _best_of(self, model: nn.Module, out: Tensor, x: Tensor, y: Tensor, target: Tensor, key: Key) -> Tensor:
         """Of all restarts the best point of every example, written to out."""
@@ -143,7 +163,7 @@ class PGD:
             runs = [self._first(empty_dense(x), x, None, key, draw) for draw in range(first, first + together)]
             x_adv = torch.cat(runs)
             many = [torch.cat([t] * together) for t in (x, y, target)]
-            self._ascend(model, x_adv, *many)
+            check_finite(self._ascend(model, x_adv, *many)[0])
             score = self._score(model, x_adv, *many[1:]).view(together, -1)
             top, run = score.max(dim=0)
             chosen = x_adv.view(together, *x.shape)[run, torch.arange(len(x), device=x.device)]

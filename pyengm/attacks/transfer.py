@@ -4,8 +4,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyengm.attacks.pgd import PGD
-
 
 class Transfer:
     """Attacks `surrogate` with `attack`, whatever model is under attack, which is never run.
@@ -24,4 +22,4 @@ class Transfer:
     @property
     def keyed(self) -> bool:
         """Does it take `key`, the random numbers to use? Attacks of the PGD family do."""
-        return isinstance(self.attack, PGD)
+        return getattr(self.attack, "keyed", False)

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pyengm.attacks import PGD, attack_mode
-from pyengm.attacks.transfer import Transfer
+from pyengm.attacks import attack_mode
 from pyengm.data import Batches, ImageData
 from pyengm.errors import NonFiniteError
 from pyengm.evaluation.suite import Attack
@@ -26,7 +25,7 @@ def correct(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: i
     )
     for batch in pictures.epoch(0):
         x = batch.x
-        if isinstance(attack, PGD) or (isinstance(attack, Transfer) and attack.keyed):
+        if getattr(attack, "keyed", False):
             x = attack(model, x, batch.y, key=Key(seed, 0, batch.index))
         elif attack is not None:
             x = attack(model, x, batch.y)

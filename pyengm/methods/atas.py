@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import Threat, attack_mode
 from pyengm.attacks.check import check_batch
@@ -118,12 +117,14 @@ class ATAS(AttackMethod):
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
         x_adv = self.as_input(x_adv)
         logits = model(x_adv)
-        return Outcome(F.cross_entropy(logits, y, reduction="none"), x_adv, logits)
+        return Outcome(cross_entropy(logits, y), x_adv, logits)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.store is None else {"store": self.store.state_dict(), "v": self.v}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state and self.store is None:
+            raise ConfigError("ATAS keeps something for every picture: call prepare(Examples(...)) before the state")
         if state:
             self.store.load_state_dict(state["store"])
             load_(self.v, state["v"], "the average of the gradients")

@@ -1,14 +1,14 @@
 """ATTA, adversarial training with transferable adversarial examples (Zheng et al. 2020)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import PGD
-from pyengm.attacks.losses import kl_divergence, log_softmax
+from pyengm.attacks.losses import cross_entropy, kl_divergence, log_softmax
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, Examples, Outcome, known_pictures
@@ -53,6 +53,8 @@ class ATTA(AttackMethod):
             raise ConfigError(f"reset is {reset}; expected a number of epochs, 1 or more")
         climbed = "kl" if loss == "trades" and not as_published else "ce"
         step = eps / (2 if steps == 1 else 4) if step is None else step
+        if not (math.isfinite(beta) and beta >= 0):
+            raise ConfigError(f"beta is {beta}; expected a finite number >= 0, such as 6")
         self.attack = PGD(eps, step, steps, norm=norm, loss=climbed, bn=bn)
         self.threat, self.reset, self.loss, self.beta = self.attack.threat, reset, loss, beta
         self.dtype, self.resolution = dtype, resolution
@@ -79,15 +81,17 @@ class ATTA(AttackMethod):
         x_adv = self.as_input(x_adv)
         if self.loss == "ce":
             logits = model(x_adv)
-            return Outcome(F.cross_entropy(logits, y, reduction="none"), x_adv, logits)
+            return Outcome(cross_entropy(logits, y), x_adv, logits)
         natural, logits = model(x), model(x_adv)
         robust = kl_divergence(logits, log_softmax(natural))
-        return Outcome(F.cross_entropy(natural, y, reduction="none") + self.beta * robust, x_adv, logits)
+        return Outcome(cross_entropy(natural, y) + self.beta * robust, x_adv, logits)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.store is None else {"store": self.store.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state and self.store is None:
+            raise ConfigError("ATTA keeps something for every picture: call prepare(Examples(...)) before the state")
         if state:
             self.store.load_state_dict(state["store"])
 

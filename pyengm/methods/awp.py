@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks.mode import running_statistics_kept
+from pyengm.checks import require
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError, NonFiniteError
 from pyengm.methods.base import AttackMethod, Examples, Outcome
@@ -27,7 +28,7 @@ class AWP(AttackMethod):
     norm. The outcome's graph is at w + v, and so is the optimiser's step, weight decay included, as in the authors'
     code; `undo` then takes v off, to rounding.
     base: such as PGDAT or TRADES. gamma: the size of v relative to w, >= 0.
-    warmup: the epochs at the start that go without; `start_epoch` says which epoch it is.
+    warmup: the epochs at the start that go without; the key says which epoch it is, or `start_epoch`.
     Raises ConfigError for numbers out of range, a base without an attack, and models with no such weights;
     NonFiniteError where g is not finite. After an error the weights are where they were.
     Source: Wu et al. 2020, Sec. 4.
@@ -53,7 +54,13 @@ class AWP(AttackMethod):
         self.base.input_gradients = value
 
     def key_for(self, x: Tensor, key: Key | None) -> Key:
+        if key is not None:
+            self.epoch = key.epoch
         return self.base.key_for(x, key)
+
+    @property
+    def changes_gradients(self) -> bool:
+        return self.base.changes_gradients
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
         return self.base.perturb(model, x, y, key, transform)
@@ -66,9 +73,11 @@ class AWP(AttackMethod):
         @torch.no_grad()
         def undo() -> None:
             torch._foreach_sub_(weights, moves)
+            torch.clear_autocast_cache()
 
         with torch.no_grad():
             torch._foreach_add_(weights, moves)
+        torch.clear_autocast_cache()  # a caller's autocast may hold the weights of before in 16 bits
         try:
             return replace(self.base.outcome(model, x, x_adv, y), undo=undo)
         except BaseException:
@@ -85,8 +94,7 @@ class AWP(AttackMethod):
             total = self.base.outcome(model, x, x_adv, y).losses.sum()
             grads = torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True)
         lengths = torch.stack(torch._foreach_norm(grads))
-        if not math.isfinite(lengths.sum().item()):
-            raise NonFiniteError("the gradient that AWP follows is nan or infinite: look at the model's outputs")
+        require(lengths.sum().isfinite(), _not_finite)
         lengths = lengths.where(lengths > 0, 1.0)  # no gradient, no move
         scales = self.gamma * torch.stack(torch._foreach_norm([w.detach() for w in weights])) / lengths
         return weights, [g * scale for g, scale in zip(grads, scales, strict=True)]
@@ -110,6 +118,10 @@ class AWP(AttackMethod):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.epoch = state["epoch"]
         self.base.load_state_dict(state["base"])
+
+
+def _not_finite() -> NonFiniteError:
+    return NonFiniteError("the gradient that AWP follows is nan or infinite: look at the model's outputs")
 
 
 class PGDATAWP(AWP):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import Threat
+from pyengm.attacks.check import check_extras
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
 from pyengm.ops import Key
@@ -54,12 +55,14 @@ class Method(ABC):
     double_backward: whether the losses contain a gradient, so that their graph holds derivatives of derivatives.
     one_pass: whether a batch gives one outcome, and changes_gradients: whether `before_step` changes the gradients;
     optimisers with a closure serve only methods with one outcome and gradients as they are.
+    restarts_at: the epoch at whose start the weights go back to the first ones, if there is one.
     """
 
     input_gradients = False
     double_backward = False
     one_pass = False
     changes_gradients = False
+    restarts_at: int | None = None
 
     def as_input(self, x: Tensor) -> Tensor:
         """The pictures x as they go into the model for the losses."""
@@ -88,7 +91,7 @@ class Method(ABC):
         """Called when the gradients of an update are complete."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the method keeps across batches; empty for most."""
+        """What the method keeps across batches, its tensors themselves, as torch's modules do; empty for most."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -135,7 +138,8 @@ class AttackMethod(OnePass):
         """The losses of pictures x and adversarial pictures x_adv in the model as it is."""
 
     def key_for(self, x: Tensor, key: Key | None) -> Key:
-        """The given key, or a fresh one for anonymous pictures."""
+        """The given key, or a fresh one for anonymous pictures. Raises DataError for a key of another length."""
+        check_extras(x, None, key, None)
         return Key.fresh(len(x), x.device) if key is None else key
 
 

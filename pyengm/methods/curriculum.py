@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import PGD
+from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
 from pyengm.errors import CheckpointError, ConfigError
 from pyengm.methods.base import AttackMethod, Outcome
@@ -75,7 +75,7 @@ class Curriculum(AttackMethod):
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
         x_adv = self.as_input(x_adv)
         logits = model(x_adv)
-        return Outcome(F.cross_entropy(logits, y, reduction="none"), x_adv, logits)
+        return Outcome(cross_entropy(logits, y), x_adv, logits)
 
     def _attack(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, k: int) -> Tensor:
         if k == 0:

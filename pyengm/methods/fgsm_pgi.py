@@ -105,6 +105,8 @@ class FGSMPGI(OnePass):
         return {"delta": self.delta.state_dict(), "momentum": self.momentum.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state and self.delta is None:
+            raise ConfigError("FGSMPGI keeps something for every picture: call prepare(Examples(...)) before the state")
         if state:
             self.delta.load_state_dict(state["delta"])
             self.momentum.load_state_dict(state["momentum"])

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import PGD, attack_mode
 from pyengm.attacks.check import check_batch, check_extras
@@ -80,7 +79,7 @@ class FGSMRS(AttackMethod):
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
         x_adv = self.as_input(x_adv)
         logits = model(x_adv)
-        return Outcome(F.cross_entropy(logits, y, reduction="none"), x_adv, logits)
+        return Outcome(cross_entropy(logits, y), x_adv, logits)
 
     def _step(self, x_adv: Tensor, grad: Tensor, x: Tensor, v: Tensor) -> None:
         """Moves x_adv (n, ...) and v (n,) in place."""

@@ -1,9 +1,9 @@
 """Weak attacks early, strong ones later, in their plainest form (Wang et al. 2019)."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import FGSM, PGD
+from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
 from pyengm.methods.base import Outcome
@@ -44,4 +44,4 @@ class FGSMThenPGD(EpochAttack):
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
         x_adv = self.as_input(x_adv)
         logits = model(x_adv)
-        return Outcome(F.cross_entropy(logits, y, reduction="none"), x_adv, logits)
+        return Outcome(cross_entropy(logits, y), x_adv, logits)

@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
 from pyengm.attacks import Threat, attack_mode
@@ -85,7 +84,7 @@ class GradAlign(OnePass):
             self.threat.step_(x_adv, first, x, self.step)
         x_adv = self.as_input(x_adv)
         logits = model(x_adv)  # before the second gradient, as the authors' code has it
-        losses = F.cross_entropy(logits, y, reduction="none")
+        losses = cross_entropy(logits, y)
         near = x + self.threat.uniform(x, key, purpose=Purpose.SECOND)
         second = self._gradient(model, near, y)
         return Outcome(losses + self.weight * misaligned(first, second), x_adv, logits)
@@ -113,13 +112,14 @@ class GradAlign(OnePass):
 
 def misaligned(first: Tensor, second: Tensor) -> Tensor:
     """(n / m) (1 - cos(first_i, second_i)) for gradients (n, ...), and 0 where one of the two is zero: m are not."""
-    first, second = first.flatten(1), second.flatten(1)
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    first, second = first.flatten(1).double(), second.flatten(1).double()  # squares of 1e-23 are 0 in float32
     with torch.no_grad():
         valid = (first.norm(dim=1) > 0) & (second.norm(dim=1) > 0)
     # Examples of zeros are replaced before the division, not after: its derivative would be nan.
     first, second = (t.where(valid[:, None], 1.0) for t in (first, second))
     cosine = (first / first.norm(dim=1, keepdim=True) * (second / second.norm(dim=1, keepdim=True))).sum(1)
-    return (1 - cosine) * valid * (len(valid) / valid.sum().clamp(min=1))
+    return ((1 - cosine) * valid * (len(valid) / valid.sum().clamp(min=1))).to(dtype)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Natural training: no adversary."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
 from pyengm.methods.base import OnePass, Outcome
 from pyengm.ops import Key
@@ -16,4 +16,4 @@ class Natural(OnePass):
     ) -> Outcome:
         x = self.as_input(x)
         logits = model(x)
-        return Outcome(F.cross_entropy(logits, y, reduction="none"), x, logits)
+        return Outcome(cross_entropy(logits, y), x, logits)

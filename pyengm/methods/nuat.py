@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import BN_MODES, Threat, attack_mode
 from pyengm.attacks.check import check_batch, check_extras
@@ -77,6 +76,11 @@ class NuAT(AttackMethod):
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
         self.epoch, self.batches = epoch, 0
 
+    def key_for(self, x: Tensor, key: Key | None) -> Key:
+        if key is not None and key.epoch != self.epoch:
+            self.start_epoch(None, key.epoch)
+        return super().key_for(x, key)
+
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
         check_batch(x, y)
         check_extras(x, None, key, None)
@@ -95,7 +99,7 @@ class NuAT(AttackMethod):
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
         x_adv = self.as_input(x_adv)
         natural, logits = model(x), model(x_adv)
-        losses = F.cross_entropy(natural, y, reduction="none") + self._smoothness(natural - logits)
+        losses = cross_entropy(natural, y) + self._smoothness(natural - logits)
         return Outcome(losses, x_adv, logits)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """PGD adversarial training (Madry et al. 2018)."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import PGD
+from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
 from pyengm.methods.base import AttackMethod, Outcome
 from pyengm.ops import Key
@@ -27,4 +27,4 @@ class PGDAT(AttackMethod):
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
         x_adv = self.as_input(x_adv)
         logits = model(x_adv)
-        return Outcome(F.cross_entropy(logits, y, reduction="none"), x_adv, logits)
+        return Outcome(cross_entropy(logits, y), x_adv, logits)

@@ -4,7 +4,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import PGD, attack_mode
 from pyengm.attacks.check import check_batch, check_extras
@@ -58,7 +57,7 @@ class SSAT(AttackMethod):
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
         x_adv = self.as_input(x_adv)
         logits = model(x_adv)
-        return Outcome(F.cross_entropy(logits, y, reduction="none"), x_adv, logits)
+        return Outcome(cross_entropy(logits, y), x_adv, logits)
 
     def _shorten(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, right: Tensor) -> Tensor:
         """The points to train on; right: (n,) bool, examples whose start was classified rightly."""

@@ -48,4 +48,5 @@ def train_step(
                 outcome.undo()
         if outcome.update:
             optimizer.zero_grad()
+            torch.clear_autocast_cache()  # a caller's autocast may hold the weights of before in 16 bits
     return used

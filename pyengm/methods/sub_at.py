@@ -57,13 +57,14 @@ class SubAT(PGDAT):
         super().__init__(eps, step, steps, norm=norm, bn=bn)
         self.sampling = max(1, round(epochs * (65 / 105 if fast else 100 / 140))) if sampling is None else sampling
         self.dimension = (80 if fast else 100) if dimension is None else dimension
-        if not 0 < self.sampling < epochs:
+        if not 0 < self.sampling < epochs or self.sampling != int(self.sampling):
             raise ConfigError(
                 f"epochs and sampling are {epochs} and {self.sampling}; "
                 "expected at least one epoch that takes snapshots, and at least one more"
             )
-        if self.dimension < 1:
+        if self.dimension < 1 or self.dimension != int(self.dimension):
             raise ConfigError(f"dimension is {dimension}; expected at least 1")
+        self.restarts_at = self.sampling
         self.later = PGD(2 * eps, 2 * step, 1, norm=norm, bn=bn) if fast else self.attack
         self.pictures = 0  # in an epoch
         self.epoch: int | None = None

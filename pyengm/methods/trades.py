@@ -1,12 +1,14 @@
 """TRADES (Zhang et al. 2019)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import PGD
-from pyengm.attacks.losses import kl_divergence, log_softmax
+from pyengm.attacks.losses import cross_entropy, kl_divergence, log_softmax
 from pyengm.data import CropFlip
+from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, Outcome
 from pyengm.methods.noise import near
 from pyengm.ops import Key
@@ -35,6 +37,8 @@ class TRADES(AttackMethod):
         bn: str = "eval",
         as_published: bool = False,
     ):
+        if not (math.isfinite(beta) and beta >= 0):
+            raise ConfigError(f"beta is {beta}; expected a finite number >= 0, such as 6")
         self.attack = PGD(eps, eps / 4 if step is None else step, steps, norm=norm, loss="kl", bn=bn)
         self.threat, self.beta, self.as_published = self.attack.threat, beta, as_published
 
@@ -48,4 +52,4 @@ class TRADES(AttackMethod):
             with torch.no_grad():
                 model(x)
         robust = kl_divergence(logits, log_softmax(natural))
-        return Outcome(F.cross_entropy(natural, y, reduction="none") + self.beta * robust, x_adv, logits)
+        return Outcome(cross_entropy(natural, y) + self.beta * robust, x_adv, logits)

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import Threat, attack_mode
-from pyengm.attacks.check import check_batch
+from pyengm.attacks.check import check_batch, check_extras
 from pyengm.attacks.layout import dense
+from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
 from pyengm.methods.base import Method, Outcome
@@ -57,6 +57,7 @@ class YOPO(Method):
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
     ) -> Iterator[Outcome]:
         check_batch(x, y)
+        check_extras(x, None, key, None)
         x = dense(x.detach())
         key = Key.fresh(len(x), x.device) if key is None else key
         x_adv = self.threat.project_(x + self.threat.uniform(x, key), x)
@@ -65,7 +66,7 @@ class YOPO(Method):
             inputs = self.as_input(x_adv)
             with at_first_layer(model, self.first_layer, taken.hook):
                 logits = model(inputs)
-            losses = F.cross_entropy(logits, y, reduction="none")
+            losses = cross_entropy(logits, y)
             taken.hook_losses(losses)
             yield Outcome(losses, inputs, logits, update=False)
             slope = taken.slope()  # -p

@@ -12,7 +12,8 @@ from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
 from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, defaults_of, knobs_of
 from pyengm.pergrad import NORMS as GRAD_NORMS
-from pyengm.training.options import defaults_for, hint, parse_options, parse_pixels
+from pyengm.training.options import defaults_for, hint, merge_options, parse_options, parse_pixels
+from pyengm.training.precision import PRECISIONS
 from pyengm.training.recipes import recipe_for
 from pyengm.training.schedule import SCHEDULES
 
@@ -21,6 +22,8 @@ ALL_OPTIMIZERS = OPTIMIZERS | CLOSURE_OPTIMIZERS
 
 SELECTIONS = ("val", "none", "test")
 ON_CATASTROPHE = ("warn", "stop")
+# Their whole attack is one call of PGD, which can be compiled, captured in a CUDA graph, and scaled for float16.
+PGD_METHODS = ("pgd_at", "trades", "mart", "pgd_at_awp", "trades_awp", "mart_awp", "fgsm_rs")
 
 Pixels = Annotated[
     float,
@@ -109,13 +112,21 @@ class TrainConfig:
     select: str | None = None
     """What chooses the best checkpoint: val (held-out training pictures), none (the last is best), or test."""
     attacks: tuple[str, ...] = ()
-    """Further attacks of the final evaluation: fgsm, pgd10, pgd50, cw."""
+    """Further attacks of the final evaluation: fgsm, pgd10, pgd50, cw, deepfool, apgd_ce, apgd_t, fab_t, square."""
     autoattack_pictures: int | None = None
     """Test pictures for AutoAttack, spread evenly over the test set (else the recipe's number, else all)."""
     seed: int = 0
     """Seed of the weights, the order, the augmentation and the noise."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ... (auto: cuda where there is one)."""
+    precision: str = "float32"
+    """Of the model in training: float32, bf16 (faster on GPUs) or fp16 (for GPUs without bf16). Parameters, losses and
+    steps are float32 in all of them, and so is every evaluation."""
+    cuda_graphs: bool | None = None
+    """Launch the training attack as one CUDA graph (else where a GPU and the method allow it, without fp16); if True,
+    the pass for the weights too, where it is the same for every batch: not with AWP, fp16, or engm with batch norm."""
+    compile: bool = False
+    """Run the training attack through torch.compile: a minute or more at the start, faster steps after it."""
     threads: int | None = None
     """Threads on the CPU (else torch's choice); the last bits of a run on the CPU depend on it."""
     out: Path | None = None
@@ -135,6 +146,7 @@ class TrainConfig:
             ("schedule", self.schedule, SCHEDULES),
             ("select", self.select, SELECTIONS),
             ("catastrophe", self.catastrophe, ON_CATASTROPHE),
+            ("precision", self.precision, PRECISIONS),
         ):
             if value is not None and value not in known:
                 raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}{hint(value, known)}")
@@ -160,8 +172,13 @@ class TrainConfig:
             if getattr(self, name) is not None and argument not in taken:
                 raise ConfigError(f"method {self.method} takes no {name}; its options: {', '.join(taken) or 'none'}")
         parse_options(self.method_options or (), METHODS[self.method], "method_options")
-        recipe = recipe_for(self.data, self.method, self.norm, self.image_size)
-        optimizer = ALL_OPTIMIZERS[self.optimizer or recipe["optimizer"]]
+        recipe = self._recipe()
+        name = self.optimizer or recipe["optimizer"]
+        optimizer = ALL_OPTIMIZERS[name]
+        if self.precision == "fp16" and (self.method not in ("natural", *PGD_METHODS) or name in CLOSURE_OPTIMIZERS):
+            raise ConfigError(
+                f"precision fp16 scales the losses, which {self.method} with {name} does not allow for; use bf16"
+            )
         parse_options(self.optimizer_options or (), optimizer, "optimizer_options")
         for name, knob in knobs_of(optimizer).items():
             if getattr(self, name, None) is not None:
@@ -169,16 +186,24 @@ class TrainConfig:
 
     def resolve(self) -> "TrainConfig":
         """The same run with every option that was left open filled in from the recipe."""
-        recipe = recipe_for(self.data, self.method, self.norm, self.image_size)
+        recipe = self._recipe()
         taken = defaults_for(METHODS[self.method])
         if taken.get("steps") != 10:  # the recipe's number is for attacks of many steps
             recipe["steps"] = taken.get("steps")
+        if self.steps is not None:
+            recipe["step"] = None  # the recipe's belongs to its own number of steps
         recipe["attack_bn"] = taken.get("bn")
         recipe |= defaults_of(ALL_OPTIMIZERS[self.optimizer or recipe["optimizer"]])
-        epochs = recipe["epochs"] if self.epochs is None else self.epochs
-        recipe["milestones"] = tuple(round(m * epochs / recipe["epochs"]) for m in recipe["milestones"])
+        share = (recipe["epochs"] if self.epochs is None else self.epochs) / recipe["epochs"]
+        recipe["milestones"] = tuple(sorted({max(1, round(share * epoch)) for epoch in recipe["milestones"]}))
         recipe = {"eps": recipe["radii"][self.norm], **recipe}
-        return replace(self, **{k: v for k, v in recipe.items() if k in _NAMES and getattr(self, k) is None})
+        filled = replace(self, **{k: v for k, v in recipe.items() if k in _NAMES and getattr(self, k) is None})
+        return replace(filled, method_options=merge_options(recipe["method_options"], filled.method_options))
+
+    def _recipe(self) -> dict[str, Any]:
+        return recipe_for(
+            self.data, self.method, self.norm, image_size=self.image_size, eps=self.eps, epochs=self.epochs
+        )
 
     def threats(self) -> list[Threat]:
         """The threat model of the run first, then the other norm with the recipe's radius."""

@@ -19,7 +19,9 @@ def takes_closures(optimizer: ExampleSGD) -> bool:
 def groups(batches: Iterable[Batch], optimizer: ExampleSGD) -> Iterator[list[Batch]]:
     """The batches of an epoch, as many at a time as an update takes; the last group may be short."""
     batches = iter(batches)
-    size = max(optimizer.L, 1) if takes_closures(optimizer) else 1
+    size = 1
+    if takes_closures(optimizer) and optimizer.L:
+        size = optimizer.L + optimizer.as_published  # whose step opens with a batch of its own
     while group := list(islice(batches, size)):
         yield group
 
@@ -39,7 +41,8 @@ def closure_step(
 
     length = optimizer.L
     try:
-        optimizer.L = min(length, len(group))  # the last group of an epoch may be short
+        if length:
+            optimizer.L = len(group) - optimizer.as_published  # the last group of an epoch may be short
         optimizer.step(closure)
     finally:
         optimizer.L = length

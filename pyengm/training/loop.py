@@ -1,16 +1,16 @@
 """The training loop."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyengm.checks import Checks
 from pyengm.data import Batch
 from pyengm.errors import NonFiniteError
 from pyengm.evaluation import accuracy, attack_named
-from pyengm.methods import Used, train_step
 from pyengm.models import CheckpointInfo
 from pyengm.ops import Key
 from pyengm.training.catastrophe import is_catastrophe, training_accuracy
@@ -20,17 +20,18 @@ from pyengm.training.progress import Progress
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.setup import Parts
 from pyengm.training.stop import Interrupted, StopRequest
+from pyengm.training.sums import measure, no_sums, read_sums, write_sums
 
-SUMS = ("pictures", "loss", "robust", "clipped")  # what is added up over the batches of an epoch
+LOOK_EVERY = 20  # batches of a GPU
 
 
 @dataclass
 class Position:
     """Where a run stands: the next batch, the sums over the batches of its epoch so far, the best accuracy yet."""
 
+    sums: Tensor  # (4,), see `SUMS`
     epoch: int = 0
     batch: int = 0
-    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     best: float = -math.inf
     train_pgd: float | None = None  # accuracy under PGD on some training pictures, after the last epoch
     stopped: bool = False  # for good, by catastrophic overfitting
@@ -41,68 +42,70 @@ def fit(config: TrainConfig, parts: Parts, run: RunFolder) -> None:
 
     Raises Interrupted after Ctrl-C, with the state saved, and NonFiniteError when a loss is nan or infinite; the
     files of the epochs before stay as they are.
+    A step never waits for a GPU. What it checks is read every `LOOK_EVERY` batches and before anything is written.
     """
     at = restore(parts, run)
+    every = look_every(parts.device)
     with StopRequest() as stop, Progress(config.epochs, len(parts.batches)) as progress:
         for epoch in range(at.epoch, config.epochs):
             if at.stopped:
                 return
             progress.start(epoch, at.batch)
-            parts.model.train()
+            parts.network.train()
             if at.batch == 0:
-                parts.method.start_epoch(parts.model, epoch)
+                parts.method.start_epoch(parts.network, epoch)
+            checks = Checks()
             for group in groups(parts.batches.epoch(epoch, start=at.batch), parts.optimizer):
                 try:
-                    add(at.sums, step(config, parts, group, epoch))
+                    with checks.at(f"epoch {epoch + 1}, batch {at.batch + 1}"):
+                        at.sums += step(config, parts, group, epoch)
+                    at.batch += len(group)
+                    asked = stop.asked
+                    if asked or at.batch % every < len(group) or at.batch == len(parts.batches):
+                        checks.read()
+                        progress.step(read_sums(at.sums), at.batch)
                 except NonFiniteError as error:
-                    raise NonFiniteError(f"epoch {epoch + 1}, batch {at.batch + 1}: {error}. {left(run)}") from error
-                at.batch += len(group)
-                progress.step(at.sums, len(group))
-                if stop.asked:
+                    raise NonFiniteError(f"{error}. {left(run)}") from error
+                if asked:
                     save_state(parts, run, at)
                     raise Interrupted(f"stopped after batch {at.batch} of epoch {epoch + 1}; {how_to_resume(run)}")
             finish_epoch(config, parts, run, at, progress)
 
 
-def step(config: TrainConfig, parts: Parts, group: list[Batch], epoch: int) -> dict[str, float]:
-    """One batch, or the several of an optimiser with an inner loop: attack, per-example losses, weights, update."""
+def look_every(device: torch.device) -> int:
+    """Batches from one look at what a device has computed to the next; the host waits for each."""
+    return 1 if device.type == "cpu" else LOOK_EVERY
+
+
+def step(config: TrainConfig, parts: Parts, group: list[Batch], epoch: int) -> Tensor:
+    """One batch, or the several of an optimiser with an inner loop: attack, per-example losses, weights, update.
+
+    Returns the sums over its pictures, (4,).
+    """
     keys = [Key(config.seed, epoch, batch.index) for batch in group]
     if takes_closures(parts.optimizer):
-        used = closure_step(parts.method, parts.model, parts.optimizer, group, keys)
+        used = closure_step(parts.method, parts.network, parts.optimizer, group, keys)
     else:
         (batch,), (key,) = group, keys
-        used = train_step(parts.method, parts.model, parts.optimizer, batch.x, batch.y, key, batch.transform)
+        used = parts.train_step(
+            *(parts.method, parts.network, parts.optimizer, batch.x, batch.y, key, batch.transform),
+            scaler=parts.scaler,
+        )
     for _ in group:
         parts.schedule.step()
     return measure(used, torch.cat([batch.y for batch in group]))
 
 
-def measure(used: Used, y: Tensor) -> dict[str, float]:
-    """Sums over all pictures of all passes that classify; y: (n,) labels of the pictures, or of each pass's in turn."""
-    sums = dict.fromkeys(SUMS, 0.0)
-    place = 0
-    for outcome, weights in used:
-        if outcome.logits is None:
-            continue
-        n = len(outcome.losses)
-        labels = y[place : place + n] if len(y) > n else y
-        place += n
-        sums["pictures"] += n
-        sums["loss"] += outcome.losses.detach().double().sum().item()
-        sums["robust"] += (outcome.logits.argmax(dim=1) == labels).sum().item()
-        sums["clipped"] += 0 if weights is None else (weights.weights < 1).sum().item()
-    return sums
-
-
 def finish_epoch(config: TrainConfig, parts: Parts, run: RunFolder, at: Position, progress: Progress) -> None:
     """Measures the held-out pictures, then writes metrics, checkpoints and, last of all, the state."""
-    pictures = at.sums["pictures"]
+    sums = read_sums(at.sums)
+    pictures = sums["pictures"]
     row = {
         "epoch": at.epoch,
         "lr": parts.schedule.get_last_lr()[0],
-        "loss": at.sums["loss"] / pictures,
-        "train_robust": at.sums["robust"] / pictures,
-        "clipped": at.sums["clipped"] / pictures,
+        "loss": sums["loss"] / pictures,
+        "train_robust": sums["robust"] / pictures,
+        "clipped": sums["clipped"] / pictures,
     }
     score = math.inf
     if parts.held_out is not None:
@@ -111,6 +114,8 @@ def finish_epoch(config: TrainConfig, parts: Parts, run: RunFolder, at: Position
         row["natural"] = accuracy(parts.model, parts.held_out, None, **measured)
         row["robust"] = accuracy(parts.model, parts.held_out, attack, **measured)
         score = row["natural"] if config.method == "natural" else row["robust"]
+    if at.epoch == parts.method.restarts_at:
+        at.train_pgd = None  # the weights are young again, and no match for those of before
     if config.method != "natural":
         row["train_pgd"] = training_accuracy(config, parts, at.epoch)
         row["catastrophe"] = is_catastrophe(at.train_pgd, row["train_pgd"])
@@ -125,7 +130,7 @@ def finish_epoch(config: TrainConfig, parts: Parts, run: RunFolder, at: Position
         run.save_weights(run.best, parts.model, info)
     run.save_weights(run.last, parts.model, info)
     parts.method.finish_epoch(parts.model, row)
-    at.epoch, at.batch, at.sums, at.best = at.epoch + 1, 0, dict.fromkeys(SUMS, 0.0), max(at.best, score)
+    at.epoch, at.batch, at.sums, at.best = at.epoch + 1, 0, no_sums(parts.device), max(at.best, score)
     save_state(parts, run, at)
     progress.finish(row)
 
@@ -133,7 +138,7 @@ def finish_epoch(config: TrainConfig, parts: Parts, run: RunFolder, at: Position
 def stop_for_good(parts: Parts, run: RunFolder, at: Position, row: dict[str, Any], progress: Progress) -> None:
     """Ends the run before the weights of this epoch are written: best and last stay those of before."""
     run.add_metrics(row | {"best": False})
-    at.epoch, at.batch, at.sums, at.stopped = at.epoch + 1, 0, dict.fromkeys(SUMS, 0.0), True
+    at.epoch, at.batch, at.sums, at.stopped = at.epoch + 1, 0, no_sums(parts.device), True
     save_state(parts, run, at)
     progress.finish(row | {"best": False})
     progress.say(f"catastrophic overfitting: stopped, and {run.last} holds the weights from before this epoch")
@@ -145,11 +150,12 @@ def save_state(parts: Parts, run: RunFolder, at: Position) -> None:
     cuda = torch.cuda.get_rng_state(parts.device) if parts.device.type == "cuda" else None
     run.save_state(
         {
-            "position": vars(at),
+            "position": vars(at) | {"sums": read_sums(at.sums)},
             "model": parts.model.state_dict(),
             "optimizer": parts.optimizer.state_dict(),
             "schedule": parts.schedule.state_dict(),
             "method": parts.method.state_dict(),
+            "scaler": None if parts.scaler is None else parts.scaler.state_dict(),
             "generator": torch.get_rng_state(),
             "cuda_generator": cuda,
         }
@@ -159,22 +165,21 @@ def save_state(parts: Parts, run: RunFolder, at: Position) -> None:
 def restore(parts: Parts, run: RunFolder) -> Position:
     """Puts a saved state back and returns where it stands; the start where none was saved."""
     state = run.load_state(parts.model, parts.device)
-    at = Position() if state is None else Position(**state["position"])
+    at = Position(no_sums(parts.device))
+    if state is not None:
+        at = Position(**state["position"] | {"sums": write_sums(state["position"]["sums"], parts.device)})
     run.cut_metrics(at.epoch)
     if state is not None:
         parts.model.load_state_dict(state["model"])
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.schedule.load_state_dict(state["schedule"])
         parts.method.load_state_dict(state["method"])
+        if parts.scaler is not None:
+            parts.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["generator"].cpu())
         if parts.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_generator"].cpu(), parts.device)
     return at
-
-
-def add(sums: dict[str, float], new: dict[str, float]) -> None:
-    for name in sums:
-        sums[name] += new[name]
 
 
 def left(run: RunFolder) -> str:

@@ -43,6 +43,7 @@ def takes(kind: type, argument: str) -> bool:
 def parse_options(words: Sequence[str], kind: Callable, option: str) -> dict[str, Any]:
     """Words "name=value" as keyword arguments of a class. Raises ConfigError for names and values that do not fit."""
     known = {name: default for name, default in defaults_for(kind).items() if name not in BY_NAME}
+    annotations = {p.name: str(p.annotation) for p in inspect.signature(kind).parameters.values()}
     parsed = {}
     for word in words:
         name, equals, text = word.partition("=")
@@ -54,12 +55,18 @@ def parse_options(words: Sequence[str], kind: Callable, option: str) -> dict[str
         value = _value(text)
         if isinstance(known[name], torch.dtype):
             value = getattr(torch, text, None)
-            if not isinstance(value, torch.dtype):
-                raise ConfigError(f"{option} has {word!r}; expected a type of torch, such as float16")
+            if not (isinstance(value, torch.dtype) and value.is_floating_point):
+                raise ConfigError(f"{option} has {word!r}; expected a floating-point type of torch, such as float16")
         parsed[name] = value
-        if isinstance(value, str) and isinstance(known[name], (bool, int, float)):
+        if not _fits(value, known[name], annotations.get(name)):
             raise ConfigError(f"{option} has {word!r}; expected a value like the default, {name}={known[name]}")
     return parsed
+
+
+def merge_options(words: Sequence[str], over: Sequence[str]) -> tuple[str, ...]:
+    """The words of both; where both name an option, that of `over`."""
+    named = {word.partition("=")[0]: word for word in (*words, *over)}
+    return tuple(named.values())
 
 
 def _value(text: str) -> Any:
@@ -73,6 +80,19 @@ def _value(text: str) -> Any:
         return parse_pixels(text)
     except (ValueError, ZeroDivisionError):
         return text  # a name; the class checks it
+
+
+def _fits(value: Any, default: Any, annotation: str | None) -> bool:
+    """Whether a value is of the default's type, or of that which a default of None stands for."""
+    if isinstance(default, (bool, torch.dtype)) or default is inspect.Parameter.empty:
+        return isinstance(value, type(default)) or default is inspect.Parameter.empty
+    if value is None:
+        return default is None
+    if isinstance(default, int) or (default is None and "int" in str(annotation) and "float" not in str(annotation)):
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(default, float) or (default is None and "float" in str(annotation)):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return True
 
 
 def hint(value: str, known: Iterable[str]) -> str:

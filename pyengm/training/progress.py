@@ -32,10 +32,10 @@ class Progress:
         self._bars.update(self._epochs, completed=epoch)
         self._bars.reset(self._batches, completed=batch)
 
-    def step(self, sums: Mapping[str, float], batches: int) -> None:
+    def step(self, sums: Mapping[str, float], batch: int) -> None:
         pictures = sums["pictures"]
         note = f"loss {sums['loss'] / pictures:.3f}  train {100 * sums['robust'] / pictures:.1f} %"
-        self._bars.update(self._batches, advance=batches, note=note)
+        self._bars.update(self._batches, completed=batch, note=note)
 
     def finish(self, row: Mapping[str, float]) -> None:
         line = f"epoch {row['epoch'] + 1:3d}  loss {row['loss']:.3f}  train {_per_cent(row['train_robust'])}"

@@ -37,11 +37,19 @@ RECIPES: dict[str, dict[str, Any]] = {
         "autoattack_pictures": 100,
         "radii": {"linf": 0.2, "l2": 0.5},
     },
-    "mnist": {**DEFAULT_RECIPE, "model": "cnn4", "lr": 0.01, "epochs": 50, "radii": {"linf": 0.3, "l2": 2.0}},
+    "mnist": {
+        **DEFAULT_RECIPE,
+        "model": "cnn4",
+        "lr": 0.01,
+        "epochs": 50,
+        "milestones": (20, 40),
+        "radii": {"linf": 0.3, "l2": 2.0},
+    },
     "svhn": {**DEFAULT_RECIPE, "lr": 0.01},
 }
 
 # The authors' own, for CIFAR-10; milestones count epochs from 0. Methods that are not here keep the data set's recipe.
+# Curriculum's authors use Adam; it has the recipe of the paper that it was compared in (Wang et al. 2019).
 TRADES_EPS = {"eps": 0.031, "step": 0.007}  # the authors' rounding of 8/255 and 2/255; in L-infinity only
 DYNAMIC = {"lr": 0.01, "weight_decay": 1e-4, "epochs": 120, "milestones": (60, 100)}
 ONE_STEP = {"epochs": 30, "milestones": (24, 28), "select": "none"}
@@ -97,42 +105,54 @@ LARGE_RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 LARGE = 64  # pixels
+BOUNDS = ("largest", "low", "high")
 GREY_DATA = ("digits", "mnist", "fashionmnist")  # their own recipe serves every method
 
 
-def recipe_for(data: str, method: str = "pgd_at", norm: str = "linf", image_size: int | None = None) -> dict[str, Any]:
-    """The recipe of a data set (folders have the default one) with what the method's authors changed."""
+def recipe_for(
+    data: str,
+    method: str = "pgd_at",
+    norm: str = "linf",
+    *,
+    image_size: int | None = None,
+    eps: float | None = None,
+    epochs: int | None = None,
+) -> dict[str, Any]:
+    """The recipe of a data set (folders have the default one) with what the method's authors changed.
+
+    eps, epochs: those of the run where they are not the recipe's; what is counted in them follows.
+    """
     recipe = dict(RECIPES.get(data, DEFAULT_RECIPE))
     if method not in ("natural", "pgd_at"):
         recipe["optimizer"] = "msgd"
     if data in GREY_DATA:
-        return recipe | _in_short(recipe, method, norm)
+        radius = recipe["radii"][norm] if eps is None else eps
+        return recipe | _in_short(recipe, method, norm, radius, recipe["epochs"] if epochs is None else epochs)
     large = image_size is not None and image_size >= LARGE
-    own = LARGE_RECIPES.get(method) or METHOD_RECIPES.get(method, {}) if large else METHOD_RECIPES.get(method, {})
-    if norm != "linf":  # their radius and step are those of the other norm
+    own = dict(LARGE_RECIPES.get(method) or METHOD_RECIPES.get(method, {}) if large else METHOD_RECIPES.get(method, {}))
+    if norm != "linf":  # radius, step and bounds of steps are those of the other norm
         own = {name: value for name, value in own.items() if name not in ("eps", "step")}
+        if "method_options" in own:
+            own["method_options"] = tuple(o for o in own["method_options"] if o.partition("=")[0] not in BOUNDS)
+    if eps is not None:
+        own.pop("step", None)  # the method's own multiple of eps
     return recipe | own
 
 
-def _in_short(recipe: dict[str, Any], method: str, norm: str) -> dict[str, Any]:
+def _in_short(recipe: dict[str, Any], method: str, norm: str, eps: float, epochs: int) -> dict[str, Any]:
     """What the published options become where a run is short and the ball is large: shares of the epochs and of eps."""
-    epochs, eps, lr = recipe["epochs"], recipe["radii"][norm], recipe["lr"]
+    lr = recipe["lr"]
     warmup = (f"warmup={epochs // 4}",)  # weight perturbations from the start keep a network from learning anything
+    sizes = (f"largest={2 * eps:g}", f"low={eps / 2:g}", f"high={1.75 * eps:g}") if norm == "linf" else ()
     changes: dict[str, dict[str, Any]] = {
         "pgd_at_awp": {"method_options": warmup},
         "trades_awp": {"method_options": warmup},
-        "mart_awp": {"method_options": warmup},
+        "mart": {"lr": lr / 4},
+        "mart_awp": {"lr": lr / 4, "method_options": warmup},
         "fgsm_then_pgd": {"method_options": (f"fgsm_epochs={epochs // 6}",)},
         "curriculum": {"method_options": (f"patience={max(epochs // 12, 1)}", "accuracy=0.9")},
         "grad_align": {"method_options": ("weight=0.2",)},
-        "atas": {
-            "method_options": (
-                f"warmup={epochs // 6}",
-                f"largest={2 * eps:g}",
-                f"low={eps / 2:g}",
-                f"high={1.75 * eps:g}",
-            )
-        },
+        "atas": {"method_options": (f"warmup={epochs // 6}", *sizes)},
         "free_at": {"lr": lr / 4, "method_options": ("replays=4",)},
         "yopo": {"lr": 0.4 * lr},  # it adds up the gradients of five passes: the authors' 0.04 for 0.1
     }

@@ -1,6 +1,7 @@
 """From options to the parts of a run."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +12,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyengm.data import Batches, ImageData, load, split_validation
 from pyengm.errors import ConfigError
-from pyengm.methods import METHODS, Examples, Method
+from pyengm.methods import AWP, METHODS, Examples, Method, Used, train_step
 from pyengm.models import build, in_fast_layout, layout_of
 from pyengm.optim import CLOSURE_OPTIMIZERS, ExampleSGD, knobs_of
-from pyengm.training.config import ALL_OPTIMIZERS, TrainConfig
+from pyengm.training.config import ALL_OPTIMIZERS, PGD_METHODS, TrainConfig
+from pyengm.training.graphs import Replay
 from pyengm.training.options import parse_options, takes
+from pyengm.training.precision import in_precision, scaler_for
+from pyengm.training.recipes import LARGE, LARGE_RECIPES
+from pyengm.training.replayed_step import ReplayedStep, is_replayable
 from pyengm.training.schedule import build_schedule
 
 
 @dataclass
 class Parts:
-    """What the loop works with. held_out: pictures that choose the best checkpoint, or None."""
+    """What the loop works with.
+
+    held_out: pictures that choose the best checkpoint, or None. network: the model as training steps run it, in mixed
+    precision say; its parameters are the model's. scaler: of the losses in fp16, else None. train_step: that of
+    `pyengm.methods`, or one that gives the same.
+    """
 
     device: torch.device
     batches: Batches
@@ -29,9 +39,12 @@ class Parts:
     test: ImageData
     model: nn.Module
     model_options: dict[str, Any]
+    network: nn.Module
     method: Method
     optimizer: ExampleSGD
     schedule: torch.optim.lr_scheduler.LambdaLR
+    scaler: torch.amp.GradScaler | None
+    train_step: Callable[..., Used]
 
 
 def set_up(config: TrainConfig) -> Parts:
@@ -41,6 +54,7 @@ def set_up(config: TrainConfig) -> Parts:
     held_out = {"val": None, "none": None, "test": test}[config.select]
     if config.select == "val":
         train, held_out = split_validation(train)
+    check_recipe(config, train)
     height, width = train.shape[1:]
     if height != width:
         raise ConfigError(f"the models take square pictures, {train.name} has {height}x{width}; give --image-size")
@@ -53,8 +67,11 @@ def set_up(config: TrainConfig) -> Parts:
         "width": config.width,
     }
     torch.manual_seed(config.seed)
-    model = in_fast_layout(build(**model_options).to(device), device)
+    half = config.precision != "float32"
+    model = in_fast_layout(build(**model_options).to(device), device, half=half)
+    network = in_precision(model, config.precision)
     method = build_method(config)
+    speed_up(config, method, network, device)
     optimizer = build_optimizer(config, model, method)
     batches = Batches(
         train,
@@ -84,7 +101,50 @@ def set_up(config: TrainConfig) -> Parts:
             device=device,
         )
     )
-    return Parts(device, batches, held_out, test, model, model_options, method, optimizer, schedule)
+    scaler = scaler_for(config.precision, device)
+    step = train_step
+    if config.cuda_graphs and scaler is None and not isinstance(method, AWP) and is_replayable(optimizer, model):
+        step = ReplayedStep(Replay(config.batch_size))
+    for name in ("warmup", "fgsm_epochs"):
+        if getattr(method, name, 0) >= config.epochs:
+            warnings.warn(
+                f"{name} is {getattr(method, name)} of {config.epochs} epochs: {config.method} will not get beyond it; "
+                f"give --method-options {name}=...",
+                stacklevel=2,
+            )
+    return Parts(
+        device, batches, held_out, test, model, model_options, network, method, optimizer, schedule, scaler, step
+    )
+
+
+def speed_up(config: TrainConfig, method: Method, network: nn.Module, device: torch.device) -> None:
+    """Compiles the network for the method's attack, and has the attack captured in a CUDA graph, as the options say.
+
+    Raises ConfigError for options that would change nothing.
+    """
+    served = config.method in PGD_METHODS and not getattr(method, "adaptive", False)
+    for name in ("compile", "cuda_graphs"):
+        if getattr(config, name) and not served:
+            raise ConfigError(
+                f"{name} is for attacks that are PGD alone, as of {', '.join(PGD_METHODS)}; {config.method} has none"
+            )
+    if config.cuda_graphs and device.type != "cuda":
+        raise ConfigError(f"cuda_graphs needs a CUDA device; the training is to run on {device}")
+    attack = getattr(method, "base", method).attack if served else None
+    if config.compile:
+        attack.stand_in = network, torch.compile(network)
+    by_default = served and device.type == "cuda" and config.precision != "fp16"
+    if by_default if config.cuda_graphs is None else config.cuda_graphs:
+        attack.replay = Replay(config.batch_size)
+
+
+def check_recipe(config: TrainConfig, data: ImageData) -> None:
+    """Raises ConfigError for large pictures whose size no option tells, where a method has a recipe for them."""
+    if config.method in LARGE_RECIPES and config.image_size is None and data.image_size >= LARGE:
+        raise ConfigError(
+            f"the pictures of {data.name} have {data.image_size} pixels, and {config.method} has a recipe for large "
+            f"ones: give --image-size {data.image_size}, from which it is known"
+        )
 
 
 def load_split(config: TrainConfig, split: str) -> ImageData:
