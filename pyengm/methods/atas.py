@@ -16,7 +16,7 @@ from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.mode import BN_MODES
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
-from pyengm.methods.base import AttackMethod, Examples, Outcome, known_pictures
+from pyengm.methods.base import AttackMethod, Examples, known_pictures
 from pyengm.methods.store import Store, load_
 from pyengm.ops import Key, Purpose, atas_step_, row_norms
 
@@ -113,11 +113,6 @@ class ATAS(AttackMethod):
             self.v[rows] = v.to(self.v)
         self.store.write(rows, x_adv - x, transform)
         return x_adv
-
-    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
-        x_adv = self.as_input(x_adv)
-        logits = model(x_adv)
-        return Outcome(cross_entropy(logits, y), x_adv, logits)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.store is None else {"store": self.store.state_dict(), "v": self.v}

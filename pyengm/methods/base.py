@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyengm.attacks import Threat
 from pyengm.attacks.check import check_extras
+from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
 from pyengm.ops import Key
@@ -133,9 +134,11 @@ class AttackMethod(OnePass):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
         """The adversarial pictures (n, ...), new memory: the graph of the losses needs them until its backward."""
 
-    @abstractmethod
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
-        """The losses of pictures x and adversarial pictures x_adv in the model as it is."""
+        """The losses of pictures x and adversarial pictures x_adv in the model as it is: L_i = CE(f(x'_i), y_i)."""
+        x_adv = self.as_input(x_adv)
+        logits = model(x_adv)
+        return Outcome(cross_entropy(logits, y), x_adv, logits)
 
     def key_for(self, x: Tensor, key: Key | None) -> Key:
         """The given key, or a fresh one for anonymous pictures. Raises DataError for a key of another length."""

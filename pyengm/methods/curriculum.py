@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import PGD
-from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
 from pyengm.errors import CheckpointError, ConfigError
-from pyengm.methods.base import AttackMethod, Outcome
+from pyengm.methods.base import AttackMethod
 from pyengm.ops import Key, Purpose, philox_uniform
 
 FITTED = 0.9  # training accuracy above which a strength counts as learned, once the held-out one stands still
@@ -71,11 +70,6 @@ class Curriculum(AttackMethod):
                 if len(part)
             ]
         )
-
-    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
-        x_adv = self.as_input(x_adv)
-        logits = model(x_adv)
-        return Outcome(cross_entropy(logits, y), x_adv, logits)
 
     def _attack(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, k: int) -> Tensor:
         if k == 0:

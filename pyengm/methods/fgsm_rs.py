@@ -16,7 +16,7 @@ from pyengm.attacks.layout import empty_dense
 from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
-from pyengm.methods.base import AttackMethod, Examples, Outcome, known_pictures
+from pyengm.methods.base import AttackMethod, Examples, known_pictures
 from pyengm.methods.store import Store
 from pyengm.ops import Key, atas_step_
 
@@ -75,11 +75,6 @@ class FGSMRS(AttackMethod):
         self._step(x_adv, grad, x, v)
         self.store.values[rows] = v.view(-1, 1, 1, 1).to(self.store.values)
         return x_adv
-
-    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
-        x_adv = self.as_input(x_adv)
-        logits = model(x_adv)
-        return Outcome(cross_entropy(logits, y), x_adv, logits)
 
     def _step(self, x_adv: Tensor, grad: Tensor, x: Tensor, v: Tensor) -> None:
         """Moves x_adv (n, ...) and v (n,) in place."""

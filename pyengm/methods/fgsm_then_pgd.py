@@ -3,10 +3,8 @@
 from torch import Tensor, nn
 
 from pyengm.attacks import FGSM, PGD
-from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
-from pyengm.methods.base import Outcome
 from pyengm.methods.dynamic import EpochAttack
 from pyengm.ops import Key
 
@@ -40,8 +38,3 @@ class FGSMThenPGD(EpochAttack):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
         attack = self.weak if key.epoch < self.fgsm_epochs else self.strong
         return attack(model, x, y, key=key)
-
-    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
-        x_adv = self.as_input(x_adv)
-        logits = model(x_adv)
-        return Outcome(cross_entropy(logits, y), x_adv, logits)

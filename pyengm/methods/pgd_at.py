@@ -3,9 +3,8 @@
 from torch import Tensor, nn
 
 from pyengm.attacks import PGD
-from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
-from pyengm.methods.base import AttackMethod, Outcome
+from pyengm.methods.base import AttackMethod
 from pyengm.ops import Key
 
 
@@ -23,8 +22,3 @@ class PGDAT(AttackMethod):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
         return self.attack(model, x, y, key=key)
-
-    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
-        x_adv = self.as_input(x_adv)
-        logits = model(x_adv)
-        return Outcome(cross_entropy(logits, y), x_adv, logits)

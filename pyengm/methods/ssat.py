@@ -13,7 +13,7 @@ from pyengm.attacks.layout import empty_dense
 from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
-from pyengm.methods.base import AttackMethod, Outcome
+from pyengm.methods.base import AttackMethod
 from pyengm.ops import Key
 
 
@@ -53,11 +53,6 @@ class SSAT(AttackMethod):
             check_finite(losses, grad)
             self.threat.step_(x_adv, grad, x, self.attack.step)
             return self._shorten(model, x, x_adv, y, logits.argmax(dim=1) == y)
-
-    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
-        x_adv = self.as_input(x_adv)
-        logits = model(x_adv)
-        return Outcome(cross_entropy(logits, y), x_adv, logits)
 
     def _shorten(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, right: Tensor) -> Tensor:
         """The points to train on; right: (n,) bool, examples whose start was classified rightly."""
