@@ -97,7 +97,7 @@ class TestWhereTheyCannotRun:
             conv_dispatch.gram(*operands(), WINDOW)
 
     @pytest.mark.parametrize("missing", ["triton", "pyengm._cuda"])
-    def test_installation_without(self, missing):
+    def test_installation_without(self, missing, tmp_path):
         """The ops work, and on CUDA their kernels do not ask for nvcc."""
         code = f"""
 import sys; sys.modules[{missing!r}] = None
@@ -110,7 +110,8 @@ try:
 except ValueError as error:
     assert "needs cuda tensors" in str(error)
 """
-        subprocess.run([sys.executable, "-c", code], check=True)
+        # Elsewhere than in a checkout, whose pyengm/ has no kernels/ in it.
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
 class TestModel:

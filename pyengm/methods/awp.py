@@ -28,7 +28,7 @@ class AWP(AttackMethod):
     norm. The outcome's graph is at w + v, and so is the optimiser's step, weight decay included, as in the authors'
     code; `undo` then takes v off, to rounding.
     base: such as PGDAT or TRADES. gamma: the size of v relative to w, >= 0.
-    warmup: the epochs at the start that go without; the key says which epoch it is, or `start_epoch`.
+    warmup: the epochs at the start that go without; `start_epoch` says which epoch it is, else the key.
     Raises ConfigError for numbers out of range, a base without an attack, and models with no such weights;
     NonFiniteError where g is not finite. After an error the weights are where they were.
     Source: Wu et al. 2020, Sec. 4.
@@ -43,6 +43,7 @@ class AWP(AttackMethod):
         if warmup < 0:
             raise ConfigError(f"warmup is {warmup}; expected a number of epochs >= 0")
         self.base, self.gamma, self.warmup, self.epoch = base, gamma, warmup, 0
+        self.told = False  # the epoch, by start_epoch
         self.threat, self.double_backward = base.threat, base.double_backward
 
     @property
@@ -54,7 +55,7 @@ class AWP(AttackMethod):
         self.base.input_gradients = value
 
     def key_for(self, x: Tensor, key: Key | None) -> Key:
-        if key is not None:
+        if key is not None and not self.told:
             self.epoch = key.epoch
         return self.base.key_for(x, key)
 
@@ -103,7 +104,7 @@ class AWP(AttackMethod):
         self.base.prepare(examples)
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
-        self.epoch = epoch
+        self.epoch, self.told = epoch, True
         self.base.start_epoch(model, epoch)
 
     def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> None:
@@ -116,7 +117,7 @@ class AWP(AttackMethod):
         return {"epoch": self.epoch, "base": self.base.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.epoch = state["epoch"]
+        self.epoch, self.told = state["epoch"], True
         self.base.load_state_dict(state["base"])
 
 

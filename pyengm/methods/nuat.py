@@ -67,6 +67,7 @@ class NuAT(AttackMethod):
         self.step, self.steps, self.bn, self.divisor, self.as_published = step, steps, bn, divisor, as_published
         self.slope, self.ramp = slope, max(epochs - 10, 1) if steps == 1 else epochs
         self.epoch = self.batches = 0  # batches: of this epoch so far
+        self.told = False  # the epoch, by start_epoch
 
     @property
     def weight(self) -> float:
@@ -74,11 +75,11 @@ class NuAT(AttackMethod):
         return self.slope * min(self.epoch / self.ramp, 1)
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
-        self.epoch, self.batches = epoch, 0
+        self.epoch, self.batches, self.told = epoch, 0, True
 
     def key_for(self, x: Tensor, key: Key | None) -> Key:
-        if key is not None and key.epoch != self.epoch:
-            self.start_epoch(None, key.epoch)
+        if key is not None and key.epoch != self.epoch and not self.told:
+            self.epoch, self.batches = key.epoch, 0
         return super().key_for(x, key)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
@@ -106,7 +107,7 @@ class NuAT(AttackMethod):
         return {"epoch": self.epoch, "batches": self.batches}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.epoch, self.batches = state["epoch"], state["batches"]
+        self.epoch, self.batches, self.told = state["epoch"], state["batches"], True
 
     def _start(self, x: Tensor, key: Key) -> Tensor:
         radius = self.threat.eps / 2
