@@ -16,7 +16,7 @@ def train(out: Path, *options: str) -> tuple[dict, float]:
     """Results and seconds of `pyengm train` in a process of its own."""
     start = time.monotonic()
     command = [sys.executable, "-c", "import sys; from pyengm.cli import main; sys.exit(main())", "train", *options]
-    subprocess.run([*command, "--out", str(out)], check=True, env=os.environ | {"COLUMNS": "100"})
+    subprocess.run([*command, "--out", str(out)], check=True, cwd=out.parent, env=os.environ | {"COLUMNS": "100"})
     return json.loads((out / "results.json").read_text()), time.monotonic() - start
 
 

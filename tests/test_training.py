@@ -188,7 +188,7 @@ class TestResume:
         )
 
         def run(out: Path, *more: str) -> subprocess.Popen:
-            return subprocess.Popen([sys.executable, "-c", script, *options, "--out", str(out), *more])
+            return subprocess.Popen([sys.executable, "-c", script, *options, "--out", str(out), *more], cwd=tmp_path)
 
         assert run(tmp_path / "whole").wait() == 0
         killed = 0
