@@ -1,63 +1,10 @@
 """One PGD step in the L-infinity ball, in place: one read of three tensors, one write."""
 
-import math
-
-import torch
 from torch import Tensor
 
-from pyengm.ops import reference
-from pyengm.ops._layout import (
-    address,
-    bump_version,
-    check_dense,
-    check_per_example,
-    check_same,
-    check_separate,
-    in_layout_of,
-    row_size,
-)
-from pyengm.ops._register import STORAGE_SUFFIX, Op, fail, require_no_grad
+from pyengm.ops._pgd_step import pgd_step_op
 
-NAME = "pgd_linf_step_"
-
-
-def _check(x_adv, grad, x, step, eps, lo, hi, steps, mask) -> None:
-    check_dense(NAME, "x_adv", x_adv)
-    check_same(NAME, x_adv, grad=grad, x=x)
-    check_per_example(NAME, x_adv, step=steps)
-    check_per_example(NAME, x_adv, torch.bool, mask=mask)
-    if not math.isfinite(step):
-        fail(NAME, "a finite step", step)
-    if not eps >= 0:
-        fail(NAME, "eps >= 0", eps)
-    if not lo <= hi:
-        fail(NAME, "lo <= hi", (lo, hi))
-    require_no_grad(NAME, x_adv, grad, x, steps)
-
-
-def _native(call, x_adv, grad, x, step, eps, lo, hi, steps, mask) -> None:
-    if x_adv.numel() == 0:
-        return
-    grad, x = in_layout_of(grad, x_adv), in_layout_of(x, x_adv)
-    check_separate(NAME, {"x_adv": x_adv}, {"grad": grad, "x": x})
-    steps = steps if steps is None else steps.contiguous()
-    mask = mask if mask is None else mask.contiguous()
-    call(
-        f"pgd_linf_step_{STORAGE_SUFFIX[x_adv.dtype]}",
-        *(x_adv.data_ptr(), grad.data_ptr(), x.data_ptr(), x_adv.shape[0], row_size(x_adv), step, eps, lo, hi),
-        *(address(steps), address(mask)),
-    )
-    bump_version(x_adv)
-
-
-_op = Op(
-    "pgd_linf_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, float step, float eps, float lo, float hi, "
-    "Tensor? steps, Tensor? mask) -> ()",
-    check=_check,
-    fake=lambda *args: None,
-    reference=reference.pgd_linf_step_,
-    native=_native,
-)
+_op = pgd_step_op("pgd_linf_step_", sums_rows=False)
 
 
 def pgd_linf_step_(

@@ -87,10 +87,8 @@ def step(config: TrainConfig, parts: Parts, group: list[Batch], epoch: int) -> T
         used = closure_step(parts.method, parts.network, parts.optimizer, group, keys)
     else:
         (batch,), (key,) = group, keys
-        used = parts.train_step(
-            *(parts.method, parts.network, parts.optimizer, batch.x, batch.y, key, batch.transform),
-            scaler=parts.scaler,
-        )
+        pictures = batch.x, batch.y, key, batch.transform
+        used = parts.train_step(parts.method, parts.network, parts.optimizer, *pictures, scaler=parts.scaler)
     for _ in group:
         parts.schedule.step()
     return measure(used, torch.cat([batch.y for batch in group]))
