@@ -41,7 +41,6 @@ class TestResolve:
             "width",
             "autoattack_pictures",
             "threads",
-            "cuda_graphs",
             "out",
             "config",
         }

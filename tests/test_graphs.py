@@ -360,16 +360,16 @@ class TestOptions:
             set_up(replace(tiny, cuda_graphs=True, device="cpu").resolve())
         assert set_up(replace(tiny, device="cpu").resolve()).method.attack.replay is None
 
-    def test_defaults_on_a_gpu(self, tiny, monkeypatch):
+    def test_captures_on_a_gpu_where_asked_to(self, tiny):
         for options, expected in (
-            ({}, True),
-            ({"precision": "bf16"}, True),
-            ({"precision": "fp16"}, False),
+            ({}, False),
+            ({"precision": "bf16"}, False),
+            ({"cuda_graphs": True}, True),
+            ({"precision": "bf16", "cuda_graphs": True}, True),
             ({"precision": "fp16", "cuda_graphs": True}, True),
-            ({"cuda_graphs": False}, False),
         ):
             config = replace(tiny, **options).resolve()
-            parts = set_up(replace(config, cuda_graphs=None, device="cpu"))
+            parts = set_up(replace(config, cuda_graphs=False, device="cpu"))
             speed_up(config, parts.method, parts.network, torch.device("cuda"))
             assert (parts.method.attack.replay is not None) == expected, options
 

@@ -122,9 +122,9 @@ class TrainConfig:
     precision: str = "float32"
     """Of the model in training: float32, bf16 (faster on GPUs) or fp16 (for GPUs without bf16). Parameters, losses and
     steps are float32 in all of them, and so is every evaluation."""
-    cuda_graphs: bool | None = None
-    """Launch the training attack as one CUDA graph (else where a GPU and the method allow it, without fp16); if True,
-    the pass for the weights too, where it is the same for every batch: not with AWP, fp16, or engm with batch norm."""
+    cuda_graphs: bool = False
+    """Launch the training attack as one CUDA graph, and the pass for the weights too, where it is the same for every
+    batch: not with AWP, fp16, or engm with batch norm."""
     compile: bool = False
     """Run the training attack through torch.compile: a minute or more at the start, faster steps after it."""
     threads: int | None = None

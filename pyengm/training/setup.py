@@ -133,8 +133,7 @@ def speed_up(config: TrainConfig, method: Method, network: nn.Module, device: to
     attack = getattr(method, "base", method).attack if served else None
     if config.compile:
         attack.stand_in = network, torch.compile(network)
-    by_default = served and device.type == "cuda" and config.precision != "fp16"
-    if by_default if config.cuda_graphs is None else config.cuda_graphs:
+    if config.cuda_graphs:
         attack.replay = Replay(config.batch_size)
 
 
