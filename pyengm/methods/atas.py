@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from pyengm.attacks.mode import BN_MODES
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, Examples, known_pictures
-from pyengm.methods.store import Store, load_
+from pyengm.methods.store import Store
 from pyengm.ops import Key, Purpose, atas_step_, row_norms
 
 
@@ -84,11 +84,12 @@ class ATAS(AttackMethod):
         self.warmup, self.reset, self.epochs, self.bn = warmup, reset, epochs, bn
         self.dtype, self.resolution = dtype, resolution
         self.store: Store | None = None
-        self.v: Tensor | None = None  # (N,), by rows of the store
+        self.v: Store | None = None  # of one number per picture
 
     def prepare(self, examples: Examples) -> None:
         self.store = Store(examples, dtype=self.dtype, resolution=self.resolution, bound=self.threat.eps)
-        self.v = self.store.values.new_zeros(len(examples.index), dtype=torch.promote_types(self.dtype, torch.float32))
+        wide = torch.promote_types(self.dtype, torch.float32)
+        self.v = Store(replace(examples, shape=(1, 1, 1), padding=0), dtype=wide)
         self.store.fill(0, self._first)
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
@@ -108,21 +109,14 @@ class ATAS(AttackMethod):
         if key.epoch < self.warmup:
             self.threat.step_(x_adv, grad, x, self.threat.eps)
         else:
-            v = self.v[rows].to(x)
+            v = self.v.numbers(rows, x)
             self._step(x_adv, grad, x, v)
-            self.v[rows] = v.to(self.v)
+            self.v.set_numbers(rows, v)
         self.store.write(rows, x_adv - x, transform)
         return x_adv
 
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self.store is None else {"store": self.store.state_dict(), "v": self.v}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state and self.store is None:
-            raise ConfigError("ATAS keeps something for every picture: call prepare(Examples(...)) before the state")
-        if state:
-            self.store.load_state_dict(state["store"])
-            load_(self.v, state["v"], "the average of the gradients")
+    def stores(self) -> Mapping[str, Store]:
+        return {} if self.store is None else {"store": self.store, "v": self.v}
 
     def _first(self, like: Tensor, key: Key) -> Tensor:
         return self.threat.uniform(like, key, purpose=Purpose.STORE)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,14 +85,8 @@ class ATTA(AttackMethod):
         robust = kl_divergence(logits, log_softmax(natural))
         return Outcome(cross_entropy(natural, y) + self.beta * robust, x_adv, logits)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self.store is None else {"store": self.store.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state and self.store is None:
-            raise ConfigError("ATTA keeps something for every picture: call prepare(Examples(...)) before the state")
-        if state:
-            self.store.load_state_dict(state["store"])
+    def stores(self) -> Mapping[str, Store]:
+        return {} if self.store is None else {"store": self.store}
 
 
 def _first(like: Tensor, key: Key) -> Tensor:

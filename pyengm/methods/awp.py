@@ -113,12 +113,15 @@ class AWP(AttackMethod):
     def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.base.before_step(model, optimizer)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "base": self.base.state_dict()}
+    def stores(self) -> Mapping[str, Store]:
+        return self.base.stores()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def own_state(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "base": self.base.own_state()}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
         self.epoch, self.told = state["epoch"], True
-        self.base.load_state_dict(state["base"])
+        self.base.load_own_state(state["base"])
 
 
 def _not_finite() -> NonFiniteError:

@@ -12,7 +12,9 @@ from pyengm.attacks import Threat
 from pyengm.attacks.check import check_extras
 from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
-from pyengm.errors import ConfigError
+from pyengm.errors import CheckpointError, ConfigError
+from pyengm.methods.examples import Examples
+from pyengm.methods.store import Store
 from pyengm.ops import Key
 
 
@@ -31,22 +33,6 @@ class Outcome:
     logits: Tensor | None
     update: bool = True
     undo: Callable[[], None] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """The training pictures that a method may keep something for.
-
-    index: (N,) int64, their identities, as in `Key.index`. shape: (C, H, W). padding: pixels by which augmentation
-    shifts at most. batches: per epoch. seed: of the run. device: where a store is to live.
-    """
-
-    index: Tensor
-    shape: tuple[int, int, int]
-    padding: int = 0
-    batches: int = 0
-    seed: int = 0
-    device: torch.device | str = "cpu"
 
 
 class Method(ABC):
@@ -91,12 +77,39 @@ class Method(ABC):
     def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Called when the gradients of an update are complete."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the method keeps across batches, its tensors themselves, as torch's modules do; empty for most."""
+    def stores(self) -> Mapping[str, Store]:
+        """What is kept for every training picture, by name, once `prepare` was called; each process has its share."""
         return {}
 
+    def own_state(self) -> dict[str, Any]:
+        """What else is kept across batches, its tensors themselves, as torch's modules do; empty for most."""
+        return {}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `own_state` gave."""
+        if state:
+            raise ConfigError(
+                f"{type(self).__name__} has no place for the saved {', '.join(state)}; if it keeps something for every "
+                "picture, call prepare(Examples(...)) before the state"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the method keeps: `own_state`, and the stores by name."""
+        return self.own_state() | {name: store.state_dict() for name, store in self.stores().items()}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Puts back what `state_dict` gave; an empty one, from before `prepare`, leaves the stores as they are.
+
+        Raises ConfigError where `prepare` was not called, CheckpointError for the state of other pictures.
+        """
+        own, stores = dict(state), self.stores()
+        if own and not stores.keys() <= own.keys():
+            raise CheckpointError(f"the state has no {', '.join(stores.keys() - own.keys())}: it is another method's")
+        saved = {name: own.pop(name) for name in stores if name in own}
+        for name, state in saved.items():
+            stores[name].load_state_dict(state)
+        if own or not saved:
+            self.load_own_state(own)
 
 
 class OnePass(Method):

@@ -100,10 +100,10 @@ class Curriculum(AttackMethod):
             model.load_state_dict(self.best)
             self.k, self.age = self.k + 1, 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         return {"k": self.k, "age": self.age, "scores": dict(self.scores), "best": self.best}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
         if not 0 <= state["k"] <= self.steps:
             raise CheckpointError(
                 f"the saved state is at k = {state['k']}, above the {self.steps} steps of this method"

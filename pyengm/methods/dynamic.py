@@ -34,10 +34,10 @@ class EpochAttack(AttackMethod):
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
         self.epoch = epoch
 
-    def state_dict(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         return {"epoch": self.epoch}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
         self.epoch = state["epoch"]
 
 

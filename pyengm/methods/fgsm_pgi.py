@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,17 +98,8 @@ class FGSMPGI(OnePass):
         drift = (_wide(logits) - _wide(before)).square().mean(dim=1)
         return Outcome(self._smoothed(logits, y) + self.pull * drift, x_adv, logits)
 
-    def state_dict(self) -> dict[str, Any]:
-        if self.delta is None:
-            return {}
-        return {"delta": self.delta.state_dict(), "momentum": self.momentum.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state and self.delta is None:
-            raise ConfigError("FGSMPGI keeps something for every picture: call prepare(Examples(...)) before the state")
-        if state:
-            self.delta.load_state_dict(state["delta"])
-            self.momentum.load_state_dict(state["momentum"])
+    def stores(self) -> Mapping[str, Store]:
+        return {} if self.delta is None else {"delta": self.delta, "momentum": self.momentum}
 
     def _first(self, like: Tensor, key: Key) -> Tensor:
         radius = min(self.step, self.threat.eps)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +70,9 @@ class FGSMRS(AttackMethod):
             grad, losses, _ = input_gradient(model, x_adv, partial(cross_entropy, y=y))
         check_finite(losses, grad)
         rows = self.store.rows(key.index)
-        v = self.store.values[rows].flatten().to(x)
+        v = self.store.numbers(rows, x)
         self._step(x_adv, grad, x, v)
-        self.store.values[rows] = v.view(-1, 1, 1, 1).to(self.store.values)
+        self.store.set_numbers(rows, v)
         return x_adv
 
     def _step(self, x_adv: Tensor, grad: Tensor, x: Tensor, v: Tensor) -> None:
@@ -85,11 +84,5 @@ class FGSMRS(AttackMethod):
         if not linf:
             self.threat.step_(x_adv, grad, x, sizes)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {} if self.store is None else self.store.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state:
-            if self.store is None:
-                raise ConfigError("the saved state is for adaptive steps, and prepare(Examples(...)) was not called")
-            self.store.load_state_dict(state)
+    def stores(self) -> Mapping[str, Store]:
+        return {} if self.store is None else {"v": self.store}

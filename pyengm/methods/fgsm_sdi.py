@@ -147,7 +147,7 @@ class FGSMSDI(AttackMethod):
             self.generator = Generator(channels).to(device)
         self.adam = torch.optim.Adam(self.generator.parameters(), self.rate, weight_decay=self.decay, maximize=True)
 
-    def state_dict(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         if self.generator is None:
             return {"batches": self.batches}
         return {
@@ -156,7 +156,7 @@ class FGSMSDI(AttackMethod):
             "adam": self.adam.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
         self.batches = state["batches"]
         if "generator" not in state:
             return

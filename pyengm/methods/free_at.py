@@ -61,10 +61,10 @@ class FreeAT(Method):
                 raise RuntimeError("FreeAT steps along the gradient in x_adv: call backward(losses, inputs=x_adv)")
             self._step(delta, torch.where(moved == x_adv.detach(), x_adv.grad, 0.0))
 
-    def state_dict(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         return {} if self.delta is None else {"delta": self.delta}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
         saved = state.get("delta")
         if saved is not None and self.delta is not None:
             if saved.shape[1:] != self.delta.shape[1:]:

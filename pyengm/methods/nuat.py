@@ -103,10 +103,10 @@ class NuAT(AttackMethod):
         losses = cross_entropy(natural, y) + self._smoothness(natural - logits)
         return Outcome(losses, x_adv, logits)
 
-    def state_dict(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "batches": self.batches}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
         self.epoch, self.batches, self.told = state["epoch"], state["batches"], True
 
     def _start(self, x: Tensor, key: Key) -> Tensor:

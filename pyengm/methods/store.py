@@ -1,7 +1,7 @@
 """What a method keeps for every training picture, and how it follows the picture through augmentation."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyengm.data import CropFlip
+from pyengm.distributed import world
 from pyengm.errors import CheckpointError, ConfigError, DataError
-from pyengm.methods.base import Examples
+from pyengm.methods.examples import Examples
+from pyengm.methods.pictures import Pictures
 from pyengm.ops import Key
 
 CHUNK = 1024  # pictures that are drawn at a time
@@ -43,24 +45,26 @@ class Store:
         if resolution is not None and not 1 <= resolution <= min(self.canvas):
             raise ConfigError(f"resolution is {resolution}; expected 1 to {min(self.canvas)}, the side of the canvas")
         self.coarse = resolution is not None
-        self.index = examples.index.to(examples.device)
-        self._sorted, self._order = self.index.sort()
-        if len(self._sorted.unique_consecutive()) < len(self.index):
-            raise DataError("the training pictures have identities that occur more than once")
+        self.pictures = Pictures(examples.index.to(examples.device))
         side = (resolution, resolution) if self.coarse else self.canvas
         self.values = torch.zeros(len(self.index), channels, *side, dtype=dtype, device=examples.device)
 
+    @property
+    def index(self) -> Tensor:
+        """Identities of the pictures that this process keeps something for, (N,), by rows."""
+        return self.pictures.index
+
     def rows(self, index: Tensor) -> Tensor:
         """Where the pictures with identities `index` (n,) are kept, (n,). Raises DataError for an unknown picture."""
-        index = index.to(self.index.device)
-        place = torch.searchsorted(self._sorted, index).clamp_(max=len(self._sorted) - 1)
-        unknown = self._sorted[place] != index
-        if unknown.any():
-            raise DataError(
-                f"{int(unknown.sum())} of {len(index)} pictures are none of the {len(self.index)} that the method was "
-                f"prepared for (first: identity {index[unknown][0].item()}); tell prepare() about all training pictures"
-            )
-        return self._order[place]
+        return self.pictures.rows(index)
+
+    def follow(self, index: Tensor) -> None:
+        """Keeps the pictures `index` (n,) here from now on. Where several processes run, all call this, each with the
+        pictures that it is going to see; together they name every picture once. Alone a process keeps them all."""
+        if world() > 1:
+            pictures = Pictures(index.to(self.values.device))
+            self.values = self.pictures.moved(self.values, pictures)
+            self.pictures = pictures
 
     def fill(self, epoch: int, draw: Callable[[Tensor, Key], Tensor]) -> None:
         """Gives all pictures new values: draw(like, key) for those of `key`, shape and type as `like`."""
@@ -91,11 +95,44 @@ class Store:
             kept = shown.paste(windows, self.values[rows].to(windows))
         self.values[rows] = kept.clamp_(-self.bound, self.bound).to(self.values)
 
+    def numbers(self, rows: Tensor, like: Tensor) -> Tensor:
+        """A store of one number per picture: those in these rows, (n,), new memory; type and device as `like`."""
+        return self.values[rows].flatten().to(like)
+
+    def set_numbers(self, rows: Tensor, numbers: Tensor) -> None:
+        """Puts numbers (n,) to where `numbers` found them."""
+        self.values[rows] = numbers.view(-1, 1, 1, 1).to(self.values)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"values": self.values}
+        return {"index": self.index, "values": self.values}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        load_(self.values, state["values"], "the store")
+        """Puts back what `state_dict` gave, picture by picture. Raises CheckpointError for other pictures."""
+        self.load([state], self.index)
+
+    def load(self, states: Sequence[Mapping[str, Any]], index: Tensor) -> None:
+        """Keeps the pictures `index` (n,) from now on, as the states of some processes have them.
+
+        Raises CheckpointError where they are of another shape, or have not all of the pictures.
+        """
+        pictures = Pictures(index.to(self.values.device))
+        values = self.values.new_empty(len(pictures), *self.values.shape[1:])
+        found = 0
+        for state in states:
+            saved, there = state["values"], state["index"].to(self.values.device)
+            if saved.shape[1:] != values.shape[1:]:
+                raise CheckpointError(
+                    f"the store has {tuple(values.shape[1:])} numbers per picture, the saved one "
+                    f"{tuple(saved.shape[1:])}: it is for other pictures"
+                )
+            here, rows = pictures.find(there)
+            values[rows] = saved[here.to(saved.device)].to(values)
+            found += len(rows)
+        if found != len(pictures):
+            raise CheckpointError(
+                f"the saved store has {found} of {len(pictures)} training pictures: it is for other pictures"
+            )
+        self.pictures, self.values = pictures, values
 
     def _shown(self, transform: CropFlip | None, like: Tensor) -> CropFlip:
         if transform is None:
@@ -106,11 +143,3 @@ class Store:
             )
         return transform
 
-
-def load_(ours: Tensor, saved: Tensor, name: str) -> None:
-    """Copies saved to ours, in place. Raises CheckpointError where the shapes differ."""
-    if saved.shape != ours.shape:
-        raise CheckpointError(
-            f"{name} has the shape {tuple(ours.shape)}, the saved one {tuple(saved.shape)}: it is for other pictures"
-        )
-    ours.copy_(saved)

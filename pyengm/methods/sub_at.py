@@ -122,11 +122,11 @@ class SubAT(PGDAT):
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             p.grad.copy_(part.view_as(p))
 
-    def state_dict(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         names = ("epoch", "seen", "initial", "snapshots", "basis", "moving")
         return {name: getattr(self, name) for name in names}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
         snapshots, basis = state["snapshots"], state["basis"]
         sizes = {t.shape[-1] for t in (*snapshots, *([] if basis is None else [basis]))}
         if len(sizes) > 1:

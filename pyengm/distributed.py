@@ -1,0 +1,97 @@
+"""Several processes that train one model: which one this is, and what they add up. One process needs no group."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+def is_running() -> bool:
+    """Whether this process is one of a group."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def world() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if is_running() else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0; process 0 alone writes files and speaks."""
+    return distributed.get_rank() if is_running() else 0
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over all processes of a tensor that has one shape everywhere; a new tensor, or the given one if alone."""
+    if world() == 1:
+        return values
+    values = values.clone()
+    distributed.all_reduce(values)
+    return values
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    return bool(total(torch.tensor(int(flag))).item()) if world() > 1 else flag
+
+
+def gather(thing: Any) -> list[Any]:
+    """What every process gave, in their order. Small Python objects."""
+    if world() == 1:
+        return [thing]
+    things: list[Any] = [None] * world()
+    distributed.all_gather_object(things, thing)
+    return things
+
+
+def from_first(thing: Any) -> Any:
+    """What process 0 gave. A small Python object."""
+    return gather(thing if rank() == 0 else None)[0]
+
+
+def average_gradients(params: Sequence[Tensor], pictures: int) -> None:
+    """Makes every .grad the mean over all processes, weighted by how many pictures each has.
+
+    So the mean over a process's pictures becomes that over the pictures of all. A parameter without a gradient in some
+    processes counts as 0 there; without one in all of them it keeps none.
+    """
+    if world() == 1:
+        return
+    for dtype in {p.dtype for p in params}:
+        _average([p for p in params if p.dtype == dtype], pictures)
+
+
+def average_buffers(module: nn.Module) -> None:
+    """Makes the floating-point buffers, such as running statistics, the mean over all processes."""
+    if world() == 1:
+        return
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            by_dtype.setdefault(buffer.dtype, []).append(buffer)
+    for buffers in by_dtype.values():
+        flat = total(torch.cat([buffer.flatten() for buffer in buffers])).div_(world())
+        _unpack(flat, buffers)
+
+
+def _average(params: list[Tensor], pictures: int) -> None:
+    some = params[0]
+    here = some.new_tensor([p.grad is not None for p in params] + [1.0])
+    parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in params]
+    flat = torch.cat([*parts, here]).mul_(pictures)
+    distributed.all_reduce(flat)
+    gradients, seen = flat[: -len(here)], flat[-len(here) :]
+    gradients /= seen[-1]
+    missing = [p.grad is None for p in params]
+    found = (seen > 0).tolist() if any(missing) else [True] * len(params)
+    for p, gradient, is_found in zip(params, gradients.split([p.numel() for p in params]), found, strict=False):
+        if p.grad is None and is_found:
+            p.grad = torch.zeros_like(p)
+        if is_found:
+            p.grad.copy_(gradient.view_as(p))
+
+
+def _unpack(flat: Tensor, tensors: list[Tensor]) -> None:
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

@@ -1,0 +1,22 @@
+"""The training pictures, as methods are told of them before the first batch."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """The training pictures that a method may keep something for.
+
+    index: (N,) int64, their identities, as in `Key.index`. shape: (C, H, W). padding: pixels by which augmentation
+    shifts at most. batches: per epoch. seed: of the run. device: where a store is to live.
+    """
+
+    index: Tensor
+    shape: tuple[int, int, int]
+    padding: int = 0
+    batches: int = 0
+    seed: int = 0
+    device: torch.device | str = "cpu"
