@@ -4,29 +4,27 @@ import argparse
 import json
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from pyengm import __version__
 from pyengm.attacks import Threat
 from pyengm.data import load
+from pyengm.distributed import rank
 from pyengm.errors import ConfigError, PyengmError
-from pyengm.evaluation import attack_names, check_attacks, evaluate_checkpoints, plot_curves, results_table
+from pyengm.evaluation import attack_checkpoints, attack_names, results_table
 from pyengm.models import read_info
-from pyengm.training import Interrupted, RunFolder, TrainConfig, fit, pick_device, set_up
-from pyengm.training.config import Pixels, default_threats
-
-console = Console()
-STATE = "autoattack"  # where an interrupted AutoAttack goes on from, in a run's folder
+from pyengm.terminal import console, say
+from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device, train
+from pyengm.training.config import PER_CALL, Pixels, default_threats
+from pyengm.training.processes import began_by_this_job, first_here, group, launch, own_device, started
+from pyengm.training.run import STATE
+from pyengm.training.stop import STATUS
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,8 @@ class EvaluateConfig:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, or 1 after an error that the user can mend, or 130 after Ctrl-C."""
+    """Runs one command. Returns 0; 1 after an error that the user can mend, 2 for options that do not parse; 75 after
+    Ctrl-C or SIGTERM where the same command with --resume goes on, 130 where Ctrl-C came before anything was saved."""
     args = list(sys.argv[1:] if args is None else args)
     if args in (["--version"], ["-V"]):
         print(__version__)
@@ -72,19 +71,26 @@ def main(args: Sequence[str] | None = None) -> int:
     command = args[0] if args else "--help"
     try:
         if command == "train":
-            train(parse_train(args[1:]))
+            config = parse_train(args[1:])
+            if config.nproc and not started():
+                return launch(config.nproc, args)
+            with group():
+                train(config)
         elif command == "evaluate":
-            evaluate_command(tyro.cli(EvaluateConfig, prog="pyengm evaluate", args=args[1:]))
+            options = tyro.cli(EvaluateConfig, prog="pyengm evaluate", args=args[1:])
+            with group():
+                evaluate_command(options)
         else:
             return usage(command)
     except Interrupted as stop:
         say(str(stop))
-        return 130
+        return STATUS
     except KeyboardInterrupt:
         say("interrupted")
         return 130
     except PyengmError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        where = "" if first_here() else f" in process {os.environ['RANK']}"
+        Console(stderr=True).print(f"[bold red]error{where}:[/] {error}", highlight=False, soft_wrap=True)
         return 1
     return 0
 
@@ -112,53 +118,21 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     files.add_argument("--out", type=Path)
     files.add_argument("--resume", action="store_true")
     given, _ = files.parse_known_args(args)
+    given.resume |= given.out is not None and began_by_this_job(RunFolder(given.out).job)
     if given.resume:
         if given.out is None:
             raise ConfigError("--resume needs --out RUN_FOLDER, the run to go on with")
         saved = TrainConfig.load(RunFolder.open(given.out).config)
     else:
         saved = TrainConfig.load(given.config) if given.config else TrainConfig()
-    config = tyro.cli(TrainConfig, prog="pyengm train", args=list(args), default=saved)
+    config = replace(tyro.cli(TrainConfig, prog="pyengm train", args=list(args), default=saved), resume=given.resume)
     if given.resume:
         changed = [f.name for f in fields(config) if getattr(config, f.name) != getattr(saved, f.name)]
-        if changed := sorted(set(changed) - {"out", "resume", "config", "device", "attacks", "autoattack_pictures"}):
+        if changed := sorted(set(changed) - {*PER_CALL, "device", "attacks", "autoattack_pictures"}):
             raise ConfigError(
                 f"a resumed run keeps its options; {', '.join(changed)} differ from {given.out}/config.yaml"
             )
     return config.resolve()
-
-
-def train(config: TrainConfig) -> None:
-    """Trains, evaluates best and last, and leaves the table, results.json and curves.png."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    parts = set_up(config)
-    attacks = attack_names(config.attacks)
-    with spoken_warnings():
-        check_attacks(attacks, parts.test, config.threats())  # an error comes now, not after the training
-    run = RunFolder.open(config.out) if config.resume else RunFolder.create(config)
-    say(f"run folder: {run.path}")
-    fit(config, parts, run)
-    plot_curves(run.read_metrics(), run.curves, f"{parts.test.name}, {config.method}, {config.optimizer}")
-    if run.results.exists():
-        say(f"the run is complete; its results are in {run.results}")
-        return
-    try:
-        results = attack_checkpoints(
-            {"best": run.best, "last": run.last},
-            parts.test,
-            config.threats(),
-            attacks,
-            autoattack_pictures=config.autoattack_pictures,
-            state=run.path / STATE,
-            seed=config.seed,
-            device=parts.device,
-        )
-    except KeyboardInterrupt:
-        raise Interrupted(f"the training is complete; evaluate it with: pyengm evaluate {run.path}") from None
-    run.save_results(results)
-    console.print(results_table(results, str(run.path)))
-    say(f"weights, results.json and curves.png are in {run.path}")
 
 
 def evaluate_command(options: EvaluateConfig) -> None:
@@ -196,48 +170,11 @@ def evaluate_command(options: EvaluateConfig) -> None:
             surrogate=options.surrogate,
             state=state,
             seed=options.seed,
-            device=pick_device(options.device),
+            device=own_device(pick_device(options.device)),
         )
     except KeyboardInterrupt:
         again = "interrupted" if state is None else "interrupted; the same command goes on where AutoAttack stopped"
         raise Interrupted(again) from None
-    console.print(results_table(results, str(options.target)))
-    if options.out is not None:
+    say(results_table(results, str(options.target)))
+    if options.out is not None and rank() == 0:
         options.out.write_text(json.dumps(results, indent=2) + "\n")
-
-
-def attack_checkpoints(*arguments: Any, **options: Any) -> dict[str, Any]:
-    """`evaluate_checkpoints` with its progress on the terminal: what is running, and a bar for each AutoAttack."""
-    bar, note = BarColumn(bar_width=10), TextColumn("{task.fields[note]}")
-    columns = (TextColumn("{task.description}"), bar, MofNCompleteColumn(), note)
-    with spoken_warnings(), Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, TaskID] = {"": bars.add_task("evaluating", total=None, note="")}
-
-        def on_pass(title: str, done: int, total: int, robust: float) -> None:
-            if title not in tasks:
-                tasks[title] = bars.add_task(title, total=total, note="")
-            bars.update(tasks[title], completed=done, note=f"robust {100 * robust:.1f} %")
-
-        def on_attack(title: str) -> None:
-            bars.update(tasks[""], description=f"evaluating {title}")
-
-        return evaluate_checkpoints(*arguments, **options, on_attack=on_attack, on_pass=on_pass)
-
-
-@contextmanager
-def spoken_warnings() -> Iterator[None]:
-    """Warnings as plain lines on the terminal, each text once."""
-    with warnings.catch_warnings():
-        said: set[str] = set()
-
-        def show(message: Warning | str, *_: Any, **__: Any) -> None:
-            if str(message) not in said:
-                said.add(str(message))
-                say(f"warning: {message}")
-
-        warnings.showwarning = show
-        yield
-
-
-def say(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

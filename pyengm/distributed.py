@@ -22,7 +22,7 @@ def rank() -> int:
     return distributed.get_rank() if is_running() else 0
 
 
-def total(values: Tensor) -> Tensor:
+def summed(values: Tensor) -> Tensor:
     """The sum over all processes of a tensor that has one shape everywhere; a new tensor, or the given one if alone."""
     if world() == 1:
         return values
@@ -33,7 +33,7 @@ def total(values: Tensor) -> Tensor:
 
 def any_of(flag: bool) -> bool:
     """Whether the flag is set in any process."""
-    return bool(total(torch.tensor(int(flag))).item()) if world() > 1 else flag
+    return bool(summed(torch.tensor(int(flag))).item()) if world() > 1 else flag
 
 
 def gather(thing: Any) -> list[Any]:
@@ -50,6 +50,14 @@ def from_first(thing: Any) -> Any:
     return gather(thing if rank() == 0 else None)[0]
 
 
+def summed_all(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """`summed` of several tensors of one type and device, in one message."""
+    if world() == 1:
+        return list(tensors)
+    flat = summed(torch.cat([t.flatten() for t in tensors]))
+    return [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+
+
 def average_gradients(params: Sequence[Tensor], pictures: int) -> None:
     """Makes every .grad the mean over all processes, weighted by how many pictures each has.
 
@@ -58,8 +66,9 @@ def average_gradients(params: Sequence[Tensor], pictures: int) -> None:
     """
     if world() == 1:
         return
-    for dtype in {p.dtype for p in params}:
-        _average([p for p in params if p.dtype == dtype], pictures)
+    trained = [p for p in params if p.requires_grad]
+    for dtype in dict.fromkeys(p.dtype for p in trained):  # in one order everywhere
+        _average([p for p in trained if p.dtype == dtype], pictures)
 
 
 def average_buffers(module: nn.Module) -> None:
@@ -71,8 +80,8 @@ def average_buffers(module: nn.Module) -> None:
         if buffer.is_floating_point():
             by_dtype.setdefault(buffer.dtype, []).append(buffer)
     for buffers in by_dtype.values():
-        flat = total(torch.cat([buffer.flatten() for buffer in buffers])).div_(world())
-        _unpack(flat, buffers)
+        for buffer, summed in zip(buffers, summed_all(buffers), strict=True):
+            buffer.copy_(summed / world())
 
 
 def _average(params: list[Tensor], pictures: int) -> None:
@@ -90,8 +99,3 @@ def _average(params: list[Tensor], pictures: int) -> None:
             p.grad = torch.zeros_like(p)
         if is_found:
             p.grad.copy_(gradient.view_as(p))
-
-
-def _unpack(flat: Tensor, tensors: list[Tensor]) -> None:
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))

@@ -17,6 +17,10 @@ class CheckpointError(PyengmError, RuntimeError):
     """A checkpoint that is missing, damaged or belongs to something else."""
 
 
+class StorageError(PyengmError, OSError):
+    """A disk that is full or cannot be written to; what was there before is whole."""
+
+
 class NonFiniteError(PyengmError, ArithmeticError):
     """A loss, logit or gradient norm that is nan or infinite."""
 

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pyengm import cli
-from pyengm.evaluation import checkpoints
+from pyengm import cli, terminal
+from pyengm.evaluation import checkpoints, shown
+from pyengm.training.stop import STATUS
 
 TINY = ["--model", "cnn4", "--width", "2", "--epochs", "1", "--steps", "1", "--batch-size", "60", "--optimizer", "msgd"]
 TINY += ["--autoattack-pictures", "2"]
@@ -20,7 +21,9 @@ TINY += ["--autoattack-pictures", "2"]
 
 @pytest.fixture(autouse=True)
 def wide_console(monkeypatch):
-    monkeypatch.setattr(cli, "console", Console(width=120))
+    wide = Console(width=120)
+    for module in (cli, shown, terminal):
+        monkeypatch.setattr(module, "console", wide)
 
 
 def fail(*args: str) -> None:
@@ -65,7 +68,7 @@ class TestTrain:
         assert isinstance(results["robust_overfitting"], float)
         assert results["pictures"] == {"all": 360, "autoattack": 2}
         assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
-        names = {"config.yaml", "metrics.jsonl", "best.safetensors", "last.safetensors", "state.pt"}
+        names = {"config.yaml", "metrics.jsonl", "best.safetensors", "last.safetensors", "results.txt", "checkpoints"}
         assert names <= {path.name for path in finished.iterdir()}
         states = [json.loads(path.read_text()) for path in (finished / "autoattack").iterdir()]
         assert {state["norm"] for state in states} == {"linf", "l2"}
@@ -176,7 +179,7 @@ class TestEvaluate:
         shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("autoattack"))
         command = ["evaluate", str(tmp_path / "run"), "--autoattack-pictures", "2"]
         monkeypatch.setattr(checkpoints, "cores", lambda: 1)
-        update, passes = cli.Progress.update, []
+        update, passes = shown.Progress.update, []
 
         def interrupt(bars, task, **fields):
             update(bars, task, **fields)
@@ -185,8 +188,8 @@ class TestEvaluate:
                 if len(passes) == 3:
                     raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli.Progress, "update", interrupt)
-        assert cli.main(command) == 130
+        monkeypatch.setattr(shown.Progress, "update", interrupt)
+        assert cli.main(command) == STATUS
         assert "the same command goes on where AutoAttack stopped" in " ".join(capsys.readouterr().out.split())
         out = tmp_path / "again.json"
         assert cli.main([*command, "--out", str(out)]) == 0

@@ -355,10 +355,10 @@ def test_awp_hands_everything_on_to_its_base():
         def before_step(self, model, optimizer):
             calls.append("step")
 
-        def state_dict(self):
+        def own_state(self):
             return {"kept": 5}
 
-        def load_state_dict(self, state):
+        def load_own_state(self, state):
             calls.append(dict(state))
 
         def key_for(self, x, key):

@@ -123,14 +123,19 @@ def test_adaptive_steps_need_the_pictures():
     with pytest.raises(ConfigError, match="prepare"):
         method(model, x, y, key)
     with pytest.raises(ConfigError, match="prepare"):
-        method.load_state_dict({"values": torch.zeros(6, 1, 1, 1)})
+        method.load_state_dict({"v": {"index": torch.arange(6), "values": torch.zeros(6, 1, 1, 1)}})
     method.prepare(examples())
     with pytest.raises(ConfigError, match="key"):
         method(model, x, y)
     with pytest.raises(DataError, match="none of the 6"):
         method(model, x, y, Key(3, 0, torch.arange(6)))
-    with pytest.raises(CheckpointError, match="shape"):
-        method.load_state_dict({"values": torch.zeros(7, 1, 1, 1)})
+    numbers = {"index": examples().index, "values": torch.zeros(6, 1, 1, 2)}
+    with pytest.raises(CheckpointError, match="other pictures"):
+        method.load_state_dict({"v": numbers})
+    with pytest.raises(CheckpointError, match="0 of 6"):
+        method.load_state_dict({"v": {"index": torch.arange(6) + 900, "values": torch.zeros(6, 1, 1, 1)}})
+    with pytest.raises(CheckpointError, match="has no v"):
+        method.load_state_dict({"values": torch.zeros(6, 1, 1, 1)})
     assert FGSMRS(0.1).state_dict() == {}
     FGSMRS(0.1).load_state_dict({})
 

@@ -182,7 +182,7 @@ class TestTraining:
 class TestScaler:
     def test_is_part_of_the_state(self, tiny, tmp_path, monkeypatch):
         run = train(replace(tiny, precision="fp16"), tmp_path / "run", monkeypatch)
-        state = torch.load(run.state, weights_only=True)["scaler"]
+        state = run.checkpoints(2).load("cpu").shared["scaler"]
         assert (state["scale"], state["_growth_tracker"]) == (FIRST_SCALE, 8)
 
     def test_a_step_that_overflows_is_skipped_and_the_scale_falls(self, tiny):

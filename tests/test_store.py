@@ -151,7 +151,7 @@ def test_state_survives_a_file():
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert other.values.equal(store.values)
     assert other.values.data_ptr() == memory
-    with pytest.raises(CheckpointError, match=r"\(5, 2, 10, 12\), the saved one \(5, 2, 6, 8\)"):
+    with pytest.raises(CheckpointError, match=r"\(2, 10, 12\) numbers per picture, the saved one \(2, 6, 8\)"):
         store.load_state_dict(Store(examples(padding=0)).state_dict())
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
 from pyengm.models import load_checkpoint
-from pyengm.training import Interrupted, RunFolder, TrainConfig, fit, loop, set_up
+from pyengm.training import Interrupted, RunFolder, TrainConfig, checkpoints, fit, loop, set_up
+from pyengm.training.checkpoints import Checkpoints, damage_of
 from pyengm.training.stop import StopRequest
 
 BATCHES = 4  # 108 of 120 pictures train, in batches of 30
@@ -45,6 +46,14 @@ def resume(run: RunFolder) -> RunFolder:
     config = TrainConfig.load(run.config).resolve()
     fit(config, set_up(config), run)
     return run
+
+
+def contents(run: RunFolder) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
 
 
 def assert_same_files(run: RunFolder, other: RunFolder) -> None:
@@ -141,19 +150,29 @@ class TestResume:
         assert_same_files(resume(run), finished)
 
     @pytest.mark.parametrize("epoch", [0, 1, 2])
-    @pytest.mark.parametrize("killed_before", ["add_metrics", "save_weights", "save_state"])
-    def test_after_a_kill_between_files(self, tiny, finished, tmp_path, monkeypatch, epoch, killed_before):
+    @pytest.mark.parametrize(
+        ("owner", "killed_before"),
+        [
+            (RunFolder, "add_metrics"),
+            (RunFolder, "save_weights"),
+            (Checkpoints, "save"),
+            (checkpoints, "_write"),
+            (Checkpoints, "_publish"),
+            (checkpoints, "_flush_folder"),
+        ],
+    )
+    def test_after_a_kill_between_files(self, tiny, finished, tmp_path, monkeypatch, epoch, owner, killed_before):
         """A process that dies anywhere in the writing of an epoch leaves a run that resumes to the same end."""
         config, run = start(tmp_path / "run", tiny)
-        original, calls = getattr(RunFolder, killed_before), []
+        original, calls = getattr(owner, killed_before), []
 
-        def die(self, *args):
+        def die(*args):
             calls.append(args)
-            if len(self.read_metrics()) + (killed_before == "add_metrics") == epoch + 1:
+            if len(run.read_metrics()) + (killed_before == "add_metrics") == epoch + 1:
                 raise KeyboardInterrupt("killed")
-            return original(self, *args)
+            return original(*args)
 
-        monkeypatch.setattr(RunFolder, killed_before, die)
+        monkeypatch.setattr(owner, killed_before, die)
         with pytest.raises(KeyboardInterrupt, match="killed"):
             fit(config, set_up(config), run)
         monkeypatch.undo()
@@ -166,14 +185,24 @@ class TestResume:
     def test_damaged_state(self, finished, tmp_path):
         shutil.copytree(finished.path, tmp_path / "copy")
         run = RunFolder.open(tmp_path / "copy")
-        run.state.write_bytes(run.state.read_bytes()[:1000])
-        with pytest.raises(CheckpointError, match=r"state\.pt is damaged.*last\.safetensors"):
+        older, newer = run.checkpoints(2).all()
+        shorten(newer / "state.pt")
+        with pytest.warns(UserWarning, match=r"epoch-0003.*state\.pt is damaged.*going back"):
+            assert_same_files(resume(run), finished)
+        assert [path.name for path in run.checkpoints(2).all()] == [older.name, newer.name]
+        assert damage_of(newer) is None
+        for path in run.checkpoints(2).all():
+            shorten(path / "process-0-of-1.pt")
+        with (
+            pytest.warns(UserWarning, match="going back"),
+            pytest.raises(CheckpointError, match=r"no checkpoint of .*copy is whole.*last\.safetensors"),
+        ):
             resume(run)
         assert load_checkpoint(run.last)[1].epoch == 2
 
     def test_state_of_another_architecture(self, tiny, finished, tmp_path):
         config, run = start(tmp_path / "run", replace(tiny, width=3))
-        shutil.copy(finished.state, run.state)
+        shutil.copytree(finished.path / "checkpoints", run.path / "checkpoints")
         with pytest.raises(CheckpointError, match="another architecture"):
             fit(config, set_up(config), run)
 
@@ -250,10 +279,10 @@ class TestTrouble:
         assert len(run.read_metrics()) == 1
 
     def test_an_existing_folder_is_not_overwritten(self, tiny, finished):
-        before = {path.name: path.read_bytes() for path in finished.path.iterdir()}
+        before = contents(finished)
         with pytest.raises(ConfigError, match=r"exists and is not overwritten.*--resume"):
             start(finished.path, tiny)
-        assert {path.name: path.read_bytes() for path in finished.path.iterdir()} == before
+        assert contents(finished) == before
 
     def test_a_file_is_not_overwritten(self, tiny, tmp_path):
         path = tmp_path / "file"

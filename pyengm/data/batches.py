@@ -41,8 +41,8 @@ class Batches:
         the same batches. None: on CUDA if it takes less than half of the free memory, elsewhere if it is in memory.
     memory_format: of the pictures of a batch, contiguous or channels_last.
     part, parts: every batch is cut into `parts` runs of pictures whose lengths differ by at most one, and this is the
-        one numbered `part`. A last batch of fewer pictures than parts is left out in all of them.
-    Raises ConfigError for a batch size below 1, and for parts that would get no picture.
+        one numbered `part`. A last batch of fewer than two pictures for each part is left out in all of them.
+    Raises ConfigError for a batch size below 1, and for parts that would get fewer than two pictures of a batch.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class Batches:
             raise ConfigError(f"expected a batch size of 1 or more, got {batch_size}")
         if not 0 <= part < parts:
             raise ConfigError(f"expected a part from 0 to parts - 1, got part {part} of {parts}")
-        if min(batch_size, len(data)) < parts:
+        if parts > 1 and min(batch_size, len(data)) < 2 * parts:
             raise ConfigError(
-                f"expected a picture of every batch for each of {parts} parts, got batches of {batch_size} from "
+                f"expected two pictures of every batch for each of {parts} processes, got batches of {batch_size} from "
                 f"{len(data)} pictures: use fewer processes or larger batches"
             )
         self.data, self.batch_size, self.device = data, batch_size, torch.device(device)
@@ -79,7 +79,7 @@ class Batches:
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.data), self.batch_size)
-        return whole + (rest >= self.parts)
+        return whole + (rest >= (2 * self.parts if self.parts > 1 else 1))
 
     @property
     def padding(self) -> int:
@@ -97,6 +97,14 @@ class Batches:
         if not self.shuffle:
             return torch.arange(len(self.data))
         return shuffled(self.data.index, seed=self.seed, purpose=Purpose.SHUFFLE, epoch=epoch)
+
+    def kept(self, epoch: int) -> Tensor:
+        """Identities of the pictures that belong to this part in `epoch`; those of a batch left out go to part 0."""
+        order = self.order(epoch)
+        parts = self._parts_of(order, 0)
+        if self.part == 0:
+            parts.append(order[len(self) * self.batch_size :])
+        return self.data.index[torch.cat(parts)]
 
     def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self.order(epoch)

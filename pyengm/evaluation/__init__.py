@@ -5,11 +5,13 @@ from pyengm.evaluation.checkpoints import evaluate_checkpoints
 from pyengm.evaluation.curves import plot_curves
 from pyengm.evaluation.distance import robustness_distance
 from pyengm.evaluation.evaluate import evaluate, robust_overfitting
+from pyengm.evaluation.shown import attack_checkpoints
 from pyengm.evaluation.suite import attack_named, attack_names, check_attacks
 from pyengm.evaluation.table import results_table
 
 __all__ = [
     "accuracy",
+    "attack_checkpoints",
     "attack_named",
     "attack_names",
     "check_attacks",

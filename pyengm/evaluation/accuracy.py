@@ -1,10 +1,14 @@
 """Accuracy of a classifier on pictures, as they are or attacked."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import attack_mode
 from pyengm.data import Batches, ImageData
+from pyengm.distributed import from_first, rank, summed, world
 from pyengm.errors import NonFiniteError
 from pyengm.evaluation.suite import Attack
 from pyengm.models import layout_of
@@ -13,12 +17,29 @@ from pyengm.ops import Key
 BATCH_SIZE = 250  # AutoAttack's own: 256 would run as 250 and 6
 
 
+def by_processes(data: ImageData, judge: Callable[[ImageData], Tensor]) -> Tensor:
+    """judge(data), one number (N,) on the CPU per picture; where several processes run, each judges its share."""
+    if world() == 1:
+        return judge(data)
+    mine = torch.arange(len(data))[rank() :: world()]
+    judged = judge(data.subset(mine)) if len(mine) else torch.zeros(0)
+    dtype = from_first(judged.dtype)
+    whole = torch.zeros(len(data), dtype=torch.float64)
+    whole[mine] = judged.double()
+    return summed(whole).to(dtype)
+
+
 def correct(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: int, device: torch.device) -> Tensor:
     """(N,) bool on the CPU: is picture i still classified right under the attack (None: as it is)?
 
     The model is in eval mode meanwhile. The random starts are those of (seed, the picture's index), so that they do
     not depend on the batches. Raises NonFiniteError when the model's outputs are not finite.
+    Where several processes run, all call this, and each attacks its share.
     """
+    return by_processes(data, partial(_correct, model, attack, seed, device))
+
+
+def _correct(model: nn.Module, attack: Attack | None, seed: int, device: torch.device, data: ImageData) -> Tensor:
     right = []
     pictures = Batches(
         data, BATCH_SIZE, device=device, seed=seed, augment=False, shuffle=False, memory_format=layout_of(model)

@@ -17,6 +17,7 @@ import torch
 
 from pyengm.attacks import Threat
 from pyengm.data import ImageData
+from pyengm.distributed import world
 from pyengm.errors import DataError
 from pyengm.evaluation.evaluate import (
     attacks_by_threat,
@@ -114,7 +115,7 @@ def executor(jobs: int, device: torch.device) -> Iterator[tuple[ProcessPoolExecu
     None and None where one is enough.
     """
     threads = torch.get_num_threads()
-    workers = min(jobs, cores() // threads) if device.type == "cpu" else 1
+    workers = min(jobs, cores() // threads) if device.type == "cpu" and world() == 1 else 1
     if workers < 2:
         yield None, None
         return

@@ -1,11 +1,11 @@
 """How far the decision boundary is."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyengm.attacks.deepfool import DeepFool
 from pyengm.data import Batches, ImageData
-from pyengm.evaluation.accuracy import BATCH_SIZE
+from pyengm.evaluation.accuracy import BATCH_SIZE, by_processes
 
 
 def robustness_distance(
@@ -17,7 +17,9 @@ def robustness_distance(
     attack: None for DeepFool(). Raises NonFiniteError for a model whose outputs or gradients are not finite.
     """
     attack = attack or DeepFool()
-    total = 0.0
-    for batch in Batches(data, BATCH_SIZE, device=device, seed=0, augment=False, shuffle=False).epoch(0):
-        total += attack.distances(model, batch.x, batch.y).double().sum().item()
-    return total / len(data)
+
+    def distances(part: ImageData) -> Tensor:
+        batches = Batches(part, BATCH_SIZE, device=device, seed=0, augment=False, shuffle=False).epoch(0)
+        return torch.cat([attack.distances(model, batch.x, batch.y).double().cpu() for batch in batches])
+
+    return by_processes(data, distances).mean().item()

@@ -1,17 +1,19 @@
 """The evaluation of a model: accuracies under every attack and threat model asked for."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from pyengm.attacks import AutoAttack, Threat
+from pyengm.attacks.autoattack import Verdicts
 from pyengm.attacks.deepfool import DeepFool
 from pyengm.attacks.transfer import Transfer
 from pyengm.data import ImageData
 from pyengm.errors import ConfigError
-from pyengm.evaluation.accuracy import accuracy, correct
+from pyengm.evaluation.accuracy import accuracy, by_processes, correct
 from pyengm.evaluation.distance import robustness_distance
 from pyengm.evaluation.suite import DISTANCES, TITLES, TRANSFER, attack_named, check_attacks
 
@@ -74,13 +76,9 @@ def evaluate_under(
             results[name] = robustness_distance(model, data, device=device, attack=attack)
         elif isinstance(attack, AutoAttack):
             attack.attacks, _ = attack.fitting(data.num_classes, data.shape)  # `check_attacks` has warned of the others
-            verdicts = attack.run(
-                model,
-                data.subset(few),
-                device=device,
-                state=state,
-                progress=lambda *numbers, title=title: on_pass(title, *numbers),
-            )
+            show = partial(on_pass, title)
+            judge = partial(_survived, attack, model, device, state, show)
+            verdicts = Verdicts(attack.attacks, by_processes(data.subset(few), judge))
             if name == "autoattack":
                 after = verdicts.accuracies()
                 results |= {AFTER + member.replace("-", "_"): after[member] for member in verdicts.members}
@@ -91,6 +89,17 @@ def evaluate_under(
             if name == "pgd20" and show_same:
                 results[SAME_PICTURES] = _mean(right[few])
     return results
+
+
+def _survived(
+    attack: AutoAttack,
+    model: nn.Module,
+    device: torch.device,
+    state: Path | None,
+    progress: Callable[[int, int, float], None],
+    data: ImageData,
+) -> torch.Tensor:
+    return attack.run(model, data, device=device, state=state, progress=progress).survived
 
 
 def attacks_by_threat(threats: Sequence[Threat], attacks: Sequence[str]) -> dict[Threat, list[str]]:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from pyengm.attacks.mode import running_statistics_kept
 from pyengm.checks import require
 from pyengm.data import CropFlip
+from pyengm.distributed import summed_all
 from pyengm.errors import ConfigError, NonFiniteError
 from pyengm.methods.base import AttackMethod, Examples, Outcome
 from pyengm.methods.mart import MART
 from pyengm.methods.pgd_at import PGDAT
+from pyengm.methods.store import Store
 from pyengm.methods.trades import TRADES
 from pyengm.ops import Key
 
@@ -93,7 +95,7 @@ class AWP(AttackMethod):
         with running_statistics_kept(model), torch.enable_grad():
             # The sum: its gradient has the direction of the mean's, and is not lost in half precision.
             total = self.base.outcome(model, x, x_adv, y).losses.sum()
-            grads = torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True)
+            grads = summed_all(torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True))
         lengths = torch.stack(torch._foreach_norm(grads))
         require(lengths.sum().isfinite(), _not_finite)
         lengths = lengths.where(lengths > 0, 1.0)  # no gradient, no move

@@ -42,6 +42,7 @@ class Method(ABC):
     double_backward: whether the losses contain a gradient, so that their graph holds derivatives of derivatives.
     one_pass: whether a batch gives one outcome, and changes_gradients: whether `before_step` changes the gradients;
     optimisers with a closure serve only methods with one outcome and gradients as they are.
+    differs_by_process: whether `own_state` is another one in each of several processes.
     restarts_at: the epoch at whose start the weights go back to the first ones, if there is one.
     """
 
@@ -49,6 +50,7 @@ class Method(ABC):
     double_backward = False
     one_pass = False
     changes_gradients = False
+    differs_by_process = False
     restarts_at: int | None = None
 
     def as_input(self, x: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 class Examples:
     """The training pictures that a method may keep something for.
 
-    index: (N,) int64, their identities, as in `Key.index`. shape: (C, H, W). padding: pixels by which augmentation
-    shifts at most. batches: per epoch. seed: of the run. device: where a store is to live.
+    index: (N,) int64, their identities, as in `Key.index`; where several processes run, those of this one.
+    shape: (C, H, W). padding: pixels by which augmentation shifts at most. batches: per epoch. seed: of the run.
+    device: where a store is to live.
     """
 
     index: Tensor

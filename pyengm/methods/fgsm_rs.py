@@ -14,7 +14,6 @@ from pyengm.attacks.gradient import input_gradient
 from pyengm.attacks.layout import empty_dense
 from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
-from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, Examples, known_pictures
 from pyengm.methods.store import Store
 from pyengm.ops import Key, atas_step_

@@ -17,6 +17,7 @@ from pyengm.attacks.layout import dense
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.threat import unit
 from pyengm.data import CropFlip
+from pyengm.distributed import average_buffers, average_gradients
 from pyengm.errors import CheckpointError, ConfigError
 from pyengm.methods.base import AttackMethod, Examples, Outcome
 from pyengm.ops import Key
@@ -104,6 +105,8 @@ class FGSMSDI(AttackMethod):
             loss = self._smoothed(model(x_adv if self.as_published else x_adv.clamp(0, 1)), y).mean()
             check_finite(loss)
             loss.backward(inputs=list(self.generator.parameters()))
+        average_gradients(list(self.generator.parameters()), len(x))
+        average_buffers(self.generator)
         self.adam.step()
         self.adam.zero_grad()
 

@@ -33,6 +33,7 @@ class FreeAT(Method):
     """
 
     input_gradients = True
+    differs_by_process = True
 
     def __init__(
         self, eps: float, step: float | None = None, *, replays: int = 8, norm: str = "linf", bn: str = "train"

@@ -81,4 +81,3 @@ def _exchange(parts: Sequence[Tensor], coming: Sequence[int]) -> Tensor:
         [len(part) for part in parts],
     )
     return came.view(-1, *sent.shape[1:])
-

@@ -1,5 +1,7 @@
 """One training step of any method with any optimiser of the family."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +24,12 @@ def train_step(
     transform: CropFlip | None = None,
     *,
     scaler: torch.amp.GradScaler | None = None,
+    average: Callable[[], None] = lambda: None,
 ) -> Used:
     """Attack, per-example losses, the optimiser's weights, the update; several of these where the method has them.
 
     x: (n, ...) pictures in [0, 1]; y: (n,) int64; key, transform: as for `Method.passes`. scaler: of mixed precision.
+    average: called when the gradients of an update are complete, to make them the mean over several processes.
     Returns the outcomes, whose graphs are gone, with the norms and weights that the optimiser used.
     Raises what the method and the optimiser raise; the parameters are then those of the last update.
     """
@@ -37,6 +41,7 @@ def train_step(
             weights = optimizer.backward(outcome.losses, inputs=inputs, scaler=scaler)
             used.append((outcome, weights))
             if outcome.update:
+                average()
                 method.before_step(model, optimizer)
                 if scaler is None:
                     optimizer.step()

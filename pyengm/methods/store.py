@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyengm.data import CropFlip
-from pyengm.distributed import world
+from pyengm.distributed import any_of, world
 from pyengm.errors import CheckpointError, ConfigError, DataError
 from pyengm.methods.examples import Examples
 from pyengm.methods.pictures import Pictures
@@ -61,8 +61,9 @@ class Store:
     def follow(self, index: Tensor) -> None:
         """Keeps the pictures `index` (n,) here from now on. Where several processes run, all call this, each with the
         pictures that it is going to see; together they name every picture once. Alone a process keeps them all."""
-        if world() > 1:
-            pictures = Pictures(index.to(self.values.device))
+        index = index.to(self.values.device)
+        if world() > 1 and any_of(not index.equal(self.index)):
+            pictures = Pictures(index)
             self.values = self.pictures.moved(self.values, pictures)
             self.pictures = pictures
 
@@ -116,7 +117,8 @@ class Store:
         Raises CheckpointError where they are of another shape, or have not all of the pictures.
         """
         pictures = Pictures(index.to(self.values.device))
-        values = self.values.new_empty(len(pictures), *self.values.shape[1:])
+        same = pictures.index.equal(self.index)
+        values = self.values if same else self.values.new_empty(len(pictures), *self.values.shape[1:])
         found = 0
         for state in states:
             saved, there = state["values"], state["index"].to(self.values.device)
@@ -142,4 +144,3 @@ class Store:
                 f"the store is for pictures padded by {self.padding} pixels, augmentation pads by {transform.padding}"
             )
         return transform
-

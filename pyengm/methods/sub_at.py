@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pyengm.attacks import PGD
 from pyengm.data import CropFlip
+from pyengm.distributed import summed
 from pyengm.errors import CheckpointError, ConfigError
 from pyengm.methods.base import Examples
 from pyengm.methods.pgd_at import PGDAT
@@ -66,16 +67,16 @@ class SubAT(PGDAT):
             raise ConfigError(f"dimension is {dimension}; expected at least 1")
         self.restarts_at = self.sampling
         self.later = PGD(2 * eps, 2 * step, 1, norm=norm, bn=bn) if fast else self.attack
-        self.pictures = 0  # in an epoch
+        self.pictures = 0  # of all processes, in an epoch
         self.epoch: int | None = None
-        self.seen = 0  # pictures, in this epoch
+        self.seen = 0  # pictures of all processes, in this epoch
         self.initial: dict[str, Tensor] = {}  # the model's state at the very start
         self.snapshots: list[Tensor] = []  # (D,) each
         self.basis: Tensor | None = None  # P, (k, D), once there is one
         self.moving = False  # whether the second phase has begun to step
 
     def prepare(self, examples: Examples) -> None:
-        self.pictures = len(examples.index)
+        self.pictures = int(summed(torch.tensor(len(examples.index))))
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
         self.epoch, self.seen = epoch, 0
@@ -94,7 +95,7 @@ class SubAT(PGDAT):
             raise ConfigError("Sub-AT takes snapshots: call prepare(Examples(...)) once, and start_epoch every epoch")
         if self.basis is not None:
             return self.later(model, x, y, key=key)
-        before, self.seen = self.seen, self.seen + len(x)
+        before, self.seen = self.seen, self.seen + int(summed(torch.tensor(len(x))))
         if 2 * before < self.pictures <= 2 * self.seen and before > 0:
             self.snapshots.append(snapshot(model))
         return super().perturb(model, x, y, key, transform)

@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
+from pyengm.distributed import summed, world
 from pyengm.ops import regression_fit, regression_statistics, regression_weights
 
 
@@ -21,9 +22,8 @@ class Regression:
     def weights(self, input_norms: Tensor, norms: Tensor | None, alpha: float, keep: float) -> Tensor:
         """(n,) weights for n input norms; norms (n,) move the line first, and None leaves it."""
         gammas = self.gammas.to(input_norms.device)
-        if norms is not None and _processes() > 1:
-            sums = regression_statistics(input_norms, norms)
-            distributed.all_reduce(sums)
+        if norms is not None and world() > 1:
+            sums = summed(regression_statistics(input_norms, norms))
             norms, gammas = None, regression_fit(sums, gammas, keep=keep)
         weights, self.gammas = regression_weights(input_norms, norms, gammas, alpha, keep=keep)
         return weights
@@ -33,7 +33,3 @@ class Regression:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.gammas, self.calls = state["gammas"], state["calls"]
-
-
-def _processes() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyengm.distributed import is_running, summed
 from pyengm.errors import ConfigError
 from pyengm.pergrad.check import check_losses
 from pyengm.pergrad.lowrank import lowrank_squares
@@ -87,7 +88,7 @@ class Estimator:
         return self._gaps and bool(((self._estimated == 0) & (total.sum(1) > 0)).any())
 
     def _among_others(self) -> bool:
-        return self.shared and torch.distributed.is_available() and torch.distributed.is_initialized()
+        return self.shared and is_running()
 
     def _fit(self, found: Walk, total: Tensor) -> None:
         chosen = _spread(total.sum(0), self.examples)
@@ -96,7 +97,7 @@ class Estimator:
         relative = exact.sum(0).reciprocal().nan_to_num(posinf=0)  # so that every example counts the same
         both = torch.stack([exact @ relative, estimated @ relative])
         if self._among_others():  # one fit for the examples of all processes
-            torch.distributed.all_reduce(both)
+            both = summed(both)
         if not both.isfinite().all():
             return  # the norms show it; the next batch is fitted
         exact, estimated = both

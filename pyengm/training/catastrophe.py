@@ -5,6 +5,7 @@ import warnings
 import torch
 
 from pyengm.attacks import PGD, attack_mode
+from pyengm.distributed import summed, world
 from pyengm.ops import Key
 from pyengm.training.config import TrainConfig
 from pyengm.training.setup import Parts
@@ -24,8 +25,9 @@ def training_accuracy(config: TrainConfig, parts: Parts, epoch: int) -> float:
         with attack_mode(parts.model, "eval"), torch.no_grad():
             right += (parts.model(x_adv).argmax(dim=1) == batch.y).sum().item()
         seen += len(batch.y)
-        if seen >= PICTURES:
+        if seen * world() >= PICTURES:
             break
+    right, seen = summed(torch.tensor([right, seen])).tolist()
     return right / seen
 
 

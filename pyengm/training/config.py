@@ -129,6 +129,13 @@ class TrainConfig:
     """Run the training attack through torch.compile: a minute or more at the start, faster steps after it."""
     threads: int | None = None
     """Threads on the CPU (else torch's choice); the last bits of a run on the CPU depend on it."""
+    keep: int = 2
+    """Checkpoints to keep in the run folder: a resume goes on from the newest that is whole."""
+    sync_bn: bool = False
+    """With several processes, batch norm takes its statistics from all of them (GPUs only); else each from its own."""
+    nproc: int | None = None
+    """Start this many processes on this machine, which share each batch: a GPU each, or CPU cores. On several machines
+    use torchrun: torchrun --nnodes=2 --nproc-per-node=8 ... -m pyengm train ..."""
     out: Path | None = None
     """Run folder, which must not exist yet (else the next free runs/DATA-METHOD-OPTIMIZER-NUMBER)."""
     resume: bool = False
@@ -152,7 +159,7 @@ class TrainConfig:
                 raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}{hint(value, known)}")
         if self.eps is not None:
             Threat(self.norm, self.eps)
-        for name in ("steps", "batch_size", "epochs", "autoattack_pictures", "threads"):
+        for name in ("steps", "batch_size", "epochs", "autoattack_pictures", "threads", "keep", "nproc"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; expected at least 1")
@@ -210,8 +217,8 @@ class TrainConfig:
         return default_threats(self.data, Threat(self.norm, self.eps))
 
     def save(self, path: Path) -> None:
-        """Writes the options as YAML, without out, resume and config, which belong to one call."""
-        plain = {k: _plain(v) for k, v in asdict(self).items() if k not in _PER_CALL}
+        """Writes the options as YAML, without out, resume, config and nproc, which belong to one call."""
+        plain = {k: _plain(v) for k, v in asdict(self).items() if k not in PER_CALL}
         path.write_text(yaml.safe_dump(plain, sort_keys=False))
 
     @classmethod
@@ -224,13 +231,13 @@ class TrainConfig:
         if not isinstance(given, dict):
             raise ConfigError(f"{path} holds no options; expected lines such as 'epochs: 30'")
         for name in given:
-            if name not in _NAMES or name in _PER_CALL:
+            if name not in _NAMES or name in PER_CALL:
                 raise ConfigError(f"{path} has the unknown option {name!r}{hint(name, _NAMES)}")
         return cls(**{name: _typed(path, name, value) for name, value in given.items()})
 
 
 _NAMES = {field.name: field for field in fields(TrainConfig)}
-_PER_CALL = ("out", "resume", "config")
+PER_CALL = ("out", "resume", "config", "nproc")
 
 
 def default_threats(data: str, first: Threat) -> list[Threat]:

@@ -1,6 +1,6 @@
 """Batches as the optimiser takes them: one per update, or those of the inner loop of Entropy-SGD."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from torch import Tensor, nn
@@ -27,17 +27,31 @@ def groups(batches: Iterable[Batch], optimizer: ExampleSGD) -> Iterator[list[Bat
 
 
 def closure_step(
-    method: Method, model: nn.Module, optimizer: EntropySGD, group: Sequence[Batch], keys: Sequence[Key]
+    method: Method,
+    model: nn.Module,
+    optimizer: EntropySGD,
+    group: Sequence[Batch],
+    keys: Sequence[Key],
+    average: Callable[[int], None],
 ) -> Used:
-    """One outer step whose inner loop takes each batch of the group once."""
+    """One outer step whose inner loop takes each batch of the group once.
+
+    average: called with the size of a batch when its gradients are complete, as for `train_step`.
+    """
     used: Used = []
     waiting = zip(group, keys, strict=True)
 
-    def closure() -> Tensor | tuple[Tensor, object]:
+    def closure() -> tuple[Tensor, Callable[[], None]]:
         batch, key = next(waiting)
         (outcome,) = method.passes(model, batch.x, batch.y, key, batch.transform)
         used.append((outcome, None))
-        return outcome.losses if outcome.undo is None else (outcome.losses, outcome.undo)
+
+        def after_backward() -> None:
+            average(len(batch.y))
+            if outcome.undo is not None:
+                outcome.undo()
+
+        return outcome.losses, after_backward
 
     length = optimizer.L
     try:

@@ -1,7 +1,7 @@
 """The training loop."""
 
 import math
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyengm.checks import Checks
 from pyengm.data import Batch
+from pyengm.distributed import any_of, average_buffers, average_gradients, rank, summed, world
 from pyengm.errors import NonFiniteError
 from pyengm.evaluation import accuracy, attack_named
 from pyengm.models import CheckpointInfo
@@ -19,22 +20,11 @@ from pyengm.training.groups import closure_step, groups, takes_closures
 from pyengm.training.progress import Progress
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.setup import Parts
+from pyengm.training.state import Position, restore, save_state
 from pyengm.training.stop import Interrupted, StopRequest
-from pyengm.training.sums import measure, no_sums, read_sums, write_sums
+from pyengm.training.sums import measure, no_sums, read_sums
 
 LOOK_EVERY = 20  # batches of a GPU
-
-
-@dataclass
-class Position:
-    """Where a run stands: the next batch, the sums over the batches of its epoch so far, the best accuracy yet."""
-
-    sums: Tensor  # (4,), see `SUMS`
-    epoch: int = 0
-    batch: int = 0
-    best: float = -math.inf
-    train_pgd: float | None = None  # accuracy under PGD on some training pictures, after the last epoch
-    stopped: bool = False  # for good, by catastrophic overfitting
 
 
 def fit(config: TrainConfig, parts: Parts, run: RunFolder) -> None:
@@ -44,7 +34,7 @@ def fit(config: TrainConfig, parts: Parts, run: RunFolder) -> None:
     files of the epochs before stay as they are.
     A step never waits for a GPU. What it checks is read every `LOOK_EVERY` batches and before anything is written.
     """
-    at = restore(parts, run)
+    at = restore(config, parts, run)
     every = look_every(parts.device)
     with StopRequest() as stop, Progress(config.epochs, len(parts.batches)) as progress:
         for epoch in range(at.epoch, config.epochs):
@@ -53,6 +43,8 @@ def fit(config: TrainConfig, parts: Parts, run: RunFolder) -> None:
             progress.start(epoch, at.batch)
             parts.network.train()
             if at.batch == 0:
+                for store in parts.method.stores().values():
+                    store.follow(parts.batches.kept(epoch))
                 parts.method.start_epoch(parts.network, epoch)
             checks = Checks()
             for group in groups(parts.batches.epoch(epoch, start=at.batch), parts.optimizer):
@@ -60,14 +52,15 @@ def fit(config: TrainConfig, parts: Parts, run: RunFolder) -> None:
                     with checks.at(f"epoch {epoch + 1}, batch {at.batch + 1}"):
                         at.sums += step(config, parts, group, epoch)
                     at.batch += len(group)
-                    asked = stop.asked
-                    if asked or at.batch % every < len(group) or at.batch == len(parts.batches):
+                    looking = at.batch % every < len(group) or at.batch == len(parts.batches)
+                    asked = any_of(stop.asked) if looking else stop.asked and world() == 1
+                    if asked or looking:
                         checks.read()
                         progress.step(read_sums(at.sums), at.batch)
                 except NonFiniteError as error:
                     raise NonFiniteError(f"{error}. {left(run)}") from error
                 if asked:
-                    save_state(parts, run, at)
+                    save_state(config, parts, run, at)
                     raise Interrupted(f"stopped after batch {at.batch} of epoch {epoch + 1}; {how_to_resume(run)}")
             finish_epoch(config, parts, run, at, progress)
 
@@ -83,12 +76,15 @@ def step(config: TrainConfig, parts: Parts, group: list[Batch], epoch: int) -> T
     Returns the sums over its pictures, (4,).
     """
     keys = [Key(config.seed, epoch, batch.index) for batch in group]
+    average = partial(average_gradients, list(parts.model.parameters()))
     if takes_closures(parts.optimizer):
-        used = closure_step(parts.method, parts.network, parts.optimizer, group, keys)
+        used = closure_step(parts.method, parts.network, parts.optimizer, group, keys, average)
     else:
         (batch,), (key,) = group, keys
         pictures = batch.x, batch.y, key, batch.transform
-        used = parts.train_step(parts.method, parts.network, parts.optimizer, *pictures, scaler=parts.scaler)
+        options = {"scaler": parts.scaler, "average": partial(average, len(batch.y))}
+        used = parts.train_step(parts.method, parts.network, parts.optimizer, *pictures, **options)
+    average_buffers(parts.model)
     for _ in group:
         parts.schedule.step()
     return measure(used, torch.cat([batch.y for batch in group]))
@@ -96,7 +92,7 @@ def step(config: TrainConfig, parts: Parts, group: list[Batch], epoch: int) -> T
 
 def finish_epoch(config: TrainConfig, parts: Parts, run: RunFolder, at: Position, progress: Progress) -> None:
     """Measures the held-out pictures, then writes metrics, checkpoints and, last of all, the state."""
-    sums = read_sums(at.sums)
+    sums = read_sums(summed(at.sums))
     pictures = sums["pictures"]
     row = {
         "epoch": at.epoch,
@@ -118,66 +114,32 @@ def finish_epoch(config: TrainConfig, parts: Parts, run: RunFolder, at: Position
         row["train_pgd"] = training_accuracy(config, parts, at.epoch)
         row["catastrophe"] = is_catastrophe(at.train_pgd, row["train_pgd"])
         if row["catastrophe"] and config.catastrophe == "stop":
-            stop_for_good(parts, run, at, row, progress)
+            stop_for_good(config, parts, run, at, row, progress)
             return
         at.train_pgd = row["train_pgd"]
     row["best"] = score > at.best or parts.held_out is None
-    info = CheckpointInfo(parts.model_options, config.data, parts.test.classes, config.norm, config.eps, at.epoch)
-    run.add_metrics(row)
-    if row["best"]:
-        run.save_weights(run.best, parts.model, info)
-    run.save_weights(run.last, parts.model, info)
+    if rank() == 0:
+        info = CheckpointInfo(parts.model_options, config.data, parts.test.classes, config.norm, config.eps, at.epoch)
+        run.add_metrics(row)
+        if row["best"]:
+            run.save_weights(run.best, parts.model, info)
+        run.save_weights(run.last, parts.model, info)
     parts.method.finish_epoch(parts.model, row)
     at.epoch, at.batch, at.sums, at.best = at.epoch + 1, 0, no_sums(parts.device), max(at.best, score)
-    save_state(parts, run, at)
+    save_state(config, parts, run, at)
     progress.finish(row)
 
 
-def stop_for_good(parts: Parts, run: RunFolder, at: Position, row: dict[str, Any], progress: Progress) -> None:
+def stop_for_good(
+    config: TrainConfig, parts: Parts, run: RunFolder, at: Position, row: dict[str, Any], progress: Progress
+) -> None:
     """Ends the run before the weights of this epoch are written: best and last stay those of before."""
-    run.add_metrics(row | {"best": False})
+    if rank() == 0:
+        run.add_metrics(row | {"best": False})
     at.epoch, at.batch, at.sums, at.stopped = at.epoch + 1, 0, no_sums(parts.device), True
-    save_state(parts, run, at)
+    save_state(config, parts, run, at)
     progress.finish(row | {"best": False})
     progress.say(f"catastrophic overfitting: stopped, and {run.last} holds the weights from before this epoch")
-
-
-def save_state(parts: Parts, run: RunFolder, at: Position) -> None:
-    """Everything that the rest of the run depends on. Random numbers need none: they are counter-based, and torch's
-    own generator is here for models that draw from it (dropout)."""
-    cuda = torch.cuda.get_rng_state(parts.device) if parts.device.type == "cuda" else None
-    run.save_state(
-        {
-            "position": vars(at) | {"sums": read_sums(at.sums)},
-            "model": parts.model.state_dict(),
-            "optimizer": parts.optimizer.state_dict(),
-            "schedule": parts.schedule.state_dict(),
-            "method": parts.method.state_dict(),
-            "scaler": None if parts.scaler is None else parts.scaler.state_dict(),
-            "generator": torch.get_rng_state(),
-            "cuda_generator": cuda,
-        }
-    )
-
-
-def restore(parts: Parts, run: RunFolder) -> Position:
-    """Puts a saved state back and returns where it stands; the start where none was saved."""
-    state = run.load_state(parts.model, parts.device)
-    at = Position(no_sums(parts.device))
-    if state is not None:
-        at = Position(**state["position"] | {"sums": write_sums(state["position"]["sums"], parts.device)})
-    run.cut_metrics(at.epoch)
-    if state is not None:
-        parts.model.load_state_dict(state["model"])
-        parts.optimizer.load_state_dict(state["optimizer"])
-        parts.schedule.load_state_dict(state["schedule"])
-        parts.method.load_state_dict(state["method"])
-        if parts.scaler is not None:
-            parts.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["generator"].cpu())
-        if parts.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_generator"].cpu(), parts.device)
-    return at
 
 
 def left(run: RunFolder) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from pyengm.distributed import rank
+
 
 class Progress:
     """Shown while it is entered. epochs, batches: how many there are of each (batches per epoch)."""
@@ -17,6 +19,7 @@ class Progress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
+            disable=rank() != 0,
         )
         self._epochs = self._bars.add_task("epochs", total=epochs, note="")
         self._batches = self._bars.add_task("batches", total=batches, note="")
@@ -48,7 +51,8 @@ class Progress:
         self._bars.update(self._epochs, completed=row["epoch"] + 1)
 
     def say(self, line: str) -> None:
-        self._bars.console.print(line, highlight=False, soft_wrap=True)
+        if rank() == 0:
+            self._bars.console.print(line, highlight=False, soft_wrap=True)
 
 
 def _per_cent(share: float) -> str:

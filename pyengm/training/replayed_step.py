@@ -1,6 +1,6 @@
 """A training step whose outer pass, like its attack, is captured in a CUDA graph."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ class ReplayedStep:
         transform: CropFlip | None = None,
         *,
         scaler: None = None,
+        average: Callable[[], None] = lambda: None,
     ) -> Used:
         """One training step; arguments, result and errors as for `train_step`."""
         x_adv = method.perturb(model, x, y, method.key_for(x, key), transform)
@@ -54,6 +55,7 @@ class ReplayedStep:
         weights, gradients = others[: len(self._fields)], others[len(self._fields) :]
         for p, gradient in zip(self._moved, gradients, strict=True):
             p.grad = gradient
+        average()
         method.before_step(model, optimizer)
         optimizer.step()
         optimizer.zero_grad()

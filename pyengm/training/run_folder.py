@@ -3,23 +3,29 @@
 config.yaml         the options, every one filled in
 metrics.jsonl       one line per epoch
 best.safetensors    weights of the best epoch, last.safetensors those of the last one
-state.pt            all that resuming needs, written whole after the other files of an epoch
-results.json        the final evaluation; curves.png the learning curves
+checkpoints/        all that resuming needs, written whole after the other files of an epoch
+results.json        the final evaluation; results.txt its table, curves.png the learning curves
+environment.json    versions, machine, git state and command line, of the start and of each resume
 autoattack/         what AutoAttack has found so far, so that an interrupted evaluation goes on
 """
 
+import fcntl
 import json
-import pickle
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from pyengm.errors import CheckpointError, ConfigError
-from pyengm.models import CheckpointInfo, check_state, save_checkpoint, write_atomically
+from pyengm.distributed import rank
+from pyengm.errors import ConfigError, StorageError
+from pyengm.models import CheckpointInfo, save_checkpoint, write_atomically
+from pyengm.training.checkpoints import Checkpoints
 from pyengm.training.config import TrainConfig
+from pyengm.training.processes import job_name
 
 
 class RunFolder:
@@ -31,8 +37,10 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.safetensors"
-        self.state = self.path / "state.pt"
         self.results = self.path / "results.json"
+        self.table = self.path / "results.txt"
+        self.environment = self.path / "environment.json"
+        self.job = self.path / ".job"  # the torchrun job that began the run, whose restarts go on with it
         self.curves = self.path / "curves.png"
 
     @classmethod
@@ -44,9 +52,14 @@ class RunFolder:
                 f"the run folder {path} exists and is not overwritten; choose another --out, or go on with the "
                 f"run in it: pyengm train --out {path} --resume"
             )
-        path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
-        config.save(run.config)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if (name := job_name()) is not None:
+                run.job.write_text(name + "\n")
+            config.save(run.config)
+        except OSError as error:
+            raise StorageError(f"cannot write the run folder {path}: {error}; choose another --out") from error
         return run
 
     @classmethod
@@ -57,10 +70,35 @@ class RunFolder:
             raise ConfigError(f"{path} is no run folder of pyengm: it has no {run.config.name}")
         return run
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While it is entered, no other process writes to this run. Raises ConfigError where one does."""
+        if rank() != 0:
+            yield
+            return
+        with open(self.path / ".lock", "a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                lock.seek(0)
+                raise ConfigError(
+                    f"the run in {self.path} is being written to by another process ({lock.read().strip()}); "
+                    "wait for it or end it"
+                ) from error
+            except OSError:
+                pass  # a file system without locks
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()}")
+            lock.flush()
+            yield
+
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Appends one epoch's line."""
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with open(self.metrics, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise StorageError(f"cannot write {self.metrics}: {error}") from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """One dict per epoch so far."""
@@ -77,28 +115,19 @@ class RunFolder:
     def save_weights(self, path: Path, model: nn.Module, info: CheckpointInfo) -> None:
         save_checkpoint(path, model, info)
 
-    def save_state(self, state: dict[str, Any]) -> None:
-        write_atomically(self.state, lambda path: torch.save(state, path))
+    def checkpoints(self, keep: int) -> Checkpoints:
+        """The states that the run can go on from, of which the newest `keep` stay."""
+        return Checkpoints(self.path / "checkpoints", keep)
 
-    def load_state(self, model: nn.Module, device: torch.device) -> dict[str, Any] | None:
-        """The saved state, whose weights fit the model; None where the run was stopped before any was saved.
-
-        Raises CheckpointError for a damaged file or one of another architecture.
-        """
-        if not self.state.exists():
-            return None
-        try:
-            state = torch.load(self.state, map_location=device, weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(
-                f"{self.state} is damaged ({error}); the weights in {self.last} are whole if that file loads"
-            ) from error
-        check_state(model, state["model"], str(self.state))
-        return state
-
-    def save_results(self, results: dict[str, Any]) -> None:
+    def save_results(self, results: dict[str, Any], table: str) -> None:
+        """Writes the final evaluation, and its table as text."""
         text = json.dumps(results, indent=2) + "\n"
+        write_atomically(self.table, lambda path: path.write_text(table))
         write_atomically(self.results, lambda path: path.write_text(text))
+
+    def read_results(self) -> dict[str, Any]:
+        """The final evaluation."""
+        return json.loads(self.results.read_text())
 
 
 def _next_free(stem: str, folder: Path = Path("runs")) -> Path:

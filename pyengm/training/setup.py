@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyengm.data import Batches, ImageData, load, split_validation
+from pyengm.distributed import rank, world
 from pyengm.errors import ConfigError
 from pyengm.methods import AWP, METHODS, Examples, Method, Used, train_step
 from pyengm.models import build, in_fast_layout, layout_of
@@ -19,6 +20,7 @@ from pyengm.training.config import ALL_OPTIMIZERS, PGD_METHODS, TrainConfig
 from pyengm.training.graphs import Replay
 from pyengm.training.options import parse_options, takes
 from pyengm.training.precision import in_precision, scaler_for
+from pyengm.training.processes import own_device
 from pyengm.training.recipes import LARGE, LARGE_RECIPES
 from pyengm.training.replayed_step import ReplayedStep, is_replayable
 from pyengm.training.schedule import build_schedule
@@ -49,7 +51,7 @@ class Parts:
 
 def set_up(config: TrainConfig) -> Parts:
     """Builds every part of a resolved configuration. Raises ConfigError or DataError before anything is written."""
-    device = pick_device(config.device)
+    device = own_device(pick_device(config.device))
     train, test = load_split(config, "train"), load_split(config, "test")
     held_out = {"val": None, "none": None, "test": test}[config.select]
     if config.select == "val":
@@ -68,7 +70,8 @@ def set_up(config: TrainConfig) -> Parts:
     }
     torch.manual_seed(config.seed)
     half = config.precision != "float32"
-    model = in_fast_layout(build(**model_options).to(device), device, half=half)
+    model = in_fast_layout(with_shared_statistics(config, build(**model_options).to(device)), device, half=half)
+    torch.manual_seed(config.seed + rank())  # dropout, say, is to differ between processes
     network = in_precision(model, config.precision)
     method = build_method(config)
     speed_up(config, method, network, device)
@@ -81,6 +84,8 @@ def set_up(config: TrainConfig) -> Parts:
         augment=config.augment,
         shuffle=True,
         memory_format=layout_of(model),
+        part=rank(),
+        parts=world(),
     )
     schedule = build_schedule(
         optimizer,
@@ -93,7 +98,7 @@ def set_up(config: TrainConfig) -> Parts:
     method.input_gradients |= optimizer.needs_inputs
     method.prepare(
         Examples(
-            train.index,
+            batches.kept(0),
             train.shape,
             padding=batches.padding,
             batches=len(batches),
@@ -115,6 +120,23 @@ def set_up(config: TrainConfig) -> Parts:
     return Parts(
         device, batches, held_out, test, model, model_options, network, method, optimizer, schedule, scaler, step
     )
+
+
+def with_shared_statistics(config: TrainConfig, model: nn.Module) -> nn.Module:
+    """The model with batch norm over all processes, where the options ask for it.
+
+    Raises ConfigError on a CPU, and for optimisers whose per-example norms would miss the examples of other processes.
+    """
+    if not config.sync_bn or world() == 1:
+        return model
+    if next(model.parameters()).device.type != "cuda":
+        raise ConfigError("sync_bn needs GPUs: torch has batch norm over several processes on these alone")
+    if "norms" in ALL_OPTIMIZERS[config.optimizer].kept:
+        raise ConfigError(
+            f"sync_bn couples the examples of all processes, and the gradient norms of {config.optimizer} reach only "
+            "those of one: leave it out, use --norm-layer gn, or another optimizer (msgd, mgnc, sngm, nengm)"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def speed_up(config: TrainConfig, method: Method, network: nn.Module, device: torch.device) -> None:

@@ -2,13 +2,36 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 from pyengm.errors import PyengmError
 
+STATUS = 75  # of a process that stopped on request and can be gone on with: EX_TEMPFAIL, "try again"
+
 
 class Interrupted(PyengmError):
     """Training was asked to stop; its state is saved."""
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """While it is entered, SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt) if _handlers_can_be_set() else None
+    try:
+        yield
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _handlers_can_be_set() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 class StopRequest:
@@ -21,7 +44,7 @@ class StopRequest:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # only there can handlers be set
+        if _handlers_can_be_set():
             self._previous = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
         return self
 
