@@ -83,7 +83,8 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             return usage(command)
     except Interrupted as stop:
-        say(str(stop))
+        if first_here():
+            say(str(stop))
         return STATUS
     except KeyboardInterrupt:
         say("interrupted")

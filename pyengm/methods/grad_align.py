@@ -17,6 +17,7 @@ from pyengm.attacks.layout import empty_dense
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.mode import BN_MODES, running_statistics_kept
 from pyengm.data import CropFlip
+from pyengm.distributed import summed
 from pyengm.errors import ConfigError
 from pyengm.methods.base import OnePass, Outcome
 from pyengm.methods.double_backward import fast_double_backward
@@ -111,7 +112,10 @@ class GradAlign(OnePass):
 
 
 def misaligned(first: Tensor, second: Tensor) -> Tensor:
-    """(n / m) (1 - cos(first_i, second_i)) for gradients (n, ...), and 0 where one of the two is zero: m are not."""
+    """(n / m) (1 - cos(first_i, second_i)) for gradients (n, ...), and 0 where one of the two is zero: m are not.
+
+    n and m count the pictures of all processes.
+    """
     dtype = torch.promote_types(first.dtype, torch.float32)
     first, second = first.flatten(1).double(), second.flatten(1).double()  # squares of 1e-23 are 0 in float32
     with torch.no_grad():
@@ -119,7 +123,8 @@ def misaligned(first: Tensor, second: Tensor) -> Tensor:
     # Examples of zeros are replaced before the division, not after: its derivative would be nan.
     first, second = (t.where(valid[:, None], 1.0) for t in (first, second))
     cosine = (first / first.norm(dim=1, keepdim=True) * (second / second.norm(dim=1, keepdim=True))).sum(1)
-    return ((1 - cosine) * valid * (len(valid) / valid.sum().clamp(min=1))).to(dtype)
+    n, m = summed(torch.stack([torch.ones_like(valid).sum(), valid.sum()]))
+    return ((1 - cosine) * valid * (n / m.clamp(min=1))).to(dtype)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import warnings
 import torch
 
 from pyengm.attacks import PGD, attack_mode
-from pyengm.distributed import summed, world
+from pyengm.distributed import summed
 from pyengm.ops import Key
 from pyengm.training.config import TrainConfig
 from pyengm.training.setup import Parts
@@ -24,11 +24,10 @@ def training_accuracy(config: TrainConfig, parts: Parts, epoch: int) -> float:
         x_adv = attack(parts.model, batch.x, batch.y, key=Key(config.seed, epoch, batch.index))
         with attack_mode(parts.model, "eval"), torch.no_grad():
             right += (parts.model(x_adv).argmax(dim=1) == batch.y).sum().item()
-        seen += len(batch.y)
-        if seen * world() >= PICTURES:
+        seen += batch.size
+        if seen >= PICTURES:
             break
-    right, seen = summed(torch.tensor([right, seen])).tolist()
-    return right / seen
+    return int(summed(torch.tensor(right))) / seen
 
 
 def is_catastrophe(before: float | None, now: float) -> bool:
