@@ -1,11 +1,15 @@
 """Accuracy of a classifier on pictures, as they are or attacked."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from pyengm.attacks import attack_mode
 from pyengm.data import Batches, ImageData
 from pyengm.errors import NonFiniteError
+from pyengm.evaluation.calibration import expected_calibration_error
 from pyengm.evaluation.suite import Attack
 from pyengm.models import layout_of
 from pyengm.ops import Key
@@ -13,13 +17,34 @@ from pyengm.ops import Key
 BATCH_SIZE = 250  # AutoAttack's own: 256 would run as 250 and 6
 
 
-def correct(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: int, device: torch.device) -> Tensor:
-    """(N,) bool on the CPU: is picture i still classified right under the attack (None: as it is)?
+@dataclass(frozen=True)
+class Verdicts:
+    """What a model makes of N pictures, (N,) each, on the CPU.
+
+    correct: bool, whether it classifies the picture right. confidence: the probability that it gives the class that it
+    predicts. loss: the cross-entropy of the true class.
+    """
+
+    correct: Tensor
+    confidence: Tensor
+    loss: Tensor
+
+    def summary(self, name: str) -> dict[str, float]:
+        """Accuracy as `name`, mean loss as name_loss, expected calibration error as name_ece."""
+        return {
+            name: self.correct.double().mean().item(),
+            f"{name}_loss": self.loss.double().mean().item(),
+            f"{name}_ece": expected_calibration_error(self.confidence, self.correct),
+        }
+
+
+def judge(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: int, device: torch.device) -> Verdicts:
+    """The verdicts on all pictures under the attack (None: as they are).
 
     The model is in eval mode meanwhile. The random starts are those of (seed, the picture's index), so that they do
     not depend on the batches. Raises NonFiniteError when the model's outputs are not finite.
     """
-    right = []
+    parts = []
     pictures = Batches(
         data, BATCH_SIZE, device=device, seed=seed, augment=False, shuffle=False, memory_format=layout_of(model)
     )
@@ -33,8 +58,14 @@ def correct(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: i
             logits = model(x)
         if not logits.isfinite().all():
             raise NonFiniteError(f"the model's outputs on {data.name} are nan or infinite")
-        right.append((logits.argmax(dim=1) == batch.y).cpu())
-    return torch.cat(right)
+        right, confidence = logits.argmax(dim=1) == batch.y, logits.softmax(dim=1).amax(dim=1)
+        parts.append((right.cpu(), confidence.cpu(), cross_entropy(logits, batch.y, reduction="none").cpu()))
+    return Verdicts(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def correct(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: int, device: torch.device) -> Tensor:
+    """(N,) bool on the CPU: is picture i still classified right under the attack? Arguments and errors as `judge`."""
+    return judge(model, data, attack, seed=seed, device=device).correct
 
 
 def accuracy(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: int, device: torch.device) -> float:
