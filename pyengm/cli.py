@@ -121,7 +121,8 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     config = tyro.cli(TrainConfig, prog="pyengm train", args=list(args), default=saved)
     if given.resume:
         changed = [f.name for f in fields(config) if getattr(config, f.name) != getattr(saved, f.name)]
-        if changed := sorted(set(changed) - {"out", "resume", "config", "device", "attacks", "autoattack_pictures"}):
+        free = {"out", "resume", "config", "device", "attacks", "autoattack_pictures", "loggers"}
+        if changed := sorted(set(changed) - free):
             raise ConfigError(
                 f"a resumed run keeps its options; {', '.join(changed)} differ from {given.out}/config.yaml"
             )

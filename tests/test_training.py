@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
 from pyengm.models import load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, fit, loop, set_up
+from pyengm.training.loggers import JsonLines
 from pyengm.training.stop import StopRequest
 
 BATCHES = 4  # 108 of 120 pictures train, in batches of 30
@@ -141,19 +142,20 @@ class TestResume:
         assert_same_files(resume(run), finished)
 
     @pytest.mark.parametrize("epoch", [0, 1, 2])
-    @pytest.mark.parametrize("killed_before", ["add_metrics", "save_weights", "save_state"])
-    def test_after_a_kill_between_files(self, tiny, finished, tmp_path, monkeypatch, epoch, killed_before):
+    @pytest.mark.parametrize(
+        ("writer", "killed_before"), [(JsonLines, "epoch"), (RunFolder, "save_weights"), (RunFolder, "save_state")]
+    )
+    def test_after_a_kill_between_files(self, tiny, finished, tmp_path, monkeypatch, epoch, writer, killed_before):
         """A process that dies anywhere in the writing of an epoch leaves a run that resumes to the same end."""
         config, run = start(tmp_path / "run", tiny)
-        original, calls = getattr(RunFolder, killed_before), []
+        original = getattr(writer, killed_before)
 
         def die(self, *args):
-            calls.append(args)
-            if len(self.read_metrics()) + (killed_before == "add_metrics") == epoch + 1:
+            if len(run.read_metrics()) + (writer is JsonLines) == epoch + 1:
                 raise KeyboardInterrupt("killed")
             return original(self, *args)
 
-        monkeypatch.setattr(RunFolder, killed_before, die)
+        monkeypatch.setattr(writer, killed_before, die)
         with pytest.raises(KeyboardInterrupt, match="killed"):
             fit(config, set_up(config), run)
         monkeypatch.undo()

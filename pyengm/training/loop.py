@@ -1,8 +1,8 @@
 """The training loop."""
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,17 +10,18 @@ from torch import Tensor
 from pyengm.checks import Checks
 from pyengm.data import Batch
 from pyengm.errors import NonFiniteError
-from pyengm.evaluation import accuracy, attack_named
+from pyengm.evaluation import attack_named, judge
 from pyengm.models import CheckpointInfo
 from pyengm.ops import Key
 from pyengm.training.catastrophe import is_catastrophe, training_accuracy
 from pyengm.training.config import TrainConfig
 from pyengm.training.groups import closure_step, groups, takes_closures
-from pyengm.training.progress import Progress
+from pyengm.training.loggers import JsonLines, Logger, Loggers, Terminal, build_logger
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.setup import Parts
 from pyengm.training.stop import Interrupted, StopRequest
-from pyengm.training.sums import measure, no_sums, read_sums, write_sums
+from pyengm.training.stopwatch import Stopwatch
+from pyengm.training.sums import means, measure, no_sums, read_sums, write_sums
 
 LOOK_EVERY = 20  # batches of a GPU
 
@@ -29,7 +30,7 @@ LOOK_EVERY = 20  # batches of a GPU
 class Position:
     """Where a run stands: the next batch, the sums over the batches of its epoch so far, the best accuracy yet."""
 
-    sums: Tensor  # (4,), see `SUMS`
+    sums: Tensor  # see `SUMS`
     epoch: int = 0
     batch: int = 0
     best: float = -math.inf
@@ -37,39 +38,52 @@ class Position:
     stopped: bool = False  # for good, by catastrophic overfitting
 
 
-def fit(config: TrainConfig, parts: Parts, run: RunFolder) -> None:
+def fit(config: TrainConfig, parts: Parts, run: RunFolder, loggers: Sequence[Logger] = ()) -> None:
     """Trains to the end, from the run's saved state if it has one.
 
+    loggers: are told too, and closed at the end.
     Raises Interrupted after Ctrl-C, with the state saved, and NonFiniteError when a loss is nan or infinite; the
     files of the epochs before stay as they are.
     A step never waits for a GPU. What it checks is read every `LOOK_EVERY` batches and before anything is written.
     """
-    at = restore(parts, run)
     every = look_every(parts.device)
-    with StopRequest() as stop, Progress(config.epochs, len(parts.batches)) as progress:
+    watch = Stopwatch(config.epochs, len(parts.batches), parts.device)
+    with StopRequest() as stop, Loggers(all_loggers(config, run, loggers)) as log:
+        at = restore(parts, run)
+        log.start(config.plain(), len(parts.batches), at.epoch, at.batch)
         for epoch in range(at.epoch, config.epochs):
             if at.stopped:
                 return
-            progress.start(epoch, at.batch)
             parts.network.train()
             if at.batch == 0:
                 parts.method.start_epoch(parts.network, epoch)
-            checks = Checks()
+            checks, seen = Checks(), read_sums(at.sums)
+            watch.start(at.batch)
             for group in groups(parts.batches.epoch(epoch, start=at.batch), parts.optimizer):
                 try:
                     with checks.at(f"epoch {epoch + 1}, batch {at.batch + 1}"):
                         at.sums += step(config, parts, group, epoch)
                     at.batch += len(group)
+                    watch.count(sum(len(batch.y) for batch in group))
                     asked = stop.asked
                     if asked or at.batch % every < len(group) or at.batch == len(parts.batches):
                         checks.read()
-                        progress.step(read_sums(at.sums), at.batch)
+                        seen = report_step(parts, at, seen, log, watch)
                 except NonFiniteError as error:
                     raise NonFiniteError(f"{error}. {left(run)}") from error
                 if asked:
                     save_state(parts, run, at)
                     raise Interrupted(f"stopped after batch {at.batch} of epoch {epoch + 1}; {how_to_resume(run)}")
-            finish_epoch(config, parts, run, at, progress)
+            finish_epoch(config, parts, run, at, log, watch)
+
+
+def all_loggers(config: TrainConfig, run: RunFolder, given: Iterable[Logger]) -> Iterator[Logger]:
+    """The files of the run folder first, then the terminal, those given, and those that the options name."""
+    yield JsonLines(run.metrics, run.timing)
+    yield Terminal()
+    yield from given
+    for name in config.loggers:
+        yield build_logger(name, run.path, config.plain())
 
 
 def look_every(device: torch.device) -> int:
@@ -80,7 +94,7 @@ def look_every(device: torch.device) -> int:
 def step(config: TrainConfig, parts: Parts, group: list[Batch], epoch: int) -> Tensor:
     """One batch, or the several of an optimiser with an inner loop: attack, per-example losses, weights, update.
 
-    Returns the sums over its pictures, (4,).
+    Returns the sums over its pictures, see `SUMS`.
     """
     keys = [Key(config.seed, epoch, batch.index) for batch in group]
     if takes_closures(parts.optimizer):
@@ -94,23 +108,26 @@ def step(config: TrainConfig, parts: Parts, group: list[Batch], epoch: int) -> T
     return measure(used, torch.cat([batch.y for batch in group]))
 
 
-def finish_epoch(config: TrainConfig, parts: Parts, run: RunFolder, at: Position, progress: Progress) -> None:
-    """Measures the held-out pictures, then writes metrics, checkpoints and, last of all, the state."""
+def report_step(parts: Parts, at: Position, seen: dict[str, float], log: Loggers, watch: Stopwatch) -> dict[str, float]:
+    """Logs the batches since the sums were `seen`; returns the sums now."""
     sums = read_sums(at.sums)
-    pictures = sums["pictures"]
-    row = {
-        "epoch": at.epoch,
-        "lr": parts.schedule.get_last_lr()[0],
-        "loss": sums["loss"] / pictures,
-        "train_robust": sums["robust"] / pictures,
-        "clipped": sums["clipped"] / pictures,
-    }
+    row = {"epoch": at.epoch, "batch": at.batch, "lr": parts.schedule.get_last_lr()[0]}
+    row |= means({name: total - seen[name] for name, total in sums.items()})
+    log.step(row, watch.step(at.epoch, at.batch))
+    return sums
+
+
+def finish_epoch(
+    config: TrainConfig, parts: Parts, run: RunFolder, at: Position, log: Loggers, watch: Stopwatch
+) -> None:
+    """Measures the held-out pictures, then writes metrics, checkpoints and, last of all, the state."""
+    row = {"epoch": at.epoch, "lr": parts.schedule.get_last_lr()[0], **means(read_sums(at.sums))}
     score = math.inf
     if parts.held_out is not None:
         attack = attack_named("pgd20", config.threats()[0])
         measured = {"seed": config.seed, "device": parts.device}
-        row["natural"] = accuracy(parts.model, parts.held_out, None, **measured)
-        row["robust"] = accuracy(parts.model, parts.held_out, attack, **measured)
+        row |= judge(parts.model, parts.held_out, None, **measured).summary("natural")
+        row |= judge(parts.model, parts.held_out, attack, **measured).summary("robust")
         score = row["natural"] if config.method == "natural" else row["robust"]
     if at.epoch == parts.method.restarts_at:
         at.train_pgd = None  # the weights are young again, and no match for those of before
@@ -118,28 +135,26 @@ def finish_epoch(config: TrainConfig, parts: Parts, run: RunFolder, at: Position
         row["train_pgd"] = training_accuracy(config, parts, at.epoch)
         row["catastrophe"] = is_catastrophe(at.train_pgd, row["train_pgd"])
         if row["catastrophe"] and config.catastrophe == "stop":
-            stop_for_good(parts, run, at, row, progress)
+            log.epoch(row | {"best": False}, watch.epoch(at.epoch))
+            stop_for_good(parts, run, at, log)
             return
         at.train_pgd = row["train_pgd"]
     row["best"] = score > at.best or parts.held_out is None
     info = CheckpointInfo(parts.model_options, config.data, parts.test.classes, config.norm, config.eps, at.epoch)
-    run.add_metrics(row)
+    log.epoch(row, watch.epoch(at.epoch))
     if row["best"]:
         run.save_weights(run.best, parts.model, info)
     run.save_weights(run.last, parts.model, info)
     parts.method.finish_epoch(parts.model, row)
     at.epoch, at.batch, at.sums, at.best = at.epoch + 1, 0, no_sums(parts.device), max(at.best, score)
     save_state(parts, run, at)
-    progress.finish(row)
 
 
-def stop_for_good(parts: Parts, run: RunFolder, at: Position, row: dict[str, Any], progress: Progress) -> None:
+def stop_for_good(parts: Parts, run: RunFolder, at: Position, log: Loggers) -> None:
     """Ends the run before the weights of this epoch are written: best and last stay those of before."""
-    run.add_metrics(row | {"best": False})
     at.epoch, at.batch, at.sums, at.stopped = at.epoch + 1, 0, no_sums(parts.device), True
     save_state(parts, run, at)
-    progress.finish(row | {"best": False})
-    progress.say(f"catastrophic overfitting: stopped, and {run.last} holds the weights from before this epoch")
+    log.say(f"catastrophic overfitting: stopped, and {run.last} holds the weights from before this epoch")
 
 
 def save_state(parts: Parts, run: RunFolder, at: Position) -> None:
@@ -166,7 +181,6 @@ def restore(parts: Parts, run: RunFolder) -> Position:
     at = Position(no_sums(parts.device))
     if state is not None:
         at = Position(**state["position"] | {"sums": write_sums(state["position"]["sums"], parts.device)})
-    run.cut_metrics(at.epoch)
     if state is not None:
         parts.model.load_state_dict(state["model"])
         parts.optimizer.load_state_dict(state["optimizer"])

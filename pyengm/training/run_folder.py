@@ -1,7 +1,8 @@
 """What a run leaves on disk.
 
 config.yaml         the options, every one filled in
-metrics.jsonl       one line per epoch
+metrics.jsonl       one line per epoch, the same for a resumed run (its keys: `Logger`)
+timing.jsonl        one line per epoch of what the clock said
 best.safetensors    weights of the best epoch, last.safetensors those of the last one
 state.pt            all that resuming needs, written whole after the other files of an epoch
 results.json        the final evaluation; curves.png the learning curves
@@ -29,6 +30,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.timing = self.path / "timing.jsonl"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.safetensors"
         self.state = self.path / "state.pt"
@@ -57,22 +59,11 @@ class RunFolder:
             raise ConfigError(f"{path} is no run folder of pyengm: it has no {run.config.name}")
         return run
 
-    def add_metrics(self, row: dict[str, Any]) -> None:
-        """Appends one epoch's line."""
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps(row) + "\n")
-
     def read_metrics(self) -> list[dict[str, Any]]:
         """One dict per epoch so far."""
         if not self.metrics.exists():
             return []
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
-
-    def cut_metrics(self, epoch: int) -> None:
-        """Drops the lines of `epoch` and later: a killed run may have written them before its state."""
-        if self.metrics.exists():
-            lines = self.metrics.read_text().splitlines()[:epoch]
-            write_atomically(self.metrics, lambda path: path.write_text("".join(f"{line}\n" for line in lines)))
 
     def save_weights(self, path: Path, model: nn.Module, info: CheckpointInfo) -> None:
         save_checkpoint(path, model, info)
