@@ -129,7 +129,7 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     config = replace(tyro.cli(TrainConfig, prog="pyengm train", args=list(args), default=saved), resume=given.resume)
     if given.resume:
         changed = [f.name for f in fields(config) if getattr(config, f.name) != getattr(saved, f.name)]
-        if changed := sorted(set(changed) - {*PER_CALL, "device", "attacks", "autoattack_pictures"}):
+        if changed := sorted(set(changed) - {*PER_CALL, "device", "attacks", "autoattack_pictures", "loggers"}):
             raise ConfigError(
                 f"a resumed run keeps its options; {', '.join(changed)} differ from {given.out}/config.yaml"
             )

@@ -11,7 +11,7 @@ from torch import nn
 from pyengm import per_example_grad_norms
 from pyengm.errors import ConfigError
 from pyengm.models import build
-from pyengm.pergrad import Estimator, clipped_backward, exact_norms, lowrank, plan, walk
+from pyengm.pergrad import Estimator, clipped_backward, exact_norms, lowrank, plan, walk, weighted_backward
 from pyengm.pergrad.oracle import exact_squares
 
 SQUARES_ROUNDING = 1e-9  # relative, float64: what is subtracted is as large as what is left
@@ -387,6 +387,48 @@ class TestEstimator:
                 second.load_state_dict(torch.load(memory))
             if k > 4:
                 assert run(second, losses, params).equal(norms)
+
+    @pytest.mark.parametrize("kind", ["frozen", "corrected"])
+    def test_errors_of_a_fit_are_those_of_the_one_before(self, kind):
+        model, _ = fresh("conv after conv")
+        params = list(model.parameters())
+        estimator = Estimator(kind, interval=3, examples=9)  # all of a batch
+        for k, losses in enumerate(batches(model, 8)):
+            before = copy.deepcopy(estimator)
+            before.gap = 10**9  # fits no more
+            run(estimator, losses, params)
+            if k == 0:
+                assert estimator.fit_errors is None  # nothing was there before it
+            elif before.age < estimator.age:
+                assert estimator.fit_errors is None
+            else:
+                expected = (run(before, losses, params) / norms_of(losses, params) - 1).abs()
+                found = estimator.fit_errors
+                torch.testing.assert_close(found.sort().values, expected.sort().values, rtol=1e-6, atol=1e-9)
+                assert found.max() > 1e-4
+        estimator.forget()
+        assert estimator.fit_errors is None
+
+    def test_errors_of_a_fit_leave_out_examples_without_a_gradient(self):
+        model, _ = fresh("conv after conv")
+        params = list(model.parameters())
+        estimator = Estimator("frozen", interval=1, examples=9)
+        for losses in batches(model, 2):
+            run(estimator, losses * (torch.arange(len(losses)) > 1), params)
+        assert estimator.fit_errors.shape == (7,)
+        assert estimator.fit_errors.isfinite().all()
+
+    def test_errors_of_fits_come_with_the_weights(self):
+        model, _ = fresh("conv after conv")
+        estimator, found = Estimator("frozen", interval=2, examples=4), []
+        for losses in batches(model, 4):
+            used = weighted_backward(losses, model.parameters(), lambda norms, _: norms, estimator)
+            found.append(used.fit_errors)
+        assert [errors is None for errors in found[:2]] == [True, False]
+        assert all(errors is None or errors.shape == (4,) for errors in found)
+        model.eval()  # nothing is estimated any more
+        used = weighted_backward(next(batches(model, 1)), model.parameters(), lambda norms, _: norms, estimator)
+        assert used.fit_errors is None
 
     def test_other_parameters_are_calibrated_anew(self, monkeypatch):
         calls = counted(monkeypatch)

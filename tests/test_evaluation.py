@@ -25,6 +25,8 @@ from pyengm.evaluation import (
     correct,
     evaluate,
     evaluate_checkpoints,
+    expected_calibration_error,
+    judge,
     plot_curves,
     results_table,
     robust_overfitting,
@@ -118,6 +120,72 @@ def test_a_model_that_is_not_finite():
     for attack in (None, FGSM(0.1)):
         with pytest.raises(NonFiniteError, match="nan"):
             correct(model, pictures(), attack, seed=0, device=CPU)
+
+
+@pytest.mark.parametrize("attack", [None, FGSM(0.1)])
+def test_verdicts_are_those_of_the_logits(attack):
+    model = network()
+    data = data_for(model, 600)
+    x = data.images / 255
+    logits = model(x if attack is None else attack(model, x, data.labels)).detach()
+    found = judge(model, data, attack, seed=0, device=CPU)
+    losses = nn.functional.cross_entropy(logits, data.labels, reduction="none")
+    torch.testing.assert_close(found.confidence, logits.softmax(1).max(1).values, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.loss, losses, rtol=1e-5, atol=1e-5)
+    assert found.correct.equal(logits.argmax(1) == data.labels)
+    summary = found.summary("it")
+    assert summary.keys() == {"it", "it_loss", "it_ece"}
+    assert summary["it"] == accuracy(model, data, attack, seed=0, device=CPU)
+    assert summary["it_loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert summary["it_ece"] == expected_calibration_error(found.confidence, found.correct)
+
+
+# Calibration
+
+
+def ece_bin_by_bin(confidence, correct, bins):
+    """Guo et al. 2017, Eq. 3, as it stands."""
+    total = 0.0
+    for b in range(1, bins + 1):
+        members = [i for i, p in enumerate(confidence.tolist()) if (b - 1) / bins < p <= b / bins]
+        if members:
+            right = sum(correct[i].item() for i in members) / len(members)
+            sure = sum(confidence[i].item() for i in members) / len(members)
+            total += len(members) / len(confidence) * abs(right - sure)
+    return total
+
+
+@pytest.mark.parametrize("bins", [1, 4, 15])
+@pytest.mark.parametrize("n", [1, 7, 500])
+def test_calibration_error_is_that_of_the_formula(n, bins):
+    generator = torch.Generator().manual_seed(n)
+    confidence, right = torch.rand(n, generator=generator), torch.rand(n, generator=generator) < 0.7
+    expected = ece_bin_by_bin(confidence, right, bins)
+    assert expected_calibration_error(confidence, right, bins) == pytest.approx(expected, rel=1e-9)
+
+
+def test_calibration_error_of_a_few():
+    right = torch.tensor([True, True, True, False])
+    assert expected_calibration_error(torch.full((4,), 0.75), right) == 0
+    assert expected_calibration_error(torch.ones(4), right) == 0.25
+    edges = torch.tensor([0.5, 0.5, 0.75, 1.0], dtype=torch.float64)  # the first two belong to the lower half
+    assert expected_calibration_error(edges, right, bins=2) == pytest.approx((1.0 + 0.75) / 4)
+    assert expected_calibration_error(torch.zeros(2), torch.zeros(2, dtype=torch.bool)) == 0
+
+
+@pytest.mark.parametrize(
+    ("confidence", "right", "message"),
+    [
+        (torch.rand(3), torch.ones(2).bool(), r"got shapes \(3,\) and \(2,\)"),
+        (torch.rand(3, 2), torch.ones(3, 2).bool(), "N >= 1 examples"),
+        (torch.rand(0), torch.ones(0).bool(), "N >= 1 examples"),
+        (torch.tensor([0.2, 3.0]), torch.ones(2).bool(), "from 0 to 1; give probabilities"),
+        (torch.tensor([0.2, torch.nan]), torch.ones(2).bool(), "from 0 to 1"),
+    ],
+)
+def test_calibration_error_of_other_things(confidence, right, message):
+    with pytest.raises(ValueError, match=message):
+        expected_calibration_error(confidence, right)
 
 
 @pytest.mark.parametrize(
@@ -435,6 +503,7 @@ ROWS = [
     "rows",
     [
         ROWS,
+        [row | {"robust_loss": 1.5} for row in ROWS],
         ROWS[:1],
         [{k: v for k, v in row.items() if k not in ("natural", "robust")} for row in ROWS],
         [{k: v for k, v in row.items() if k not in ("clipped", "best")} for row in ROWS],

@@ -1,6 +1,7 @@
 """How robust a model is: accuracies, a table and a picture."""
 
-from pyengm.evaluation.accuracy import accuracy, correct
+from pyengm.evaluation.accuracy import Verdicts, accuracy, correct, judge
+from pyengm.evaluation.calibration import expected_calibration_error
 from pyengm.evaluation.checkpoints import evaluate_checkpoints
 from pyengm.evaluation.curves import plot_curves
 from pyengm.evaluation.distance import robustness_distance
@@ -10,6 +11,7 @@ from pyengm.evaluation.suite import attack_named, attack_names, check_attacks
 from pyengm.evaluation.table import results_table
 
 __all__ = [
+    "Verdicts",
     "accuracy",
     "attack_checkpoints",
     "attack_named",
@@ -18,6 +20,8 @@ __all__ = [
     "correct",
     "evaluate",
     "evaluate_checkpoints",
+    "expected_calibration_error",
+    "judge",
     "plot_curves",
     "results_table",
     "robust_overfitting",

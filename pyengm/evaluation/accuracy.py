@@ -1,15 +1,18 @@
 """Accuracy of a classifier on pictures, as they are or attacked."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from pyengm.attacks import attack_mode
 from pyengm.data import Batches, ImageData
-from pyengm.distributed import from_first, rank, summed, world
+from pyengm.distributed import gather, rank, world
 from pyengm.errors import NonFiniteError
+from pyengm.evaluation.calibration import expected_calibration_error
 from pyengm.evaluation.suite import Attack
 from pyengm.models import layout_of
 from pyengm.ops import Key
@@ -18,29 +21,53 @@ BATCH_SIZE = 250  # AutoAttack's own: 256 would run as 250 and 6
 
 
 def by_processes(data: ImageData, judge: Callable[[ImageData], Tensor]) -> Tensor:
-    """judge(data), one number (N,) on the CPU per picture; where several processes run, each judges its share."""
+    """judge(data), numbers (N, ...) on the CPU per picture; where several processes run, each judges its share."""
     if world() == 1:
         return judge(data)
     mine = torch.arange(len(data))[rank() :: world()]
-    judged = judge(data.subset(mine)) if len(mine) else torch.zeros(0)
-    dtype = from_first(judged.dtype)
-    whole = torch.zeros(len(data), dtype=torch.float64)
-    whole[mine] = judged.double()
-    return summed(whole).to(dtype)
+    parts = gather(judge(data.subset(mine)) if len(mine) else None)
+    whole = parts[0].new_zeros(len(data), *parts[0].shape[1:])
+    for place, part in enumerate(parts):
+        if part is not None:
+            whole[place :: world()] = part
+    return whole
 
 
-def correct(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: int, device: torch.device) -> Tensor:
-    """(N,) bool on the CPU: is picture i still classified right under the attack (None: as it is)?
+@dataclass(frozen=True)
+class Verdicts:
+    """What a model makes of N pictures, (N,) each, on the CPU.
+
+    correct: bool, whether it classifies the picture right. confidence: the probability that it gives the class that it
+    predicts. loss: the cross-entropy of the true class.
+    """
+
+    correct: Tensor
+    confidence: Tensor
+    loss: Tensor
+
+    def summary(self, name: str) -> dict[str, float]:
+        """Accuracy as `name`, mean loss as name_loss, expected calibration error as name_ece."""
+        return {
+            name: self.correct.double().mean().item(),
+            f"{name}_loss": self.loss.double().mean().item(),
+            f"{name}_ece": expected_calibration_error(self.confidence, self.correct),
+        }
+
+
+def judge(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: int, device: torch.device) -> Verdicts:
+    """The verdicts on all pictures under the attack (None: as they are).
 
     The model is in eval mode meanwhile. The random starts are those of (seed, the picture's index), so that they do
     not depend on the batches. Raises NonFiniteError when the model's outputs are not finite.
     Where several processes run, all call this, and each attacks its share.
     """
-    return by_processes(data, partial(_correct, model, attack, seed, device))
+    correct, confidence, loss = by_processes(data, partial(_judge, model, attack, seed, device)).unbind(1)
+    return Verdicts(correct.bool(), confidence, loss)
 
 
-def _correct(model: nn.Module, attack: Attack | None, seed: int, device: torch.device, data: ImageData) -> Tensor:
-    right = []
+def _judge(model: nn.Module, attack: Attack | None, seed: int, device: torch.device, data: ImageData) -> Tensor:
+    """Right or not, confidence and loss, (N, 3)."""
+    parts = []
     pictures = Batches(
         data, BATCH_SIZE, device=device, seed=seed, augment=False, shuffle=False, memory_format=layout_of(model)
     )
@@ -54,8 +81,15 @@ def _correct(model: nn.Module, attack: Attack | None, seed: int, device: torch.d
             logits = model(x)
         if not logits.isfinite().all():
             raise NonFiniteError(f"the model's outputs on {data.name} are nan or infinite")
-        right.append((logits.argmax(dim=1) == batch.y).cpu())
-    return torch.cat(right)
+        right, confidence = logits.argmax(dim=1) == batch.y, logits.softmax(dim=1).amax(dim=1)
+        loss = cross_entropy(logits, batch.y, reduction="none")
+        parts.append(torch.stack([right.to(loss), confidence.to(loss), loss], dim=1).cpu())
+    return torch.cat(parts)
+
+
+def correct(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: int, device: torch.device) -> Tensor:
+    """(N,) bool on the CPU: is picture i still classified right under the attack? Arguments and errors as `judge`."""
+    return judge(model, data, attack, seed=seed, device=device).correct
 
 
 def accuracy(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: int, device: torch.device) -> float:

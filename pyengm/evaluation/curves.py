@@ -26,7 +26,10 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 100), title=title)
     if accuracy.lines:
         accuracy.legend()
-    loss.plot(epochs, [row["loss"] for row in rows], color="tab:blue", label="training loss")
+    loss.plot(epochs, [row["loss"] for row in rows], "--", color="tab:blue", label="training loss")
+    if rows and "robust_loss" in rows[0]:
+        held_out = [row["robust_loss"] for row in rows]
+        loss.plot(epochs, held_out, color="tab:red", label="held-out loss, PGD-20")
     if rows and "clipped" in rows[0]:
         share = loss.twinx()
         share.plot(epochs, [100 * row["clipped"] for row in rows], color="tab:orange")

@@ -23,11 +23,12 @@ OUTSIDE = "the losses do not depend on inputs; give the tensor that went into th
 @dataclass(frozen=True)
 class ExampleWeights:
     """What a step did to each example: norms of its gradients in the parameters and in the inputs, where these were
-    computed, and its weight; (n,) each, detached."""
+    computed, and its weight; (n,) each, detached. fit_errors: see `Estimator`."""
 
     norms: Tensor | None
     weights: Tensor
     input_norms: Tensor | None = None
+    fit_errors: Tensor | None = None
 
 
 def clipped_backward(losses: Tensor, params: Iterable[Tensor], alpha: float, *, norms: str = "auto") -> ExampleWeights:
@@ -77,7 +78,7 @@ def weighted_backward(
     if scaler is not None:
         losses, scale = scaler.scale([losses, torch.ones((), device=losses.device)])
     found = _start(losses, params, estimator)
-    kept, norms, input_gradient = None, None, None
+    kept, norms, input_gradient, fit_errors = None, None, None, None
     if found is not None and _one_pass(found):
         if estimator is None:
             kept, input_gradient = found.gradients(inputs)
@@ -90,6 +91,7 @@ def weighted_backward(
     else:
         if estimator is not None:
             norms = estimator.norms(losses, params, found)
+            fit_errors = estimator.fit_errors
         if input_norms:
             with idle_sinks(walk(losses).nodes):
                 ones = torch.ones_like(losses)
@@ -116,7 +118,7 @@ def weighted_backward(
             raise ValueError(OUTSIDE)
     if input_gradient is not None:
         inputs.grad = input_gradient * factors.to(inputs.dtype).view(-1, *[1] * (inputs.dim() - 1))
-    return ExampleWeights(norms, weights, lengths)
+    return ExampleWeights(norms, weights, lengths, fit_errors)
 
 
 def _start(losses: Tensor, params: list[Tensor], estimator: Estimator | None) -> Walk | None:

@@ -27,7 +27,9 @@ class Estimator:
     the squared norms of each parameter, fitted on exact derivatives of `examples` examples of a batch. The next fit
     comes sooner or later as the last one has aged worse or better, at the latest after `interval` calls. gap: calls
     from one fit to the next; age: calls since the last one; drift: the mean relative error that it found in the one
-    before. shared: where torch.distributed runs, a fit is one over all processes, which must call equally often.
+    before. fit_errors: (m,) |estimate / exact - 1| of the norms of the examples that the last call of `norms` fitted
+    factors on, estimated by the factors before; None where it fitted none, or the first. shared: where
+    torch.distributed runs, a fit is one over all processes, which must call equally often.
     Raises ConfigError for an unknown kind of norms and numbers below 1.
     """
 
@@ -46,6 +48,7 @@ class Estimator:
         self._exact = self._estimated = None  # (groups,) sums of squared norms over examples
         self._gaps: bool | None = None  # whether some of these are 0; None: not looked at yet
         self.drift = 0.0
+        self.fit_errors: Tensor | None = None
 
     @property
     def due(self) -> bool:
@@ -60,6 +63,7 @@ class Estimator:
     def norms(self, losses: Tensor, params: list[Tensor], found: Walk | None) -> Tensor:
         """(n,) norms in float32 or better; found: what `start` gave."""
         dtype = torch.promote_types(losses.dtype, torch.float32)
+        self.fit_errors = None
         if found is None:
             return exact_norms(losses, params)
         if not found.frozen:
@@ -100,6 +104,8 @@ class Estimator:
             both = summed(both)
         if not both.isfinite().all():
             return  # the norms show it; the next batch is fitted
+        if self._exact is not None:
+            self.fit_errors = _errors(self._fitted() @ estimated, exact.sum(0))
         exact, estimated = both
         if self._exact is not None:
             self.drift = ((self._fitted() @ estimated) / exact.sum()).sqrt().item() - 1
@@ -120,6 +126,11 @@ class Estimator:
         for name in STATE:
             setattr(self, name, state[name.lstrip("_")])
         self._gaps = None
+
+
+def _errors(estimated: Tensor, exact: Tensor) -> Tensor:
+    """|estimate / exact - 1| of norms whose squares these are, (m,), without examples that have no gradient."""
+    return ((estimated / exact)[exact > 0].sqrt() - 1).abs()
 
 
 def _spread(norms: Tensor, m: int) -> list[int]:

@@ -12,6 +12,7 @@ from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
 from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, defaults_of, knobs_of
 from pyengm.pergrad import NORMS as GRAD_NORMS
+from pyengm.training.loggers import check_logger_name
 from pyengm.training.options import defaults_for, hint, merge_options, parse_options, parse_pixels
 from pyengm.training.precision import PRECISIONS
 from pyengm.training.recipes import recipe_for
@@ -129,6 +130,8 @@ class TrainConfig:
     """Run the training attack through torch.compile: a minute or more at the start, faster steps after it."""
     threads: int | None = None
     """Threads on the CPU (else torch's choice); the last bits of a run on the CPU depend on it."""
+    loggers: tuple[str, ...] = ()
+    """Where the figures go besides the terminal and metrics.jsonl: tensorboard, or MODULE:FACTORY of your own."""
     keep: int = 2
     """Checkpoints to keep in the run folder: a resume goes on from the newest that is whole."""
     sync_bn: bool = False
@@ -169,6 +172,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {value}; expected a finite number >= 0")
         if self.peak is not None and not 0 < self.peak < 1:
             raise ConfigError(f"peak is {self.peak}; expected a share of the run between 0 and 1")
+        for name in self.loggers:
+            check_logger_name(name)
         self._check_options()
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; expected 0 to 2**63 - 1")
@@ -217,9 +222,12 @@ class TrainConfig:
         return default_threats(self.data, Threat(self.norm, self.eps))
 
     def save(self, path: Path) -> None:
-        """Writes the options as YAML, without out, resume, config and nproc, which belong to one call."""
-        plain = {k: _plain(v) for k, v in asdict(self).items() if k not in PER_CALL}
-        path.write_text(yaml.safe_dump(plain, sort_keys=False))
+        """Writes the options as YAML."""
+        path.write_text(yaml.safe_dump(self.plain(), sort_keys=False))
+
+    def plain(self) -> dict[str, Any]:
+        """The options as plain values, without those that belong to one call (`PER_CALL`)."""
+        return {k: _plain(v) for k, v in asdict(self).items() if k not in PER_CALL}
 
     @classmethod
     def load(cls, path: Path) -> "TrainConfig":

@@ -35,6 +35,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     run = begin(config)
     with run.locked():
         say(f"run folder: {run.path}")
+        if rank() == 0:
+            run.add_environment()
         with spoken_warnings():
             fit(config, parts, run)
         if run.results.exists():

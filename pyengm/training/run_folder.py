@@ -1,7 +1,8 @@
 """What a run leaves on disk.
 
 config.yaml         the options, every one filled in
-metrics.jsonl       one line per epoch
+metrics.jsonl       one line per epoch, the same for a resumed run (its keys: `Logger`)
+timing.jsonl        one line per epoch of what the clock said
 best.safetensors    weights of the best epoch, last.safetensors those of the last one
 checkpoints/        all that resuming needs, written whole after the other files of an epoch
 results.json        the final evaluation; results.txt its table, curves.png the learning curves
@@ -25,6 +26,7 @@ from pyengm.errors import ConfigError, StorageError
 from pyengm.models import CheckpointInfo, save_checkpoint, write_atomically
 from pyengm.training.checkpoints import Checkpoints
 from pyengm.training.config import TrainConfig
+from pyengm.training.environment import describe
 from pyengm.training.processes import job_name
 
 
@@ -35,6 +37,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.timing = self.path / "timing.jsonl"
         self.best = self.path / "best.safetensors"
         self.last = self.path / "last.safetensors"
         self.results = self.path / "results.json"
@@ -92,25 +95,17 @@ class RunFolder:
             lock.flush()
             yield
 
-    def add_metrics(self, row: dict[str, Any]) -> None:
-        """Appends one epoch's line."""
-        try:
-            with open(self.metrics, "a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise StorageError(f"cannot write {self.metrics}: {error}") from error
+    def add_environment(self) -> None:
+        """Notes on what this start, or resume, of the run goes on."""
+        starts = json.loads(self.environment.read_text()) if self.environment.exists() else []
+        text = json.dumps([*starts, describe()], indent=2) + "\n"
+        write_atomically(self.environment, lambda path: path.write_text(text))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """One dict per epoch so far."""
         if not self.metrics.exists():
             return []
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
-
-    def cut_metrics(self, epoch: int) -> None:
-        """Drops the lines of `epoch` and later: a killed run may have written them before its state."""
-        if self.metrics.exists():
-            lines = self.metrics.read_text().splitlines()[:epoch]
-            write_atomically(self.metrics, lambda path: path.write_text("".join(f"{line}\n" for line in lines)))
 
     def save_weights(self, path: Path, model: nn.Module, info: CheckpointInfo) -> None:
         save_checkpoint(path, model, info)

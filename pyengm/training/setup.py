@@ -18,6 +18,7 @@ from pyengm.models import build, in_fast_layout, layout_of
 from pyengm.optim import CLOSURE_OPTIMIZERS, ExampleSGD, knobs_of
 from pyengm.training.config import ALL_OPTIMIZERS, PGD_METHODS, TrainConfig
 from pyengm.training.graphs import Replay
+from pyengm.training.loggers import logger_factory
 from pyengm.training.options import parse_options, takes
 from pyengm.training.precision import in_precision, scaler_for
 from pyengm.training.processes import own_device
@@ -52,6 +53,8 @@ class Parts:
 def set_up(config: TrainConfig) -> Parts:
     """Builds every part of a resolved configuration. Raises ConfigError or DataError before anything is written."""
     device = own_device(pick_device(config.device))
+    for name in config.loggers:
+        logger_factory(name)
     train, test = load_split(config, "train"), load_split(config, "test")
     held_out = {"val": None, "none": None, "test": test}[config.select]
     if config.select == "val":

@@ -60,8 +60,6 @@ def restore(config: TrainConfig, parts: Parts, run: RunFolder) -> Position:
     checkpoint is whole, or they are of another architecture or other pictures.
     """
     saved = run.checkpoints(config.keep).load(parts.device)
-    if rank() == 0:
-        run.cut_metrics(0 if saved is None else saved.shared["position"]["epoch"])
     if saved is None:
         return Position(no_sums(parts.device))
     state, same = saved.shared, len(saved.parts) == world()

@@ -1,22 +1,26 @@
 """What is added up over the batches of an epoch, on the device: reading it would keep the host waiting."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from pyengm.methods import Used
 
-SUMS = ("pictures", "loss", "robust", "clipped")
+# Counts and what belongs to them, all of which add up over batches and processes: pictures; examples with a gradient
+# norm, these norms and their squares; examples of fits of the norms, and the errors found there.
+SUMS = ("pictures", "loss", "robust", "clipped", "normed", "norm", "square_norm", "fitted", "fit_error")
 
 
 def no_sums(device: torch.device) -> Tensor:
-    """Zeros, (4,) float64, in the order of `SUMS`."""
+    """Zeros, (9,) float64, in the order of `SUMS`."""
     return torch.zeros(len(SUMS), dtype=torch.float64, device=device)
 
 
 def measure(used: Used, y: Tensor) -> Tensor:
     """Sums over all pictures of all passes that classify; y: (n,) labels of the pictures, or of each pass's in turn."""
     sums = no_sums(y.device)
-    pictures, loss, robust, clipped = sums
+    pictures, loss, robust, clipped, normed, norm, square_norm, fitted, fit_error = sums
     place = 0
     for outcome, weights in used:
         if outcome.logits is None:
@@ -27,8 +31,18 @@ def measure(used: Used, y: Tensor) -> Tensor:
         pictures += n
         loss += outcome.losses.detach().double().sum()
         robust += (outcome.logits.argmax(dim=1) == labels).sum()
-        if weights is not None:
-            clipped += (weights.weights < 1).sum()
+        if weights is None:
+            continue
+        clipped += (weights.weights < 1).sum()
+        if weights.norms is not None:
+            finite = weights.norms.isfinite()  # one that is not makes fp16 skip the step
+            norms = weights.norms.double().where(finite, 0.0)
+            normed += finite.sum()
+            norm += norms.sum()
+            square_norm += norms.dot(norms)
+        if weights.fit_errors is not None:
+            fitted += len(weights.fit_errors)
+            fit_error += weights.fit_errors.sum()
     return sums
 
 
@@ -40,3 +54,21 @@ def read_sums(sums: Tensor) -> dict[str, float]:
 def write_sums(sums: dict[str, float], device: torch.device) -> Tensor:
     """The inverse of `read_sums`."""
     return torch.tensor([sums[name] for name in SUMS], dtype=torch.float64, device=device)
+
+
+def means(sums: Mapping[str, float]) -> dict[str, float | None]:
+    """The figures of a logger's row (`Logger`) that the sums give; None where nothing was counted."""
+    grad_norm = _mean(sums["norm"], sums["normed"])
+    square = _mean(sums["square_norm"], sums["normed"])
+    return {
+        "loss": _mean(sums["loss"], sums["pictures"]),
+        "train_robust": _mean(sums["robust"], sums["pictures"]),
+        "clipped": _mean(sums["clipped"], sums["pictures"]),
+        "grad_norm_mean": grad_norm,
+        "grad_norm_variance": None if grad_norm is None else max(square - grad_norm**2, 0.0),
+        "grad_norm_error": _mean(sums["fit_error"], sums["fitted"]),
+    }
+
+
+def _mean(total: float, count: float) -> float | None:
+    return total / count if count else None

@@ -1,0 +1,33 @@
+"""A line of JSON per epoch: metrics.jsonl and timing.jsonl."""
+
+import json
+from pathlib import Path
+
+from pyengm.errors import StorageError
+from pyengm.models import write_atomically
+from pyengm.training.loggers.base import Logger, Row
+
+
+class JsonLines(Logger):
+    """metrics: the file that is a function of the run alone; timing: the one of figures that no two runs share."""
+
+    def __init__(self, metrics: Path, timing: Path):
+        self._metrics, self._timing = metrics, timing
+
+    def start(self, config: Row, batches: int, epoch: int, batch: int) -> None:
+        for path in (self._metrics, self._timing):
+            if path.exists():
+                kept = "".join(f"{line}\n" for line in path.read_text().splitlines()[:epoch])
+                write_atomically(path, lambda new, kept=kept: new.write_text(kept))
+
+    def epoch(self, row: Row, timing: Row) -> None:
+        _append(self._metrics, row)
+        _append(self._timing, {"epoch": row["epoch"], **timing})
+
+
+def _append(path: Path, row: Row) -> None:
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error}") from error

@@ -1,0 +1,54 @@
+"""Loggers by name: those that the library brings, and MODULE:FACTORY for those of the user."""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pyengm.errors import ConfigError
+from pyengm.training.loggers.base import Logger, Row
+from pyengm.training.options import hint
+
+LOGGERS = {"tensorboard": "pyengm.training.loggers.tensorboard:TensorBoard"}  # imported when asked for
+INSTALL = {"tensorboard": 'pip install "pyengm[tensorboard]"'}
+Factory = Callable[[Path, dict[str, Any]], Logger]
+
+
+def check_logger_name(name: str) -> None:
+    """Raises ConfigError for what is neither a known name nor MODULE:FACTORY."""
+    module, colon, attribute = name.partition(":")
+    if name not in LOGGERS and not (module and colon and attribute):
+        raise ConfigError(
+            f"unknown logger {name!r}; known: {', '.join(LOGGERS)}{hint(name, LOGGERS)}, "
+            "and MODULE:FACTORY for one of your own"
+        )
+
+
+def logger_factory(name: str) -> Factory:
+    """What makes the logger of that name from the run folder and the options.
+
+    Raises ConfigError for an unknown name, a module that cannot be imported, and one without that factory.
+    """
+    check_logger_name(name)
+    module, _, attribute = LOGGERS.get(name, name).partition(":")
+    try:
+        found = import_module(module)
+    except Exception as error:  # whatever the user's module does
+        if name in INSTALL:
+            raise ConfigError(f"the logger {name} is not installed: {INSTALL[name]} ({error})") from error
+        raise ConfigError(
+            f"cannot import {module!r} for the logger {name!r}: {type(error).__name__}: {error}; "
+            "the folder that holds the module must be in PYTHONPATH"
+        ) from error
+    factory = getattr(found, attribute, None)
+    if not callable(factory):
+        raise ConfigError(f"{module} has no function or class {attribute!r}{hint(attribute, vars(found))}")
+    return factory
+
+
+def build_logger(name: str, folder: Path, config: Row) -> Logger:
+    """The logger of that name for the run in `folder`. Raises ConfigError as `logger_factory`, and for no Logger."""
+    logger = logger_factory(name)(folder, dict(config))
+    if not isinstance(logger, Logger):
+        raise ConfigError(f"{name} gave a {type(logger).__name__}; expected a pyengm.training.Logger")
+    return logger

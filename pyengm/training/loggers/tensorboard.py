@@ -1,0 +1,46 @@
+"""TensorBoard, an optional extra: pip install "pyengm[tensorboard]"."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from pyengm.training.loggers.base import Logger, Row
+
+
+class TensorBoard(Logger):
+    """Curves in the folder tensorboard/ of the run, over the batches done: step/NAME and epoch/NAME.
+
+    A thread of the writer's own does the writing.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any]):
+        self._folder = folder / "tensorboard"
+        self._writer: SummaryWriter | None = None
+        self._batches = 0
+
+    def start(self, config: Row, batches: int, epoch: int, batch: int) -> None:
+        self._batches = batches
+        fresh = not self._folder.exists()
+        comes_again = epoch * batches + batch + 1  # readers drop what was logged for this step and later
+        self._writer = SummaryWriter(str(self._folder), purge_step=None if fresh else comes_again)
+        if fresh:
+            options = yaml.safe_dump(dict(config), sort_keys=False)
+            self._writer.add_text("config", "".join(f"    {line}\n" for line in options.splitlines()))
+
+    def step(self, row: Row, timing: Row) -> None:
+        self._add("step", {**row, **timing}, row["epoch"] * self._batches + row["batch"])
+
+    def epoch(self, row: Row, timing: Row) -> None:
+        self._add("epoch", {**row, **timing}, (row["epoch"] + 1) * self._batches)
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _add(self, group: str, row: Row, done: int) -> None:
+        for name, value in row.items():
+            if name not in ("epoch", "batch") and value is not None:
+                self._writer.add_scalar(f"{group}/{name}", value, done)
