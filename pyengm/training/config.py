@@ -15,7 +15,7 @@ from pyengm.pergrad import NORMS as GRAD_NORMS
 from pyengm.training.options import defaults_for, hint, merge_options, parse_options, parse_pixels
 from pyengm.training.precision import PRECISIONS
 from pyengm.training.recipes import recipe_for
-from pyengm.training.schedule import SCHEDULES
+from pyengm.training.schedule import SCHEDULES, in_proportion
 
 ALL_OPTIMIZERS = OPTIMIZERS | CLOSURE_OPTIMIZERS
 
@@ -103,9 +103,16 @@ class TrainConfig:
     epochs: int | None = None
     """Passes over the training pictures."""
     schedule: str | None = None
-    """Learning rate: piecewise (divided by ten at the milestones), cyclic (up and down in straight lines) or nuat."""
-    milestones: tuple[int, ...] | None = None
-    """Epochs at which the piecewise schedule divides the rate (else the recipe's, in proportion to --epochs)."""
+    """Learning rate: piecewise (times --lr-decay at the milestones), cyclic (up and down in straight lines), cosine,
+    constant or nuat."""
+    milestones: tuple[float, ...] | None = None
+    """Epochs, counted from 0, at which the piecewise schedule lowers the rate, such as 7.5 for the middle of the eighth
+    (else the recipe's, in proportion to --epochs)."""
+    lr_decay: float = 0.1
+    """What the piecewise schedule multiplies the rate by at a milestone."""
+    warmup_epochs: float = 0.0
+    """Epochs, or parts of them, in which the rate rises from near 0: a straight line times the schedule, which goes on
+    meanwhile."""
     peak: float | None = None
     """Share of the run that the cyclic schedule spends on its way up."""
 
@@ -156,15 +163,25 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; expected at least 1")
-        for name in ("step", "lr", "momentum", "weight_decay"):
+        for name in ("step", "lr", "momentum", "weight_decay", "warmup_epochs"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"{name} is {value}; expected a finite number >= 0")
         if self.peak is not None and not 0 < self.peak < 1:
             raise ConfigError(f"peak is {self.peak}; expected a share of the run between 0 and 1")
+        self._check_course()
         self._check_options()
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; expected 0 to 2**63 - 1")
+
+    def _check_course(self) -> None:
+        """What happens when in a run."""
+        if not 0 < self.lr_decay <= 1:
+            raise ConfigError(f"lr_decay is {self.lr_decay}; expected a factor above 0, and 1 at most")
+        if not all(0 <= epoch < float("inf") for epoch in self.milestones or ()):
+            raise ConfigError(f"milestones are {self.milestones}; expected finite numbers of epochs >= 0")
+        if self.epochs is not None and self.warmup_epochs >= self.epochs:
+            raise ConfigError(f"warmup_epochs is {self.warmup_epochs:g} of {self.epochs} epochs; expected less")
 
     def _check_options(self) -> None:
         taken = defaults_for(METHODS[self.method])
@@ -195,7 +212,7 @@ class TrainConfig:
         recipe["attack_bn"] = taken.get("bn")
         recipe |= defaults_of(ALL_OPTIMIZERS[self.optimizer or recipe["optimizer"]])
         share = (recipe["epochs"] if self.epochs is None else self.epochs) / recipe["epochs"]
-        recipe["milestones"] = tuple(sorted({max(1, round(share * epoch)) for epoch in recipe["milestones"]}))
+        recipe["milestones"] = in_proportion(recipe["milestones"], share)
         recipe = {"eps": recipe["radii"][self.norm], **recipe}
         filled = replace(self, **{k: v for k, v in recipe.items() if k in _NAMES and getattr(self, k) is None})
         return replace(filled, method_options=merge_options(recipe["method_options"], filled.method_options))
@@ -247,10 +264,10 @@ def _typed(path: Path, name: str, value: Any) -> Any:
     if value is None:
         return None
     annotation = str(_NAMES[name].type)
-    kind = next((k for k in ("tuple[int", "tuple[str", "Path", "bool", "int", "float") if k in annotation), "str")
+    kind = next((k for k in ("tuple[float", "tuple[str", "Path", "bool", "int", "float") if k in annotation), "str")
     try:
         if kind.startswith("tuple"):
-            return tuple({"tuple[int": int, "tuple[str": str}[kind](v) for v in value)
+            return tuple(parse_pixels(str(v)) if kind == "tuple[float" else str(v) for v in value)
         if kind == "bool" and not isinstance(value, bool):
             raise ValueError("expected true or false")
         if kind == "float":

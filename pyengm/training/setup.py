@@ -89,6 +89,8 @@ def set_up(config: TrainConfig) -> Parts:
         peak=config.peak,
         epochs=config.epochs,
         steps_per_epoch=len(batches),
+        decay=config.lr_decay,
+        warmup_epochs=config.warmup_epochs,
     )
     method.input_gradients |= optimizer.needs_inputs
     method.prepare(
