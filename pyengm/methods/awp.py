@@ -54,6 +54,14 @@ class AWP(AttackMethod):
     def input_gradients(self, value: bool) -> None:
         self.base.input_gradients = value
 
+    @property
+    def label_smoothing(self) -> float:
+        return self.base.label_smoothing
+
+    @label_smoothing.setter
+    def label_smoothing(self, share: float) -> None:
+        self.base.label_smoothing = share
+
     def key_for(self, x: Tensor, key: Key | None) -> Key:
         if key is not None and not self.told:
             self.epoch = key.epoch

@@ -115,6 +115,9 @@ class TrainConfig:
     meanwhile."""
     peak: float | None = None
     """Share of the run that the cyclic schedule spends on its way up."""
+    label_smoothing: float = 0.0
+    """Share of every label that goes to all classes in equal parts, in the losses that weights are trained on; attacks
+    keep the labels as they are (free_at and yopo, whose attack is a part of the training pass, do not)."""
 
     select: str | None = None
     """What chooses the best checkpoint: val (held-out training pictures), none (the last is best), or test."""
@@ -169,6 +172,9 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {value}; expected a finite number >= 0")
         if self.peak is not None and not 0 < self.peak < 1:
             raise ConfigError(f"peak is {self.peak}; expected a share of the run between 0 and 1")
+        for name in ("label_smoothing",):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a share from 0 to less than 1")
         self._check_course()
         self._check_options()
         if not 0 <= self.seed < 2**63:

@@ -184,6 +184,7 @@ def build_method(config: TrainConfig) -> Method:
     given |= {"step": config.step, "steps": config.steps, "bn": config.attack_bn}
     options = {name: value for name, value in given.items() if value is not None and takes(kind, name)}
     method = kind(**options, **parse_options(config.method_options or (), kind, "method_options"))
+    method.label_smoothing = config.label_smoothing
     if config.optimizer in CLOSURE_OPTIMIZERS and (not method.one_pass or method.changes_gradients):
         raise ConfigError(
             f"method {config.method} has its own way of updating the weights, and optimizer {config.optimizer} takes "
