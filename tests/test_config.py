@@ -40,6 +40,7 @@ class TestResolve:
             "width",
             "autoattack_pictures",
             "threads",
+            "average_start",
             "out",
             "config",
         }

@@ -115,8 +115,8 @@ class AWP(AttackMethod):
         self.epoch, self.told = epoch, True
         self.base.start_epoch(model, epoch)
 
-    def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> None:
-        self.base.finish_epoch(model, metrics)
+    def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> bool:
+        return self.base.finish_epoch(model, metrics)
 
     def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.base.before_step(model, optimizer)

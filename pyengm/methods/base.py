@@ -109,8 +109,12 @@ class Method(ABC):
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
         """Called before the batches of `epoch`, counted from 0; not when a run resumes within it."""
 
-    def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> None:
-        """Called after an epoch with its line of metrics: "train_robust", and "robust" where pictures are held out."""
+    def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> bool:
+        """Called after an epoch with its line of metrics: "train_robust", and "robust" where pictures are held out.
+
+        Returns whether it gave the model other weights.
+        """
+        return False
 
     def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Called when the gradients of an update are complete."""

@@ -12,6 +12,7 @@ from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
 from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, defaults_of, knobs_of
 from pyengm.pergrad import NORMS as GRAD_NORMS
+from pyengm.training.averaging import AVERAGES
 from pyengm.training.options import defaults_for, hint, merge_options, parse_options, parse_pixels
 from pyengm.training.precision import PRECISIONS
 from pyengm.training.recipes import recipe_for
@@ -118,6 +119,13 @@ class TrainConfig:
     label_smoothing: float = 0.0
     """Share of every label that goes to all classes in equal parts, in the losses that weights are trained on; attacks
     keep the labels as they are (free_at and yopo, whose attack is a part of the training pass, do not)."""
+    average: str = "none"
+    """Averages of the weights: none, ema (moving, after every step) or mean (in equal parts, after every epoch from
+    --average-start on). These are then what is evaluated and what best and last hold; training goes on with its own."""
+    average_decay: float = 0.999
+    """Share of the old in a moving average, smaller at first: at most (1 + t) / (10 + t) after t steps."""
+    average_start: int | None = None
+    """First epoch, counted from 0, that --average mean counts (else after three quarters of the run)."""
 
     select: str | None = None
     """What chooses the best checkpoint: val (held-out training pictures), none (the last is best), or test."""
@@ -154,6 +162,7 @@ class TrainConfig:
             ("norm", self.norm, NORMS),
             ("attack_bn", self.attack_bn, BN_MODES),
             ("schedule", self.schedule, SCHEDULES),
+            ("average", self.average, AVERAGES),
             ("select", self.select, SELECTIONS),
             ("catastrophe", self.catastrophe, ON_CATASTROPHE),
             ("precision", self.precision, PRECISIONS),
@@ -172,7 +181,7 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {value}; expected a finite number >= 0")
         if self.peak is not None and not 0 < self.peak < 1:
             raise ConfigError(f"peak is {self.peak}; expected a share of the run between 0 and 1")
-        for name in ("label_smoothing",):
+        for name in ("label_smoothing", "average_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a share from 0 to less than 1")
         self._check_course()
@@ -188,6 +197,9 @@ class TrainConfig:
             raise ConfigError(f"milestones are {self.milestones}; expected finite numbers of epochs >= 0")
         if self.epochs is not None and self.warmup_epochs >= self.epochs:
             raise ConfigError(f"warmup_epochs is {self.warmup_epochs:g} of {self.epochs} epochs; expected less")
+        if self.average_start is not None and not 0 <= self.average_start < (self.epochs or float("inf")):
+            of = "" if self.epochs is None else f" of {self.epochs} epochs"
+            raise ConfigError(f"average_start is {self.average_start}{of}; expected one of the run, counted from 0")
 
     def _check_options(self) -> None:
         taken = defaults_for(METHODS[self.method])
@@ -219,6 +231,8 @@ class TrainConfig:
         recipe |= defaults_of(ALL_OPTIMIZERS[self.optimizer or recipe["optimizer"]])
         share = (recipe["epochs"] if self.epochs is None else self.epochs) / recipe["epochs"]
         recipe["milestones"] = in_proportion(recipe["milestones"], share)
+        if self.average == "mean":
+            recipe["average_start"] = (self.epochs or recipe["epochs"]) * 3 // 4
         recipe = {"eps": recipe["radii"][self.norm], **recipe}
         filled = replace(self, **{k: v for k, v in recipe.items() if k in _NAMES and getattr(self, k) is None})
         return replace(filled, method_options=merge_options(recipe["method_options"], filled.method_options))

@@ -54,6 +54,8 @@ def fit(config: TrainConfig, parts: Parts, run: RunFolder) -> None:
             parts.network.train()
             if at.batch == 0:
                 parts.method.start_epoch(parts.network, epoch)
+                if epoch == parts.method.restarts_at:
+                    parts.averaging.restart()
             checks = Checks()
             for group in groups(parts.batches.epoch(epoch, start=at.batch), parts.optimizer):
                 try:
@@ -91,6 +93,7 @@ def step(config: TrainConfig, parts: Parts, group: list[Batch], epoch: int) -> T
         used = parts.train_step(parts.method, parts.network, parts.optimizer, *pictures, scaler=parts.scaler)
     for _ in group:
         parts.schedule.step()
+    parts.averaging.after_step()
     return measure(used, torch.cat([batch.y for batch in group]))
 
 
@@ -105,12 +108,13 @@ def finish_epoch(config: TrainConfig, parts: Parts, run: RunFolder, at: Position
         "train_robust": sums["robust"] / pictures,
         "clipped": sums["clipped"] / pictures,
     }
-    score = math.inf
+    parts.averaging.after_epoch(at.epoch)
+    model, score = parts.averaging.evaluated, math.inf
     if parts.held_out is not None:
         attack = attack_named("pgd20", config.threats()[0])
         measured = {"seed": config.seed, "device": parts.device}
-        row["natural"] = accuracy(parts.model, parts.held_out, None, **measured)
-        row["robust"] = accuracy(parts.model, parts.held_out, attack, **measured)
+        row["natural"] = accuracy(model, parts.held_out, None, **measured)
+        row["robust"] = accuracy(model, parts.held_out, attack, **measured)
         score = row["natural"] if config.method == "natural" else row["robust"]
     if at.epoch == parts.method.restarts_at:
         at.train_pgd = None  # the weights are young again, and no match for those of before
@@ -125,9 +129,10 @@ def finish_epoch(config: TrainConfig, parts: Parts, run: RunFolder, at: Position
     info = CheckpointInfo(parts.model_options, config.data, parts.test.classes, config.norm, config.eps, at.epoch)
     run.add_metrics(row)
     if row["best"]:
-        run.save_weights(run.best, parts.model, info)
-    run.save_weights(run.last, parts.model, info)
-    parts.method.finish_epoch(parts.model, row)
+        run.save_weights(run.best, model, info)
+    run.save_weights(run.last, model, info)
+    if parts.method.finish_epoch(parts.model, row):
+        parts.averaging.restart()
     at.epoch, at.batch, at.sums, at.best = at.epoch + 1, 0, no_sums(parts.device), max(at.best, score)
     save_state(parts, run, at)
     progress.finish(row)
@@ -153,6 +158,7 @@ def save_state(parts: Parts, run: RunFolder, at: Position) -> None:
             "optimizer": parts.optimizer.state_dict(),
             "schedule": parts.schedule.state_dict(),
             "method": parts.method.state_dict(),
+            "averaging": parts.averaging.state_dict(),
             "scaler": None if parts.scaler is None else parts.scaler.state_dict(),
             "generator": torch.get_rng_state(),
             "cuda_generator": cuda,
@@ -172,6 +178,7 @@ def restore(parts: Parts, run: RunFolder) -> Position:
         parts.optimizer.load_state_dict(state["optimizer"])
         parts.schedule.load_state_dict(state["schedule"])
         parts.method.load_state_dict(state["method"])
+        parts.averaging.load_state_dict(state["averaging"])
         if parts.scaler is not None:
             parts.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["generator"].cpu())

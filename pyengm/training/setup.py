@@ -15,6 +15,7 @@ from pyengm.errors import ConfigError
 from pyengm.methods import AWP, METHODS, Examples, Method, Used, train_step
 from pyengm.models import build, in_fast_layout, layout_of
 from pyengm.optim import CLOSURE_OPTIMIZERS, ExampleSGD, knobs_of
+from pyengm.training.averaging import Averaging, averaging
 from pyengm.training.config import ALL_OPTIMIZERS, PGD_METHODS, TrainConfig
 from pyengm.training.graphs import Replay
 from pyengm.training.options import parse_options, takes
@@ -30,7 +31,7 @@ class Parts:
 
     held_out: pictures that choose the best checkpoint, or None. network: the model as training steps run it, in mixed
     precision say; its parameters are the model's. scaler: of the losses in fp16, else None. train_step: that of
-    `pyengm.methods`, or one that gives the same.
+    `pyengm.methods`, or one that gives the same. averaging: holds the model that is evaluated and saved.
     """
 
     device: torch.device
@@ -45,6 +46,7 @@ class Parts:
     schedule: torch.optim.lr_scheduler.LambdaLR
     scaler: torch.amp.GradScaler | None
     train_step: Callable[..., Used]
+    averaging: Averaging
 
 
 def set_up(config: TrainConfig) -> Parts:
@@ -115,7 +117,19 @@ def set_up(config: TrainConfig) -> Parts:
                 stacklevel=2,
             )
     return Parts(
-        device, batches, held_out, test, model, model_options, network, method, optimizer, schedule, scaler, step
+        device,
+        batches,
+        held_out,
+        test,
+        model,
+        model_options,
+        network,
+        method,
+        optimizer,
+        schedule,
+        scaler,
+        step,
+        averaging(config.average, model, decay=config.average_decay, start=config.average_start),
     )
 
 
