@@ -41,6 +41,7 @@ class TestResolve:
             "autoattack_pictures",
             "threads",
             "average_start",
+            "patience",
             "out",
             "config",
         }

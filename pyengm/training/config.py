@@ -129,6 +129,8 @@ class TrainConfig:
 
     select: str | None = None
     """What chooses the best checkpoint: val (held-out training pictures), none (the last is best), or test."""
+    patience: int | None = None
+    """Stop once this many epochs in a row were not better than the best one (by --select val or test)."""
     attacks: tuple[str, ...] = ()
     """Further attacks of the final evaluation: fgsm, pgd10, pgd50, cw, deepfool, apgd_ce, apgd_t, fab_t, square."""
     autoattack_pictures: int | None = None
@@ -171,7 +173,7 @@ class TrainConfig:
                 raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}{hint(value, known)}")
         if self.eps is not None:
             Threat(self.norm, self.eps)
-        for name in ("steps", "batch_size", "epochs", "autoattack_pictures", "threads"):
+        for name in ("steps", "batch_size", "epochs", "patience", "autoattack_pictures", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; expected at least 1")
@@ -200,6 +202,8 @@ class TrainConfig:
         if self.average_start is not None and not 0 <= self.average_start < (self.epochs or float("inf")):
             of = "" if self.epochs is None else f" of {self.epochs} epochs"
             raise ConfigError(f"average_start is {self.average_start}{of}; expected one of the run, counted from 0")
+        if self.patience is not None and self.select == "none":
+            raise ConfigError("patience counts epochs by held-out accuracy, and select is none: give --select val")
 
     def _check_options(self) -> None:
         taken = defaults_for(METHODS[self.method])

@@ -34,7 +34,8 @@ class Position:
     batch: int = 0
     best: float = -math.inf
     train_pgd: float | None = None  # accuracy under PGD on some training pictures, after the last epoch
-    stopped: bool = False  # for good, by catastrophic overfitting
+    stale: int = 0  # epochs since the best one
+    stopped: bool = False  # for good, by catastrophic overfitting or out of patience
 
 
 def fit(config: TrainConfig, parts: Parts, run: RunFolder) -> None:
@@ -134,8 +135,12 @@ def finish_epoch(config: TrainConfig, parts: Parts, run: RunFolder, at: Position
     if parts.method.finish_epoch(parts.model, row):
         parts.averaging.restart()
     at.epoch, at.batch, at.sums, at.best = at.epoch + 1, 0, no_sums(parts.device), max(at.best, score)
+    at.stale = 0 if row["best"] else at.stale + 1
+    at.stopped = config.patience is not None and at.stale >= config.patience
     save_state(parts, run, at)
     progress.finish(row)
+    if at.stopped and at.epoch < config.epochs:
+        progress.say(f"stopped early: no epoch since epoch {at.epoch - at.stale} was better")
 
 
 def stop_for_good(parts: Parts, run: RunFolder, at: Position, row: dict[str, Any], progress: Progress) -> None:

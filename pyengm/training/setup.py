@@ -199,6 +199,11 @@ def build_method(config: TrainConfig) -> Method:
     options = {name: value for name, value in given.items() if value is not None and takes(kind, name)}
     method = kind(**options, **parse_options(config.method_options or (), kind, "method_options"))
     method.label_smoothing = config.label_smoothing
+    if config.patience is not None and method.restarts_at is not None:
+        raise ConfigError(
+            f"patience counts epochs that are no better than the best, and {config.method} begins anew at epoch "
+            f"{method.restarts_at}: leave patience out"
+        )
     if config.optimizer in CLOSURE_OPTIMIZERS and (not method.one_pass or method.changes_gradients):
         raise ConfigError(
             f"method {config.method} has its own way of updating the weights, and optimizer {config.optimizer} takes "
