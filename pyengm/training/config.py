@@ -125,7 +125,8 @@ class TrainConfig:
     average_decay: float = 0.999
     """Share of the old in a moving average, smaller at first: at most (1 + t) / (10 + t) after t steps."""
     average_start: int | None = None
-    """First epoch, counted from 0, that --average mean counts (else after three quarters of the run)."""
+    """First epoch, counted from 0, that --average mean counts (else after three quarters of the run); before it the
+    weights themselves are evaluated and saved."""
 
     select: str | None = None
     """What chooses the best checkpoint: val (held-out training pictures), none (the last is best), or test."""
