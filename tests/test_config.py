@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from pyengm.attacks import NORMS, Threat
@@ -12,7 +11,6 @@ from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
 from pyengm.training import TrainConfig, set_up
 from pyengm.training.config import parse_pixels
-from pyengm.training.schedule import build_schedule, cyclic, nuat, piecewise
 from pyengm.training.setup import build_method
 
 
@@ -27,6 +25,7 @@ class TestResolve:
         assert (config.model, config.eps, config.step, config.epochs) == ("resnet18", 8 / 255, None, 120)
         assert (config.milestones, config.optimizer, config.steps, config.attack_bn) == ((75, 90), "engm", 10, "eval")
         assert TrainConfig(data="cifar10", epochs=40).resolve().milestones == (25, 30)
+        assert all(isinstance(epoch, int) for epoch in TrainConfig(data="cifar10", epochs=40).resolve().milestones)
 
     def test_given_options_stay(self):
         config = TrainConfig(data="cifar10", model="vgg8", eps=0.1, step=0.01, epochs=7, augment=False).resolve()
@@ -41,6 +40,9 @@ class TestResolve:
             "width",
             "autoattack_pictures",
             "threads",
+            "average_start",
+            "patience",
+            "nproc",
             "out",
             "config",
         }
@@ -72,6 +74,14 @@ class TestErrors:
             ({"lr": float("inf")}, "lr is inf"),
             ({"alpha": 0.0}, "alpha is 0.0"),
             ({"seed": -1}, "seed is -1"),
+            (
+                {"milestones": (3.0, float("inf"))},
+                r"milestones are \(3.0, inf\); expected finite",
+            ),
+            ({"lr_decay": 0.0}, "lr_decay is 0.0; expected a factor above 0, and 1 at most"),
+            ({"lr_decay": 1.5}, "lr_decay is 1.5"),
+            ({"warmup_epochs": -1.0}, "warmup_epochs is -1.0; expected a finite number >= 0"),
+            ({"warmup_epochs": 4.0, "epochs": 4}, "warmup_epochs is 4 of 4 epochs; expected less"),
         ],
     )
     def test_options_out_of_range(self, options, message):
@@ -187,6 +197,14 @@ class TestYaml:
         config.resolve().save(tmp_path / "config.yaml")
         assert TrainConfig.load(tmp_path / "config.yaml") == config.resolve()
 
+    def test_parts_of_epochs(self, tmp_path):
+        (tmp_path / "mine.yaml").write_text("milestones: [15/2, 10, 12.5]\nwarmup_epochs: 1/4\n")
+        config = TrainConfig.load(tmp_path / "mine.yaml")
+        assert (config.milestones, config.warmup_epochs) == ((7.5, 10, 12.5), 0.25)
+        config.save(tmp_path / "again.yaml")
+        assert TrainConfig.load(tmp_path / "again.yaml") == config
+        assert "- 7.5\n- 10.0\n- 12.5\n" in (tmp_path / "again.yaml").read_text()
+
     def test_what_belongs_to_one_call_is_not_saved(self, tmp_path):
         replace(TrainConfig(), out=tmp_path, resume=True).save(tmp_path / "config.yaml")
         assert TrainConfig.load(tmp_path / "config.yaml") == TrainConfig()
@@ -219,37 +237,3 @@ class TestYaml:
     def test_missing_file(self, tmp_path):
         with pytest.raises(ConfigError, match="cannot read the configuration"):
             TrainConfig.load(tmp_path / "none.yaml")
-
-
-class TestSchedules:
-    def test_nuat(self):
-        factors = [nuat(200)(step) for step in range(200)]
-        assert factors[0] == pytest.approx(1 / 80)
-        assert factors[79] == 1.0
-        assert factors[130] == pytest.approx((180 - 130) / 100)
-        assert factors[160] == factors[169] == pytest.approx(0.2)
-        assert factors[170] == factors[179] == pytest.approx(0.02)
-        assert factors[180] == factors[199] == pytest.approx(0.002)
-
-    def test_piecewise(self):
-        factor = piecewise((2, 4), steps_per_epoch=3)
-        assert [factor(step) for step in (0, 5, 6, 11, 12, 20)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-
-    def test_cyclic(self):
-        factors = [cyclic(10, 0.4)(step) for step in range(10)]
-        assert factors == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
-
-    @pytest.mark.parametrize("total", [1, 2, 3, 1000])
-    def test_cyclic_never_stands_still(self, total):
-        factors = [cyclic(total, 0.4)(step) for step in range(total)]
-        assert all(0 < factor <= 1 for factor in factors)
-
-    def test_sets_the_rate_of_every_step(self):
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
-        schedule = build_schedule(optimizer, "piecewise", milestones=(1,), peak=0.5, epochs=2, steps_per_epoch=2)
-        rates = []
-        for _ in range(4):
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            schedule.step()
-        assert rates == pytest.approx([0.5, 0.5, 0.05, 0.05])

@@ -18,6 +18,7 @@ from pyengm.training.config import PGD_METHODS
 from pyengm.training.graphs import WARM_UP, CudaGraph, Replay
 from pyengm.training.replayed_step import ReplayedStep, is_replayable
 from pyengm.training.setup import speed_up
+from pyengm.training.sums import read_sums
 
 EPS = 0.1
 PLAIN = ("natural", *PGD_METHODS)
@@ -316,6 +317,20 @@ class TestReplayedStep:
         assert torch.stack(sums[: len(sums) // 2]).equal(torch.stack(sums[len(sums) // 2 :]))
         assert [(g.captures, g.replays) for g in made] == [(1, 6 - WARM_UP)]
 
+    def test_goes_with_averages_and_smoothed_labels(self, tiny):
+        config = replace(tiny, method="pgd_at", steps=2, norm_layer="gn", average="ema", label_smoothing=0.1).resolve()
+        averages, losses = [], []
+        for captured in (False, True):
+            parts = set_up(config)
+            if captured:
+                parts.train_step = ReplayedStep(Replay(config.batch_size, Again))
+            for epoch in range(2):
+                for batch in parts.batches.epoch(epoch):
+                    losses.append(read_sums(loop.step(config, parts, [batch], epoch))["loss"])
+            averages.append(parts.averaging.evaluated.state_dict())
+        assert all(value.equal(averages[1][name]) for name, value in averages[0].items())
+        assert losses[: len(losses) // 2] == losses[len(losses) // 2 :]
+
     def test_a_nan_is_seen(self, tiny):
         config = replace(tiny, norm_layer="gn", method="pgd_at").resolve()
         parts = set_up(config)
@@ -434,7 +449,7 @@ class TestCuda:
     @pytest.mark.parametrize("cuda_graphs", [False, True])
     def test_a_step_never_waits(self, optimizer, norm_layer, cuda_graphs, tiny):
         config = replace(tiny, steps=2, optimizer=optimizer, norm_layer=norm_layer, device="cuda").resolve()
-        config = replace(config, cuda_graphs=cuda_graphs)
+        config = replace(config, cuda_graphs=cuda_graphs, average="ema", label_smoothing=0.1)
         parts = set_up(config)
         batches = list(parts.batches.epoch(0))
         for k in range(WARM_UP + 1):

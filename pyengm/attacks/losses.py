@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from pyengm.errors import ConfigError
 
 
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(logits)_y."""
-    return F.cross_entropy(_at_least_float32(logits), y, reduction="none")
+def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """-log softmax(logits)_y; the share `label_smoothing` of it is the mean over all classes in place of y."""
+    return F.cross_entropy(_at_least_float32(logits), y, reduction="none", label_smoothing=label_smoothing)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import PGD
-from pyengm.attacks.losses import cross_entropy, kl_divergence, log_softmax
+from pyengm.attacks.losses import kl_divergence, log_softmax
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, Examples, Outcome, known_pictures
@@ -80,10 +80,10 @@ class ATTA(AttackMethod):
         x_adv = self.as_input(x_adv)
         if self.loss == "ce":
             logits = model(x_adv)
-            return Outcome(cross_entropy(logits, y), x_adv, logits)
+            return Outcome(self.cross_entropy(logits, y), x_adv, logits)
         natural, logits = model(x), model(x_adv)
         robust = kl_divergence(logits, log_softmax(natural))
-        return Outcome(cross_entropy(natural, y) + self.beta * robust, x_adv, logits)
+        return Outcome(self.cross_entropy(natural, y) + self.beta * robust, x_adv, logits)
 
     def stores(self) -> Mapping[str, Store]:
         return {} if self.store is None else {"store": self.store}

@@ -56,6 +56,14 @@ class AWP(AttackMethod):
     def input_gradients(self, value: bool) -> None:
         self.base.input_gradients = value
 
+    @property
+    def label_smoothing(self) -> float:
+        return self.base.label_smoothing
+
+    @label_smoothing.setter
+    def label_smoothing(self, share: float) -> None:
+        self.base.label_smoothing = share
+
     def key_for(self, x: Tensor, key: Key | None) -> Key:
         if key is not None and not self.told:
             self.epoch = key.epoch
@@ -109,8 +117,8 @@ class AWP(AttackMethod):
         self.epoch, self.told = epoch, True
         self.base.start_epoch(model, epoch)
 
-    def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> None:
-        self.base.finish_epoch(model, metrics)
+    def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> bool:
+        return self.base.finish_epoch(model, metrics)
 
     def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.base.before_step(model, optimizer)

@@ -44,6 +44,7 @@ class Method(ABC):
     optimisers with a closure serve only methods with one outcome and gradients as they are.
     differs_by_process: whether `own_state` is another one in each of several processes.
     restarts_at: the epoch at whose start the weights go back to the first ones, if there is one.
+    own_labels: why the losses take no smoothed labels, for methods that do not use `cross_entropy`.
     """
 
     input_gradients = False
@@ -52,6 +53,29 @@ class Method(ABC):
     changes_gradients = False
     differs_by_process = False
     restarts_at: int | None = None
+    own_labels = ""
+    _label_smoothing = 0.0
+
+    @property
+    def label_smoothing(self) -> float:
+        """The share of every label that all classes get in equal parts, in the losses that weights are trained on.
+
+        0 unless set. An attack that takes passes of its own keeps the labels as they are.
+        Setting it raises ConfigError for numbers outside [0, 1), and where the method has labels of its own.
+        """
+        return self._label_smoothing
+
+    @label_smoothing.setter
+    def label_smoothing(self, share: float) -> None:
+        if not 0 <= share < 1:
+            raise ConfigError(f"label_smoothing is {share}; expected a share from 0 to less than 1")
+        if share and self.own_labels:
+            raise ConfigError(f"label_smoothing is {share}, which {type(self).__name__} cannot take: {self.own_labels}")
+        self._label_smoothing = share
+
+    def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
+        """That of labels y (n,), smoothed by `label_smoothing`, for the losses that weights are trained on, (n,)."""
+        return cross_entropy(logits, y, self.label_smoothing)
 
     def as_input(self, x: Tensor) -> Tensor:
         """The pictures x as they go into the model for the losses."""
@@ -73,8 +97,12 @@ class Method(ABC):
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
         """Called before the batches of `epoch`, counted from 0; not when a run resumes within it."""
 
-    def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> None:
-        """Called after an epoch with its line of metrics: "train_robust", and "robust" where pictures are held out."""
+    def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> bool:
+        """Called after an epoch with its line of metrics: "train_robust", and "robust" where pictures are held out.
+
+        Returns whether it gave the model other weights.
+        """
+        return False
 
     def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Called when the gradients of an update are complete."""
@@ -153,7 +181,7 @@ class AttackMethod(OnePass):
         """The losses of pictures x and adversarial pictures x_adv in the model as it is: L_i = CE(f(x'_i), y_i)."""
         x_adv = self.as_input(x_adv)
         logits = model(x_adv)
-        return Outcome(cross_entropy(logits, y), x_adv, logits)
+        return Outcome(self.cross_entropy(logits, y), x_adv, logits)
 
     def key_for(self, x: Tensor, key: Key | None) -> Key:
         """The given key, or a fresh one for anonymous pictures. Raises DataError for a key of another length."""

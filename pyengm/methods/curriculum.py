@@ -83,22 +83,24 @@ class Curriculum(AttackMethod):
         uniform = philox_uniform(key.index[:1], (), purpose=Purpose.STEP, **named).item()
         return 2 * self.threat.eps / k * (1 + uniform * (10 / k - 1))
 
-    def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> None:
+    def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> bool:
         if self.k == self.steps:
-            return
+            return False
         if "robust" not in metrics:
             self.k += metrics["train_robust"] > self.accuracy
-            return
+            return False
         scores = {"robust": metrics["robust"], "natural": metrics.get("natural", metrics["robust"])}
         name = "natural" if self.k == 0 else "robust"
         if scores[name] > self.scores.get(name, -math.inf):
             self.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
             self.scores, self.age = scores, 0
-            return
+            return False
         self.age += 1
-        if self.age >= self.patience and metrics["train_robust"] > FITTED:
+        goes_back = self.age >= self.patience and metrics["train_robust"] > FITTED
+        if goes_back:
             model.load_state_dict(self.best)
             self.k, self.age = self.k + 1, 0
+        return goes_back
 
     def own_state(self) -> dict[str, Any]:
         return {"k": self.k, "age": self.age, "scores": dict(self.scores), "best": self.best}

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from pyengm.attacks import FGSM, Threat, attack_mode
 from pyengm.attacks.fosc import FOSCPGD, fosc_of
-from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, Outcome
@@ -93,7 +92,7 @@ class Dynamic(EpochAttack):
                 weights = F.cross_entropy(model(x_adv), y, reduction="none")
         x_adv = self.as_input(x_adv)
         logits = model(x_adv)
-        losses = cross_entropy(logits, y)
+        losses = self.cross_entropy(logits, y)
         return Outcome(losses if weights is None else weights * losses, x_adv, logits)
 
 

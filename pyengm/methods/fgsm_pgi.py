@@ -41,6 +41,8 @@ class FGSMPGI(OnePass):
     Source: Jia et al. 2022, "Prior-Guided Adversarial Initialization for Fast Adversarial Training", Sec. 3.
     """
 
+    own_labels = "its labels are smoothed by its own option, confidence"
+
     def __init__(
         self,
         eps: float,

@@ -43,6 +43,8 @@ class FGSMSDI(AttackMethod):
     with Learnable Adversarial Initialization", Sec. 3; labels, rates and the layers of G from the authors' code.
     """
 
+    own_labels = "its labels are smoothed by its own option, smoothing"
+
     def __init__(
         self,
         eps: float,

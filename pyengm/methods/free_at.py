@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from pyengm.attacks import Threat
 from pyengm.attacks.check import check_batch
-from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
 from pyengm.errors import CheckpointError, ConfigError
 from pyengm.methods.base import Method, Outcome
@@ -57,7 +56,7 @@ class FreeAT(Method):
             moved = x + delta
             x_adv = moved.clamp(0, 1).requires_grad_()
             logits = model(x_adv)
-            yield Outcome(cross_entropy(logits, y), x_adv, logits)
+            yield Outcome(self.cross_entropy(logits, y), x_adv, logits)
             if x_adv.grad is None:
                 raise RuntimeError("FreeAT steps along the gradient in x_adv: call backward(losses, inputs=x_adv)")
             self._step(delta, torch.where(moved == x_adv.detach(), x_adv.grad, 0.0))

@@ -85,7 +85,7 @@ class GradAlign(OnePass):
             self.threat.step_(x_adv, first, x, self.step)
         x_adv = self.as_input(x_adv)
         logits = model(x_adv)  # before the second gradient, as the authors' code has it
-        losses = cross_entropy(logits, y)
+        losses = self.cross_entropy(logits, y)
         near = x + self.threat.uniform(x, key, purpose=Purpose.SECOND)
         second = self._gradient(model, near, y)
         return Outcome(losses + self.weight * misaligned(first, second), x_adv, logits)

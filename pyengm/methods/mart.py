@@ -28,6 +28,8 @@ class MART(AttackMethod):
     code. Raises ConfigError for numbers and names out of range. Source: Wang et al. 2020, Sec. 3.
     """
 
+    own_labels = "its boosted cross-entropy asks for one right class"
+
     def __init__(
         self,
         eps: float,

@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
 from pyengm.methods.base import OnePass, Outcome
 from pyengm.ops import Key
@@ -16,4 +15,4 @@ class Natural(OnePass):
     ) -> Outcome:
         x = self.as_input(x)
         logits = model(x)
-        return Outcome(cross_entropy(logits, y), x, logits)
+        return Outcome(self.cross_entropy(logits, y), x, logits)

@@ -100,7 +100,7 @@ class NuAT(AttackMethod):
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
         x_adv = self.as_input(x_adv)
         natural, logits = model(x), model(x_adv)
-        losses = cross_entropy(natural, y) + self._smoothness(natural - logits)
+        losses = self.cross_entropy(natural, y) + self._smoothness(natural - logits)
         return Outcome(losses, x_adv, logits)
 
     def own_state(self) -> dict[str, Any]:

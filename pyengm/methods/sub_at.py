@@ -100,9 +100,10 @@ class SubAT(PGDAT):
             self.snapshots.append(snapshot(model))
         return super().perturb(model, x, y, key, transform)
 
-    def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> None:
+    def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> bool:
         if self.basis is None:
             self.snapshots.append(snapshot(model))
+        return False
 
     @torch.no_grad()
     def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import PGD
-from pyengm.attacks.losses import cross_entropy, kl_divergence, log_softmax
+from pyengm.attacks.losses import kl_divergence, log_softmax
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, Outcome
@@ -52,4 +52,4 @@ class TRADES(AttackMethod):
             with torch.no_grad():
                 model(x)
         robust = kl_divergence(logits, log_softmax(natural))
-        return Outcome(cross_entropy(natural, y) + self.beta * robust, x_adv, logits)
+        return Outcome(self.cross_entropy(natural, y) + self.beta * robust, x_adv, logits)

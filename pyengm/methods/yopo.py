@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from pyengm.attacks import Threat, attack_mode
 from pyengm.attacks.check import check_batch, check_extras
 from pyengm.attacks.layout import dense
-from pyengm.attacks.losses import cross_entropy
 from pyengm.data import CropFlip
 from pyengm.errors import ConfigError
 from pyengm.methods.base import Method, Outcome
@@ -66,7 +65,7 @@ class YOPO(Method):
             inputs = self.as_input(x_adv)
             with at_first_layer(model, self.first_layer, taken.hook):
                 logits = model(inputs)
-            losses = cross_entropy(logits, y)
+            losses = self.cross_entropy(logits, y)
             taken.hook_losses(losses)
             yield Outcome(losses, inputs, logits, update=False)
             slope = taken.slope()  # -p

@@ -12,11 +12,12 @@ from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
 from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, defaults_of, knobs_of
 from pyengm.pergrad import NORMS as GRAD_NORMS
+from pyengm.training.averaging import AVERAGES
 from pyengm.training.loggers import check_logger_name
 from pyengm.training.options import defaults_for, hint, merge_options, parse_options, parse_pixels
 from pyengm.training.precision import PRECISIONS
 from pyengm.training.recipes import recipe_for
-from pyengm.training.schedule import SCHEDULES
+from pyengm.training.schedule import SCHEDULES, in_proportion
 
 ALL_OPTIMIZERS = OPTIMIZERS | CLOSURE_OPTIMIZERS
 
@@ -104,14 +105,34 @@ class TrainConfig:
     epochs: int | None = None
     """Passes over the training pictures."""
     schedule: str | None = None
-    """Learning rate: piecewise (divided by ten at the milestones), cyclic (up and down in straight lines) or nuat."""
-    milestones: tuple[int, ...] | None = None
-    """Epochs at which the piecewise schedule divides the rate (else the recipe's, in proportion to --epochs)."""
+    """Learning rate: piecewise (times --lr-decay at the milestones), cyclic (up and down in straight lines), cosine,
+    constant or nuat."""
+    milestones: tuple[float, ...] | None = None
+    """Epochs, counted from 0, at which the piecewise schedule lowers the rate, such as 7.5 for the middle of the eighth
+    (else the recipe's, in proportion to --epochs)."""
+    lr_decay: float = 0.1
+    """What the piecewise schedule multiplies the rate by at a milestone."""
+    warmup_epochs: float = 0.0
+    """Epochs, or parts of them, in which the rate rises from near 0: a straight line times the schedule, which goes on
+    meanwhile."""
     peak: float | None = None
     """Share of the run that the cyclic schedule spends on its way up."""
+    label_smoothing: float = 0.0
+    """Share of every label that goes to all classes in equal parts, in the losses that weights are trained on; attacks
+    keep the labels as they are (free_at and yopo, whose attack is a part of the training pass, do not)."""
+    average: str = "none"
+    """Averages of the weights: none, ema (moving, after every step) or mean (in equal parts, after every epoch from
+    --average-start on). These are then what is evaluated and what best and last hold; training goes on with its own."""
+    average_decay: float = 0.999
+    """Share of the old in a moving average, smaller at first: at most (1 + t) / (10 + t) after t steps."""
+    average_start: int | None = None
+    """First epoch, counted from 0, that --average mean counts (else after three quarters of the run); before it the
+    weights themselves are evaluated and saved."""
 
     select: str | None = None
     """What chooses the best checkpoint: val (held-out training pictures), none (the last is best), or test."""
+    patience: int | None = None
+    """Stop once this many epochs in a row were not better than the best one (by --select val or test)."""
     attacks: tuple[str, ...] = ()
     """Further attacks of the final evaluation: fgsm, pgd10, pgd50, cw, deepfool, apgd_ce, apgd_t, fab_t, square."""
     autoattack_pictures: int | None = None
@@ -154,6 +175,7 @@ class TrainConfig:
             ("norm", self.norm, NORMS),
             ("attack_bn", self.attack_bn, BN_MODES),
             ("schedule", self.schedule, SCHEDULES),
+            ("average", self.average, AVERAGES),
             ("select", self.select, SELECTIONS),
             ("catastrophe", self.catastrophe, ON_CATASTROPHE),
             ("precision", self.precision, PRECISIONS),
@@ -162,11 +184,11 @@ class TrainConfig:
                 raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}{hint(value, known)}")
         if self.eps is not None:
             Threat(self.norm, self.eps)
-        for name in ("steps", "batch_size", "epochs", "autoattack_pictures", "threads", "keep", "nproc"):
+        for name in ("steps", "batch_size", "epochs", "patience", "autoattack_pictures", "threads", "keep", "nproc"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; expected at least 1")
-        for name in ("step", "lr", "momentum", "weight_decay"):
+        for name in ("step", "lr", "momentum", "weight_decay", "warmup_epochs"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"{name} is {value}; expected a finite number >= 0")
@@ -174,9 +196,27 @@ class TrainConfig:
             raise ConfigError(f"peak is {self.peak}; expected a share of the run between 0 and 1")
         for name in self.loggers:
             check_logger_name(name)
+        for name in ("label_smoothing", "average_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a share from 0 to less than 1")
+        self._check_course()
         self._check_options()
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; expected 0 to 2**63 - 1")
+
+    def _check_course(self) -> None:
+        """What happens when in a run."""
+        if not 0 < self.lr_decay <= 1:
+            raise ConfigError(f"lr_decay is {self.lr_decay}; expected a factor above 0, and 1 at most")
+        if not all(0 <= epoch < float("inf") for epoch in self.milestones or ()):
+            raise ConfigError(f"milestones are {self.milestones}; expected finite numbers of epochs >= 0")
+        if self.epochs is not None and self.warmup_epochs >= self.epochs:
+            raise ConfigError(f"warmup_epochs is {self.warmup_epochs:g} of {self.epochs} epochs; expected less")
+        if self.average_start is not None and not 0 <= self.average_start < (self.epochs or float("inf")):
+            of = "" if self.epochs is None else f" of {self.epochs} epochs"
+            raise ConfigError(f"average_start is {self.average_start}{of}; expected one of the run, counted from 0")
+        if self.patience is not None and self.select == "none":
+            raise ConfigError("patience counts epochs by held-out accuracy, and select is none: give --select val")
 
     def _check_options(self) -> None:
         taken = defaults_for(METHODS[self.method])
@@ -207,7 +247,9 @@ class TrainConfig:
         recipe["attack_bn"] = taken.get("bn")
         recipe |= defaults_of(ALL_OPTIMIZERS[self.optimizer or recipe["optimizer"]])
         share = (recipe["epochs"] if self.epochs is None else self.epochs) / recipe["epochs"]
-        recipe["milestones"] = tuple(sorted({max(1, round(share * epoch)) for epoch in recipe["milestones"]}))
+        recipe["milestones"] = in_proportion(recipe["milestones"], share)
+        if self.average == "mean":
+            recipe["average_start"] = (self.epochs or recipe["epochs"]) * 3 // 4
         recipe = {"eps": recipe["radii"][self.norm], **recipe}
         filled = replace(self, **{k: v for k, v in recipe.items() if k in _NAMES and getattr(self, k) is None})
         return replace(filled, method_options=merge_options(recipe["method_options"], filled.method_options))
@@ -262,10 +304,10 @@ def _typed(path: Path, name: str, value: Any) -> Any:
     if value is None:
         return None
     annotation = str(_NAMES[name].type)
-    kind = next((k for k in ("tuple[int", "tuple[str", "Path", "bool", "int", "float") if k in annotation), "str")
+    kind = next((k for k in ("tuple[float", "tuple[str", "Path", "bool", "int", "float") if k in annotation), "str")
     try:
         if kind.startswith("tuple"):
-            return tuple({"tuple[int": int, "tuple[str": str}[kind](v) for v in value)
+            return tuple(parse_pixels(str(v)) if kind == "tuple[float" else str(v) for v in value)
         if kind == "bool" and not isinstance(value, bool):
             raise ValueError("expected true or false")
         if kind == "float":

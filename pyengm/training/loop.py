@@ -52,6 +52,8 @@ def fit(config: TrainConfig, parts: Parts, run: RunFolder, loggers: Sequence[Log
                 for store in parts.method.stores().values():
                     store.follow(parts.batches.kept(epoch))
                 parts.method.start_epoch(parts.network, epoch)
+                if epoch == parts.method.restarts_at:
+                    parts.averaging.restart()
             checks, seen = Checks(), read_sums(at.sums)
             watch.start(at.batch)
             for group in groups(parts.batches.epoch(epoch, start=at.batch), parts.optimizer):
@@ -101,6 +103,7 @@ def step(config: TrainConfig, parts: Parts, group: list[Batch], epoch: int) -> T
     average_buffers(parts.model)
     for _ in group:
         parts.schedule.step()
+    parts.averaging.after_step()
     return measure(used, torch.cat([batch.y for batch in group]))
 
 
@@ -118,12 +121,13 @@ def finish_epoch(
 ) -> None:
     """Measures the held-out pictures, then writes metrics, checkpoints and, last of all, the state."""
     row = {"epoch": at.epoch, "lr": parts.schedule.get_last_lr()[0], **means(read_sums(summed(at.sums)))}
-    score = math.inf
+    parts.averaging.after_epoch(at.epoch)
+    model, score = parts.averaging.evaluated, math.inf
     if parts.held_out is not None:
         attack = attack_named("pgd20", config.threats()[0])
         measured = {"seed": config.seed, "device": parts.device}
-        row |= judge(parts.model, parts.held_out, None, **measured).summary("natural")
-        row |= judge(parts.model, parts.held_out, attack, **measured).summary("robust")
+        row |= judge(model, parts.held_out, None, **measured).summary("natural")
+        row |= judge(model, parts.held_out, attack, **measured).summary("robust")
         score = row["natural"] if config.method == "natural" else row["robust"]
     if at.epoch == parts.method.restarts_at:
         at.train_pgd = None  # the weights are young again, and no match for those of before
@@ -140,11 +144,16 @@ def finish_epoch(
     if rank() == 0:
         info = CheckpointInfo(parts.model_options, config.data, parts.test.classes, config.norm, config.eps, at.epoch)
         if row["best"]:
-            run.save_weights(run.best, parts.model, info)
-        run.save_weights(run.last, parts.model, info)
-    parts.method.finish_epoch(parts.model, row)
+            run.save_weights(run.best, model, info)
+        run.save_weights(run.last, model, info)
+    if parts.method.finish_epoch(parts.model, row):
+        parts.averaging.restart()
     at.epoch, at.batch, at.sums, at.best = at.epoch + 1, 0, no_sums(parts.device), max(at.best, score)
+    at.stale = 0 if row["best"] else at.stale + 1
+    at.stopped = config.patience is not None and at.stale >= config.patience
     save_state(config, parts, run, at)
+    if at.stopped and at.epoch < config.epochs:
+        log.say(f"stopped early: no epoch since epoch {at.epoch - at.stale} was better")
 
 
 def stop_for_good(config: TrainConfig, parts: Parts, run: RunFolder, at: Position, log: Loggers) -> None:

@@ -16,6 +16,7 @@ from pyengm.errors import ConfigError
 from pyengm.methods import AWP, METHODS, Examples, Method, Used, train_step
 from pyengm.models import build, in_fast_layout, layout_of
 from pyengm.optim import CLOSURE_OPTIMIZERS, ExampleSGD, knobs_of
+from pyengm.training.averaging import Averaging, averaging
 from pyengm.training.config import ALL_OPTIMIZERS, PGD_METHODS, TrainConfig
 from pyengm.training.graphs import Replay
 from pyengm.training.loggers import logger_factory
@@ -33,7 +34,7 @@ class Parts:
 
     held_out: pictures that choose the best checkpoint, or None. network: the model as training steps run it, in mixed
     precision say; its parameters are the model's. scaler: of the losses in fp16, else None. train_step: that of
-    `pyengm.methods`, or one that gives the same.
+    `pyengm.methods`, or one that gives the same. averaging: holds the model that is evaluated and saved.
     """
 
     device: torch.device
@@ -48,6 +49,7 @@ class Parts:
     schedule: torch.optim.lr_scheduler.LambdaLR
     scaler: torch.amp.GradScaler | None
     train_step: Callable[..., Used]
+    averaging: Averaging
 
 
 def set_up(config: TrainConfig) -> Parts:
@@ -97,6 +99,8 @@ def set_up(config: TrainConfig) -> Parts:
         peak=config.peak,
         epochs=config.epochs,
         steps_per_epoch=len(batches),
+        decay=config.lr_decay,
+        warmup_epochs=config.warmup_epochs,
     )
     method.input_gradients |= optimizer.needs_inputs
     method.prepare(
@@ -121,7 +125,19 @@ def set_up(config: TrainConfig) -> Parts:
                 stacklevel=2,
             )
     return Parts(
-        device, batches, held_out, test, model, model_options, network, method, optimizer, schedule, scaler, step
+        device,
+        batches,
+        held_out,
+        test,
+        model,
+        model_options,
+        network,
+        method,
+        optimizer,
+        schedule,
+        scaler,
+        step,
+        averaging(config.average, model, decay=config.average_decay, start=config.average_start),
     )
 
 
@@ -207,6 +223,12 @@ def build_method(config: TrainConfig) -> Method:
     given |= {"step": config.step, "steps": config.steps, "bn": config.attack_bn}
     options = {name: value for name, value in given.items() if value is not None and takes(kind, name)}
     method = kind(**options, **parse_options(config.method_options or (), kind, "method_options"))
+    method.label_smoothing = config.label_smoothing
+    if config.patience is not None and method.restarts_at is not None:
+        raise ConfigError(
+            f"patience counts epochs that are no better than the best, and {config.method} begins anew at epoch "
+            f"{method.restarts_at}: leave patience out"
+        )
     if config.optimizer in CLOSURE_OPTIMIZERS and (not method.one_pass or method.changes_gradients):
         raise ConfigError(
             f"method {config.method} has its own way of updating the weights, and optimizer {config.optimizer} takes "

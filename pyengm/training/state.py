@@ -22,12 +22,13 @@ from pyengm.training.sums import no_sums, read_sums, write_sums
 class Position:
     """Where a run stands: the next batch, the sums over the batches of its epoch so far, the best accuracy yet."""
 
-    sums: Tensor  # (4,), see `SUMS`
+    sums: Tensor  # see `SUMS`
     epoch: int = 0
     batch: int = 0
     best: float = -math.inf
     train_pgd: float | None = None  # accuracy under PGD on some training pictures, after the last epoch
-    stopped: bool = False  # for good, by catastrophic overfitting
+    stale: int = 0  # epochs since the best one
+    stopped: bool = False  # for good, by catastrophic overfitting or out of patience
 
 
 def save_state(config: TrainConfig, parts: Parts, run: RunFolder, at: Position) -> None:
@@ -41,6 +42,7 @@ def save_state(config: TrainConfig, parts: Parts, run: RunFolder, at: Position) 
         "optimizer": parts.optimizer.state_dict(),
         "schedule": parts.schedule.state_dict(),
         "method": parts.method.own_state(),
+        "averaging": parts.averaging.state_dict(),
         "scaler": None if parts.scaler is None else parts.scaler.state_dict(),
     }
     part = {
@@ -67,6 +69,7 @@ def restore(config: TrainConfig, parts: Parts, run: RunFolder) -> Position:
     parts.model.load_state_dict(state["model"])
     parts.optimizer.load_state_dict(state["optimizer"])
     parts.schedule.load_state_dict(state["schedule"])
+    parts.averaging.load_state_dict(state["averaging"])
     if parts.scaler is not None:
         parts.scaler.load_state_dict(state["scaler"])
     at = Position(**state["position"])
