@@ -4,29 +4,24 @@ import argparse
 import json
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from pyengm import __version__
+from pyengm import __version__, terminal
 from pyengm.attacks import Threat
 from pyengm.data import load
 from pyengm.errors import ConfigError, PyengmError
-from pyengm.evaluation import attack_names, check_attacks, evaluate_checkpoints, plot_curves, results_table
+from pyengm.evaluation import attack_names, results_table
 from pyengm.models import read_info
-from pyengm.training import Interrupted, RunFolder, TrainConfig, fit, pick_device, set_up
+from pyengm.terminal import attack_checkpoints, say
+from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device, train, train_seeds
 from pyengm.training.config import Pixels, default_threats
-
-console = Console()
-STATE = "autoattack"  # where an interrupted AutoAttack goes on from, in a run's folder
+from pyengm.training.seeds import saved_options
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> int:
     command = args[0] if args else "--help"
     try:
         if command == "train":
-            train(parse_train(args[1:]))
+            return train_command(parse_train(args[1:]))
         elif command == "evaluate":
             evaluate_command(tyro.cli(EvaluateConfig, prog="pyengm evaluate", args=args[1:]))
         else:
@@ -94,7 +89,7 @@ def usage(command: str) -> int:
     known = command in ("--help", "-h")
     if not known:
         Console(stderr=True).print(f"[bold red]error:[/] unknown command {command!r}", highlight=False)
-    console.print(
+    terminal.console.print(
         "usage: pyengm COMMAND [OPTIONS]\n\n"
         "  train     train a robust classifier, attack it, leave a table and a picture\n"
         "  evaluate  attack the checkpoints of a run, or one checkpoint\n\n"
@@ -111,54 +106,29 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     files.add_argument("--config", type=Path)
     files.add_argument("--out", type=Path)
     files.add_argument("--resume", action="store_true")
+    files.add_argument("--seeds", type=int, nargs="*", default=())
     given, _ = files.parse_known_args(args)
     if given.resume:
         if given.out is None:
             raise ConfigError("--resume needs --out RUN_FOLDER, the run to go on with")
-        saved = TrainConfig.load(RunFolder.open(given.out).config)
+        saved = (
+            saved_options(given.out, given.seeds) if given.seeds else TrainConfig.load(RunFolder.open(given.out).config)
+        )
     else:
         saved = TrainConfig.load(given.config) if given.config else TrainConfig()
     config = tyro.cli(TrainConfig, prog="pyengm train", args=list(args), default=saved)
-    if given.resume:
-        changed = [f.name for f in fields(config) if getattr(config, f.name) != getattr(saved, f.name)]
-        if changed := sorted(set(changed) - {"out", "resume", "config", "device", "attacks", "autoattack_pictures"}):
-            raise ConfigError(
-                f"a resumed run keeps its options; {', '.join(changed)} differ from {given.out}/config.yaml"
-            )
+    if given.resume and (changed := set(config.differing(saved)) - {"device", "attacks", "autoattack_pictures"}):
+        names = ", ".join(sorted(changed))
+        raise ConfigError(f"a resumed run keeps its options; {names} differ from {given.out}/config.yaml")
     return config.resolve()
 
 
-def train(config: TrainConfig) -> None:
-    """Trains, evaluates best and last, and leaves the table, results.json and curves.png."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    parts = set_up(config)
-    attacks = attack_names(config.attacks)
-    with spoken_warnings():
-        check_attacks(attacks, parts.test, config.threats())  # an error comes now, not after the training
-    run = RunFolder.open(config.out) if config.resume else RunFolder.create(config)
-    say(f"run folder: {run.path}")
-    fit(config, parts, run)
-    plot_curves(run.read_metrics(), run.curves, f"{parts.test.name}, {config.method}, {config.optimizer}")
-    if run.results.exists():
-        say(f"the run is complete; its results are in {run.results}")
-        return
-    try:
-        results = attack_checkpoints(
-            {"best": run.best, "last": run.last},
-            parts.test,
-            config.threats(),
-            attacks,
-            autoattack_pictures=config.autoattack_pictures,
-            state=run.path / STATE,
-            seed=config.seed,
-            device=parts.device,
-        )
-    except KeyboardInterrupt:
-        raise Interrupted(f"the training is complete; evaluate it with: pyengm evaluate {run.path}") from None
-    run.save_results(results)
-    console.print(results_table(results, str(run.path)))
-    say(f"weights, results.json and curves.png are in {run.path}")
+def train_command(config: TrainConfig) -> int:
+    """One run, or one of each seed; 1 where one of several failed."""
+    if not config.seeds:
+        train(config)
+        return 0
+    return 1 if train_seeds(config)["failed"] else 0
 
 
 def evaluate_command(options: EvaluateConfig) -> None:
@@ -169,12 +139,12 @@ def evaluate_command(options: EvaluateConfig) -> None:
         run = RunFolder.open(options.target)
         checkpoints = {"best": run.best, "last": run.last}
         info = read_info(run.best)
-        state = run.path / STATE if os.access(run.path, os.W_OK) else None
+        state = run.autoattack if os.access(run.path, os.W_OK) else None
         trained = TrainConfig.load(run.config)
     else:
         checkpoints = {options.target.stem: options.target}
         info = read_info(options.target)
-        state = options.out and options.out.with_suffix(f".{STATE}")
+        state = options.out and options.out.with_suffix(".autoattack")
         trained = TrainConfig(data=info.data).resolve()
     if trained.threads is not None:
         torch.set_num_threads(trained.threads)
@@ -201,43 +171,6 @@ def evaluate_command(options: EvaluateConfig) -> None:
     except KeyboardInterrupt:
         again = "interrupted" if state is None else "interrupted; the same command goes on where AutoAttack stopped"
         raise Interrupted(again) from None
-    console.print(results_table(results, str(options.target)))
+    terminal.console.print(results_table(results, str(options.target)))
     if options.out is not None:
         options.out.write_text(json.dumps(results, indent=2) + "\n")
-
-
-def attack_checkpoints(*arguments: Any, **options: Any) -> dict[str, Any]:
-    """`evaluate_checkpoints` with its progress on the terminal: what is running, and a bar for each AutoAttack."""
-    bar, note = BarColumn(bar_width=10), TextColumn("{task.fields[note]}")
-    columns = (TextColumn("{task.description}"), bar, MofNCompleteColumn(), note)
-    with spoken_warnings(), Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, TaskID] = {"": bars.add_task("evaluating", total=None, note="")}
-
-        def on_pass(title: str, done: int, total: int, robust: float) -> None:
-            if title not in tasks:
-                tasks[title] = bars.add_task(title, total=total, note="")
-            bars.update(tasks[title], completed=done, note=f"robust {100 * robust:.1f} %")
-
-        def on_attack(title: str) -> None:
-            bars.update(tasks[""], description=f"evaluating {title}")
-
-        return evaluate_checkpoints(*arguments, **options, on_attack=on_attack, on_pass=on_pass)
-
-
-@contextmanager
-def spoken_warnings() -> Iterator[None]:
-    """Warnings as plain lines on the terminal, each text once."""
-    with warnings.catch_warnings():
-        said: set[str] = set()
-
-        def show(message: Warning | str, *_: Any, **__: Any) -> None:
-            if str(message) not in said:
-                said.add(str(message))
-                say(f"warning: {message}")
-
-        warnings.showwarning = show
-        yield
-
-
-def say(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

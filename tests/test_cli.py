@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pyengm import cli
+from pyengm import cli, terminal
 from pyengm.evaluation import checkpoints
 
 TINY = ["--model", "cnn4", "--width", "2", "--epochs", "1", "--steps", "1", "--batch-size", "60", "--optimizer", "msgd"]
@@ -20,7 +20,7 @@ TINY += ["--autoattack-pictures", "2"]
 
 @pytest.fixture(autouse=True)
 def wide_console(monkeypatch):
-    monkeypatch.setattr(cli, "console", Console(width=120))
+    monkeypatch.setattr(terminal, "console", Console(width=120))
 
 
 def fail(*args: str) -> None:
@@ -176,7 +176,7 @@ class TestEvaluate:
         shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("autoattack"))
         command = ["evaluate", str(tmp_path / "run"), "--autoattack-pictures", "2"]
         monkeypatch.setattr(checkpoints, "cores", lambda: 1)
-        update, passes = cli.Progress.update, []
+        update, passes = terminal.Progress.update, []
 
         def interrupt(bars, task, **fields):
             update(bars, task, **fields)
@@ -185,7 +185,7 @@ class TestEvaluate:
                 if len(passes) == 3:
                     raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli.Progress, "update", interrupt)
+        monkeypatch.setattr(terminal.Progress, "update", interrupt)
         assert cli.main(command) == 130
         assert "the same command goes on where AutoAttack stopped" in " ".join(capsys.readouterr().out.split())
         out = tmp_path / "again.json"
