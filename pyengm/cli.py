@@ -1,4 +1,4 @@
-"""The command line: pyengm train, pyengm evaluate."""
+"""The command line: pyengm train, pyengm evaluate, pyengm reproduce."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ from pyengm.data import load
 from pyengm.errors import ConfigError, PyengmError
 from pyengm.evaluation import attack_names, results_table
 from pyengm.models import read_info
+from pyengm.reproduce import ReproduceConfig, list_tables, reproduce
 from pyengm.terminal import attack_checkpoints, say
 from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device, train, train_seeds
 from pyengm.training.config import Pixels, default_threats
@@ -70,6 +71,8 @@ def main(args: Sequence[str] | None = None) -> int:
             return train_command(parse_train(args[1:]))
         elif command == "evaluate":
             evaluate_command(tyro.cli(EvaluateConfig, prog="pyengm evaluate", args=args[1:]))
+        elif command == "reproduce":
+            return reproduce_command(tyro.cli(ReproduceConfig, prog="pyengm reproduce", args=args[1:]))
         else:
             return usage(command)
     except Interrupted as stop:
@@ -91,8 +94,9 @@ def usage(command: str) -> int:
         Console(stderr=True).print(f"[bold red]error:[/] unknown command {command!r}", highlight=False)
     terminal.console.print(
         "usage: pyengm COMMAND [OPTIONS]\n\n"
-        "  train     train a robust classifier, attack it, leave a table and a picture\n"
-        "  evaluate  attack the checkpoints of a run, or one checkpoint\n\n"
+        "  train      train a robust classifier, attack it, leave a table and a picture\n"
+        "  evaluate   attack the checkpoints of a run, or one checkpoint\n"
+        "  reproduce  train the rows of a table of the papers, and compare\n\n"
         "pyengm COMMAND --help lists the options; pyengm --version prints the version.",
         highlight=False,
         markup=False,
@@ -129,6 +133,14 @@ def train_command(config: TrainConfig) -> int:
         train(config)
         return 0
     return 1 if train_seeds(config)["failed"] else 0
+
+
+def reproduce_command(options: ReproduceConfig) -> int:
+    """The list of tables, or the runs of one; 1 where a run failed."""
+    if options.table is None:
+        list_tables()
+        return 0
+    return 1 if reproduce(options)["failed"] else 0
 
 
 def evaluate_command(options: EvaluateConfig) -> None:
