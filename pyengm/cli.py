@@ -22,7 +22,7 @@ from pyengm.reproduce import ReproduceConfig, list_tables, reproduce
 from pyengm.terminal import attack_checkpoints, say
 from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device, train, train_seeds
 from pyengm.training.config import Pixels, default_threats
-from pyengm.training.seeds import saved_options
+from pyengm.training.seeds import begun_run
 
 
 @dataclass(frozen=True)
@@ -110,20 +110,19 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     files.add_argument("--config", type=Path)
     files.add_argument("--out", type=Path)
     files.add_argument("--resume", action="store_true")
-    files.add_argument("--seeds", type=int, nargs="*", default=())
+    files.add_argument("--seeds", nargs="*", default=())
     given, _ = files.parse_known_args(args)
     if given.resume:
         if given.out is None:
             raise ConfigError("--resume needs --out RUN_FOLDER, the run to go on with")
-        saved = (
-            saved_options(given.out, given.seeds) if given.seeds else TrainConfig.load(RunFolder.open(given.out).config)
-        )
+        run = begun_run(given.out, given.seeds) if given.seeds else RunFolder.open(given.out)
+        saved = TrainConfig.load(run.config)
     else:
         saved = TrainConfig.load(given.config) if given.config else TrainConfig()
     config = tyro.cli(TrainConfig, prog="pyengm train", args=list(args), default=saved)
     if given.resume and (changed := set(config.differing(saved)) - {"device", "attacks", "autoattack_pictures"}):
         names = ", ".join(sorted(changed))
-        raise ConfigError(f"a resumed run keeps its options; {names} differ from {given.out}/config.yaml")
+        raise ConfigError(f"a resumed run keeps its options; {names} differ from {run.config}")
     return config.resolve()
 
 

@@ -323,8 +323,8 @@ class TestReport:
         (order,) = report["orders"]
         assert order == {
             "column": "PGD",
-            "paper": ["A", "B", "C"],
-            "ours": ["B", "C", "A"],
+            "paper": [["A"], ["B", "C"]],
+            "ours": [["B"], ["C"], ["A"]],
             "pairs": 2,  # B and C are equal in print
             "pairs_in_the_same_order": 0,
         }
@@ -332,7 +332,7 @@ class TestReport:
         text = as_markdown(report)
         assert "| A | 52.00 ± 2.83<br>(51.00)<br>+1.00 | 0.50 ± 0.00 |" in text
         assert "| Quoted | (9.00 ± 0.50) |" in text
-        assert "0 of 2 pairs in the same order" in text
+        assert "order by PGD, highest first: paper A > B = C; ours B > C > A; 0 of 2 pairs in the same order" in text
         assert "FAILED: C, seed 1: nan" in text
         assert json.loads(json.dumps(report)) == report
 
@@ -396,7 +396,7 @@ class TestCommand:
         assert diverges["ours"] == quoted["ours"] == {}
         assert engm["seeds"] == [0, 1]
         assert [order["column"] for order in report["orders"]] == ["Natural", "PGD-20"]
-        assert report["orders"][0]["paper"] == ["ENGM", "MSGD"]
+        assert report["orders"][0]["paper"] == [["ENGM"], ["MSGD"]]
         assert (out / "table.md").read_text().startswith("# A table for tests (Nobody 2020, Table 1), scale full")
 
         monkeypatch.setattr(several, "train", lambda config: pytest.fail(f"{config.out} is complete"))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, groupby
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,8 @@ def look_up(results: dict[str, Any], path: str) -> float | None:
 def compare_orders(column: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The rows from the highest figure to the lowest, as printed and as measured, and how many pairs agree.
 
-    Pairs that are equal in print are not counted. None where fewer than two rows have both figures.
+    Rows of equal figures share a list. Pairs that are equal in print are not counted. None where fewer than two rows
+    have both figures.
     """
     both = {
         row["name"]: (row["paper"][column]["value"], row["ours"][column]["value"])
@@ -94,8 +95,13 @@ def compare_orders(column: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any
     apart = [(a, b) for a, b in combinations(both.values(), 2) if a[0] != b[0]]
     return {
         "column": column,
-        "paper": sorted(both, key=lambda name: -both[name][0]),
-        "ours": sorted(both, key=lambda name: -both[name][1]),
+        "paper": _ranks({name: figures[0] for name, figures in both.items()}),
+        "ours": _ranks({name: figures[1] for name, figures in both.items()}),
         "pairs": len(apart),
         "pairs_in_the_same_order": sum((a[0] - b[0]) * (a[1] - b[1]) > 0 for a, b in apart),
     }
+
+
+def _ranks(figures: Mapping[str, float]) -> list[list[str]]:
+    ordered = sorted(figures, key=lambda name: -figures[name])
+    return [list(equal) for _, equal in groupby(ordered, key=figures.get)]

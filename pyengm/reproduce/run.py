@@ -57,8 +57,11 @@ class ReproduceConfig:
 
 
 def list_tables(folder: Path = RECIPES) -> None:
-    """The tables that there are, a line each."""
-    for name in table_names(folder):
+    """The tables that there are, a line each. Raises ConfigError where there is none."""
+    names = table_names(folder)
+    if not names:
+        raise ConfigError(f"there are no tables in {folder}: install pyengm anew")
+    for name in names:
         table = load_table(name, folder)
         trained = sum(row.options is not None for row in table.rows)
         say(f"{name:24s} {table.title}; rows to train: {trained}")
@@ -73,20 +76,10 @@ def reproduce(options: ReproduceConfig, folder: Path = RECIPES) -> dict[str, Any
     """
     table = load_table(options.table, folder).pick(options.rows)
     out = options.out or Path("runs/reproduce") / f"{table.name}-{options.scale}"
-    papers = paper_runs(table, options)
-    data = {} if options.scale == "smoke" else load_data(papers)
-    rows, changes = {}, {}
-    for row in table.rows:
-        if row.name in papers:
-            paper = papers[row.name]
-            train = data.get(paper.data)
-            rows[row.name], changes[row.name] = scaled(row.options, paper, options.scale, train, out)
-    claim(out, table.name, options.scale)
-    if options.scale == "short":
-        write_positions(rows, data)
+    rows, changes = plan(table, options, out)
     runs = {
         (row.name, seed): replace(
-            rows[row.name], seed=seed, device=options.device, out=seed_folder(out / row.folder, seed).path
+            rows[row.name], seed=seed, device=options.device, out=seed_folder(out / row.folder, seed)
         )
         for row in table.rows
         if row.name in rows
@@ -108,6 +101,25 @@ def reproduce(options: ReproduceConfig, folder: Path = RECIPES) -> dict[str, Any
         say(remark)
     say(f"the same is in {out / 'table.md'} and {out / 'results.json'}")
     return report
+
+
+def plan(table: PaperTable, options: ReproduceConfig, out: Path) -> tuple[dict[str, TrainConfig], dict[str, list[str]]]:
+    """The run of every row that has options, at the scale asked for, and how it differs from the paper's; by row.
+
+    Makes `out`, and the file of training positions that short runs need, once nothing is missing.
+    """
+    papers = paper_runs(table, options)
+    data = {} if options.scale == "smoke" else load_data(papers)
+    rows, changes = {}, {}
+    for row in table.rows:
+        if row.name in papers:
+            paper = papers[row.name]
+            rows[row.name], changes[row.name] = scaled(row.options, paper, options.scale, data.get(paper.data), out)
+    claim(out, table.name, options.scale)
+    if options.scale == "short":
+        for name, config in rows.items():
+            write_positions(config.indices, len(data[papers[name].data]))
+    return rows, changes
 
 
 def paper_runs(table: PaperTable, options: ReproduceConfig) -> dict[str, TrainConfig]:
@@ -163,14 +175,13 @@ def positions_file(out: Path, data: str) -> Path:
     return (out / f"positions-{Path(data).name}.txt").resolve()
 
 
-def write_positions(rows: Mapping[str, TrainConfig], data: Mapping[str, ImageData]) -> None:
-    """The files that the options `indices` of the rows name. Raises ConfigError for one with other positions."""
-    for config in rows.values():
-        text = "".join(f"{position}\n" for position in short_positions(len(data[config.data])))
-        if not config.indices.exists():
-            write_atomically(config.indices, lambda path, text=text: path.write_text(text))
-        elif config.indices.read_text() != text:
-            raise ConfigError(f"{config.indices} holds other positions than a short run of today: choose another --out")
+def write_positions(file: Path, length: int) -> None:
+    """The positions of a short run in a training split of that length. Raises ConfigError for a file of others."""
+    text = "".join(f"{position}\n" for position in short_positions(length))
+    if not file.exists():
+        write_atomically(file, lambda path: path.write_text(text))
+    elif file.read_text() != text:
+        raise ConfigError(f"{file} holds other positions than a short run of today: choose another --out")
 
 
 def claim(out: Path, table: str, scale: str) -> None:

@@ -36,7 +36,7 @@ KNOBS = (*BOUNDS, "weight")
 # Counted in epochs: options of runs, milestones apart, those of methods, and of both the ones that may come down to 0.
 IN_EPOCHS = ("warmup_epochs", "average_start", "patience")
 METHOD_IN_EPOCHS = ("warmup", "reset", "fgsm_epochs", "decay_epochs", "patience", "sampling")
-MAY_BE_NONE = ("warmup", "fgsm_epochs", "average_start")
+MAY_BE_ZERO = ("warmup", "fgsm_epochs", "average_start")
 
 
 def full(options: Mapping[str, Any], where: str) -> TrainConfig:
@@ -50,7 +50,7 @@ def short(paper: TrainConfig, train: ImageData, indices: Path) -> TrainConfig:
     paper: as `full` gives it. train: its training split. indices: the file of `short_positions(len(train))`.
     """
     pictures = min(SHORT_PICTURES, len(train))
-    held_out = {"val": pictures // 10, "none": 0, "test": pictures}[paper.select]
+    held_out = {"val": pictures // 10, "none": 0, "test": pictures}[paper.select]  # test sets have about as many
     affordable = SHORT_FLOPS / epoch_flops(paper, train, pictures, held_out)
     epochs = min(paper.epochs, max(2, int(affordable)))
     return replace(
@@ -115,7 +115,7 @@ def _shorter_method(paper: TrainConfig, share: float, epochs: int) -> tuple[str,
 def _shorter(name: str, value: float, share: float) -> float:
     if isinstance(value, float):
         return share * value
-    return max(0 if name in MAY_BE_NONE else 1, round(share * value))
+    return max(0 if name in MAY_BE_ZERO else 1, round(share * value))
 
 
 def method_options(config: TrainConfig) -> dict[str, Any]:
@@ -128,11 +128,9 @@ def method_options(config: TrainConfig) -> dict[str, Any]:
 def differences(paper: TrainConfig, ours: TrainConfig, pictures: tuple[int, int] | None = None) -> list[str]:
     """A line for every option that is not the paper's. pictures: how many training pictures, of how many."""
     apart = (*PER_CALL, "seed", "root", "download", "device", "threads", "indices", "method_options")
-    lines = (
-        []
-        if pictures is None or pictures[0] == pictures[1]
-        else [f"{pictures[0]:,} of {pictures[1]:,} training pictures"]
-    )
+    lines = []
+    if pictures is not None and pictures[0] < pictures[1]:
+        lines.append(f"{pictures[0]:,} of {pictures[1]:,} training pictures")
     for name in (field.name for field in fields(paper) if field.name not in apart):
         old, new = getattr(paper, name), getattr(ours, name)
         if old != new and not (name == "milestones" and ours.schedule != "piecewise"):

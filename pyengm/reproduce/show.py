@@ -56,8 +56,8 @@ def remarks(report: dict[str, Any]) -> list[str]:
         lines.append(f"the paper's figures alone: {', '.join(quoted)}")
     for order in report["orders"]:
         lines.append(
-            f"order by {order['column']}, highest first: paper {' > '.join(order['paper'])}; "
-            f"ours {' > '.join(order['ours'])}; "
+            f"order by {order['column']}, highest first: paper {_ranked(order['paper'])}; "
+            f"ours {_ranked(order['ours'])}; "
             f"{order['pairs_in_the_same_order']} of {order['pairs']} pairs in the same order"
         )
     for name, differences in report["differences"].items():
@@ -69,6 +69,10 @@ def remarks(report: dict[str, Any]) -> list[str]:
 
 def _figure(figure: dict[str, Any]) -> str:
     return f"{figure['value']:.2f}" + ("" if figure["spread"] is None else f" ± {figure['spread']:.2f}")
+
+
+def _ranked(ranks: list[list[str]]) -> str:
+    return " > ".join(" = ".join(equal) for equal in ranks)
 
 
 def _line(cells: list[str]) -> str:

@@ -30,9 +30,7 @@ def train_seeds(config: TrainConfig) -> dict[str, Any]:
     again = f"pyengm train --seeds {' '.join(map(str, config.seeds))} --out {out} --resume"
     if not config.resume:
         check_free(out, again)
-    runs = {
-        f"seed-{seed}": replace(config, seed=seed, seeds=(), out=seed_folder(out, seed).path) for seed in config.seeds
-    }
+    runs = {f"seed-{seed}": replace(config, seed=seed, seeds=(), out=seed_folder(out, seed)) for seed in config.seeds}
     results, failed = complete_all(runs, f"go on with: {again}", fatal=(ConfigError, DataError))
     if not results:
         raise PyengmError("every run failed: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
@@ -47,20 +45,20 @@ def train_seeds(config: TrainConfig) -> dict[str, Any]:
     return summary
 
 
-def seed_folder(out: Path, seed: int) -> RunFolder:
-    """The run of that seed among those in `out`; it need not exist."""
-    return RunFolder(out / f"seed-{seed}")
+def seed_folder(out: Path, seed: int | str) -> Path:
+    """Where the run of that seed is among those in `out`."""
+    return out / f"seed-{seed}"
 
 
-def saved_options(out: Path, seeds: Sequence[int]) -> TrainConfig:
-    """The options that the runs of these seeds in `out` have in common, from the first that was begun.
+def begun_run(out: Path, seeds: Sequence[str]) -> RunFolder:
+    """The first run of these seeds in `out` that was begun: its options but the seed are those of all of them.
 
     Raises ConfigError where none was.
     """
-    begun = [run.config for run in (seed_folder(out, seed) for seed in seeds) if run.config.is_file()]
+    begun = [run for run in (RunFolder(seed_folder(out, seed)) for seed in seeds) if run.config.is_file()]
     if not begun:
-        raise ConfigError(f"{out} holds no run of the seeds {', '.join(map(str, seeds))}: begin them without --resume")
-    return replace(TrainConfig.load(begun[0]), seed=TrainConfig.seed)
+        raise ConfigError(f"{out} holds no run of the seeds {', '.join(seeds)}: begin them without --resume")
+    return begun[0]
 
 
 def mean_and_spread(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
