@@ -109,6 +109,9 @@ class TestTables:
             (lambda t: t["rows"][2].update(name="msgd"), "two folders of rows have the name 'msgd'"),
             (lambda t: t["rows"][2].update(name="&"), "row '&' has no letter or digit"),
             (lambda t: t["rows"][2].pop("paper"), "a row lacks paper"),
+            (lambda t: t["rows"][2].update(paper=[1]), "row 'ENGM' has the figures"),
+            (lambda t: t.update(columns=None), "columns is None; expected a list"),
+            (lambda t: t.update(common=["epochs"]), "common is .*; expected names and values"),
             (
                 lambda t: t["rows"][3]["paper"].update(FGSM=3),
                 "row 'Quoted' has a figure for 'FGSM'; the columns: Natural",
@@ -447,6 +450,7 @@ class TestCommand:
             (["toy-1", "--rows", "Quoted"], "none of the rows Quoted can be trained"),
             (["toy-1", "--rows", "SGD"], "has no row 'SGD'"),
             (["toy-9"], "unknown table 'toy-9'"),
+            (["toy-1", "--device", "abacus"], "cannot be used here"),
             (["toy-1", "--seeds", "1", "1"], "seeds are (1, 1)"),
             (["toy-1", "--out", "few.txt"], "few.txt exists, holds no runs of a table"),
         ],

@@ -19,7 +19,7 @@ from pyengm.reproduce.show import as_markdown, as_table, heading, remarks
 from pyengm.reproduce.tables import RECIPES, PaperTable, load_table, table_names
 from pyengm.reproduce.times import times_of
 from pyengm.terminal import say
-from pyengm.training import TrainConfig
+from pyengm.training import TrainConfig, pick_device
 from pyengm.training.seeds import seed_folder
 from pyengm.training.several import complete_all
 
@@ -108,6 +108,7 @@ def plan(table: PaperTable, options: ReproduceConfig, out: Path) -> tuple[dict[s
 
     Makes `out`, and the file of training positions that short runs need, once nothing is missing.
     """
+    pick_device(options.device)  # an error comes now, and not once for every row
     papers = paper_runs(table, options)
     data = {} if options.scale == "smoke" else load_data(papers)
     rows, changes = {}, {}

@@ -105,6 +105,9 @@ def load_table(name: str, folder: Path = RECIPES) -> PaperTable:
 
 def _table(name: str, content: Any) -> PaperTable:
     _check_keys("the table", content, ("title", "source", "columns", "rows"), ("attacks", "common", "notes"))
+    for key, kind in (("columns", list), ("rows", list), ("attacks", list), ("notes", list), ("common", dict)):
+        if not isinstance(content.get(key, kind()), kind):
+            raise ConfigError(f"{key} is {content[key]!r}; expected {'names and values' if kind is dict else 'a list'}")
     columns = tuple(_column(column) for column in content["columns"])
     _check_distinct("columns", [column.name for column in columns])
     shared = {**content.get("common", {}), "attacks": content.get("attacks", [])}
@@ -132,6 +135,8 @@ def _row(content: Any, shared: Mapping[str, Any], columns: list[str]) -> Row:
     name = str(content["name"])
     if not re.search("[a-z0-9]", name.lower()):
         raise ConfigError(f"row {name!r} has no letter or digit to name its folder")
+    if not isinstance(content["paper"], dict):
+        raise ConfigError(f"row {name!r} has the figures {content['paper']!r}; expected columns and numbers")
     for column in content["paper"]:
         if column not in columns:
             raise ConfigError(f"row {name!r} has a figure for {column!r}; the columns: {', '.join(columns)}")
