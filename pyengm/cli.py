@@ -1,29 +1,30 @@
-"""The command line: pyengm train, pyengm evaluate."""
+"""The command line: pyengm train, pyengm evaluate, pyengm reproduce."""
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import tyro
 from rich.console import Console
 
-from pyengm import __version__
+from pyengm import __version__, terminal
 from pyengm.attacks import Threat
 from pyengm.data import load
 from pyengm.distributed import rank
 from pyengm.errors import ConfigError, PyengmError
 from pyengm.evaluation import attack_checkpoints, attack_names, results_table
 from pyengm.models import read_info
-from pyengm.terminal import console, say
-from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device, train
-from pyengm.training.config import PER_CALL, Pixels, default_threats
+from pyengm.reproduce import ReproduceConfig, list_tables, reproduce
+from pyengm.terminal import say
+from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device, train, train_seeds
+from pyengm.training.config import Pixels, default_threats
 from pyengm.training.processes import began_by_this_job, first_here, group, launch, own_device, started
-from pyengm.training.run import STATE
+from pyengm.training.seeds import begun_run
 from pyengm.training.stop import STATUS
 
 
@@ -72,16 +73,14 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if command == "train":
             config = parse_train(args[1:])
-            if config.nproc and not started():
-                return launch(config.nproc, args)
-            with group():
-                train(config)
+            return in_processes(config.nproc, args, lambda: train_command(config))
         elif command == "evaluate":
             options = tyro.cli(EvaluateConfig, prog="pyengm evaluate", args=args[1:])
-            with group():
-                evaluate_command(options)
-        else:
-            return usage(command)
+            return in_processes(None, args, lambda: evaluate_command(options))
+        elif command == "reproduce":
+            options = tyro.cli(ReproduceConfig, prog="pyengm reproduce", args=args[1:])
+            return in_processes(options.nproc, args, lambda: reproduce_command(options))
+        return usage(command)
     except Interrupted as stop:
         if first_here():
             say(str(stop))
@@ -101,10 +100,11 @@ def usage(command: str) -> int:
     known = command in ("--help", "-h")
     if not known:
         Console(stderr=True).print(f"[bold red]error:[/] unknown command {command!r}", highlight=False)
-    console.print(
+    terminal.console.print(
         "usage: pyengm COMMAND [OPTIONS]\n\n"
-        "  train     train a robust classifier, attack it, leave a table and a picture\n"
-        "  evaluate  attack the checkpoints of a run, or one checkpoint\n\n"
+        "  train      train a robust classifier, attack it, leave a table and a picture\n"
+        "  evaluate   attack the checkpoints of a run, or one checkpoint\n"
+        "  reproduce  train the rows of a table of the papers, and compare\n\n"
         "pyengm COMMAND --help lists the options; pyengm --version prints the version.",
         highlight=False,
         markup=False,
@@ -118,38 +118,62 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     files.add_argument("--config", type=Path)
     files.add_argument("--out", type=Path)
     files.add_argument("--resume", action="store_true")
+    files.add_argument("--seeds", nargs="*", default=())
     given, _ = files.parse_known_args(args)
     given.resume |= given.out is not None and began_by_this_job(RunFolder(given.out).job)
     if given.resume:
         if given.out is None:
             raise ConfigError("--resume needs --out RUN_FOLDER, the run to go on with")
-        saved = TrainConfig.load(RunFolder.open(given.out).config)
+        run = begun_run(given.out, given.seeds) if given.seeds else RunFolder.open(given.out)
+        saved = TrainConfig.load(run.config)
     else:
         saved = TrainConfig.load(given.config) if given.config else TrainConfig()
     config = replace(tyro.cli(TrainConfig, prog="pyengm train", args=list(args), default=saved), resume=given.resume)
-    if given.resume:
-        changed = [f.name for f in fields(config) if getattr(config, f.name) != getattr(saved, f.name)]
-        if changed := sorted(set(changed) - {*PER_CALL, "device", "attacks", "autoattack_pictures", "loggers"}):
-            raise ConfigError(
-                f"a resumed run keeps its options; {', '.join(changed)} differ from {given.out}/config.yaml"
-            )
+    may_change = {"device", "attacks", "autoattack_pictures", "loggers"}
+    if given.resume and (changed := set(config.differing(saved)) - may_change):
+        names = ", ".join(sorted(changed))
+        raise ConfigError(f"a resumed run keeps its options; {names} differ from {run.config}")
     return config.resolve()
 
 
-def evaluate_command(options: EvaluateConfig) -> None:
-    """Attacks a run's checkpoints or a single one, prints the table and, where asked, writes it as JSON."""
+def in_processes(nproc: int | None, args: Sequence[str], command: Callable[[], int]) -> int:
+    """Runs the command in the group that this process belongs to, or starts one of `nproc` that do; its status."""
+    if nproc and not started():
+        return launch(nproc, args)
+    with group():
+        return command()
+
+
+def train_command(config: TrainConfig) -> int:
+    """One run, or one of each seed; 1 where one of several failed."""
+    if not config.seeds:
+        train(config)
+        return 0
+    return 1 if train_seeds(config)["failed"] else 0
+
+
+def reproduce_command(options: ReproduceConfig) -> int:
+    """The list of tables, or the runs of one; 1 where a run failed."""
+    if options.table is None:
+        list_tables()
+        return 0
+    return 1 if reproduce(options)["failed"] else 0
+
+
+def evaluate_command(options: EvaluateConfig) -> int:
+    """Attacks a run's checkpoints or a single one, prints the table and, where asked, writes it as JSON; returns 0."""
     if options.out is not None and options.out.exists():
         raise ConfigError(f"{options.out} exists and is not overwritten; choose another --out")
     if options.target.is_dir():
         run = RunFolder.open(options.target)
         checkpoints = {"best": run.best, "last": run.last}
         info = read_info(run.best)
-        state = run.path / STATE if os.access(run.path, os.W_OK) else None
+        state = run.autoattack if os.access(run.path, os.W_OK) else None
         trained = TrainConfig.load(run.config)
     else:
         checkpoints = {options.target.stem: options.target}
         info = read_info(options.target)
-        state = options.out and options.out.with_suffix(f".{STATE}")
+        state = options.out and options.out.with_suffix(".autoattack")
         trained = TrainConfig(data=info.data).resolve()
     if trained.threads is not None:
         torch.set_num_threads(trained.threads)
@@ -179,3 +203,4 @@ def evaluate_command(options: EvaluateConfig) -> None:
     say(results_table(results, str(options.target)))
     if options.out is not None and rank() == 0:
         options.out.write_text(json.dumps(results, indent=2) + "\n")
+    return 0

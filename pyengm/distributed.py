@@ -1,6 +1,6 @@
 """Several processes that train one model: which one this is, and what they add up. One process needs no group."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,9 +45,20 @@ def gather(thing: Any) -> list[Any]:
     return things
 
 
-def from_first(thing: Any) -> Any:
-    """What process 0 gave. A small Python object."""
-    return gather(thing if rank() == 0 else None)[0]
+def by_first(function: Callable[[], Any]) -> Any:
+    """What the function returns in process 0, where alone it is called, or raises there; a small Python object."""
+    found = None
+    if rank() == 0:
+        try:
+            found = function(), None
+        except Exception as error:
+            if world() == 1:
+                raise
+            found = None, error
+    result, error = gather(found)[0]
+    if error is not None:
+        raise error
+    return result
 
 
 def summed_all(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -21,9 +21,7 @@ TINY += ["--autoattack-pictures", "2"]
 
 @pytest.fixture(autouse=True)
 def wide_console(monkeypatch):
-    wide = Console(width=120)
-    for module in (cli, shown, terminal):
-        monkeypatch.setattr(module, "console", wide)
+    monkeypatch.setattr(terminal, "console", Console(width=120))
 
 
 def fail(*args: str) -> None:

@@ -203,7 +203,7 @@ class TestYaml:
         assert (config.milestones, config.warmup_epochs) == ((7.5, 10, 12.5), 0.25)
         config.save(tmp_path / "again.yaml")
         assert TrainConfig.load(tmp_path / "again.yaml") == config
-        assert "- 7.5\n- 10.0\n- 12.5\n" in (tmp_path / "again.yaml").read_text()
+        assert "- 7.5\n- 10\n- 12.5\n" in (tmp_path / "again.yaml").read_text()
 
     def test_what_belongs_to_one_call_is_not_saved(self, tmp_path):
         replace(TrainConfig(), out=tmp_path, resume=True).save(tmp_path / "config.yaml")

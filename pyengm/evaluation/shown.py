@@ -4,16 +4,17 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from pyengm import terminal
 from pyengm.distributed import rank
 from pyengm.evaluation.checkpoints import evaluate_checkpoints
-from pyengm.terminal import console, spoken_warnings
+from pyengm.terminal import spoken_warnings
 
 
 def attack_checkpoints(*arguments: Any, **options: Any) -> dict[str, Any]:
     """`evaluate_checkpoints`, showing what is running, and a bar for each AutoAttack."""
     bar, note = BarColumn(bar_width=10), TextColumn("{task.fields[note]}")
     columns = (TextColumn("{task.description}"), bar, MofNCompleteColumn(), note)
-    shown = {"console": console, "transient": True, "disable": rank() != 0}
+    shown = {"console": terminal.console, "transient": True, "disable": rank() != 0}
     with spoken_warnings(), Progress(*columns, **shown) as bars:
         tasks: dict[str, TaskID] = {"": bars.add_task("evaluating", total=None, note="")}
 

@@ -10,13 +10,15 @@ from pyengm.evaluation.evaluate import AFTER, SAME_PICTURES
 from pyengm.evaluation.suite import DISTANCES, TITLES
 
 
-def results_table(results: dict[str, Any], title: str) -> Table:
+def results_table(results: dict[str, Any], title: str, spread: dict[str, Any] | None = None) -> Table:
     """A row per attack, a column per checkpoint, in per cent; `results` as `evaluate_checkpoints` makes them.
 
     What each member of AutoAttack has left is not shown. Distances are in pixel units, as in "rho = 0.84".
+    spread: in the same shape, where the results are means over several runs; each is shown as in "51.20 ± 0.31".
     """
+    spread = spread or {}
     columns = [name for name, value in results.items() if isinstance(value, dict) and "natural" in value]
-    table = Table(title=title, title_justify="left", caption=_caption(results), caption_justify="left")
+    table = Table(title=title, title_justify="left", caption=_caption(results, spread), caption_justify="left")
     table.add_column("attack")
     table.add_column("threat model")
     for name in columns:
@@ -25,7 +27,8 @@ def results_table(results: dict[str, Any], title: str) -> Table:
     for key in results[columns[0]]:
         if not key.startswith(AFTER):
             attack, threat = _parse(key, threats)
-            table.add_row(attack, threat, *(_cell(key, results[name][key]) for name in columns))
+            cells = (_cell(key, results[name][key], spread.get(name, {}).get(key)) for name in columns)
+            table.add_row(attack, threat, *cells)
     return table
 
 
@@ -39,16 +42,20 @@ def _parse(key: str, threats: list[Threat]) -> tuple[str, str]:
     return ("PGD-20, AutoAttack's pictures" if name == SAME_PICTURES else TITLES[name]), str(threat)
 
 
-def _cell(key: str, value: float) -> str:
-    return f"rho = {value:.4f}" if key in DISTANCES else f"{100 * value:.2f}"
+def _cell(key: str, value: float, spread: float | None) -> str:
+    if key in DISTANCES:
+        return f"rho = {value:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+    return f"{100 * value:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
 
 
-def _caption(results: dict[str, Any]) -> str:
+def _caption(results: dict[str, Any], spread: dict[str, Any]) -> str:
     counts = results["pictures"]
     lines = [f"{counts['all']} test pictures, AutoAttack on {counts['autoattack']} of them"]
     lines += _without(results)
     if "robust_overfitting" in results:
-        lines.append(f"robust overfitting: {results['robust_overfitting']:.1f} % of the best PGD-20 accuracy lost")
+        lost, deviation = results["robust_overfitting"], spread.get("robust_overfitting")
+        lost = f"{lost:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
+        lines.append(f"robust overfitting: {lost} % of the best PGD-20 accuracy lost")
     return "\n".join(lines)
 
 

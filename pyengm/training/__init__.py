@@ -6,6 +6,7 @@ from pyengm.training.loggers import Logger
 from pyengm.training.loop import fit
 from pyengm.training.run import train
 from pyengm.training.run_folder import RunFolder
+from pyengm.training.seeds import train_seeds
 from pyengm.training.setup import Parts, load_split, pick_device, set_up
 from pyengm.training.stop import Interrupted
 
@@ -21,4 +22,5 @@ __all__ = [
     "pick_device",
     "set_up",
     "train",
+    "train_seeds",
 ]

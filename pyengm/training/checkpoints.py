@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from pyengm.distributed import from_first, gather, rank, world
+from pyengm.distributed import by_first, gather, rank, world
 from pyengm.errors import CheckpointError, StorageError
 
 MANIFEST = "manifest.json"
@@ -72,12 +72,10 @@ class Checkpoints:
 
         Warns of each that is damaged and takes the one before. Raises CheckpointError where all are damaged.
         """
-        found = from_first(self._newest() if rank() == 0 else None)
-        if isinstance(found, CheckpointError):
-            raise found
+        found = by_first(self._newest)
         return None if found is None else _read(found, map_location)
 
-    def _newest(self) -> Path | CheckpointError | None:
+    def _newest(self) -> Path | None:
         paths, damage = self.all(), []
         for path in reversed(paths):
             problem = damage_of(path)
@@ -87,7 +85,7 @@ class Checkpoints:
             warnings.warn(f"{problem}; going back to the checkpoint before it", stacklevel=4)
         if not damage:
             return None
-        return CheckpointError(
+        raise CheckpointError(
             f"no checkpoint of {self.folder.parent} is whole ({'; '.join(damage)}); the weights in "
             f"{self.folder.parent / 'last.safetensors'} may be"
         )

@@ -1,5 +1,6 @@
 """Every option of a training run: the command line, config.yaml and Python all use this one dataclass."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -139,6 +140,9 @@ class TrainConfig:
     """Test pictures for AutoAttack, spread evenly over the test set (else the recipe's number, else all)."""
     seed: int = 0
     """Seed of the weights, the order, the augmentation and the noise."""
+    seeds: tuple[int, ...] = ()
+    """Several seeds in place of one: a run of each, in OUT/seed-0, OUT/seed-1, ..., and their mean and spread, in
+    OUT/summary.json too."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ... (auto: cuda where there is one)."""
     precision: str = "float32"
@@ -201,8 +205,11 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a share from 0 to less than 1")
         self._check_course()
         self._check_options()
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed is {self.seed}; expected 0 to 2**63 - 1")
+        for seed in (self.seed, *self.seeds):
+            if not 0 <= seed < 2**63:
+                raise ConfigError(f"seed is {seed}; expected 0 to 2**63 - 1")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"seeds are {self.seeds}; expected each of them once")
 
     def _check_course(self) -> None:
         """What happens when in a run."""
@@ -280,14 +287,23 @@ class TrainConfig:
             raise ConfigError(f"cannot read the configuration {path}: {error}") from error
         if not isinstance(given, dict):
             raise ConfigError(f"{path} holds no options; expected lines such as 'epochs: 30'")
+        return cls.from_plain(given, str(path))
+
+    @classmethod
+    def from_plain(cls, given: Mapping[str, Any], where: str) -> "TrainConfig":
+        """Options as YAML gives them. where: the file, for messages. Raises ConfigError as `load` does."""
         for name in given:
             if name not in _NAMES or name in PER_CALL:
-                raise ConfigError(f"{path} has the unknown option {name!r}{hint(name, _NAMES)}")
-        return cls(**{name: _typed(path, name, value) for name, value in given.items()})
+                raise ConfigError(f"{where} has the unknown option {name!r}{hint(name, _NAMES)}")
+        return cls(**{name: _typed(where, name, value) for name, value in given.items()})
+
+    def differing(self, other: "TrainConfig") -> list[str]:
+        """The names of the options that are not the same in both, without those that belong to one call."""
+        return [name for name in _NAMES if name not in PER_CALL and getattr(self, name) != getattr(other, name)]
 
 
 _NAMES = {field.name: field for field in fields(TrainConfig)}
-PER_CALL = ("out", "resume", "config", "nproc")
+PER_CALL = ("seeds", "out", "resume", "config", "nproc")  # options of one call, which config.yaml does not hold
 
 
 def default_threats(data: str, first: Threat) -> list[Threat]:
@@ -296,10 +312,14 @@ def default_threats(data: str, first: Threat) -> list[Threat]:
 
 
 def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [
+            int(v) if isinstance(v, float) and v.is_integer() else v for v in value
+        ]  # milestones as people write them
+    return str(value) if isinstance(value, Path) else value
 
 
-def _typed(path: Path, name: str, value: Any) -> Any:
+def _typed(where: str, name: str, value: Any) -> Any:
     """A YAML value as the type of its field; fractions such as 8/255 are numbers too."""
     if value is None:
         return None
@@ -316,4 +336,4 @@ def _typed(path: Path, name: str, value: Any) -> Any:
             raise ValueError("expected a whole number")
         return {"Path": Path, "bool": bool, "int": int, "str": str}[kind](value)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: {name} is {value!r}, which is no {kind.replace('[', ' of ')}: {error}") from error
+        raise ConfigError(f"{where}: {name} is {value!r}, which is no {kind.replace('[', ' of ')}: {error}") from error

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pyengm.distributed import from_first, rank
+from pyengm.distributed import by_first, rank
+from pyengm.errors import ConfigError
 from pyengm.evaluation import attack_checkpoints, attack_names, check_attacks, plot_curves, results_table
 from pyengm.terminal import say, spoken_warnings
 from pyengm.training.config import TrainConfig
@@ -14,8 +15,6 @@ from pyengm.training.loop import fit, how_to_resume
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.setup import set_up
 from pyengm.training.stop import Interrupted, sigterm_as_ctrl_c
-
-STATE = "autoattack"  # where an interrupted AutoAttack goes on from, in a run's folder
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -26,6 +25,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises ConfigError or DataError before anything is written, StorageError where the disk is full or cannot be written
     to, Interrupted after Ctrl-C or SIGTERM, and what `fit` raises.
     """
+    if config.seeds:
+        raise ConfigError(f"train makes one run, of one seed, and seeds is {config.seeds}: use train_seeds")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with spoken_warnings():
@@ -52,7 +53,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     config.threats(),
                     attacks,
                     autoattack_pictures=config.autoattack_pictures,
-                    state=run.path / STATE,
+                    state=run.autoattack,
                     seed=config.seed,
                     device=parts.device,
                 )
@@ -70,7 +71,7 @@ def begin(config: TrainConfig) -> RunFolder:
     """The folder of a new run, which process 0 makes, or with `resume` of the one to go on with."""
     if config.resume:
         return RunFolder.open(config.out)
-    return RunFolder(from_first(RunFolder.create(config).path if rank() == 0 else None))
+    return RunFolder(by_first(lambda: RunFolder.create(config).path))
 
 
 def as_text(table: Any) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 from torch import nn
 
 from pyengm.distributed import rank
-from pyengm.errors import ConfigError, StorageError
+from pyengm.errors import CheckpointError, ConfigError, StorageError
 from pyengm.models import CheckpointInfo, save_checkpoint, write_atomically
 from pyengm.training.checkpoints import Checkpoints
 from pyengm.training.config import TrainConfig
@@ -45,16 +45,13 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.job = self.path / ".job"  # the torchrun job that began the run, whose restarts go on with it
         self.curves = self.path / "curves.png"
+        self.autoattack = self.path / "autoattack"
 
     @classmethod
     def create(cls, config: TrainConfig) -> "RunFolder":
         """A new folder at config.out, or the next free one below runs/. Raises ConfigError where one exists."""
-        path = config.out or _next_free(f"{Path(config.data).name}-{config.method}-{config.optimizer}")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(
-                f"the run folder {path} exists and is not overwritten; choose another --out, or go on with the "
-                f"run in it: pyengm train --out {path} --resume"
-            )
+        path = config.out or next_free(config)
+        check_free(path, f"pyengm train --out {path} --resume")
         run = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -70,7 +67,8 @@ class RunFolder:
         """The folder of an earlier run. Raises ConfigError where there is none."""
         run = cls(path)
         if not run.config.is_file():
-            raise ConfigError(f"{path} is no run folder of pyengm: it has no {run.config.name}")
+            several = " (it holds the runs of several seeds: give --seeds too)" if any(run.path.glob("seed-*")) else ""
+            raise ConfigError(f"{path} is no run folder of pyengm: it has no {run.config.name}{several}")
         return run
 
     @contextmanager
@@ -121,9 +119,25 @@ class RunFolder:
         write_atomically(self.results, lambda path: path.write_text(text))
 
     def read_results(self) -> dict[str, Any]:
-        """The final evaluation."""
-        return json.loads(self.results.read_text())
+        """What `save_results` wrote. Raises CheckpointError for a damaged file."""
+        try:
+            return json.loads(self.results.read_text())
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.results} is damaged ({error}); delete it, and the run with --resume is evaluated again"
+            ) from error
 
 
-def _next_free(stem: str, folder: Path = Path("runs")) -> Path:
-    return next(path for path in (folder / f"{stem}-{i:03d}" for i in count(1)) if not path.exists())
+def next_free(config: TrainConfig) -> Path:
+    """The folder of a run that is given none: the next free one of its kind below runs/."""
+    stem = f"{Path(config.data).name}-{config.method}-{config.optimizer}"
+    return next(path for path in (Path("runs") / f"{stem}-{i:03d}" for i in count(1)) if not path.exists())
+
+
+def check_free(path: Path, again: str) -> None:
+    """Raises ConfigError for a folder that holds something. again: the command that goes on with what is in it."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(
+            f"the run folder {path} exists and is not overwritten; choose another --out, or go on with the "
+            f"run in it: {again}"
+        )

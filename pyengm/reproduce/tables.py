@@ -1,0 +1,177 @@
+"""The tables of the papers as files: what each row is trained with, and the figures that are printed for it.
+
+title, source   one line each
+columns         name, and ours: where our figure is in results.json, as a dotted path, or one of `TIMES`; without `ours`
+                the paper's figure stands alone
+attacks         further attacks that the columns need
+common          options of TrainConfig that all rows share
+rows            name, options (over the common ones; a row without any is quoted from elsewhere and not trained), and
+                paper: the printed figures by column, each a number or {value, spread}
+notes           misprints, and what the paper leaves open
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pyengm.errors import ConfigError
+from pyengm.training import TrainConfig
+from pyengm.training.options import hint
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+TIMES = ("seconds_per_step", "hours")
+
+
+@dataclass(frozen=True)
+class Column:
+    """ours: the path of our figure, or None where no training run yields it."""
+
+    name: str
+    ours: str | None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number as it is printed, most often in per cent. spread: what stands behind its plus-minus sign."""
+
+    value: float
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """options: of the run, as YAML gives them, all of them; None for a row that is not trained."""
+
+    name: str
+    options: Mapping[str, Any] | None
+    paper: Mapping[str, Figure]
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder of runs."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.")
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """name: of the file, such as "engm-2"."""
+
+    name: str
+    title: str
+    source: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    def pick(self, names: Sequence[str]) -> "PaperTable":
+        """The table with the rows of these names only, all of them where none is named.
+
+        Raises ConfigError for an unknown row.
+        """
+        known = [row.name for row in self.rows]
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"table {self.name} has no row {name!r}; its rows: {', '.join(known)}{hint(name, known)}"
+                )
+        rows = tuple(row for row in self.rows if not names or row.name in names)
+        return PaperTable(self.name, self.title, self.source, self.columns, rows, self.notes)
+
+
+def table_names(folder: Path = RECIPES) -> list[str]:
+    """The tables in a folder of table files."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load_table(name: str, folder: Path = RECIPES) -> PaperTable:
+    """The table of that name. Raises ConfigError for an unknown name and a file that is not as the schema has it."""
+    known = table_names(folder)
+    if name not in known:
+        raise ConfigError(f"unknown table {name!r}; known: {', '.join(known) or 'none'}{hint(name, known)}")
+    path = folder / f"{name}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the table {path}: {error}") from error
+    try:
+        return _table(name, content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _table(name: str, content: Any) -> PaperTable:
+    _check_keys("the table", content, ("title", "source", "columns", "rows"), ("attacks", "common", "notes"))
+    for key, kind in (("columns", list), ("rows", list), ("attacks", list), ("notes", list), ("common", dict)):
+        if not isinstance(content.get(key, kind()), kind):
+            raise ConfigError(f"{key} is {content[key]!r}; expected {'names and values' if kind is dict else 'a list'}")
+    columns = tuple(_column(column) for column in content["columns"])
+    _check_distinct("columns", [column.name for column in columns])
+    shared = {**content.get("common", {}), "attacks": content.get("attacks", [])}
+    rows = tuple(_row(row, shared, [column.name for column in columns]) for row in content["rows"])
+    _check_distinct("rows", [row.name for row in rows])
+    _check_distinct("folders of rows", [row.folder for row in rows])
+    return PaperTable(name, content["title"], content["source"], columns, rows, tuple(content.get("notes", ())))
+
+
+def _column(content: Any) -> Column:
+    _check_keys("a column", content, ("name",), ("ours",))
+    column = Column(str(content["name"]), content.get("ours"))
+    parts = str(column.ours).split(".")
+    good = column.ours in (None, "robust_overfitting", *TIMES) or (len(parts) == 2 and parts[0] in ("best", "last"))
+    if not good:
+        raise ConfigError(
+            f"column {column.name!r} has ours: {column.ours!r}; expected a path such as best.pgd20, "
+            f"robust_overfitting, {' or '.join(TIMES)}"
+        )
+    return column
+
+
+def _row(content: Any, shared: Mapping[str, Any], columns: list[str]) -> Row:
+    _check_keys("a row", content, ("name", "paper"), ("options",))
+    name = str(content["name"])
+    if not re.search("[a-z0-9]", name.lower()):
+        raise ConfigError(f"row {name!r} has no letter or digit to name its folder")
+    if not isinstance(content["paper"], dict):
+        raise ConfigError(f"row {name!r} has the figures {content['paper']!r}; expected columns and numbers")
+    for column in content["paper"]:
+        if column not in columns:
+            raise ConfigError(f"row {name!r} has a figure for {column!r}; the columns: {', '.join(columns)}")
+    paper = {column: _figure(f"row {name!r}, {column}", cell) for column, cell in content["paper"].items()}
+    if "options" not in content:
+        return Row(name, None, paper)
+    options = {**shared, **(content["options"] or {})}
+    for option in ("seed", "root", "download", "device"):
+        if option in options:
+            raise ConfigError(f"row {name!r} has a {option}, which is not the table's but that of a call")
+    TrainConfig.from_plain(options, f"row {name!r}").resolve()
+    return Row(name, options, paper)
+
+
+def _figure(where: str, cell: Any) -> Figure:
+    if isinstance(cell, dict):
+        _check_keys(where, cell, ("value",), ("spread",))
+        cell = (cell["value"], cell.get("spread"))
+    value, spread = cell if isinstance(cell, tuple) else (cell, None)
+    for number in (value, 0 if spread is None else spread):
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            raise ConfigError(f"{where} is {cell!r}; expected a number, or value and spread")
+    return Figure(float(value), None if spread is None else float(spread))
+
+
+def _check_keys(what: str, content: Any, needed: Iterable[str], allowed: Iterable[str]) -> None:
+    if not isinstance(content, dict):
+        raise ConfigError(f"{what} is {content!r}; expected names and values: {', '.join(needed)}")
+    for name in content:
+        if name not in (*needed, *allowed):
+            raise ConfigError(f"{what} has the unknown entry {name!r}{hint(name, (*needed, *allowed))}")
+    if missing := [name for name in needed if name not in content]:
+        raise ConfigError(f"{what} lacks {' and '.join(missing)}")
+
+
+def _check_distinct(what: str, names: list[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"two {what} have the name {twice[0]!r}")
