@@ -455,6 +455,28 @@ def test_start_resumes_exactly(resident):
         same(batches.epoch(5, start), whole[start:])
 
 
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize(("pictures", "parts"), [(50, 3), (50, 2), (51, 4), (48, 8), (16, 16), (7, 7)])
+def test_the_parts_of_a_batch_make_it_up(pictures, parts, resident):
+    data = arrays(n=pictures)
+    whole = list(Batches(data, 16, **options()).epoch(2))
+    if len(whole[-1].index) < parts:  # a process without a picture could not take part in the step
+        whole.pop()
+    pieces = [Batches(data, 16, **options(resident=resident, part=part, parts=parts)) for part in range(parts)]
+    assert {len(piece) for piece in pieces} == {len(whole)}
+    for start in (0, 1, len(whole)):
+        found = list(zip(*(piece.epoch(2, start) for piece in pieces), strict=True))
+        assert len(found) == len(whole[start:])
+        for batch, cut in zip(whole[start:], found, strict=True):
+            sizes = [len(piece.index) for piece in cut]
+            assert min(sizes) >= 1
+            assert max(sizes) - min(sizes) <= 1
+            assert {piece.size for piece in cut} == {len(batch.index)} == {batch.size}
+            for name in ("x", "y", "index"):
+                assert torch.equal(torch.cat([getattr(piece, name) for piece in cut]), getattr(batch, name))
+            assert torch.equal(torch.cat([piece.transform.rows for piece in cut]), batch.transform.rows)
+
+
 @pytest.mark.parametrize("augment", [True, False])
 def test_resident_and_fetched_batches_are_the_same(tmp_path, augment):
     data = arrays(n=100)
@@ -478,6 +500,15 @@ def test_batch_errors():
     for start in (-1, 6):
         with pytest.raises(ConfigError, match=f"from 0 to 5, got {start}"):
             Batches(arrays(), 10, **options()).epoch(0, start)
+    for part, parts in ((-1, 2), (2, 2), (0, 0)):
+        with pytest.raises(ConfigError, match=f"from 0 to parts - 1, got part {part} of {parts}"):
+            Batches(arrays(), 10, **options(part=part, parts=parts))
+    with pytest.raises(ConfigError, match="each of 11 parts, got batches of 10 from 50 pictures"):
+        Batches(arrays(), 10, **options(part=0, parts=11))
+    with pytest.raises(ConfigError, match="each of 6 parts, got batches of 10 from 5 pictures"):
+        Batches(arrays(n=5), 10, **options(part=0, parts=6))
+    with pytest.raises(ConfigError, match="from 0 to 3, got 4"):  # the fourth batch has 2 pictures for 3 parts
+        Batches(arrays(n=50), 16, **options(part=0, parts=3)).epoch(0, 4)
 
 
 def test_an_error_in_the_thread_surfaces_in_its_place():

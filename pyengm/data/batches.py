@@ -19,24 +19,30 @@ from pyengm.ops import Purpose
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """x: (n, C, H, W) float32 in [0, 1]; y: (n,) int64; index: (n,) int64; transform: what was done to x, or None."""
+    """x: (n, C, H, W) float32 in [0, 1]; y: (n,) int64; index: (n,) int64; transform: what was done to x, or None.
+
+    size: pictures in the whole batch, of which these n are the part of one process.
+    """
 
     x: Tensor
     y: Tensor
     index: Tensor
     transform: CropFlip | None
+    size: int
 
 
 class Batches:
     """The batches of a data set, epoch by epoch; the last batch of an epoch may be short.
 
-    batch_size: pictures per batch. device: where batches appear. seed: of order and augmentation.
+    batch_size: pictures per batch, over all parts. device: where batches appear. seed: of order and augmentation.
     augment: shift by up to an eighth of the picture, and mirror where `AUGMENT` allows it.
     shuffle: a new order each epoch; else that of the data.
     resident: keep the whole set on the device (True), or let a thread fetch batches from the host (False): both give
         the same batches. None: on CUDA if it takes less than half of the free memory, elsewhere if it is in memory.
     memory_format: of the pictures of a batch, contiguous or channels_last.
-    Raises ConfigError for a batch size below 1.
+    part, parts: every batch is cut into `parts` runs of pictures whose lengths differ by at most one, and this is the
+        one numbered `part`. A last batch of fewer pictures than parts is left out in all of them.
+    Raises ConfigError for a batch size below 1, and for parts that would get no picture.
     """
 
     def __init__(
@@ -50,19 +56,30 @@ class Batches:
         shuffle: bool,
         resident: bool | None = None,
         memory_format: torch.memory_format = torch.contiguous_format,
+        part: int = 0,
+        parts: int = 1,
     ):
         if batch_size < 1:
             raise ConfigError(f"expected a batch size of 1 or more, got {batch_size}")
+        if not 0 <= part < parts:
+            raise ConfigError(f"expected a part from 0 to parts - 1, got part {part} of {parts}")
+        if min(batch_size, len(data)) < parts:
+            raise ConfigError(
+                f"expected a picture of every batch for each of {parts} parts, got batches of {batch_size} from "
+                f"{len(data)} pictures: use fewer processes or larger batches"
+            )
         self.data, self.batch_size, self.device = data, batch_size, torch.device(device)
         self.seed, self.augment, self.shuffle = seed, augment, shuffle
         self.memory_format = memory_format
+        self.part, self.parts = part, parts
         self.resident = _fits(data, self.device) if resident is None else resident
         self._images = _move(data.images, self.device) if self.resident else data.images
         self._labels = data.labels.to(self.device)
         self._index = data.index.to(self.device)
 
     def __len__(self) -> int:
-        return -(-len(self.data) // self.batch_size)
+        whole, rest = divmod(len(self.data), self.batch_size)
+        return whole + (rest >= self.parts)
 
     @property
     def padding(self) -> int:
@@ -83,20 +100,26 @@ class Batches:
 
     def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self.order(epoch)
-        here = order.to(self.device).split(self.batch_size)[start:]
+        sizes = [len(batch) for batch in order.split(self.batch_size)[start : len(self)]]
+        here = self._parts_of(order.to(self.device), start)
         if self.resident:
-            for positions in here:
-                yield self._batch(self._images, positions, positions, epoch)
+            for positions, size in zip(here, sizes, strict=True):
+                yield self._batch(self._images, positions, positions, epoch, size)
             return
-        with closing(prefetch(self._fetch, order.split(self.batch_size)[start:])) as fetched:
-            for images, positions in zip(fetched, here, strict=True):
-                yield self._batch(images.to(self.device, non_blocking=True), None, positions, epoch)
+        with closing(prefetch(self._fetch, self._parts_of(order, start))) as fetched:
+            for images, positions, size in zip(fetched, here, sizes, strict=True):
+                yield self._batch(images.to(self.device, non_blocking=True), None, positions, epoch, size)
+
+    def _parts_of(self, order: Tensor, start: int) -> list[Tensor]:
+        """The positions that are this part's, batch by batch, from batch number `start` on."""
+        batches = order.split(self.batch_size)[start : len(self)]
+        return [batch.tensor_split(self.parts)[self.part] for batch in batches]
 
     def _fetch(self, positions: Tensor) -> Tensor:
         images = _take(self._images, positions)
         return images.pin_memory() if self.device.type == "cuda" else images
 
-    def _batch(self, images: Tensor, chosen: Tensor | None, positions: Tensor, epoch: int) -> Batch:
+    def _batch(self, images: Tensor, chosen: Tensor | None, positions: Tensor, epoch: int, size: int) -> Batch:
         """The batch of `positions` in the data set; its pictures are those `chosen` in `images`, or all of them."""
         index = self._index[positions]
         if self.augment:
@@ -105,7 +128,7 @@ class Batches:
         else:
             transform = CropFlip.centre(len(index), 0, self.device)
         x = transform.to_float(images, chosen, memory_format=self.memory_format)
-        return Batch(x, self._labels[positions], index, transform if self.augment else None)
+        return Batch(x, self._labels[positions], index, transform if self.augment else None, size)
 
 
 def to_float(images: Tensor) -> Tensor:
