@@ -29,8 +29,8 @@ class TestResolve:
         assert TrainConfig(data="cifar10", epochs=40).resolve().milestones == (25, 30)
 
     def test_given_options_stay(self):
-        config = TrainConfig(data="cifar10", model="vgg8", eps=0.1, step=0.01, epochs=7, augment=False).resolve()
-        assert (config.model, config.eps, config.step, config.epochs, config.augment) == ("vgg8", 0.1, 0.01, 7, False)
+        config = TrainConfig(data="cifar10", model="vgg8", eps=0.1, step=0.01, epochs=7, augment="none").resolve()
+        assert (config.model, config.eps, config.step, config.epochs, config.augment) == ("vgg8", 0.1, 0.01, 7, "none")
 
     def test_every_option_is_filled(self):
         may_stay_open = {

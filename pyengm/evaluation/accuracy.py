@@ -21,7 +21,7 @@ def correct(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: i
     """
     right = []
     pictures = Batches(
-        data, BATCH_SIZE, device=device, seed=seed, augment=False, shuffle=False, memory_format=layout_of(model)
+        data, BATCH_SIZE, device=device, seed=seed, augment="none", shuffle=False, memory_format=layout_of(model)
     )
     for batch in pictures.epoch(0):
         x = batch.x

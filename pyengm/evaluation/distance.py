@@ -18,6 +18,6 @@ def robustness_distance(
     """
     attack = attack or DeepFool()
     total = 0.0
-    for batch in Batches(data, BATCH_SIZE, device=device, seed=0, augment=False, shuffle=False).epoch(0):
+    for batch in Batches(data, BATCH_SIZE, device=device, seed=0, augment="none", shuffle=False).epoch(0):
         total += attack.distances(model, batch.x, batch.y).double().sum().item()
     return total / len(data)
