@@ -178,6 +178,10 @@ class TestRecipes:
         assert TrainConfig(data="cifar10", method="mart", norm="l2").resolve().eps == 128 / 255
         large = TrainConfig(data="/imagenet", method="atas", image_size=224).resolve()
         assert (large.model, large.epochs, large.eps) == ("resnet50", 90, 2 / 255)
+        assert large.augment == TrainConfig(data="/imagenet", image_size=64).resolve().augment == "resized"
+        assert replace(large, augment="shift").resolve().augment == "shift"
+        small = TrainConfig(data="/imagenet", image_size=63), TrainConfig(data="cifar10"), TrainConfig(data="digits")
+        assert [config.resolve().augment for config in small] == ["shift", "shift", "none"]
         assert build_method(large).threat.eps == 2 / 255
 
 

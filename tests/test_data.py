@@ -568,6 +568,19 @@ def test_an_error_in_the_thread_surfaces_in_its_place():
         next(results)
 
 
+def test_several_threads_keep_the_order():
+    first, second = threading.Event(), threading.Event()
+
+    def work(item):  # each of the first two waits for the other
+        ours, others = ((first, second), (second, first))[item % 2]
+        ours.set()
+        assert others.wait(timeout=30)
+        return item
+
+    assert list(prefetch(work, range(20), ahead=2, threads=2)) == list(range(20))
+    assert list(prefetch(work, range(2), ahead=2, threads=2)) == [0, 1]
+
+
 def test_closing_early_stops_the_thread():
     before, done = threading.active_count(), []
     generator = prefetch(lambda item: done.append(item) or item, range(1000))
@@ -591,15 +604,33 @@ def test_cuda_batches_equal_cpu_batches(tmp_path):
     for source in (data, on_disk(data, tmp_path / "x.npy")):
         assert Batches(source, 256, **options(device="cuda")).resident
         for resident in (True, False):
-            for a, b in zip(
-                Batches(source, 256, **options(device="cuda", resident=resident)).epoch(1), expected, strict=True
-            ):
+            there = Batches(source, 256, **options(device="cuda", resident=resident))
+            for a, b in zip(there.epoch(1), expected, strict=True):
                 assert a.x.is_cuda
                 assert a.y.is_cuda
                 assert torch.equal(a.x.cpu(), b.x)
                 assert torch.equal(a.index.cpu(), b.index)
     everything = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_float(everything.cuda()).cpu(), to_float(everything))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("augment", ["shift", "resized"])
+def test_batches_fetched_while_a_device_computes(tmp_path, augment):
+    """Buffers are filled again, and device memory is given out again, only when what was in them has been used."""
+    data = arrays(n=4000, shape=(3, 64, 64))
+    same_pictures = options(device="cuda", augment=augment)
+    resident = Batches(data, 32, **same_pictures, resident=True)
+    fetched = Batches(on_disk(data, tmp_path / "x.npy"), 32, **same_pictures, resident=False)
+    weight = torch.rand(4096, 4096, device="cuda")
+    sums = []
+    for batch in fetched.epoch(1):  # the host runs far ahead of the device
+        for _ in range(20):
+            weight = torch.nn.functional.normalize(weight @ weight)
+        sums.append(batch.x.double().sum((1, 2, 3)))
+    for found, batch in zip(sums, resident.epoch(1), strict=True):
+        assert torch.equal(found, batch.x.double().sum((1, 2, 3)))
 
 
 @pytest.mark.skipif("PYENGM_TEST_CIFAR10" not in os.environ, reason="PYENGM_TEST_CIFAR10 names no folder")

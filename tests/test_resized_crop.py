@@ -57,6 +57,12 @@ def test_pictures_are_those_of_torchvision(canvas, size):
     assert crop.cut(images[positions].float() / 255).clamp(0, 1).equal(found)
 
 
+def test_an_empty_batch():
+    crop = draw(INDEX[:0], (74, 74), (64, 64))
+    assert crop.to_float(pictures(5, (74, 74)), INDEX[:0]).shape == (0, 3, 64, 64)
+    assert crop.paste(torch.zeros(0, 3, 64, 64), torch.zeros(0, 3, 8, 8)).shape == (0, 3, 8, 8)
+
+
 def test_a_box_of_the_same_size_shows_the_pixels():
     images = pictures(6, (20, 24))
     shift = CropFlip.draw(torch.arange(6), (3, 16, 20), 2, seed=0, epoch=0)
@@ -206,6 +212,9 @@ def test_errors():
     crop = draw(INDEX, (74, 74), (64, 64))
     with pytest.raises(DataError, match=r"pictures \(N, C, 74, 74\), got \(5, 3, 64, 64\)"):
         crop.to_float(pictures(5, (64, 64)))
+    for images, positions in ((pictures(6, (74, 74)), None), (pictures(9, (74, 74)), torch.arange(6))):
+        with pytest.raises(DataError, match=r"expected 5 pictures for this transform, got \(6,\)"):
+            crop.to_float(images, positions)
     with pytest.raises(DataError, match=r"expected \(5, C, H, W\).*got \(4, 1, 8, 8\)"):
         crop.cut(torch.zeros(4, 1, 8, 8))
     with pytest.raises(DataError, match=r"windows of shape \(5, 1, 64, 64\), got \(5, 1, 74, 74\)"):

@@ -16,6 +16,7 @@ from pyengm.ops import Purpose, crop_flip, philox_uniform
 SCALE = 0.08, 1.0  # of the picture's area
 RATIO = 3 / 4, 4 / 3  # width over height
 TRIES = 10
+CACHED = 8  # pictures that a CPU resizes at a time: their floats are still in the cache, or in memory it has had before
 
 
 def margin_for(size: int) -> int:
@@ -102,21 +103,30 @@ class ResizedCrop:
         """
         if images.shape[2:] != self.canvas:
             raise DataError(f"expected pictures (N, C, {self.canvas[0]}, {self.canvas[1]}), got {tuple(images.shape)}")
-        still = torch.zeros_like(self.top)
-        whole = crop_flip(images, still, still, still.bool(), 0, positions=positions)
-        # weights that add up to 1 but for rounding can give a little more than 1
-        return self.cut(whole).clamp_(0, 1).contiguous(memory_format=memory_format)
+        n = len(self.top)
+        positions = torch.arange(len(images), device=images.device) if positions is None else positions
+        if positions.shape != (n,):
+            raise DataError(f"expected {n} pictures for this transform, got {tuple(positions.shape)}")
+        at_once = CACHED if images.device.type == "cpu" else max(n, 1)
+        out = torch.empty((n, images.shape[1], *self.size), device=images.device, memory_format=memory_format)
+        for start in range(0, n, at_once):
+            part = slice(start, start + at_once)
+            still = torch.zeros_like(self.top[part])
+            whole = crop_flip(images, still, still, still.bool(), 0, positions=positions[part])
+            # weights that add up to 1 but for rounding can give a little more than 1
+            torch.clamp(self._those(part).cut(whole), 0, 1, out=out[part])
+        return out
 
     def cut(self, canvas: Tensor) -> Tensor:
         """The boxes of canvases (n, C, ., .) of any resolution, resized and mirrored: (n, C, *size)."""
         self._check(canvas)
         y, x = self._places(0.5)
         # in a box, nothing lies beyond the centres of its outermost pixels
-        y = torch.clamp(y, self.top[:, None] + 0.5, (self.top + self.height)[:, None] - 0.5) / self.canvas[0]
-        x = torch.clamp(x, self.left[:, None] + 0.5, (self.left + self.width)[:, None] - 0.5) / self.canvas[1]
+        y = torch.clamp(y, self.top[:, None] + 0.5, (self.top + self.height)[:, None] - 0.5) / self.canvas[0] * 2 - 1
+        x = torch.clamp(x, self.left[:, None] + 0.5, (self.left + self.width)[:, None] - 0.5) / self.canvas[1] * 2 - 1
         shape = len(canvas), *self.size
-        grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=3)  # of points in [0, 1]
-        grid = (2 * grid - 1).to(canvas.dtype)
+        x, y = x[:, None, :].to(canvas.dtype), y[:, :, None].to(canvas.dtype)
+        grid = torch.stack([x.expand(shape), y.expand(shape)], dim=3)  # from -1 to 1 over the canvas
         return F.grid_sample(canvas, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
     def paste(self, windows: Tensor, canvas: Tensor) -> Tensor:
@@ -140,6 +150,10 @@ class ResizedCrop:
         if tuple(canvas) != self.canvas:
             raise DataError(f"these are boxes on a canvas of {self.canvas} pixels, expected one of {tuple(canvas)}")
         return self
+
+    def _those(self, part: slice) -> ResizedCrop:
+        numbers = (t[part] for t in (self.top, self.left, self.height, self.width, self.flip))
+        return ResizedCrop(*numbers, self.canvas, self.size)
 
     def _places(self, first: float) -> tuple[Tensor, Tensor]:
         """Rows (n, .) and columns (n, .) of what is shown, in pixels of the canvas: centres for 0.5, edges for 0."""
