@@ -105,7 +105,7 @@ def make(n: int, folder: Path) -> dict[str, Callable[[int], Iterable]]:
 
 
 def noise(seed: int) -> Image.Image:
-    """500 x 375 pixels of noise at two scales, about 110 kB as a JPEG: ImageNet's mean."""
+    """500 x 375 pixels of noise at two scales, about 95 kB as a JPEG."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375))
     return Image.fromarray((np.asarray(coarse) + random.normal(0, 15, (375, 500, 3))).clip(0, 255).astype(np.uint8))

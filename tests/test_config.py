@@ -62,6 +62,7 @@ class TestErrors:
             ({"optimizer": "adam"}, "unknown optimizer 'adam'; known: msgd, engm"),
             ({"grad_norms": "rough"}, "unknown grad_norms 'rough'; known: auto, exact"),
             ({"norm": "l1"}, "unknown norm 'l1'; known: linf, l2"),
+            ({"augment": "crop"}, "unknown augment 'crop'; known: none, shift, resized"),
             ({"attack_bn": "on"}, "unknown attack_bn"),
             ({"eps": -0.1}, "eps is -0.1; expected a finite number >= 0"),
             ({"eps": float("nan")}, "eps is nan"),

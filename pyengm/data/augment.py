@@ -1,4 +1,4 @@
-"""Random crop and flip, drawn per picture, and the way back for what is stored in un-augmented coordinates."""
+"""Random shift and flip, drawn per picture, and the way back for what is stored in un-augmented coordinates."""
 
 from __future__ import annotations
 

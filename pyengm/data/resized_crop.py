@@ -32,7 +32,7 @@ class ResizedCrop:
     top, left, height, width: (n,) int64, the box in pixels of the canvas. flip: (n,) bool.
     canvas: (height, width) of the pictures; size: that of what is shown.
     Resizing is bilinear without antialiasing, and sees nothing outside the box. With the margin of `margin_for` a box
-    shrinks by a factor of 8/7 at most, where every one of its pixels still counts.
+    shrinks to about 7/8 at most, where each of its pixels still counts; crops of much larger pictures are jagged.
     """
 
     top: Tensor

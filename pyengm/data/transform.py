@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from pyengm.data.resized_crop import ResizedCrop
+from pyengm.data.resized_crop import ResizedCrop
 
 
 class Transform(Protocol):

@@ -83,7 +83,7 @@ METHOD_RECIPES: dict[str, dict[str, Any]] = {
     "fgsm_sdi": PRIOR,
     "fgsm_pgi": PRIOR,
 }
-# Huang et al. 2022, App. B, for ImageNet: folders of pictures of 64 pixels and more.
+# Huang et al. 2022, App. B, for ImageNet: folders of pictures of 64 pixels and more, which are augmented as its are.
 LARGE_RECIPES: dict[str, dict[str, Any]] = {
     "atas": {
         "model": "resnet50",
