@@ -68,7 +68,7 @@ class Ours:
         self.optimizer = MSGD(self.model.parameters(), **SGD)
         data = pictures()
         layout = layout_of(self.model)
-        self.batches = Batches(data, N, device=CPU, seed=0, augment=True, shuffle=True, memory_format=layout)
+        self.batches = Batches(data, N, device=CPU, seed=0, augment="shift", shuffle=True, memory_format=layout)
         method.prepare(Examples(data.index, data.shape, padding=self.batches.padding, batches=1))
         method.start_epoch(self.model, EPOCH)
         self.batch = next(self.batches.epoch(EPOCH))

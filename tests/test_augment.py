@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyengm.data import AUGMENT, CropFlip
-from pyengm.data.augment import may_flip
+from pyengm.data.mirror import may_flip
 from pyengm.errors import DataError
 
 

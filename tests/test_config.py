@@ -28,8 +28,8 @@ class TestResolve:
         assert all(isinstance(epoch, int) for epoch in TrainConfig(data="cifar10", epochs=40).resolve().milestones)
 
     def test_given_options_stay(self):
-        config = TrainConfig(data="cifar10", model="vgg8", eps=0.1, step=0.01, epochs=7, augment=False).resolve()
-        assert (config.model, config.eps, config.step, config.epochs, config.augment) == ("vgg8", 0.1, 0.01, 7, False)
+        config = TrainConfig(data="cifar10", model="vgg8", eps=0.1, step=0.01, epochs=7, augment="none").resolve()
+        assert (config.model, config.eps, config.step, config.epochs, config.augment) == ("vgg8", 0.1, 0.01, 7, "none")
 
     def test_every_option_is_filled(self):
         may_stay_open = {
@@ -64,6 +64,7 @@ class TestErrors:
             ({"optimizer": "adam"}, "unknown optimizer 'adam'; known: msgd, engm"),
             ({"grad_norms": "rough"}, "unknown grad_norms 'rough'; known: auto, exact"),
             ({"norm": "l1"}, "unknown norm 'l1'; known: linf, l2"),
+            ({"augment": "crop"}, "unknown augment 'crop'; known: none, shift, resized"),
             ({"attack_bn": "on"}, "unknown attack_bn"),
             ({"eps": -0.1}, "eps is -0.1; expected a finite number >= 0"),
             ({"eps": float("nan")}, "eps is nan"),
@@ -188,6 +189,10 @@ class TestRecipes:
         assert TrainConfig(data="cifar10", method="mart", norm="l2").resolve().eps == 128 / 255
         large = TrainConfig(data="/imagenet", method="atas", image_size=224).resolve()
         assert (large.model, large.epochs, large.eps) == ("resnet50", 90, 2 / 255)
+        assert large.augment == TrainConfig(data="/imagenet", image_size=64).resolve().augment == "resized"
+        assert replace(large, augment="shift").resolve().augment == "shift"
+        small = TrainConfig(data="/imagenet", image_size=63), TrainConfig(data="cifar10"), TrainConfig(data="digits")
+        assert [config.resolve().augment for config in small] == ["shift", "shift", "none"]
         assert build_method(large).threat.eps == 2 / 255
 
 

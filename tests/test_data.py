@@ -16,6 +16,7 @@ from pyengm.data import (
     Batches,
     CropFlip,
     ImageData,
+    ResizedCrop,
     decode,
     load,
     split_validation,
@@ -217,6 +218,38 @@ def test_image_size(tmp_path, cache):
     assert len(list(cache.rglob("images.npy"))) == 2
 
 
+def test_margin(tmp_path, cache):
+    root = make_folder(tmp_path / "set", size=(20, 30), count=1)
+    save(root / "train" / "dog" / "exact.png", random_pixels(9, 16, 16))
+    data = load(root, "train", image_size=14, margin=1)
+    assert data.shape == (3, 16, 16)
+    assert np.array_equal(data.images[2].numpy(), random_pixels(9, 16, 16).transpose(2, 0, 1))
+    picture = Image.open(root / "train" / "cat" / "0.png").resize((24, 16), Image.Resampling.BICUBIC)
+    whole = np.asarray(picture).transpose(2, 0, 1)[:, :, 4:20]
+    assert np.array_equal(data.images[0].numpy(), whole)
+    # the pictures of the test are their middles
+    middle = load(root, "train", image_size=14, indices=[0, 1])
+    assert torch.equal(data.subset([0, 1]).centre(14).images, middle.images[:])
+    assert len(list(cache.rglob("images.npy"))) == 2
+    for image_size, margin in ((14, -1), (None, 2)):
+        with pytest.raises(DataError, match=f"margin of 0 pixels or more around .* got {margin} around {image_size}"):
+            load(root, "train", image_size=image_size, margin=margin)
+    with pytest.raises(DataError, match="resizes folders only: digits has 8x8 pictures"):
+        load("digits", "train", image_size=6, margin=2)
+
+
+def test_centre():
+    data = arrays(n=4, shape=(3, 8, 10))
+    middle = data.centre(4)
+    assert torch.equal(middle.images, data.images[:, :, 2:6, 3:7])
+    assert (middle.labels.tolist(), middle.index.tolist()) == (data.labels.tolist(), data.index.tolist())
+    square = arrays(n=4)
+    assert square.centre(8) is square
+    for size in (0, 9):
+        with pytest.raises(DataError, match=f"a size of 1 to 8 pixels, got {size}"):
+            data.centre(size)
+
+
 def test_grey_and_palette_become_rgb(tmp_path):
     root = make_folder(tmp_path / "set", count=1)
     grey = random_pixels(3, 8, 8, 1)
@@ -385,7 +418,7 @@ def test_validation_split_does_not_depend_on_order():
 
 
 def options(**changes):
-    return {"device": "cpu", "seed": 3, "augment": True, "shuffle": True, **changes}
+    return {"device": "cpu", "seed": 3, "augment": "shift", "shuffle": True, **changes}
 
 
 def same(first, second):
@@ -394,14 +427,14 @@ def same(first, second):
         assert torch.equal(a.y, b.y)
         assert torch.equal(a.index, b.index)
         assert (a.transform is None) == (b.transform is None)
-        if a.transform is not None:
-            assert torch.equal(a.transform.rows, b.transform.rows)
-            assert torch.equal(a.transform.flip, b.transform.flip)
+        for name in ("flip", "rows", "top"):  # of a shift and of a resized crop
+            draws = [getattr(batch.transform, name, None) for batch in (a, b)]
+            assert (draws[0] is draws[1] is None) or torch.equal(*draws)
 
 
 def test_batches_hold_every_picture_once():
     data = arrays()
-    batches = Batches(data, 16, **options(augment=False))
+    batches = Batches(data, 16, **options(augment="none"))
     found = list(batches.epoch(0))
     assert len(batches) == len(found) == 4
     assert [len(batch.x) for batch in found] == [16, 16, 16, 2]
@@ -418,7 +451,7 @@ def test_batches_hold_every_picture_once():
 def test_order_changes_with_epoch_and_seed_only():
     data = arrays(1000, (1, 1, 1))
     order = Batches(data, 7, **options()).order(2)
-    assert torch.equal(order, Batches(data, 100, **options(augment=False)).order(2))
+    assert torch.equal(order, Batches(data, 100, **options(augment="none")).order(2))
     for other in (Batches(data, 7, **options()).order(3), Batches(data, 7, **options(seed=4)).order(2)):
         assert (order == other).sum() < 15  # fixed points of a random permutation: Poisson with mean 1
     part = data.subset(range(0, 1000, 3))
@@ -442,6 +475,12 @@ def test_augmentation_is_that_of_the_set():
     assert batch.transform.flip.any()
     expected = CropFlip.draw(batch.index, (3, 8, 8), 1, seed=3, epoch=1)
     assert torch.equal(batch.x, to_float(expected.apply(arrays(n=64).images[batch.index])))
+    resized = Batches(arrays(n=64), 64, **options(augment="resized", crop=(6, 6)))
+    assert (resized.shape, resized.padding) == ((3, 6, 6), 1)
+    batch = next(resized.epoch(1))
+    crop = ResizedCrop.draw(batch.index, (8, 8), (6, 6), seed=3, epoch=1)
+    assert torch.equal(batch.x, crop.to_float(arrays(n=64).images, batch.index))
+    assert batch.transform.flip.any()
     digits = next(Batches(load("digits", "train"), 512, **options()).epoch(0))
     assert not digits.transform.flip.any()
     assert set(digits.transform.rows.tolist()) == {0, 1, 2}
@@ -456,11 +495,11 @@ def test_start_resumes_exactly(resident):
 
 
 @pytest.mark.parametrize("resident", [True, False])
-@pytest.mark.parametrize(("pictures", "parts"), [(50, 3), (50, 2), (51, 4), (48, 8), (16, 16), (7, 7)])
+@pytest.mark.parametrize(("pictures", "parts"), [(50, 3), (50, 1), (52, 2), (51, 4), (48, 8), (7, 3)])
 def test_the_parts_of_a_batch_make_it_up(pictures, parts, resident):
     data = arrays(n=pictures)
     whole = list(Batches(data, 16, **options()).epoch(2))
-    if len(whole[-1].index) < parts:  # a process without a picture could not take part in the step
+    if parts > 1 and len(whole[-1].index) < 2 * parts:  # a process without pictures could not take part in the step
         whole.pop()
     pieces = [Batches(data, 16, **options(resident=resident, part=part, parts=parts)) for part in range(parts)]
     assert {len(piece) for piece in pieces} == {len(whole)}
@@ -469,7 +508,7 @@ def test_the_parts_of_a_batch_make_it_up(pictures, parts, resident):
         assert len(found) == len(whole[start:])
         for batch, cut in zip(whole[start:], found, strict=True):
             sizes = [len(piece.index) for piece in cut]
-            assert min(sizes) >= 1
+            assert min(sizes) >= (2 if parts > 1 else 1)
             assert max(sizes) - min(sizes) <= 1
             assert {piece.size for piece in cut} == {len(batch.index)} == {batch.size}
             for name in ("x", "y", "index"):
@@ -477,7 +516,7 @@ def test_the_parts_of_a_batch_make_it_up(pictures, parts, resident):
             assert torch.equal(torch.cat([piece.transform.rows for piece in cut]), batch.transform.rows)
 
 
-@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("augment", ["none", "shift", "resized"])
 def test_resident_and_fetched_batches_are_the_same(tmp_path, augment):
     data = arrays(n=100)
     mapped = on_disk(data, tmp_path / "x.npy")
@@ -497,15 +536,21 @@ def test_to_float_equals_torchvision():
 def test_batch_errors():
     with pytest.raises(ConfigError, match="batch size of 1 or more, got 0"):
         Batches(arrays(), 0, **options())
+    with pytest.raises(ConfigError, match="unknown augmentation True; known: none, shift, resized"):
+        Batches(arrays(), 10, **options(augment=True))
+    with pytest.raises(ConfigError, match=r"no crop with augmentation 'shift', got \(6, 6\)"):
+        Batches(arrays(), 10, **options(crop=(6, 6)))
+    with pytest.raises(DataError, match="crops of 7x7 from pictures of 8x8"):
+        Batches(arrays(), 10, **options(augment="resized", crop=(7, 7)))
     for start in (-1, 6):
         with pytest.raises(ConfigError, match=f"from 0 to 5, got {start}"):
             Batches(arrays(), 10, **options()).epoch(0, start)
     for part, parts in ((-1, 2), (2, 2), (0, 0)):
         with pytest.raises(ConfigError, match=f"from 0 to parts - 1, got part {part} of {parts}"):
             Batches(arrays(), 10, **options(part=part, parts=parts))
-    with pytest.raises(ConfigError, match="each of 11 parts, got batches of 10 from 50 pictures"):
+    with pytest.raises(ConfigError, match="each of 11 processes, got batches of 10 from 50 pictures"):
         Batches(arrays(), 10, **options(part=0, parts=11))
-    with pytest.raises(ConfigError, match="each of 6 parts, got batches of 10 from 5 pictures"):
+    with pytest.raises(ConfigError, match="each of 6 processes, got batches of 10 from 5 pictures"):
         Batches(arrays(n=5), 10, **options(part=0, parts=6))
     with pytest.raises(ConfigError, match="from 0 to 3, got 4"):  # the fourth batch has 2 pictures for 3 parts
         Batches(arrays(n=50), 16, **options(part=0, parts=3)).epoch(0, 4)
@@ -521,6 +566,19 @@ def test_an_error_in_the_thread_surfaces_in_its_place():
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(OSError, match="disk gone"):
         next(results)
+
+
+def test_several_threads_keep_the_order():
+    first, second = threading.Event(), threading.Event()
+
+    def work(item):  # each of the first two waits for the other
+        ours, others = ((first, second), (second, first))[item % 2]
+        ours.set()
+        assert others.wait(timeout=30)
+        return item
+
+    assert list(prefetch(work, range(20), ahead=2, threads=2)) == list(range(20))
+    assert list(prefetch(work, range(2), ahead=2, threads=2)) == [0, 1]
 
 
 def test_closing_early_stops_the_thread():
@@ -546,15 +604,33 @@ def test_cuda_batches_equal_cpu_batches(tmp_path):
     for source in (data, on_disk(data, tmp_path / "x.npy")):
         assert Batches(source, 256, **options(device="cuda")).resident
         for resident in (True, False):
-            for a, b in zip(
-                Batches(source, 256, **options(device="cuda", resident=resident)).epoch(1), expected, strict=True
-            ):
+            there = Batches(source, 256, **options(device="cuda", resident=resident))
+            for a, b in zip(there.epoch(1), expected, strict=True):
                 assert a.x.is_cuda
                 assert a.y.is_cuda
                 assert torch.equal(a.x.cpu(), b.x)
                 assert torch.equal(a.index.cpu(), b.index)
     everything = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_float(everything.cuda()).cpu(), to_float(everything))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("augment", ["shift", "resized"])
+def test_batches_fetched_while_a_device_computes(tmp_path, augment):
+    """Buffers are filled again, and device memory is given out again, only when what was in them has been used."""
+    data = arrays(n=4000, shape=(3, 64, 64))
+    same_pictures = options(device="cuda", augment=augment)
+    resident = Batches(data, 32, **same_pictures, resident=True)
+    fetched = Batches(on_disk(data, tmp_path / "x.npy"), 32, **same_pictures, resident=False)
+    weight = torch.rand(4096, 4096, device="cuda")
+    sums = []
+    for batch in fetched.epoch(1):  # the host runs far ahead of the device
+        for _ in range(20):
+            weight = torch.nn.functional.normalize(weight @ weight)
+        sums.append(batch.x.double().sum((1, 2, 3)))
+    for found, batch in zip(sums, resident.epoch(1), strict=True):
+        assert torch.equal(found, batch.x.double().sum((1, 2, 3)))
 
 
 @pytest.mark.skipif("PYENGM_TEST_CIFAR10" not in os.environ, reason="PYENGM_TEST_CIFAR10 names no folder")
@@ -564,8 +640,7 @@ def test_real_cifar10_pictures():
     assert (len(train), len(test), train.shape) == (50_000, 10_000, (3, 32, 32))
     assert train.classes == test.classes
     assert train.labels.bincount().tolist() == [5000] * 10
-    mean = (
-        sum(batch.x.sum((0, 2, 3)) for batch in Batches(train, 1000, **options(augment=False)).epoch(0)) / 50_000 / 1024
-    )
+    batches = Batches(train, 1000, **options(augment="none"))
+    mean = sum(batch.x.sum((0, 2, 3)) for batch in batches.epoch(0)) / 50_000 / 1024
     # The published channel means of the lossless pictures; JPEG keeps means to about one grey level of 255.
     assert torch.allclose(mean, torch.tensor([0.4914, 0.4822, 0.4465]), rtol=0, atol=1 / 255)

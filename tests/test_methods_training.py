@@ -48,7 +48,7 @@ def options_for(method: str, optimizer: str, **changes) -> TrainConfig:
         method_options=OPTIONS.get(method),
         steps=2 if method in MANY_STEPS else None,
         optimizer=optimizer,
-        augment=True,
+        augment="shift",
     )
     return replace(config, **changes)
 
@@ -95,7 +95,7 @@ def test_l2(method, indices, tmp_path, monkeypatch):
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("natural", "sub_at", "nuat")])
 def test_learns(method, tmp_path, monkeypatch):
     """Digits, a few hundred pictures at a time: far better than chance under PGD-20."""
-    config = options_for(method, "msgd", epochs=4, width=6, lr=0.1, augment=False, eps=0.05, norm_layer="bn")
+    config = options_for(method, "msgd", epochs=4, width=6, lr=0.1, augment="none", eps=0.05, norm_layer="bn")
     run = train(replace(config, method_options=config.method_options, out=tmp_path / "run"), monkeypatch, False)
     assert run.read_metrics()[-1]["natural"] > 0.4
 

@@ -24,7 +24,7 @@ from pyengm.training.checkpoints import damage_of
 from pyengm.training.stop import STATUS
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")
-TINY = TrainConfig(model="cnn4", width=4, norm_layer="gn", epochs=1, steps=2, batch_size=30, lr=0.05, augment=True)
+TINY = TrainConfig(model="cnn4", width=4, norm_layer="gn", epochs=1, steps=2, batch_size=30, lr=0.05, augment="shift")
 
 
 class Double(Batches):
@@ -262,7 +262,7 @@ class TestShares:
     def test_every_picture_is_kept_once(self, indices):
         config = replace(TINY, indices=indices, batch_size=33, select="test").resolve()  # 135 = 4 * 33 + 3
         data = set_up(config).batches.data
-        options = {"device": "cpu", "seed": 0, "augment": False, "shuffle": True}
+        options = {"device": "cpu", "seed": 0, "augment": "none", "shuffle": True}
         parts = [Batches(data, 33, part=i, parts=4, **options) for i in range(4)]
         assert {len(part) for part in parts} == {4}  # three pictures are not enough for four processes
         for epoch in (0, 1):

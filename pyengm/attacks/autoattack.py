@@ -112,7 +112,7 @@ class AutoAttack:
         the pictures of the batches so far.
         Raises CheckpointError for a damaged state file, and what the attack raises.
         """
-        batches = Batches(data, self.batch_size, device=device, seed=self.seed, augment=False, shuffle=False)
+        batches = Batches(data, self.batch_size, device=device, seed=self.seed, augment="none", shuffle=False)
         first = next(batches.epoch(0))
         with self._attacking(model, first.x, first.y) as members:
             saved = None if state is None else _State(state, self._identity(model, data, tuple(members)))

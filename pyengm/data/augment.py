@@ -1,32 +1,16 @@
-"""Random crop and flip, drawn per picture, and the way back for what is stored in un-augmented coordinates."""
+"""Random shift and flip, drawn per picture, and the way back for what is stored in un-augmented coordinates."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pyengm.data.mirror import draw_flip
+from pyengm.data.resized_crop import ResizedCrop
 from pyengm.errors import DataError
 from pyengm.ops import Purpose, crop_flip, philox_uniform
-
-# May a picture be mirrored? A mirrored cat or coat is still one, a mirrored 2 is no digit; of arrays we do not know.
-AUGMENT = {
-    "digits": False,
-    "mnist": False,
-    "svhn": False,
-    "cifar10": True,
-    "cifar100": True,
-    "fashionmnist": True,
-    "folder": True,
-    "arrays": False,
-}
-
-
-def may_flip(name: str) -> bool:
-    """The policy for the data set `name`; an absolute path is a folder, an unknown name is arrays."""
-    return AUGMENT.get(name, AUGMENT["folder" if Path(name).is_absolute() else "arrays"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +46,7 @@ class CropFlip:
             raise DataError(f"expected a padding of 0 to {min(image_shape[-2:]) - 1} pixels, got {padding}")
         corner = philox_uniform(index, (2,), seed=seed, purpose=Purpose.CROP, epoch=epoch)
         corner = (corner * (2 * padding + 1)).long()  # below 2 * padding + 1 also after rounding: u <= 1 - 2**-24
-        if flip:
-            mirrored = philox_uniform(index, (1,), seed=seed, purpose=Purpose.FLIP, epoch=epoch)[:, 0] < 0.5
-        else:
-            mirrored = torch.zeros_like(index, dtype=torch.bool)
+        mirrored = draw_flip(index, seed=seed, epoch=epoch, flip=flip)
         return cls(corner[:, 0], corner[:, 1], mirrored, padding)
 
     @classmethod
@@ -126,6 +107,12 @@ class CropFlip:
             raise DataError(f"expected windows of shape {self._windows_shape(canvas)}, got {tuple(windows.shape)}")
         pasted = canvas.flatten(2).scatter(2, pixels, windows.to(canvas.dtype).flatten(2))
         return canvas.copy_(pasted.view(canvas.shape))
+
+    def boxes(self, canvas: tuple[int, int]) -> ResizedCrop:
+        """The windows on padded pictures of (height, width) pixels, as boxes that may be cut at any resolution."""
+        size = canvas[0] - 2 * self.padding, canvas[1] - 2 * self.padding
+        height, width = (torch.full_like(self.rows, side) for side in size)
+        return ResizedCrop(self.rows, self.cols, height, width, self.flip, canvas, size)
 
     def _pixels(self, canvas: Tensor) -> Tensor:
         """Which pixels of the flattened canvas the windows show, (n, C, H * W)."""

@@ -25,34 +25,41 @@ class _OtherSize(Exception):
     pass
 
 
-def decoded(folder: Path, paths: Sequence[str], image_size: int | None, cache: Path) -> np.memmap:
+def decoded(folder: Path, paths: Sequence[str], image_size: int | None, cache: Path, margin: int = 0) -> np.memmap:
     """The pictures `paths` below `folder` as a read-only memmap (N, 3, H, W) uint8, decoded on first use.
 
-    image_size: H = W in pixels; None keeps the pictures' own size if they share one, else 224.
+    image_size: H = W in pixels, of the middle of a picture; None keeps the pictures' own size if they share one, else
+    224. margin: with an image_size, pixels more on each side: H = W = image_size + 2 margin, the shorter side.
     Raises DataError for a picture that cannot be read and for a full disk; nothing half-written stays.
     """
-    path = cache / _fingerprint(folder, paths, image_size) / "images.npy"
+    path = cache / _fingerprint(folder, paths, image_size, margin) / "images.npy"
     if not path.exists():
         if image_size is not None:
-            _decode(paths, (image_size, image_size), path)
+            side = image_size + 2 * margin
+            _decode(paths, (side, side), path, shorter=side if margin else _shorter_for(side))
         else:
             try:
                 width, height = _open(paths[0]).size
-                _decode(paths, (height, width), path, resize=False)
+                _decode(paths, (height, width), path, shorter=None)
             except _OtherSize:
-                _decode(paths, (DEFAULT_SIZE, DEFAULT_SIZE), path)
+                _decode(paths, (DEFAULT_SIZE, DEFAULT_SIZE), path, shorter=_shorter_for(DEFAULT_SIZE))
     return np.load(path, mmap_mode="r")
 
 
-def _fingerprint(folder: Path, paths: Sequence[str], image_size: int | None) -> str:
-    digest = hashlib.sha256(f"pyengm 1 {image_size}\n".encode())
+def _fingerprint(folder: Path, paths: Sequence[str], image_size: int | None, margin: int) -> str:
+    digest = hashlib.sha256(f"pyengm 1 {image_size}{f' + {margin}' if margin else ''}\n".encode())
     for path in paths:
         status = os.stat(path)
         digest.update(f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
 
 
-def _decode(paths: Sequence[str], size: tuple[int, int], path: Path, resize: bool = True) -> None:
+def _shorter_for(side: int) -> int:
+    """The shorter side of a picture from whose middle a square of `side` pixels is cut."""
+    return round(side * 256 / 224)
+
+
+def _decode(paths: Sequence[str], size: tuple[int, int], path: Path, *, shorter: int | None) -> None:
     """Write all pictures under a temporary name, then move the file to `path`."""
     shape = (len(paths), 3, *size)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +76,7 @@ def _decode(paths: Sequence[str], size: tuple[int, int], path: Path, resize: boo
 
         def decode_block(start: int) -> None:
             for position in range(start, min(start + BLOCK, len(paths))):
-                images[position] = _pixels(paths[position], size, resize)
+                images[position] = _pixels(paths[position], size, shorter)
 
         starts = range(0, len(paths), BLOCK)
         title, console = f"decoding {len(paths):,} pictures", Console(stderr=True)
@@ -84,13 +91,14 @@ def _decode(paths: Sequence[str], size: tuple[int, int], path: Path, resize: boo
             path.parent.rmdir()
 
 
-def _pixels(path: str, size: tuple[int, int], resize: bool) -> np.ndarray:
-    """One picture as (3, H, W) uint8: as it is, or its shorter side resized to 256/224 of `size`, centre cut out."""
+def _pixels(path: str, size: tuple[int, int], shorter: int | None) -> np.ndarray:
+    """One picture as (3, H, W) uint8: as it is if it has that `size`, else its shorter side resized to `shorter` pixels
+    (None: not at all, which is an error), and the middle cut out."""
     picture = _open(path)
     if picture.size != size[::-1]:
-        if not resize:
+        if shorter is None:
             raise _OtherSize
-        picture = transforms.resize(picture, round(size[0] * 256 / 224), InterpolationMode.BICUBIC)
+        picture = transforms.resize(picture, shorter, InterpolationMode.BICUBIC)
         picture = transforms.center_crop(picture, size)
     return np.asarray(picture).transpose(2, 0, 1)
 

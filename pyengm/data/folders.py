@@ -12,7 +12,7 @@ from pyengm.errors import DataError
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def load_folder(folder: Path, split: str, image_size: int | None, cache: Path) -> ImageData:
+def load_folder(folder: Path, split: str, image_size: int | None, cache: Path, margin: int = 0) -> ImageData:
     """The pictures of `folder`, decoded once into `cache`; the classes are the sorted folder names in train/."""
     train = folder / "train"
     classes = tuple(_class_folders(train)) if train.is_dir() else ()
@@ -28,7 +28,7 @@ def load_folder(folder: Path, split: str, image_size: int | None, cache: Path) -
     else:
         pictures = _test_pictures(folder, classes)
     paths, labels = zip(*pictures, strict=True)
-    images = decoded(folder, paths, image_size, cache)
+    images = decoded(folder, paths, image_size, cache, margin)
     return ImageData(images, torch.tensor(labels), classes, str(folder), split)
 
 

@@ -100,6 +100,20 @@ class ImageData:
         split = self.split if split is None else split
         return ImageData(images, self.labels[positions], self.classes, self.name, split, self.index[positions])
 
+    def centre(self, size: int) -> ImageData:
+        """The squares of `size` pixels in the middle of the pictures, in memory unless they are the whole pictures.
+
+        Raises DataError where the pictures are smaller.
+        """
+        height, width = self.shape[1:]
+        if height == width == size:
+            return self
+        if not 1 <= size <= min(height, width):
+            raise DataError(f"{self.name}: expected a size of 1 to {min(height, width)} pixels, got {size}")
+        top, left = (height - size) // 2, (width - size) // 2
+        images = self.images[:][..., top : top + size, left : left + size]
+        return ImageData(images, self.labels, self.classes, self.name, self.split, self.index)
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -21,6 +21,12 @@ class MappedImages:
     def __getitem__(self, key) -> Tensor:
         return torch.from_numpy(np.asarray(np.take(self._file, self._rows[key].numpy(), axis=0)))
 
+    def read(self, positions: Tensor, out: Tensor) -> Tensor:
+        """The pictures at `positions` (m,), written to `out` (m, C, H, W) uint8 on the CPU, which is returned."""
+        # any mode but "raise" writes there directly; the rows exist, `rows` and ImageData.subset have checked them
+        np.take(self._file, self._rows[positions].numpy(), axis=0, out=out.numpy(), mode="clip")
+        return out
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -1,14 +1,14 @@
-"""Work done ahead of its use by one background thread."""
+"""Work done ahead of its use by background threads."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 
-def prefetch(function: Callable, items: Iterable, ahead: int = 2) -> Iterator:
-    """Yield function(item) in order, `ahead` results ahead; errors surface here, closing ends the thread."""
+def prefetch(function: Callable, items: Iterable, ahead: int = 2, threads: int = 1) -> Iterator:
+    """Yield function(item) in order, `ahead` results ahead; errors surface here, closing ends the threads."""
     pending = deque()
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with ThreadPoolExecutor(max_workers=threads) as pool:
         try:
             for item in items:
                 pending.append(pool.submit(function, item))

@@ -19,6 +19,7 @@ def load(
     root: str | os.PathLike | None = None,
     download: bool = False,
     image_size: int | None = None,
+    margin: int = 0,
     indices=None,
 ) -> ImageData:
     """Load the "train" or "test" split of a data set.
@@ -27,7 +28,9 @@ def load(
     root: where torchvision's files are and decoded folders are kept; else PYENGM_DATA, else ~/.cache/pyengm.
     download: fetch a torchvision set that is missing.
     image_size: in pixels, for folders: height and width after resizing; None keeps the pictures' own size if they
-        share one, else 224.
+        share one, else 224. Of a resized picture this is the middle, 7/8 of the shorter side.
+    margin: with an image_size, pixels more on each side, up to the whole of the shorter side: H = W = image_size + 2
+        margin.
     indices: keep only these positions of the split, in this order.
     Raises DataError for an unknown name or split, missing or damaged files, and bad indices.
     """
@@ -35,18 +38,21 @@ def load(
         raise DataError(f'expected split "train" or "test", got {split!r}; split_validation makes a validation set')
     if image_size is not None and image_size < 1:
         raise DataError(f"expected an image_size of 1 pixel or more, got {image_size}")
+    if margin < 0 or (margin and image_size is None):
+        raise DataError(f"expected a margin of 0 pixels or more around an image_size, got {margin} around {image_size}")
     root = Path(root or os.environ.get("PYENGM_DATA") or "~/.cache/pyengm").expanduser()
     if name == "digits":
         data = load_digits(split)
     elif name in SETS:
         data = load_torchvision(name, split, root, download)
     elif Path(name).expanduser().is_dir():
-        data = load_folder(Path(name).expanduser().resolve(), split, image_size, root / "folders")
+        data = load_folder(Path(name).expanduser().resolve(), split, image_size, root / "folders", margin)
     else:
         raise DataError(
             f"unknown data set {str(name)!r}: expected one of {', '.join(DATASETS)}, or a folder with train/<class>/"
             f" and test/<class>/; there is no folder {Path(name).expanduser().absolute()}"
         )
-    if image_size is not None and data.shape[1:] != (image_size, image_size):
+    side = None if image_size is None else image_size + 2 * margin
+    if side is not None and data.shape[1:] != (side, side):
         raise DataError(f"image_size resizes folders only: {name} has {data.shape[1]}x{data.shape[2]} pictures")
     return data if indices is None else data.subset(indices)

@@ -69,7 +69,7 @@ def _judge(model: nn.Module, attack: Attack | None, seed: int, device: torch.dev
     """Right or not, confidence and loss, (N, 3)."""
     parts = []
     pictures = Batches(
-        data, BATCH_SIZE, device=device, seed=seed, augment=False, shuffle=False, memory_format=layout_of(model)
+        data, BATCH_SIZE, device=device, seed=seed, augment="none", shuffle=False, memory_format=layout_of(model)
     )
     for batch in pictures.epoch(0):
         x = batch.x

@@ -19,7 +19,7 @@ def robustness_distance(
     attack = attack or DeepFool()
 
     def distances(part: ImageData) -> Tensor:
-        batches = Batches(part, BATCH_SIZE, device=device, seed=0, augment=False, shuffle=False).epoch(0)
+        batches = Batches(part, BATCH_SIZE, device=device, seed=0, augment="none", shuffle=False).epoch(0)
         return torch.cat([attack.distances(model, batch.x, batch.y).double().cpu() for batch in batches])
 
     return by_processes(data, distances).mean().item()

@@ -14,7 +14,7 @@ from pyengm.attacks.gradient import input_gradient
 from pyengm.attacks.layout import dense
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.mode import BN_MODES
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, Examples, known_pictures
 from pyengm.methods.store import Store
@@ -99,7 +99,7 @@ class ATAS(AttackMethod):
     def key_for(self, x: Tensor, key: Key | None) -> Key:
         return known_pictures("ATAS", None if self.store is None else key)
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         check_batch(x, y)
         x, rows = dense(x.detach()), self.store.rows(key.index)
         x_adv = self.threat.project_(x + self.store.read(rows, transform, x), x)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyengm.attacks import PGD
 from pyengm.attacks.losses import kl_divergence, log_softmax
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, Examples, Outcome, known_pictures
 from pyengm.methods.store import Store
@@ -70,7 +70,7 @@ class ATTA(AttackMethod):
     def key_for(self, x: Tensor, key: Key | None) -> Key:
         return known_pictures("ATTA", None if self.store is None else key)
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         x, rows = x.detach(), self.store.rows(key.index)
         x_adv = self.attack(model, x, y, start=x + self.store.read(rows, transform, x))
         self.store.write(rows, x_adv - x, transform)

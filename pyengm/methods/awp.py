@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyengm.attacks.mode import running_statistics_kept
 from pyengm.checks import require
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.distributed import summed_all
 from pyengm.errors import ConfigError, NonFiniteError
 from pyengm.methods.base import AttackMethod, Examples, Outcome
@@ -73,7 +73,7 @@ class AWP(AttackMethod):
     def changes_gradients(self) -> bool:
         return self.base.changes_gradients
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         return self.base.perturb(model, x, y, key, transform)
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyengm.attacks import Threat
 from pyengm.attacks.check import check_extras
 from pyengm.attacks.losses import cross_entropy
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.errors import CheckpointError, ConfigError
 from pyengm.methods.examples import Examples
 from pyengm.methods.store import Store
@@ -83,7 +83,7 @@ class Method(ABC):
 
     @abstractmethod
     def passes(
-        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> Iterator[Outcome]:
         """The outcomes of one batch in turn; before the next one is asked for, the optimiser has used the last.
 
@@ -149,12 +149,12 @@ class OnePass(Method):
 
     @abstractmethod
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> Outcome:
         """The outcome of a batch; arguments as for `passes`."""
 
     def passes(
-        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> Iterator[Outcome]:
         yield self(model, x, y, key, transform)
 
@@ -168,13 +168,13 @@ class AttackMethod(OnePass):
     threat: Threat
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> Outcome:
         key = self.key_for(x, key)
         return self.outcome(model, x, self.perturb(model, x, y, key, transform), y)
 
     @abstractmethod
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         """The adversarial pictures (n, ...), new memory: the graph of the losses needs them until its backward."""
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import PGD
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.errors import CheckpointError, ConfigError
 from pyengm.methods.base import AttackMethod
 from pyengm.ops import Key, Purpose, philox_uniform
@@ -57,7 +57,7 @@ class Curriculum(AttackMethod):
         self.best: dict[str, Tensor] | None = None
         self.scores: dict[str, float] = {}  # of the best weights
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         if not self.batch_mixing:
             return self._attack(model, x, y, key, self.k)
         share = len(x) // (self.k + 1)

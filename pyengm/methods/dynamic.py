@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pyengm.attacks import FGSM, Threat, attack_mode
 from pyengm.attacks.fosc import FOSCPGD, fosc_of
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, Outcome
 from pyengm.ops import Key
@@ -81,7 +81,7 @@ class Dynamic(EpochAttack):
         """c_t of epoch t, counted from 0."""
         return max(self.c_max * (1 - epoch / self.decay_epochs), 0.0)
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         start = x + self.threat.uniform(x, key) if self.as_published else None
         return self.attack(model, x, y, threshold=self.threshold(key.epoch), start=start, origin=start, key=key)
 

@@ -11,8 +11,8 @@ class Examples:
     """The training pictures that a method may keep something for.
 
     index: (N,) int64, their identities, as in `Key.index`; where several processes run, those of this one.
-    shape: (C, H, W). padding: pixels by which augmentation shifts at most. batches: per epoch. seed: of the run.
-    device: where a store is to live.
+    shape: (C, H, W) of what a batch shows of them. padding: pixels on each side by which the canvas of a picture is
+    larger than that. batches: per epoch. seed: of the run. device: where a store is to live.
     """
 
     index: Tensor

@@ -14,7 +14,7 @@ from pyengm.attacks.finite import check_finite
 from pyengm.attacks.gradient import HALF_SCALE
 from pyengm.attacks.layout import dense
 from pyengm.attacks.threat import unit
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import Examples, OnePass, Outcome, known_pictures
 from pyengm.methods.noise import corner
@@ -82,7 +82,7 @@ class FGSMPGI(OnePass):
             self.momentum.values.zero_()
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> Outcome:
         key = known_pictures("FGSMPGI", None if self.delta is None else key)
         check_batch(x, y)

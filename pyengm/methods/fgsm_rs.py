@@ -13,7 +13,7 @@ from pyengm.attacks.finite import check_finite
 from pyengm.attacks.gradient import input_gradient
 from pyengm.attacks.layout import empty_dense
 from pyengm.attacks.losses import cross_entropy
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.methods.base import AttackMethod, Examples, known_pictures
 from pyengm.methods.store import Store
 from pyengm.ops import Key, atas_step_
@@ -58,7 +58,7 @@ class FGSMRS(AttackMethod):
             return super().key_for(x, key)
         return known_pictures("FGSMRS(adaptive=True)", None if self.store is None else key)
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         if not self.adaptive:
             return self.attack(model, x, y, key=key)
         check_batch(x, y)

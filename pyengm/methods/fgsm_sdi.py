@@ -16,7 +16,7 @@ from pyengm.attacks.gradient import input_gradient
 from pyengm.attacks.layout import dense
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.threat import unit
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.distributed import average_buffers, average_gradients
 from pyengm.errors import CheckpointError, ConfigError
 from pyengm.methods.base import AttackMethod, Examples, Outcome
@@ -79,7 +79,7 @@ class FGSMSDI(AttackMethod):
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
         self.batches = 0
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         check_batch(x, y)
         check_extras(x, None, key, None)
         if self.generator is None:

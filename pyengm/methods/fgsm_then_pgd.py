@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from pyengm.attacks import FGSM, PGD
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.dynamic import EpochAttack
 from pyengm.ops import Key
@@ -35,6 +35,6 @@ class FGSMThenPGD(EpochAttack):
         self.strong = PGD(eps, eps / 4 if step is None else step, steps, norm=norm, bn=bn)
         self.threat, self.fgsm_epochs = self.strong.threat, fgsm_epochs
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         attack = self.weak if key.epoch < self.fgsm_epochs else self.strong
         return attack(model, x, y, key=key)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyengm.attacks import Threat
 from pyengm.attacks.check import check_batch
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.errors import CheckpointError, ConfigError
 from pyengm.methods.base import Method, Outcome
 from pyengm.ops import Key, pgd_l2_step_, pgd_linf_step_
@@ -47,7 +47,7 @@ class FreeAT(Method):
         self.delta: Tensor | None = None
 
     def passes(
-        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> Iterator[Outcome]:
         check_batch(x, y)
         x = x.detach()

@@ -16,7 +16,7 @@ from pyengm.attacks.gradient import input_gradient
 from pyengm.attacks.layout import empty_dense
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.mode import BN_MODES, running_statistics_kept
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.distributed import summed
 from pyengm.errors import ConfigError
 from pyengm.methods.base import OnePass, Outcome
@@ -72,7 +72,7 @@ class GradAlign(OnePass):
         self.bn, self.as_published = bn, as_published
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> Outcome:
         key = Key.fresh(len(x), x.device) if key is None else key
         check_batch(x, y)

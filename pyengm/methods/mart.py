@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pyengm.attacks import PGD
 from pyengm.attacks.losses import kl_divergence, log_softmax
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, Outcome
 from pyengm.methods.noise import near
@@ -45,7 +45,7 @@ class MART(AttackMethod):
         self.attack = PGD(eps, eps / 4 if step is None else step, steps, norm=norm, bn=bn)
         self.threat, self.beta = self.attack.threat, beta
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         return self.attack(model, x, y, start=near(x, key))
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.methods.base import OnePass, Outcome
 from pyengm.ops import Key
 
@@ -11,7 +11,7 @@ class Natural(OnePass):
     """L_i = CE(f(x_i), y_i)."""
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> Outcome:
         x = self.as_input(x)
         logits = model(x)

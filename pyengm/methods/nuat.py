@@ -12,7 +12,7 @@ from pyengm.attacks.check import check_batch, check_extras
 from pyengm.attacks.finite import check_finite
 from pyengm.attacks.gradient import input_gradient
 from pyengm.attacks.losses import cross_entropy
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, Outcome
 from pyengm.methods.noise import corner
@@ -82,7 +82,7 @@ class NuAT(AttackMethod):
             self.epoch, self.batches = key.epoch, 0
         return super().key_for(x, key)
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         check_batch(x, y)
         check_extras(x, None, key, None)
         x = x.detach()

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from pyengm.attacks import PGD
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.methods.base import AttackMethod
 from pyengm.ops import Key
 
@@ -20,5 +20,5 @@ class PGDAT(AttackMethod):
         self.attack = PGD(eps, eps / 4 if step is None else step, steps, norm=norm, bn=bn)
         self.threat = self.attack.threat
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         return self.attack(model, x, y, key=key)

@@ -11,7 +11,7 @@ from pyengm.attacks.finite import check_finite
 from pyengm.attacks.gradient import input_gradient
 from pyengm.attacks.layout import empty_dense
 from pyengm.attacks.losses import cross_entropy
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod
 from pyengm.ops import Key
@@ -43,7 +43,7 @@ class SSAT(AttackMethod):
         self.attack = PGD(eps, 1.25 * eps if step is None else step, 1, norm=norm, bn=bn)
         self.threat, self.checkpoints = self.attack.threat, checkpoints
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         check_batch(x, y)
         check_extras(x, None, key, None)
         x = x.detach()

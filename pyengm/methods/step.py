@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.methods.base import Method, Outcome
 from pyengm.ops import Key
 from pyengm.optim import ExampleSGD
@@ -21,7 +21,7 @@ def train_step(
     x: Tensor,
     y: Tensor,
     key: Key | None = None,
-    transform: CropFlip | None = None,
+    transform: Transform | None = None,
     *,
     scaler: torch.amp.GradScaler | None = None,
     average: Callable[[], None] = lambda: None,

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from pyengm.data import CropFlip
+from pyengm.data import CropFlip, Transform
 from pyengm.distributed import any_of, world
 from pyengm.errors import CheckpointError, ConfigError, DataError
 from pyengm.methods.examples import Examples
@@ -19,13 +18,14 @@ CHUNK = 1024  # pictures that are drawn at a time
 
 
 class Store:
-    """One tensor per training picture on the padded canvas, (C, H + 2 padding, W + 2 padding), at first zero.
+    """One tensor per training picture on its canvas, (C, H + 2 padding, W + 2 padding), at first zero.
 
     What a batch reads is the window that augmentation shows of the canvas, mirrored as the picture is; what it writes
     goes back to that window, and the rest of the canvas stays.
     dtype: of the memory; float16 halves it. resolution: keep resolution x resolution numbers per channel in place of
-    the canvas, for large pictures. Reading is then bilinear, and writing adds to each of them the mean of the window's
-    change over its part of the canvas: what lies outside the window changes only in the parts that its edge crosses.
+    the canvas, for large pictures. With it, and where augmentation resizes, reading is bilinear, and writing adds to
+    each number the mean of the window's change over its part of the canvas: what lies outside the window changes only
+    in the parts that its edge crosses.
     bound: values are kept in [-bound, bound].
     Raises ConfigError for a resolution above that of the canvas, DataError where a picture occurs twice.
     Source: Zheng et al. 2020, Sec. 4.2 (the canvas); Huang et al. 2022, Sec. V ("ImageNet") (the resolution).
@@ -73,27 +73,17 @@ class Store:
         for index, values in zip(self.index.split(CHUNK), self.values.split(CHUNK), strict=True):
             values.copy_(draw(torch.empty_like(values, dtype=wide), Key(self.seed, epoch, index)))
 
-    def read(self, rows: Tensor, transform: CropFlip | None, like: Tensor) -> Tensor:
+    def read(self, rows: Tensor, transform: Transform | None, like: Tensor) -> Tensor:
         """The windows (n, C, H, W) of the pictures in these rows, new memory; type and device as `like`.
 
         transform: what augmentation did to the pictures; None: nothing. Raises DataError for another padding.
         """
-        canvas = self.values[rows].to(like)
-        if self.coarse:
-            canvas = F.interpolate(canvas, self.canvas, mode="bilinear", align_corners=False)
-        return self._shown(transform, like).cut(canvas)
+        return self._shown(transform, like).cut(self.values[rows].to(like))
 
     @torch.no_grad()
-    def write(self, rows: Tensor, windows: Tensor, transform: CropFlip | None) -> None:
+    def write(self, rows: Tensor, windows: Tensor, transform: Transform | None) -> None:
         """Puts windows (n, C, H, W) back to where `read` found them."""
-        shown = self._shown(transform, windows)
-        if self.coarse:
-            change = windows - self.read(rows, transform, windows)
-            change = shown.paste(change, change.new_zeros(*change.shape[:2], *self.canvas))
-            kept = self.values[rows].to(windows)
-            kept += F.interpolate(change, self.values.shape[2:], mode="area")
-        else:
-            kept = shown.paste(windows, self.values[rows].to(windows))
+        kept = self._shown(transform, windows).paste(windows, self.values[rows].to(windows))
         self.values[rows] = kept.clamp_(-self.bound, self.bound).to(self.values)
 
     def numbers(self, rows: Tensor, like: Tensor) -> Tensor:
@@ -136,11 +126,12 @@ class Store:
             )
         self.pictures, self.values = pictures, values
 
-    def _shown(self, transform: CropFlip | None, like: Tensor) -> CropFlip:
+    def _shown(self, transform: Transform | None, like: Tensor) -> Transform:
+        """What cuts windows of what is kept, and pastes them."""
         if transform is None:
-            return CropFlip.centre(len(like), self.padding, like.device)
+            transform = CropFlip.centre(len(like), self.padding, like.device)
         if transform.padding != self.padding:
             raise DataError(
                 f"the store is for pictures padded by {self.padding} pixels, augmentation pads by {transform.padding}"
             )
-        return transform
+        return transform.boxes(self.canvas) if self.coarse else transform

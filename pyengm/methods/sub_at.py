@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import PGD
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.distributed import summed
 from pyengm.errors import CheckpointError, ConfigError
 from pyengm.methods.base import Examples
@@ -90,7 +90,7 @@ class SubAT(PGDAT):
             model.load_state_dict(self.initial)
             self.snapshots, self.initial, self.moving = [], {}, False
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         if self.epoch is None or self.pictures == 0:
             raise ConfigError("Sub-AT takes snapshots: call prepare(Examples(...)) once, and start_epoch every epoch")
         if self.basis is not None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pyengm.attacks import PGD
 from pyengm.attacks.losses import kl_divergence, log_softmax
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, Outcome
 from pyengm.methods.noise import near
@@ -42,7 +42,7 @@ class TRADES(AttackMethod):
         self.attack = PGD(eps, eps / 4 if step is None else step, steps, norm=norm, loss="kl", bn=bn)
         self.threat, self.beta, self.as_published = self.attack.threat, beta, as_published
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: CropFlip | None = None) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         return self.attack(model, x, y, start=near(x, key))
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pyengm.attacks import Threat, attack_mode
 from pyengm.attacks.check import check_batch, check_extras
 from pyengm.attacks.layout import dense
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import Method, Outcome
 from pyengm.methods.first_layer import at_first_layer, first_output
@@ -53,7 +53,7 @@ class YOPO(Method):
         self.outer, self.inner, self.first_layer = outer, inner, first_layer
 
     def passes(
-        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: CropFlip | None = None
+        self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> Iterator[Outcome]:
         check_batch(x, y)
         check_extras(x, None, key, None)

@@ -9,6 +9,7 @@ import tyro
 import yaml
 
 from pyengm.attacks import BN_MODES, NORMS, Threat
+from pyengm.data import AUGMENTATIONS
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
 from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, defaults_of, knobs_of
@@ -54,8 +55,9 @@ class TrainConfig:
     """Resize the pictures of a folder to this height and width."""
     indices: Path | None = None
     """Train on these positions of the training split only: a .npy file or a text file of whole numbers."""
-    augment: bool | None = None
-    """Random shifts, and mirroring where a mirrored picture keeps its class."""
+    augment: str | None = None
+    """none; shift: random shifts; or resized: random resized crops, the default for folders with --image-size 64 or
+    more. The last two mirror pictures where a mirrored one keeps its class."""
 
     model: str | None = None
     """cnn4, cnn8, vgg8, resnet18, preact_resnet18, wrn_28_10, wrn_34_10, resnet50, torchvision:NAME or timm:NAME."""
@@ -173,6 +175,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, value, known in (
+            ("augment", self.augment, AUGMENTATIONS),
             ("method", self.method, METHODS),
             ("optimizer", self.optimizer, ALL_OPTIMIZERS),
             ("grad_norms", self.grad_norms, GRAD_NORMS),

@@ -6,7 +6,7 @@ from typing import Any
 DEFAULT_RECIPE: dict[str, Any] = {
     "model": "resnet18",
     "norm_layer": "bn",
-    "augment": True,
+    "augment": "shift",
     "steps": 10,
     "batch_size": 128,
     "optimizer": "engm",
@@ -27,7 +27,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         **DEFAULT_RECIPE,
         "model": "cnn8",
         "width": 16,
-        "augment": False,
+        "augment": "none",
         "steps": 7,
         "batch_size": 24,
         "lr": 0.2,
@@ -83,7 +83,7 @@ METHOD_RECIPES: dict[str, dict[str, Any]] = {
     "fgsm_sdi": PRIOR,
     "fgsm_pgi": PRIOR,
 }
-# Huang et al. 2022, App. B, for ImageNet: folders of pictures of 64 pixels and more.
+# Huang et al. 2022, App. B, for ImageNet: folders of pictures of 64 pixels and more, which are augmented as its are.
 LARGE_RECIPES: dict[str, dict[str, Any]] = {
     "atas": {
         "model": "resnet50",
@@ -129,6 +129,8 @@ def recipe_for(
         radius = recipe["radii"][norm] if eps is None else eps
         return recipe | _in_short(recipe, method, norm, radius, recipe["epochs"] if epochs is None else epochs)
     large = image_size is not None and image_size >= LARGE
+    if large:
+        recipe["augment"] = "resized"
     own = dict(LARGE_RECIPES.get(method) or METHOD_RECIPES.get(method, {}) if large else METHOD_RECIPES.get(method, {}))
     if norm != "linf":  # radius, step and bounds of steps are those of the other norm
         own = {name: value for name, value in own.items() if name not in ("eps", "step")}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyengm.checks import Checks, require
-from pyengm.data import CropFlip
+from pyengm.data import Transform
 from pyengm.errors import NonFiniteError
 from pyengm.methods import AttackMethod, Outcome, Used
 from pyengm.ops import Key
@@ -42,7 +42,7 @@ class ReplayedStep:
         x: Tensor,
         y: Tensor,
         key: Key | None = None,
-        transform: CropFlip | None = None,
+        transform: Transform | None = None,
         *,
         scaler: None = None,
         average: Callable[[], None] = lambda: None,

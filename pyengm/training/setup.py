@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyengm.data import Batches, ImageData, load, split_validation
+from pyengm.data import DATASETS, Batches, ImageData, load, margin_for, split_validation
 from pyengm.distributed import rank, world
 from pyengm.errors import ConfigError
 from pyengm.methods import AWP, METHODS, Examples, Method, Used, train_step
@@ -65,11 +65,14 @@ def set_up(config: TrainConfig) -> Parts:
     height, width = train.shape[1:]
     if height != width:
         raise ConfigError(f"the models take square pictures, {train.name} has {height}x{width}; give --image-size")
+    side = config.image_size or height  # training pictures are larger than that where crops are cut from them
+    if config.select == "val":
+        held_out = held_out.centre(side)
     model_options = {
         "name": config.model,
         "num_classes": train.num_classes,
         "in_channels": train.channels,
-        "image_size": height,
+        "image_size": side,
         "norm": config.norm_layer,
         "width": config.width,
     }
@@ -87,6 +90,7 @@ def set_up(config: TrainConfig) -> Parts:
         device=device,
         seed=config.seed,
         augment=config.augment,
+        crop=(side, side) if config.augment == "resized" else None,
         shuffle=True,
         memory_format=layout_of(model),
         part=rank(),
@@ -106,7 +110,7 @@ def set_up(config: TrainConfig) -> Parts:
     method.prepare(
         Examples(
             batches.kept(0),
-            train.shape,
+            batches.shape,
             padding=batches.padding,
             batches=len(batches),
             seed=config.seed,
@@ -188,11 +192,13 @@ def check_recipe(config: TrainConfig, data: ImageData) -> None:
 
 
 def load_split(config: TrainConfig, split: str) -> ImageData:
-    """The training or test split that the options name."""
-    indices = read_positions(config) if split == "train" and config.indices else None
-    return load(
-        config.data, split, root=config.root, download=config.download, image_size=config.image_size, indices=indices
-    )
+    """The training or test split that the options name. Training pictures for resized crops are larger than these."""
+    options = {"root": config.root, "download": config.download, "image_size": config.image_size}
+    if split == "train":
+        options["indices"] = read_positions(config) if config.indices else None
+        if config.augment == "resized" and config.image_size is not None and config.data not in DATASETS:
+            options["margin"] = margin_for(config.image_size)
+    return load(config.data, split, **options)
 
 
 def read_positions(config: TrainConfig) -> np.ndarray:

@@ -1,0 +1,128 @@
+"""Batches of ImageNet's size beside torchvision's DataLoader: python bench/bench_data.py [--pictures 1000]
+
+Pictures of noise that JPEG does not find easy, 500 x 375 pixels as ImageNet's are on average: stored as JPEGs, as PIL
+pictures in memory whose shorter side is 256, and decoded in a memory-mapped file as `pyengm train` has them. All make
+batches of 128 float pictures of 224 x 224 in [0, 1], in one process, in turn, round by round. The DataLoader works in
+this process too, `num_workers=0`: with k workers it is up to k times as fast, as are our operations with k threads.
+"""
+
+import argparse
+import io
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from conftest import _machine
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from pyengm.data import Batches, ImageData, batches
+
+BATCH = 128
+ROUNDS = 7
+THEIRS = transforms.Compose(
+    [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+)
+DIFFERENT = 16  # pictures; the others are these again
+
+
+class Pictures(Dataset):
+    """What a user of torchvision writes: open, transform."""
+
+    def __init__(self, sources: list, opened: Callable):
+        self.sources, self.opened = sources, opened
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        return THEIRS(self.opened(self.sources[position])), 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=1000)
+    pictures = parser.parse_args().pictures
+    with TemporaryDirectory() as folder:
+        candidates = make(pictures, Path(folder))
+        speeds = {name: [] for name in candidates}
+        for round_ in range(ROUNDS + 1):
+            for name, epochs in candidates.items():
+                speed = pictures_per_second(epochs(round_))
+                if round_:  # the first one warms up
+                    speeds[name].append(speed)
+    print(_machine())
+    ours = next(iter(speeds))
+    print(f"{'pictures per second, median (lowest to highest)':60}  {ours} is faster by")
+    for name, values in speeds.items():
+        ratios = sorted(a / b for a, b in zip(speeds[ours], values, strict=True))
+        print(f"{name:38} {median(values):9.0f} ({min(values):.0f} to {max(values):.0f})".ljust(62), end="")
+        print(f"{median(ratios):6.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
+def make(n: int, folder: Path) -> dict[str, Callable[[int], Iterable]]:
+    """By name, what gives the batches of an epoch."""
+    pixels = [noise(seed) for seed in range(DIFFERENT)]
+    jpegs = [jpeg(picture) for picture in pixels]
+    smaller = [picture.resize((341, 256), Image.Resampling.BICUBIC) for picture in pixels]
+    middle = [np.asarray(picture.crop((42, 0, 298, 256))).transpose(2, 0, 1) for picture in smaller]
+    decoded = np.lib.format.open_memmap(folder / "x.npy", mode="w+", dtype=np.uint8, shape=(n, 3, 256, 256))
+    for position in range(n):
+        decoded[position] = middle[position % DIFFERENT]
+    decoded.flush()
+    del decoded
+    mapped = np.load(folder / "x.npy", mmap_mode="r")
+
+    def ours(readers: int, images: np.ndarray | Tensor = mapped, **options) -> Callable[[int], Iterable]:
+        data = ImageData(images, torch.zeros(n, dtype=torch.int64), ("0",), "/folder", "train")
+        loader = Batches(data, BATCH, device="cpu", seed=0, shuffle=True, **options)
+
+        def epoch(number: int) -> Iterator:
+            batches.READERS = readers
+            return loader.epoch(number)
+
+        return epoch
+
+    def theirs(sources: list, opened: Callable) -> Callable[[int], Iterable]:
+        loader = DataLoader(Pictures([sources[i % DIFFERENT] for i in range(n)], opened), BATCH, shuffle=True)
+        return lambda number: loader
+
+    crop = {"augment": "resized", "crop": (224, 224)}
+    return {
+        "resized crops of a memmap": ours(batches.READERS, **crop),
+        "the same, one reading thread": ours(1, **crop),
+        "the same, in memory": ours(1, torch.from_numpy(np.array(mapped)), **crop),
+        "shifts of 256 x 256 from a memmap": ours(batches.READERS, augment="shift"),
+        "DataLoader, decoded PIL pictures": theirs(smaller, lambda picture: picture),
+        "DataLoader, JPEGs": theirs(jpegs, lambda data: Image.open(io.BytesIO(data)).convert("RGB")),
+    }
+
+
+def noise(seed: int) -> Image.Image:
+    """500 x 375 pixels of noise at two scales, about 95 kB as a JPEG."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375))
+    return Image.fromarray((np.asarray(coarse) + random.normal(0, 15, (375, 500, 3))).clip(0, 255).astype(np.uint8))
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def pictures_per_second(epoch: Iterable) -> float:
+    start, seen = time.perf_counter(), 0
+    for batch in epoch:
+        seen += len(batch.x if hasattr(batch, "x") else batch[0])
+    return seen / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

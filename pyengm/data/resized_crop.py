@@ -1,0 +1,184 @@
+"""Random resized crops, drawn per picture, and the way there and back for what is stored at any resolution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pyengm.data.mirror import draw_flip
+from pyengm.errors import DataError
+from pyengm.ops import Purpose, crop_flip, philox_uniform
+
+SCALE = 0.08, 1.0  # of the picture's area
+RATIO = 3 / 4, 4 / 3  # width over height
+TRIES = 10
+CACHED = 8  # pictures that a CPU resizes at a time: their floats are still in the cache, or in memory it has had before
+
+
+def margin_for(size: int) -> int:
+    """Pixels on each side by which a picture should be larger than its crops of side `size`, for these to choose from:
+    16 for 224, so that it has ImageNet's customary 256, and about that share for other sizes."""
+    return round(size / 14)
+
+
+@dataclass(frozen=True, eq=False)
+class ResizedCrop:
+    """For each of n pictures: cut a box, resize it to the size of all, then perhaps mirror left and right.
+
+    top, left, height, width: (n,) int64, the box in pixels of the canvas. flip: (n,) bool.
+    canvas: (height, width) of the pictures; size: that of what is shown.
+    Resizing is bilinear without antialiasing, and sees nothing outside the box. With the margin of `margin_for` a box
+    shrinks to about 7/8 at most, where each of its pixels still counts; crops of much larger pictures are jagged.
+    """
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flip: Tensor
+    canvas: tuple[int, int]
+    size: tuple[int, int]
+
+    @classmethod
+    def draw(
+        cls,
+        index: Tensor,
+        canvas: tuple[int, int],
+        size: tuple[int, int],
+        *,
+        seed: int,
+        epoch: int,
+        flip: bool = True,
+    ) -> ResizedCrop:
+        """Draw for the pictures `index` (n,) int64, on its device, from (seed, epoch, index) alone.
+
+        A box has 8 to 100 % of the area and a ratio of 3/4 to 4/3, uniform in its logarithm; after ten that do not fit
+        it is the largest in the middle that has such a ratio. flip=False never mirrors.
+        Raises DataError unless the canvas is larger than the size by the same even number of pixels in both directions.
+        Source: Szegedy et al. 2015, Sec. 6; the tries are torchvision's RandomResizedCrop's.
+        """
+        spare = {whole - part for whole, part in zip(canvas, size, strict=True)}
+        if len(spare) > 1 or min(spare) < 0 or min(spare) % 2 or min(size) < 1:
+            raise DataError(
+                f"expected crops that are smaller than the pictures by one even number of pixels in both directions, "
+                f"got crops of {size[0]}x{size[1]} from pictures of {canvas[0]}x{canvas[1]}"
+            )
+        u = philox_uniform(index, (2 * TRIES + 2,), seed=seed, purpose=Purpose.CROP, epoch=epoch).double()
+        low, high = (math.log(ratio) for ratio in RATIO)
+        area = (SCALE[0] + (SCALE[1] - SCALE[0]) * u[:, :TRIES]) * (canvas[0] * canvas[1])  # (n, tries)
+        ratio = (low + (high - low) * u[:, TRIES : 2 * TRIES]).exp()
+        heights, widths = (area / ratio).sqrt().round().long(), (area * ratio).sqrt().round().long()
+        fits = (heights >= 1) & (heights <= canvas[0]) & (widths >= 1) & (widths <= canvas[1])
+        first = fits.int().argmax(dim=1, keepdim=True)
+        any_fits = fits.any(dim=1)
+        last_height, last_width = _largest(canvas)
+        height = torch.where(any_fits, heights.gather(1, first)[:, 0], last_height)
+        width = torch.where(any_fits, widths.gather(1, first)[:, 0], last_width)
+        free = torch.stack([canvas[0] - height, canvas[1] - width], dim=1)
+        # below free + 1 also after rounding: u <= 1 - 2**-24, and the product is a float64
+        corner = torch.where(any_fits[:, None], (u[:, -2:] * (free + 1)).long(), free // 2)
+        mirrored = draw_flip(index, seed=seed, epoch=epoch, flip=flip)
+        return cls(corner[:, 0], corner[:, 1], height, width, mirrored, tuple(canvas), tuple(size))
+
+    @property
+    def padding(self) -> int:
+        """By how many pixels the canvas is larger than what is shown, on each side."""
+        return (self.canvas[0] - self.size[0]) // 2
+
+    def to_float(
+        self,
+        images: Tensor,
+        positions: Tensor | None = None,
+        *,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
+        """The boxes of uint8 pictures, resized and mirrored: (n, C, *size) float32 in [0, 1].
+
+        images: (N, C, *canvas) uint8. positions: (n,) int64, which of them to take; None for all n.
+        memory_format: contiguous or channels_last. Raises DataError or ValueError where these do not fit.
+        """
+        if images.shape[2:] != self.canvas:
+            raise DataError(f"expected pictures (N, C, {self.canvas[0]}, {self.canvas[1]}), got {tuple(images.shape)}")
+        n = len(self.top)
+        positions = torch.arange(len(images), device=images.device) if positions is None else positions
+        if positions.shape != (n,):
+            raise DataError(f"expected {n} pictures for this transform, got {tuple(positions.shape)}")
+        at_once = CACHED if images.device.type == "cpu" else max(n, 1)
+        out = torch.empty((n, images.shape[1], *self.size), device=images.device, memory_format=memory_format)
+        for start in range(0, n, at_once):
+            part = slice(start, start + at_once)
+            still = torch.zeros_like(self.top[part])
+            whole = crop_flip(images, still, still, still.bool(), 0, positions=positions[part])
+            # weights that add up to 1 but for rounding can give a little more than 1
+            torch.clamp(self._those(part).cut(whole), 0, 1, out=out[part])
+        return out
+
+    def cut(self, canvas: Tensor) -> Tensor:
+        """The boxes of canvases (n, C, ., .) of any resolution, resized and mirrored: (n, C, *size)."""
+        self._check(canvas)
+        y, x = self._places(0.5)
+        # in a box, nothing lies beyond the centres of its outermost pixels
+        y = torch.clamp(y, self.top[:, None] + 0.5, (self.top + self.height)[:, None] - 0.5) / self.canvas[0] * 2 - 1
+        x = torch.clamp(x, self.left[:, None] + 0.5, (self.left + self.width)[:, None] - 0.5) / self.canvas[1] * 2 - 1
+        shape = len(canvas), *self.size
+        x, y = x[:, None, :].to(canvas.dtype), y[:, :, None].to(canvas.dtype)
+        grid = torch.stack([x.expand(shape), y.expand(shape)], dim=3)  # from -1 to 1 over the canvas
+        return F.grid_sample(canvas, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+    def paste(self, windows: Tensor, canvas: Tensor) -> Tensor:
+        """Add to every number of `canvas` (n, C, ., .), of any resolution, the mean change of the part it stands for.
+
+        The change is that from what `cut` gives to `windows` (n, C, *size), and 0 outside the boxes. In place; returns
+        `canvas`.
+        """
+        self._check(canvas)
+        if windows.shape != (*canvas.shape[:2], *self.size):
+            expected = (*canvas.shape[:2], *self.size)
+            raise DataError(f"expected windows of shape {expected}, got {tuple(windows.shape)}")
+        change = windows.to(canvas.dtype) - self.cut(canvas)
+        y, x = self._places(0)
+        down = _overlaps(y * (canvas.shape[2] / self.canvas[0]), canvas.shape[2]).to(canvas.dtype)  # (n, ., size[0])
+        across = _overlaps(x * (canvas.shape[3] / self.canvas[1]), canvas.shape[3]).to(canvas.dtype)
+        return canvas.add_(down[:, None] @ change @ across[:, None].mT)
+
+    def boxes(self, canvas: tuple[int, int]) -> ResizedCrop:
+        """These; raises DataError for another canvas than theirs."""
+        if tuple(canvas) != self.canvas:
+            raise DataError(f"these are boxes on a canvas of {self.canvas} pixels, expected one of {tuple(canvas)}")
+        return self
+
+    def _those(self, part: slice) -> ResizedCrop:
+        numbers = (t[part] for t in (self.top, self.left, self.height, self.width, self.flip))
+        return ResizedCrop(*numbers, self.canvas, self.size)
+
+    def _places(self, first: float) -> tuple[Tensor, Tensor]:
+        """Rows (n, .) and columns (n, .) of what is shown, in pixels of the canvas: centres for 0.5, edges for 0."""
+        y, x = (torch.arange(first, side + 1 - first, device=self.top.device) for side in self.size)
+        x = torch.where(self.flip[:, None], self.size[1] - x, x)
+        y = self.top[:, None] + y * (self.height[:, None].double() / self.size[0])
+        return y, self.left[:, None] + x * (self.width[:, None].double() / self.size[1])
+
+    def _check(self, canvas: Tensor) -> None:
+        if canvas.ndim != 4 or len(canvas) != len(self.top):
+            raise DataError(f"expected ({len(self.top)}, C, H, W) for this transform, got {tuple(canvas.shape)}")
+
+
+def _largest(canvas: tuple[int, int]) -> tuple[int, int]:
+    """The largest box of a picture (height, width) whose ratio is in RATIO."""
+    height, width = canvas
+    if width / height < RATIO[0]:
+        return round(width / RATIO[0]), width
+    if width / height > RATIO[1]:
+        return height, round(height * RATIO[1])
+    return height, width
+
+
+def _overlaps(edges: Tensor, cells: int) -> Tensor:
+    """The share of each of `cells` unit intervals that lies between neighbours of edges (n, m + 1): (n, cells, m)."""
+    low, high = torch.minimum(edges[:, :-1], edges[:, 1:]), torch.maximum(edges[:, :-1], edges[:, 1:])
+    cell = torch.arange(cells, device=edges.device)[:, None]
+    return (torch.minimum(high[:, None], cell + 1) - torch.maximum(low[:, None], cell)).clamp_(min=0)
