@@ -1,4 +1,6 @@
-"""Training as a whole, in pictures per second: pytest bench/bench_training.py --baseline-dir DIR [--tables FILE].
+"""Training as a whole, in pictures per second, in some 12 minutes on a quiet machine:
+
+    OMP_NUM_THREADS=1 pytest bench/bench_training.py --baseline-dir DIR --tables bench/results/training_cpu_amd_epyc.txt
 
 ResNet-18 with batch norm on random pictures of 32 x 32, momentum SGD, PGD-10; on a CPU float32 and one thread, on a GPU
 bf16 and larger. Everything that is compared runs in one process with the same weights, in turn. DIR as in authors.py.
@@ -30,11 +32,11 @@ import authors
 import pairs
 import pytest
 import torch
-from conftest import in_turn, in_words, quantiles
 from epochs import Dissected, Training
 from memory import read_report
 from pairs import PAIRS, PGD, SGD, Ours, Setting, check_losses
 from PIL import Image
+from turns import in_turn, in_words, quantiles
 
 from pyengm.methods import PGDAT
 from pyengm.training.precision import in_precision
@@ -67,14 +69,15 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True)
-def _terminal(monkeypatch):
+@pytest.fixture
+def terminal(monkeypatch):
     """rich draws its bars, though the output is captured."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
 
 
 @every_setting
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize(
     ("bn", "workers"),
     [
@@ -97,13 +100,13 @@ def test_epoch(benchmark, tabulate, authors_folder, request, tmp_path, setting, 
     ratios = [theirs / ours for ours, (_, theirs) in zip(batches, times, strict=True)]
     benchmark.extra_info.update({f"ratio to {title}": quantiles(ratios), f"ratio to {title}, all": quantiles(whole)})
     row = {
-        "epoch": request.node.callspec.id,
+        "epoch": request.node.callspec.id.removesuffix(f"-{setting.device}"),
         "theirs": rate(pictures, [theirs for _, theirs in times]),
         "ours": rate(pictures, batches),
         "batches": in_words(ratios),
         "all": in_words(whole),
     }
-    tabulate(f"pictures/s of an epoch, {title} without AWP; theirs / ours in time, median (p20 to p80)", row)
+    tabulate(f"pictures/s of an epoch, {title} without AWP, {in_title(setting)}; theirs / ours in time", row)
 
 
 def check_epochs(root: Path, setting: Setting, folder: Path) -> None:
@@ -119,6 +122,7 @@ def their_epoch(root: Path, setting: Setting, batches: int, *, workers: int = 0,
     return authors.at_epoch(root, model, optimizer, images, labels, batch_size=setting.n, **options)
 
 
+@pytest.mark.usefixtures("terminal")
 def test_loop(benchmark, tabulate, tmp_path):
     dissected = Dissected(Training(CPU, BATCHES[CPU], tmp_path))
     dissected()

@@ -5,16 +5,17 @@ the end of the session, and written to the file that --tables names.
 """
 
 import platform
+import shlex
 import subprocess
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import authors
 import pytest
 import torch
+from turns import in_turn, in_words, quantiles, seconds
 
 WARM_UP = 5  # rounds
 RATIOS = "baseline / pyengm, median of the rounds (p20 to p80)"
@@ -103,45 +104,6 @@ def price(benchmark, request, tabulate) -> Callable:
     return run
 
 
-def in_turn(
-    benchmark, step: Callable[[], object], unit: Callable[[], object], rounds: int
-) -> list[tuple[float, float]]:
-    """Seconds of (step, unit) by round, after one to warm up; [] with --benchmark-disable."""
-    units: list[float] = []
-    benchmark.pedantic(
-        lambda: (step(), _synchronize()),
-        setup=lambda: units.append(seconds(unit)),
-        rounds=rounds,
-        warmup_rounds=1,
-    )
-    return [] if benchmark.disabled else [*zip(benchmark.stats.stats.data, units[-rounds:], strict=True)]
-
-
-def quantiles(ratios: Iterable[float]) -> list[float]:
-    """p20, the median and p80."""
-    ratios = sorted(ratios)
-    return [ratios[int(q * len(ratios))] for q in (0.2, 0.5, 0.8)]
-
-
-def in_words(ratios: Iterable[float]) -> str:
-    """The median of the ratios (p20 to p80)."""
-    p20, p50, p80 = quantiles(ratios)
-    return f"{p50:.2f} ({p20:.2f} to {p80:.2f})"
-
-
-def seconds(candidate: Callable[[], object]) -> float:
-    _synchronize()
-    start = time.perf_counter()
-    candidate()
-    _synchronize()
-    return time.perf_counter() - start
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     if not _tables:
         return
@@ -154,7 +116,7 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     if path is not None:
         # The folders are this machine's, DIR says that there is one.
         baselines = str(config.getoption("--baseline-dir") or "DIR")
-        command = " ".join(["pytest", *config.invocation_params.args]).replace(baselines, "DIR")
+        command = shlex.join(["pytest", *config.invocation_params.args]).replace(baselines, "DIR")
         parts = [f"{title}\n" + "\n".join(_lines(rows)) for title, rows in _tables.items()]
         with open(path, "x") as file:
             file.write("\n\n".join([f"{command}\n{_machine()}", *parts]) + "\n")

@@ -10,6 +10,7 @@ from unittest import mock
 
 from pairs import PGD, SGD, Setting
 from timed_training import time_epochs
+from torch.optim.lr_scheduler import LambdaLR
 
 from pyengm.ops import Key
 from pyengm.training.config import TrainConfig
@@ -132,6 +133,6 @@ class Dissected:
             mock.patch.object(self.parts.batches, "epoch", epoch),
             mock.patch("pyengm.training.loop.measure", timed("sums", measure)),
             mock.patch.object(Progress, "step", timed("progress", Progress.step)),
-            mock.patch.object(self.parts.schedule, "step", timed("learning rate", self.parts.schedule.step)),
+            mock.patch.object(LambdaLR, "step", timed("learning rate", LambdaLR.step)),
         ):
             yield spent
