@@ -5,7 +5,7 @@ on the batch as the authors' script does and returns its loss; `at_epoch` does s
 repositories as folders named as in `REPOSITORIES`, at the commits there. model: logits of pictures in [0, 1].
 x: (n, 3, 32, 32), on the device of the model; y: (n,) int64. eps, step: in pixel units.
 
-Patched at run time, and only while their code is imported or runs: without a GPU `.cuda()` stays on the CPU, progress
+Patched at run time, and only while their code is imported or runs: `.cuda()` goes to the device of the model, progress
 bars and prints show nothing, their data sets are not loaded and folders for output are temporary.
 """
 
@@ -99,6 +99,7 @@ def at_epoch(
     the log, and checkpoints, the last every ten epochs.
     """
     module = load(root / "AWP/AT_AWP", "train_cifar10")
+    module.device = next(model.parameters()).device  # of the batches
     pictures = module.transpose(module.pad(images, padding) / 255.0)
     augmented = module.Transform(list(zip(pictures, labels, strict=True)), [module.Crop(32, 32), module.FlipLR()])
     batches = module.Batches(augmented, batch_size, shuffle=True, set_random_choices=True, num_workers=workers)
@@ -130,7 +131,7 @@ def _at_awp_loop(module: ModuleType, options: dict[str, int], model, optimizer, 
         exec(body, names)
         return names["train_robust_loss"] / names["train_n"]
 
-    return _without_cuda(run)
+    return _on_its_device(model, run)
 
 
 def trades_awp(root: Path, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, *, eps, step, steps) -> Step:
@@ -153,7 +154,7 @@ def trades_awp(root: Path, model: nn.Module, optimizer: Optimizer, x: Tensor, y:
     proxy = copy.deepcopy(model)
     rate = SGD(proxy.parameters(), lr=module.args.lr)
     adversary = module.TradesAWP(model, proxy, rate, module.args.awp_gamma)
-    return _without_cuda(lambda: module.train(model, [(x, y)], optimizer, module.args.awp_warmup, adversary)[0])
+    return _on_its_device(model, lambda: module.train(model, [(x, y)], optimizer, module.args.awp_warmup, adversary)[0])
 
 
 def atas(root: Path, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, *, eps) -> Step:
@@ -170,7 +171,7 @@ def atas(root: Path, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tenso
         module.train(module.args, model, [batch], delta, optimizer, scheduler, gradients, epoch)
         return _Bar.loss
 
-    return _without_cuda(run)
+    return _on_its_device(model, run)
 
 
 def atta(root: Path, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, *, eps, step, steps) -> Step:
@@ -182,7 +183,9 @@ def atta(root: Path, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tenso
     module.np = SimpleNamespace(random=SimpleNamespace(permutation=lambda total: list(range(len(x)))))
     natural = F.pad(x, (PADDING,) * 4, value=0.5)
     stored = natural + 0.001 * torch.randn_like(natural)
-    return _without_cuda(lambda: module.train(module.args, model, x.device, natural, stored, y, optimizer, epoch=1))
+    return _on_its_device(
+        model, lambda: module.train(module.args, model, x.device, natural, stored, y, optimizer, epoch=1)
+    )
 
 
 def load(
@@ -204,19 +207,16 @@ def load(
             mock.patch.multiple(sys, argv=words, path=[str(folder), *sys.path], dont_write_bytecode=True)
         )
         stack.enter_context(_modules_put_back({path.stem for path in folder.iterdir()}, stubs or {}))
-        stack.enter_context(cuda_where_there_is_one())
+        stack.enter_context(cuda_means(torch.device("cpu")))
         return importlib.import_module(name)
 
 
 @contextmanager
-def cuda_where_there_is_one() -> Iterator[None]:
-    """Tensors and modules stay where they are when told to go to a GPU that is not there."""
-    if torch.cuda.is_available():
-        yield
-        return
+def cuda_means(device: torch.device) -> Iterator[None]:
+    """Tensors and modules go to this device when told to go to a GPU."""
 
     def cuda(self, *args, **options):
-        return self
+        return self.to(device)
 
     with mock.patch.object(Tensor, "cuda", cuda), mock.patch.object(nn.Module, "cuda", cuda):
         yield
@@ -266,7 +266,7 @@ def _loss_step(loss_of: Callable, model: nn.Module, optimizer: Optimizer, x, y, 
         optimizer.step()
         return loss.item()
 
-    return _without_cuda(run)
+    return _on_its_device(model, run)
 
 
 def _loop(path: Path, function: str, over: str):
@@ -276,9 +276,11 @@ def _loop(path: Path, function: str, over: str):
     return compile(ast.Module([loop], []), str(path), "exec")
 
 
-def _without_cuda(run: Step) -> Step:
+def _on_its_device(model: nn.Module, run: Step) -> Step:
+    device = next(model.parameters()).device
+
     def step() -> float | None:
-        with cuda_where_there_is_one():
+        with cuda_means(device):
             return run()
 
     return step
