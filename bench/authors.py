@@ -1,11 +1,12 @@
-"""Training steps of the authors' public code on a CPU, from unmodified copies of their repositories.
+"""Training steps of the authors' public code, from unmodified copies of their repositories.
 
 Every function takes (root, model, optimizer, x, y) and the attack, and returns a step: a callable that trains the model
-on the batch as the authors' script does and returns its loss. root: holds their repositories as folders TRADES, MART,
-AWP, ATAS and ATTA. model: logits of pictures in [0, 1]. x: (n, 3, 32, 32); y: (n,) int64. eps, step: in pixel units.
+on the batch as the authors' script does and returns its loss; `at_epoch` does so for an epoch. root: holds the
+repositories as folders named as in `REPOSITORIES`, at the commits there. model: logits of pictures in [0, 1].
+x: (n, 3, 32, 32), on the device of the model; y: (n,) int64. eps, step: in pixel units.
 
-Patched at run time, and only while their code is imported or runs: `.cuda()` stays on the CPU, progress bars and prints
-show nothing, their data sets are not loaded and folders for output are temporary.
+Patched at run time, and only while their code is imported or runs: `.cuda()` goes to the device of the model, progress
+bars and prints show nothing, their data sets are not loaded and folders for output are temporary.
 """
 
 import ast
@@ -20,12 +21,20 @@ from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
+REPOSITORIES = {
+    "TRADES": ("https://github.com/yaodongyu/TRADES", "6e8e11b7c281371c2f027ffadfbaea80361f09de"),
+    "MART": ("https://github.com/YisenWang/MART", "2d83e17b381dd2ee52223695e517bf6d5ff09c2c"),
+    "AWP": ("https://github.com/csdongxian/AWP", "a7acf5d842fccf1bbb4b91644352ce157d370a26"),
+    "ATAS": ("https://github.com/HuangZhiChao95/ATAS", "674b195b124b7313a5e9052045f7659672300838"),
+    "ATTA": ("https://github.com/hzzheng93/ATTA", "2c987de56986f2b0599e96b1b9c12b1df9b62b54"),
+}
 PADDING = 4  # pixels, of ATAS and ATTA
 Step = Callable[[], float | None]
 
@@ -58,34 +67,71 @@ def at_awp(
     steps,
     gamma=0.01,
 ) -> Step:
-    """The body of the loop over train_batches in main(), cut out of the source; pictures are not normalised."""
-    folder = root / "AWP/AT_AWP"
-    module = load(folder, "train_cifar10")
-    module.normalize = lambda pictures: pictures
-    with mock.patch.object(sys, "argv", ["train_cifar10.py", "--attack-iters", str(steps)]):
-        args = module.get_args()
+    """The body of the loop over train_batches in main()."""
+    module = load(root / "AWP/AT_AWP", "train_cifar10")
     proxy = copy.deepcopy(model)
+    adversary = module.AdvWeightPerturb(model, proxy, SGD(proxy.parameters(), lr=0.01), gamma)
+    options = {"--attack-iters": steps}
+    batches = [{"input": x, "target": y}]
+    return _at_awp_loop(
+        module, options, model, optimizer, batches, epsilon=eps, pgd_alpha=step, awp_adversary=adversary
+    )
+
+
+def at_epoch(
+    root: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    images: np.ndarray,
+    labels: list[int],
+    *,
+    batch_size,
+    workers,
+    eps,
+    step,
+    steps,
+    padding=4,
+) -> Step:
+    """The loop over train_batches in main() before AWP's warm-up is over, on their shuffled crops and flips.
+
+    images: (N, 32, 32, 3) uint8. workers: processes that crop and flip ahead, 2 in the script. padding: pixels, by
+    reflection, within which they crop; 0: no crops. What main() does after the loop is left out: the test, a line of
+    the log, and checkpoints, the last every ten epochs.
+    """
+    module = load(root / "AWP/AT_AWP", "train_cifar10")
+    module.device = next(model.parameters()).device  # of the batches
+    pictures = module.transpose(module.pad(images, padding) / 255.0)
+    augmented = module.Transform(list(zip(pictures, labels, strict=True)), [module.Crop(32, 32), module.FlipLR()])
+    batches = module.Batches(augmented, batch_size, shuffle=True, set_random_choices=True, num_workers=workers)
+    options = {"--attack-iters": steps, "--awp-warmup": 1}
+    return _at_awp_loop(module, options, model, optimizer, batches, epsilon=eps, pgd_alpha=step)
+
+
+def _at_awp_loop(module: ModuleType, options: dict[str, int], model, optimizer, batches, **names: object) -> Step:
+    """The loop over train_batches, cut out of the source, in epoch 0; pictures are not normalised."""
+    module.normalize = lambda pictures: pictures
+    words = [str(word) for option in options.items() for word in option]
+    with mock.patch.object(sys, "argv", ["train_cifar10.py", *words]):
+        args = module.get_args()
     names = vars(module) | {
         "args": args,
         "model": model,
         "opt": optimizer,
         "criterion": nn.CrossEntropyLoss(),
-        "awp_adversary": module.AdvWeightPerturb(model, proxy, SGD(proxy.parameters(), lr=0.01), gamma),
-        "epsilon": eps,
-        "pgd_alpha": step,
         "epoch": 0,
         "lr_schedule": lambda t, lr=optimizer.param_groups[0]["lr"]: lr,
-        "train_batches": [{"input": x, "target": y}],
+        "train_batches": batches,
+        **names,
     }
     sums = dict.fromkeys(["train_loss", "train_acc", "train_robust_loss", "train_robust_acc", "train_n"], 0)
-    body = _loop(folder / "train_cifar10.py", function="main", over="enumerate(train_batches)")
+    body = _loop(Path(module.__file__), function="main", over="enumerate(train_batches)")
 
     def run() -> float:
         names.update(sums)
         exec(body, names)
-        return names["train_robust_loss"] / len(y)
+        return names["train_robust_loss"] / names["train_n"]
 
-    return _on_cpu(run)
+    return _on_its_device(model, run)
 
 
 def trades_awp(root: Path, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, *, eps, step, steps) -> Step:
@@ -100,7 +146,7 @@ def trades_awp(root: Path, model: nn.Module, optimizer: Optimizer, x: Tensor, y:
             {**options, "--no-cuda": None, "--model-dir": ...},
             {"progress": ModuleType("progress"), "progress.bar": bar},
         )
-    module.print = _silent
+    module.print, module.device = _silent, x.device
     # Theirs views a strided tensor, an error in today's torch. It is only for the log.
     module.accuracy = lambda logits, labels, topk: [
         100 * (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1).float().mean() for k in topk
@@ -108,7 +154,7 @@ def trades_awp(root: Path, model: nn.Module, optimizer: Optimizer, x: Tensor, y:
     proxy = copy.deepcopy(model)
     rate = SGD(proxy.parameters(), lr=module.args.lr)
     adversary = module.TradesAWP(model, proxy, rate, module.args.awp_gamma)
-    return _on_cpu(lambda: module.train(model, [(x, y)], optimizer, module.args.awp_warmup, adversary)[0])
+    return _on_its_device(model, lambda: module.train(model, [(x, y)], optimizer, module.args.awp_warmup, adversary)[0])
 
 
 def atas(root: Path, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, *, eps) -> Step:
@@ -116,16 +162,16 @@ def atas(root: Path, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tenso
     tqdm = ModuleType("tqdm")
     tqdm.tqdm = _Bar
     module = load(root / "ATAS", "ATAS", {"--epsilon": 255 * eps, "--model-dir": ...}, {"tqdm": tqdm})
-    batch = F.pad(x, (PADDING,) * 4), y, torch.arange(len(x))
+    batch = F.pad(x, (PADDING,) * 4), y, torch.arange(len(x), device=x.device)
     delta = torch.empty_like(batch[0]).uniform_(-eps, eps)
-    gradients, epoch = torch.zeros(len(x)), module.args.warmup_epochs + 1
+    gradients, epoch = torch.zeros(len(x), device=x.device), module.args.warmup_epochs + 1
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[10**9])
 
     def run() -> float:
         module.train(module.args, model, [batch], delta, optimizer, scheduler, gradients, epoch)
         return _Bar.loss
 
-    return _on_cpu(run)
+    return _on_its_device(model, run)
 
 
 def atta(root: Path, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, *, eps, step, steps) -> Step:
@@ -137,8 +183,8 @@ def atta(root: Path, model: nn.Module, optimizer: Optimizer, x: Tensor, y: Tenso
     module.np = SimpleNamespace(random=SimpleNamespace(permutation=lambda total: list(range(len(x)))))
     natural = F.pad(x, (PADDING,) * 4, value=0.5)
     stored = natural + 0.001 * torch.randn_like(natural)
-    return _on_cpu(
-        lambda: module.train(module.args, model, torch.device("cpu"), natural, stored, y, optimizer, epoch=1)
+    return _on_its_device(
+        model, lambda: module.train(module.args, model, x.device, natural, stored, y, optimizer, epoch=1)
     )
 
 
@@ -161,16 +207,16 @@ def load(
             mock.patch.multiple(sys, argv=words, path=[str(folder), *sys.path], dont_write_bytecode=True)
         )
         stack.enter_context(_modules_put_back({path.stem for path in folder.iterdir()}, stubs or {}))
-        stack.enter_context(cuda_is_cpu())
+        stack.enter_context(cuda_means(torch.device("cpu")))
         return importlib.import_module(name)
 
 
 @contextmanager
-def cuda_is_cpu() -> Iterator[None]:
-    """Tensors and modules stay where they are when told to go to a GPU."""
+def cuda_means(device: torch.device) -> Iterator[None]:
+    """Tensors and modules go to this device when told to go to a GPU."""
 
     def cuda(self, *args, **options):
-        return self
+        return self.to(device)
 
     with mock.patch.object(Tensor, "cuda", cuda), mock.patch.object(nn.Module, "cuda", cuda):
         yield
@@ -220,7 +266,7 @@ def _loss_step(loss_of: Callable, model: nn.Module, optimizer: Optimizer, x, y, 
         optimizer.step()
         return loss.item()
 
-    return _on_cpu(run)
+    return _on_its_device(model, run)
 
 
 def _loop(path: Path, function: str, over: str):
@@ -230,9 +276,11 @@ def _loop(path: Path, function: str, over: str):
     return compile(ast.Module([loop], []), str(path), "exec")
 
 
-def _on_cpu(run: Step) -> Step:
+def _on_its_device(model: nn.Module, run: Step) -> Step:
+    device = next(model.parameters()).device
+
     def step() -> float | None:
-        with cuda_is_cpu():
+        with cuda_means(device):
             return run()
 
     return step

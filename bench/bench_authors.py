@@ -1,15 +1,9 @@
 """Our training steps against the authors' public code: pytest bench/bench_authors.py --baseline-dir DIR.
 
-DIR holds their repositories as folders, each at the commit that is named here; rows without their folder are skipped.
-    TRADES  https://github.com/yaodongyu/TRADES       6e8e11b7c281371c2f027ffadfbaea80361f09de
-    MART    https://github.com/YisenWang/MART         2d83e17b381dd2ee52223695e517bf6d5ff09c2c
-    AWP     https://github.com/csdongxian/AWP         a7acf5d842fccf1bbb4b91644352ce157d370a26
-    ATAS    https://github.com/HuangZhiChao95/ATAS    674b195b124b7313a5e9052045f7659672300838
-    ATTA    https://github.com/hzzheng93/ATTA         2c987de56986f2b0599e96b1b9c12b1df9b62b54
+DIR holds their repositories as folders, at the commits in authors.REPOSITORIES; rows without their folder are skipped.
 ResNet-18 of width 16 with batch norm on 64 pictures of 32 x 32, float32, momentum SGD, one CPU thread; 10 attack steps,
-1 in ATAS and ATTA. Network, initial weights and numbers are the same on both sides, rounds in turn. Theirs: a step as
-their script takes it (see authors.py) on a batch that lies ready; only in ATAS and ATTA do they crop within the step.
-Ours: a batch from `Batches`, cropped and mirrored, then `train_step`.
+1 in ATAS and ATTA. Network, initial weights and numbers are the same on both sides, rounds in turn; see pairs.py for
+what a step holds.
 
 test_saving says where the difference comes from, without their code: "unit" is our step, "step" the same with one
 saving switched off, or all of the method's; the latter should take as long as theirs.
@@ -17,27 +11,21 @@ saving switched off, or all of the method's; the latter should take as long as t
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from unittest import mock
 
-import authors
 import pytest
 import torch
+from pairs import PAIRS, SIDE, Ours, Setting, check_losses
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyengm import MSGD
 from pyengm.attacks.losses import kl_divergence, log_softmax
-from pyengm.data import Batches, CropFlip, ImageData
-from pyengm.methods import ATAS, ATTA, MART, PGDATAWP, TRADES, TRADESAWP, Examples, Method, Outcome, train_step
-from pyengm.models import build, in_fast_layout, layout_of
-from pyengm.ops import Key, atas_step_, pgd_linf_step_
+from pyengm.data import CropFlip
+from pyengm.methods import Method, Outcome
+from pyengm.ops import atas_step_, pgd_linf_step_
 
-WIDTH, N, SIDE, EPOCH = 16, 64, 32, 12  # the epoch: after every warm-up
-EPS, STEP, K = 8 / 255, 2 / 255, 10
-SGD = {"lr": 1e-4, "momentum": 0.9, "weight_decay": 5e-4}  # too small to learn the one batch by heart
-CPU = torch.device("cpu")
+SETTING = Setting()
 
 pytestmark = pytest.mark.filterwarnings("ignore:size_average")
 
@@ -50,61 +38,32 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return build("resnet18", width=WIDTH).train()
+def without(savings: tuple[str, ...], ours: Ours) -> float:
+    with ExitStack() as stack:
+        for saving in savings:
+            stack.enter_context(SAVINGS[saving](ours))
+        return ours.step()
 
 
-def pictures() -> ImageData:
-    images = torch.randint(256, (N, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return ImageData(images, torch.arange(N) % 10, tuple("0123456789"), "cifar10", "train")
-
-
-class Ours:
-    """A model, its optimiser and steps of a method, as the trainer takes them."""
-
-    def __init__(self, method: Method):
-        self.model, self.method = in_fast_layout(network(), CPU), method
-        self.optimizer = MSGD(self.model.parameters(), **SGD)
-        data = pictures()
-        layout = layout_of(self.model)
-        self.batches = Batches(data, N, device=CPU, seed=0, augment="shift", shuffle=True, memory_format=layout)
-        method.prepare(Examples(data.index, data.shape, padding=self.batches.padding, batches=1))
-        method.start_epoch(self.model, EPOCH)
-        self.batch = next(self.batches.epoch(EPOCH))
-
-    def step(self) -> float:
-        self.batch = batch = next(self.batches.epoch(EPOCH))
-        key = Key(0, EPOCH, batch.index)
-        used = train_step(self.method, self.model, self.optimizer, batch.x, batch.y, key, batch.transform)
-        return used[0][0].losses.mean().item()
-
-    def without(self, savings: tuple[str, ...]) -> float:
-        with ExitStack() as stack:
-            for saving in savings:
-                stack.enter_context(SAVINGS[saving](self))
-            return self.step()
-
-    @property
-    def base(self) -> Method:
-        """The method under AWP."""
-        return getattr(self.method, "base", self.method)
+def base_of(ours: Ours) -> Method:
+    """The method under AWP."""
+    return getattr(ours.method, "base", ours.method)
 
 
 def clean_in_each_attack_step(ours: Ours) -> AbstractContextManager:
     def loss(logits: Tensor, _: Tensor) -> Tensor:
         return kl_divergence(logits, log_softmax(ours.model(ours.batch.x)))
 
-    return mock.patch.multiple(ours.base.attack, loss=loss, relative=False)
+    return mock.patch.multiple(base_of(ours).attack, loss=loss, relative=False)
 
 
 def clean_twice_in_the_loss(ours: Ours) -> AbstractContextManager:
     def outcome(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
         natural, logits = model(x), model(x_adv)
         robust = kl_divergence(logits, log_softmax(model(x)))
-        return Outcome(F.cross_entropy(natural, y, reduction="none") + ours.base.beta * robust, x_adv, logits)
+        return Outcome(F.cross_entropy(natural, y, reduction="none") + base_of(ours).beta * robust, x_adv, logits)
 
-    return mock.patch.object(ours.base, "outcome", outcome)
+    return mock.patch.object(base_of(ours), "outcome", outcome)
 
 
 def weight_gradients_in_the_attack(ours: Ours) -> AbstractContextManager:
@@ -189,49 +148,35 @@ AWP = ("no weight gradients in the attack", "two forward passes less")
 CROPS = ("crops of all pictures at once",)
 
 
-@dataclass(frozen=True)
-class Row:
-    folder: str
-    theirs: Callable[..., authors.Step]
-    ours: Callable[[], Method]
-    savings: tuple[str, ...] = ()
-    rounds: int = 5
-
-
-PGD = {"eps": EPS, "step": STEP, "steps": K}
-ROWS = {
-    "TRADES": Row("TRADES", partial(authors.trades, **PGD), partial(TRADES, **PGD), CLEAN + EVAL),
-    "MART": Row("MART", partial(authors.mart, **PGD), partial(MART, **PGD), EVAL),
-    "AT-AWP": Row("AWP", partial(authors.at_awp, **PGD), partial(PGDATAWP, **PGD), AWP + EVERYWHERE),
-    "TRADES-AWP": Row("AWP", partial(authors.trades_awp, **PGD), partial(TRADESAWP, **PGD)),
-    "ATAS": Row("ATAS", partial(authors.atas, eps=EPS), partial(ATAS, EPS, epochs=30), CROPS + EVAL, 15),
-    "ATTA": Row("ATTA", partial(authors.atta, eps=EPS, step=EPS / 2, steps=1), partial(ATTA, EPS), rounds=15),
+SAVED = {
+    "TRADES": CLEAN + EVAL,
+    "MART": EVAL,
+    "AT-AWP": AWP + EVERYWHERE,
+    "ATAS": CROPS + EVAL,
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_authors(compare, request, name):
-    row, root = ROWS[name], request.config.getoption("--baseline-dir")
-    _, repository, commit = next(words for words in map(str.split, __doc__.splitlines()) if words[:1] == [row.folder])
-    if root is None or not (root / row.folder).is_dir():
-        pytest.skip(f"--baseline-dir has no folder {row.folder} with {repository} at {commit}")
-    ours, model = Ours(row.ours()), network()
-    x, y = ours.batch.x.contiguous(), ours.batch.y
-    theirs = row.theirs(root, model, torch.optim.SGD(model.parameters(), **SGD), x, y)
-    loss = theirs()
-    assert loss is None or ours.step() == pytest.approx(loss, rel=0.02)  # random starts and crops differ
-    compare(ours.step, {f"{repository.partition('.com/')[2]} {commit[:7]}": theirs}, rounds=row.rounds, warm_up=1)
+def rounds_of(name: str) -> int:
+    return 15 if name in ("ATAS", "ATTA") else 5  # theirs are short
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_authors(compare, authors_folder, name):
+    pair = PAIRS[name]
+    root, title = authors_folder(pair.folder)
+    ours, theirs = pair.ours(SETTING), pair.theirs(SETTING, root)
+    check_losses(ours, theirs)
+    compare(ours.step, {title: theirs}, rounds=rounds_of(name), warm_up=1)
 
 
 @pytest.mark.parametrize(
     ("name", "savings"),
     [
         pytest.param(name, savings, id=f"{name}, {savings[0] if len(savings) == 1 else 'all of these'}")
-        for name, row in ROWS.items()
-        for savings in [*((saving,) for saving in row.savings), row.savings]
-        if savings
+        for name, saved in SAVED.items()
+        for savings in [*((saving,) for saving in saved), saved]
     ],
 )
 def test_saving(price, name, savings):
-    row = ROWS[name]
-    price(partial(Ours(row.ours()).without, savings), Ours(row.ours()).step, rounds=row.rounds)
+    pair = PAIRS[name]
+    price(partial(without, savings, pair.ours(SETTING)), pair.ours(SETTING).step, rounds=rounds_of(name))

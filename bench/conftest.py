@@ -1,25 +1,37 @@
 """Interleaved comparisons: every round times a baseline and ours in turn, so that noise disturbs both alike.
 
-Each benchmark test calls `compare` or `price`; the tables of ratios are printed at the end of the session.
+Each benchmark test calls `compare` or `price`, or measures for itself and calls `tabulate`; the tables are printed at
+the end of the session, and written to the file that --tables names.
 """
 
 import platform
+import shlex
 import subprocess
-import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import authors
 import pytest
 import torch
+from turns import in_turn, in_words, quantiles, seconds
 
 WARM_UP = 5  # rounds
-_rows: list[tuple[str, ...]] = []
-_prices: list[tuple[str, ...]] = []
+RATIOS = "baseline / pyengm, median of the rounds (p20 to p80)"
+PRICES = "step / unit, median of the rounds (p20 to p80)"
+_tables: dict[str, list[dict[str, str]]] = defaultdict(list)  # rows by title; a row has its cells by column
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--baseline-dir", type=Path, help="folder with the authors' repositories, see bench_authors.py")
+    parser.addoption("--baseline-dir", type=Path, help="folder with the authors' repositories, see authors.py")
+    parser.addoption("--tables", type=Path, help="file, not there yet, for the tables of the session")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--tables")
+    if path is not None and (path.exists() or not path.parent.is_dir()):
+        raise pytest.UsageError(f"--tables {path}: expected a new file in a folder that exists")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -28,7 +40,27 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def compare(benchmark, request) -> Callable:
+def tabulate() -> Callable[..., None]:
+    """tabulate(title, row): one more row of the table of that title, cells by column, the same ones in all rows."""
+    return lambda title, row: _tables[title].append(row)
+
+
+@pytest.fixture
+def authors_folder(request) -> Callable[[str], tuple[Path, str]]:
+    """authors_folder(name): the folder with all repositories, and a title for that of this name; skips without it."""
+
+    def find(name: str) -> tuple[Path, str]:
+        root = request.config.getoption("--baseline-dir")
+        repository, commit = authors.REPOSITORIES[name]
+        if root is None or not (root / name).is_dir():
+            pytest.skip(f"--baseline-dir has no folder {name} with {repository} at {commit}")
+        return root, f"{repository.partition('.com/')[2]} {commit[:7]}"
+
+    return find
+
+
+@pytest.fixture
+def compare(benchmark, request, tabulate) -> Callable:
     """compare(ours, baselines, rounds): times ours through pytest-benchmark and prints baseline / ours by round."""
 
     def run(
@@ -38,76 +70,62 @@ def compare(benchmark, request) -> Callable:
         warm_up: int = WARM_UP,
     ) -> None:
         for name, theirs in baselines.items():
-            pairs = [(_seconds(theirs), _seconds(ours)) for _ in range(rounds + warm_up)][warm_up:]
-            p20, p50, p80 = _quantiles(baseline / own for baseline, own in pairs)
-            medians = [f"{1e6 * sorted(times)[rounds // 2]:.1f} us" for times in zip(*pairs, strict=True)]
-            _rows.append((request.node.name, name, *medians, f"{p50:.2f} ({p20:.2f} to {p80:.2f})"))
-            benchmark.extra_info[f"ratio to {name}"] = p50
+            pairs = [(seconds(theirs), seconds(ours)) for _ in range(rounds + warm_up)][warm_up:]
+            ratios = [baseline / own for baseline, own in pairs]
+            theirs_median, own_median = (
+                f"{1e6 * sorted(times)[rounds // 2]:.1f} us" for times in zip(*pairs, strict=True)
+            )
+            row = {"benchmark": request.node.name, "baseline": name, "its median": theirs_median}
+            tabulate(RATIOS, row | {"pyengm's": own_median, "ratio": in_words(ratios)})
+            benchmark.extra_info[f"ratio to {name}"] = quantiles(ratios)[1]
         benchmark.pedantic(ours, rounds=rounds, warmup_rounds=warm_up)
 
     return run
 
 
 @pytest.fixture
-def price(benchmark, request) -> Callable:
+def price(benchmark, request, tabulate) -> Callable:
     """price(step, unit, rounds, **info): times step through pytest-benchmark, a unit before every round.
 
     extra_info gets info, the medians "seconds" and "unit", and the quantiles "p20", "ratio" and "p80" of step / unit.
     """
 
     def run(step: Callable[[], object], unit: Callable[[], object], rounds: int, **info: object) -> None:
-        units: list[float] = []
-        benchmark.pedantic(
-            lambda: (step(), _synchronize()),
-            setup=lambda: units.append(_seconds(unit)),
-            rounds=rounds,
-            warmup_rounds=1,
-        )
-        if benchmark.disabled:
+        times = in_turn(benchmark, step, unit, rounds)
+        if not times:
             return
-        seconds, units = benchmark.stats.stats.data, units[-rounds:]
-        p20, p50, p80 = _quantiles(own / one for own, one in zip(seconds, units, strict=True))
-        benchmark.extra_info.update(info, seconds=median(seconds), unit=median(units), p20=p20, ratio=p50, p80=p80)
-        medians = [f"{1e3 * median(times):.1f} ms" for times in (units, seconds)]
-        _prices.append((request.node.name, *medians, f"{p50:.2f} ({p20:.2f} to {p80:.2f})"))
+        ratios = [own / one for own, one in times]
+        own, one = (median(column) for column in zip(*times, strict=True))
+        p20, p50, p80 = quantiles(ratios)
+        benchmark.extra_info.update(info, seconds=own, unit=one, p20=p20, ratio=p50, p80=p80)
+        row = {"benchmark": request.node.name, "unit": f"{1e3 * one:.1f} ms", "step": f"{1e3 * own:.1f} ms"}
+        tabulate(PRICES, row | {"ratio": in_words(ratios)})
 
     return run
 
 
-def _quantiles(ratios: Iterable[float]) -> list[float]:
-    ratios = sorted(ratios)
-    return [ratios[int(q * len(ratios))] for q in (0.2, 0.5, 0.8)]
-
-
-def _seconds(candidate: Callable[[], object]) -> float:
-    _synchronize()
-    start = time.perf_counter()
-    candidate()
-    _synchronize()
-    return time.perf_counter() - start
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    header = ("benchmark", "baseline", "its median", "pyengm's", "ratio")
-    _print_table(terminalreporter, "baseline / pyengm, median of the rounds (p20 to p80)", header, _rows)
-    header = ("benchmark", "unit", "step", "ratio")
-    _print_table(terminalreporter, "step / unit, median of the rounds (p20 to p80)", header, _prices)
-
-
-def _print_table(terminalreporter, title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    if not rows:
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    if not _tables:
         return
-    terminalreporter.section(title)
-    terminalreporter.write_line(_machine())
-    table = [header, *rows]
+    for title, rows in _tables.items():
+        terminalreporter.section(title)
+        terminalreporter.write_line(_machine())
+        for line in _lines(rows):
+            terminalreporter.write_line(line)
+    path = config.getoption("--tables")
+    if path is not None:
+        # The folders are this machine's, DIR says that there is one.
+        baselines = str(config.getoption("--baseline-dir") or "DIR")
+        command = shlex.join(["pytest", *config.invocation_params.args]).replace(baselines, "DIR")
+        parts = [f"{title}\n" + "\n".join(_lines(rows)) for title, rows in _tables.items()]
+        with open(path, "x") as file:
+            file.write("\n\n".join([f"{command}\n{_machine()}", *parts]) + "\n")
+
+
+def _lines(rows: list[dict[str, str]]) -> list[str]:
+    table = [tuple(rows[0]), *(tuple(row[column] for column in rows[0]) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        terminalreporter.write_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
 
 
 def _machine() -> str:
