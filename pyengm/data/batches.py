@@ -120,7 +120,7 @@ class Batches:
         return shuffled(self.data.index, seed=self.seed, purpose=Purpose.SHUFFLE, epoch=epoch)
 
     def kept(self, epoch: int) -> Tensor:
-        """Identities (n,) of the pictures of this part in `epoch`, in the order of the data; part 0 has those left out."""
+        """Identities (n,) of this part in `epoch`, in the order of the data; part 0 has the pictures left out too."""
         order = self.order(epoch)
         parts = self._parts_of(order, 0)
         if self.part == 0:
