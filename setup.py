@@ -144,7 +144,7 @@ if find_nvcc():
 
 setup(
     packages=[*find_packages(include=["pyengm", "pyengm.*"]), "pyengm.kernels"],
-    package_data={"pyengm": ["py.typed", "recipes/*.yaml"]},
+    package_data={"pyengm": ["py.typed", "recipes/*.yaml", "examples/*.sbatch"]},
     ext_modules=extensions,
     cmdclass={"build_ext": NinjaBuild},
 )
