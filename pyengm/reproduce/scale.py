@@ -127,7 +127,7 @@ def method_options(config: TrainConfig) -> dict[str, Any]:
 
 def differences(paper: TrainConfig, ours: TrainConfig, pictures: tuple[int, int] | None = None) -> list[str]:
     """A line for every option that is not the paper's. pictures: how many training pictures, of how many."""
-    apart = (*PER_CALL, "seed", "root", "download", "device", "threads", "indices", "method_options")
+    apart = (*PER_CALL, "seed", "root", "download", "device", "threads", "indices", "method_options", "other_norm")
     lines = []
     if pictures is not None and pictures[0] < pictures[1]:
         lines.append(f"{pictures[0]:,} of {pictures[1]:,} training pictures")

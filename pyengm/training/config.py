@@ -138,6 +138,8 @@ class TrainConfig:
     """Stop once this many epochs in a row were not better than the best one (by --select val or test)."""
     attacks: tuple[str, ...] = ()
     """Further attacks of the final evaluation: fgsm, pgd10, pgd50, cw, deepfool, apgd_ce, apgd_t, fab_t, square."""
+    other_norm: bool = True
+    """Evaluate in the other norm too, with the radius of the recipe."""
     autoattack_pictures: int | None = None
     """Test pictures for AutoAttack, spread evenly over the test set (else the recipe's number, else all)."""
     seed: int = 0
@@ -270,8 +272,9 @@ class TrainConfig:
         )
 
     def threats(self) -> list[Threat]:
-        """The threat model of the run first, then the other norm with the recipe's radius."""
-        return default_threats(self.data, Threat(self.norm, self.eps))
+        """The threat model of the run first, then with `other_norm` the other norm with the recipe's radius."""
+        first = Threat(self.norm, self.eps)
+        return default_threats(self.data, first) if self.other_norm else [first]
 
     def save(self, path: Path) -> None:
         """Writes the options as YAML."""

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from pyengm import terminal
 from pyengm.training.loggers.base import Logger, Row
 
 REFRESHES = 2  # per second; drawing takes milliseconds that the training shares
@@ -20,6 +21,7 @@ class Terminal(Logger):
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
             refresh_per_second=REFRESHES,
+            console=terminal.console,
         )
 
     def start(self, config: Row, batches: int, epoch: int, batch: int) -> None:
