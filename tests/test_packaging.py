@@ -138,8 +138,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     modules |= {f"pyengm/{p.relative_to(ROOT).as_posix()}" for p in ROOT.glob("kernels/**/*.py")}
     native = "pyengm/_C" + sysconfig.get_config_var("EXT_SUFFIX")
     installed = {name for name in files if ".dist-info/" not in name}
-    recipes = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("pyengm/recipes/*.yaml")}
-    assert installed == {*modules, *recipes, native, "pyengm/py.typed"}  # so no csrc, no tests and no libgomp either
+    data = {
+        p.relative_to(ROOT).as_posix()
+        for kind in ("recipes/*.yaml", "examples/*.sbatch")
+        for p in ROOT.glob(f"pyengm/{kind}")
+    }
+    assert installed == {*modules, *data, native, "pyengm/py.typed"}  # so no csrc, no tests and no libgomp either
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
 
 
