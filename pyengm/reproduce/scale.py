@@ -5,7 +5,7 @@ short   10,000 training pictures, fewer epochs, AutoAttack on 1,000 pictures: so
 smoke   the embedded digits and their recipe with the row's method and optimiser: seconds to minutes on a CPU
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,10 @@ OF_THE_RECIPE = (
     *("precision", "cuda_graphs", "compile", "threads", "method_options"),
 )
 KNOBS = (*BOUNDS, "weight")
-# Counted in epochs: options of runs, milestones apart, those of methods, and of both the ones that may come down to 0.
+# Counted in epochs: options of runs, milestones apart, those of methods, and of all the ones that may come down to 0.
 IN_EPOCHS = ("warmup_epochs", "average_start", "patience")
 METHOD_IN_EPOCHS = ("warmup", "reset", "fgsm_epochs", "decay_epochs", "patience", "sampling")
-MAY_BE_ZERO = ("warmup", "fgsm_epochs", "average_start")
+MAY_BE_ZERO = ("warmup", "fgsm_epochs", "average_start", "from_epoch")
 
 
 def full(options: Mapping[str, Any], where: str) -> TrainConfig:
@@ -95,6 +95,7 @@ def shorter(paper: TrainConfig, epochs: int) -> dict[str, Any]:
     changes: dict[str, Any] = {
         "milestones": tuple(sorted({max(1, round(share * epoch)) for epoch in paper.milestones})),
         "method_options": _shorter_method(paper, share, epochs),
+        "optimizer_options": _shorter_optimizer(paper.optimizer_options, share, epochs),
     }
     for name in IN_EPOCHS:
         if getattr(paper, name, None):
@@ -110,6 +111,17 @@ def _shorter_method(paper: TrainConfig, share: float, epochs: int) -> tuple[str,
             value = _shorter(name, value, share)
             words[name] = f"{name}={min(value, epochs - 1) if name == 'sampling' else value:g}"
     return tuple(words.values())
+
+
+def _shorter_optimizer(words: Sequence[str], share: float, epochs: int) -> tuple[str, ...]:
+    """The optimiser's options; the span of epochs that they name keeps at least one."""
+    options = dict(word.split("=", 1) for word in words if word.lower() != "until_epoch=none")
+    first = min(_shorter("from_epoch", int(options.get("from_epoch", 0)), share), epochs - 1)
+    if "from_epoch" in options:
+        options["from_epoch"] = str(first)
+    if "until_epoch" in options:
+        options["until_epoch"] = str(max(_shorter("until_epoch", int(options["until_epoch"]), share), first + 1))
+    return tuple(f"{name}={value}" for name, value in options.items())
 
 
 def _shorter(name: str, value: float, share: float) -> float:
