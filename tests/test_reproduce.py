@@ -283,6 +283,14 @@ class TestSmoke:
         assert (method.threat.eps, method.rule["largest"]) == pytest.approx((0.3, 0.45))
         assert (method.rule["c"], method.reset, method.warmup) == (0.64, 5, 2)
 
+    def test_pixels_of_digits_are_their_own(self):
+        options = PAPER | {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+        paper = full(options, "row")
+        config = smoke(options, paper)
+        assert config.mean is config.std is None
+        assert "mean none in place of 0.5, 0.5, 0.5" in differences(paper, config)
+        assert short(paper, pictures(50_000), Path("p")).std == (0.25, 0.25, 0.25)
+
     def test_short_rows_stay_short(self):
         options = PAPER | {"epochs": 1, "milestones": []}
         assert smoke(options, full(options, "row")).epochs == 1

@@ -29,6 +29,7 @@ LARGEST_FRACTION = 32  # of 255, in words
 # eps, step and BOUNDS keep their size in units of the usual radius. Every other option of a row stays.
 OF_THE_RECIPE = (
     *("data", "root", "download", "image_size", "indices", "augment", "model", "width", "norm_layer"),
+    *("mean", "std"),
     *("lr", "weight_decay", "batch_size", "epochs", "schedule", "milestones", "peak", "autoattack_pictures"),
     *("precision", "cuda_graphs", "compile", "threads", "method_options"),
 )
@@ -156,7 +157,7 @@ def differences(paper: TrainConfig, ours: TrainConfig, pictures: tuple[int, int]
 
 def _words(name: str, value: Any) -> str:
     if value is None:
-        return "all" if name == "autoattack_pictures" else "the default"
+        return {"autoattack_pictures": "all", "mean": "none", "std": "none"}.get(name, "the default")
     if isinstance(value, tuple):
         return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) or "none"
     steps = 255 * value if isinstance(value, float) and name in ("eps", "step", *BOUNDS) else None

@@ -75,6 +75,8 @@ def set_up(config: TrainConfig) -> Parts:
         "image_size": side,
         "norm": config.norm_layer,
         "width": config.width,
+        "mean": config.mean,
+        "std": config.std,
     }
     torch.manual_seed(config.seed)
     half = config.precision != "float32"
