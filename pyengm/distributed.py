@@ -84,15 +84,12 @@ def average_gradients(params: Sequence[Tensor], pictures: int) -> None:
 
 def average_buffers(module: nn.Module) -> None:
     """Makes the floating-point buffers, such as running statistics, the mean over all processes."""
-    if world() == 1:
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if world() == 1 or not buffers:
         return
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for buffer in module.buffers():
-        if buffer.is_floating_point():
-            by_dtype.setdefault(buffer.dtype, []).append(buffer)
-    for buffers in by_dtype.values():
-        for buffer, summed in zip(buffers, summed_all(buffers), strict=True):
-            buffer.copy_(summed / world())
+    sums = summed_all([buffer.double() for buffer in buffers])  # so that constants stay what they are, bit for bit
+    for buffer, total in zip(buffers, sums, strict=True):
+        buffer.copy_(total / world())
 
 
 def _average(params: list[Tensor], pictures: int) -> None:

@@ -38,6 +38,8 @@ class TestResolve:
             "image_size",
             "indices",
             "width",
+            "mean",
+            "std",
             "autoattack_pictures",
             "threads",
             "average_start",

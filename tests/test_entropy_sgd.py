@@ -211,6 +211,83 @@ class TestSteps:
         resumed.load_state_dict(optimizer.state_dict())
         assert resumed.L == 0
 
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_epochs_of_sgd_before_and_after(self, kind):
+        """As three optimisers one after the other would do it."""
+        options = {"weight_decay": 0.01, "gamma1": 0.5, "noise": 0.01, "seed": 3}
+        model, twin = network("bn", torch.float32), network("bn", torch.float32)
+        optimizer = kind(model.parameters(), L=2, from_epoch=1, until_epoch=3, **options)
+        sgd = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}
+        parts = (
+            ("sgd", torch.optim.SGD(twin.parameters(), **sgd), 1),
+            ("walk", kind(twin.parameters(), L=2, **options), 2),
+            ("sgd", torch.optim.SGD(twin.parameters(), **sgd), 2),
+        )
+        closure, other, epoch = closure_of(model), closure_of(twin), 0
+        for part, plain, epochs in parts:
+            for _ in range(epochs):
+                optimizer.start_epoch(epoch)
+                epoch += 1
+                for _ in range(3):
+                    assert optimizer.inner_steps == (2 if part == "walk" else 0)
+                    optimizer.step(closure)
+                    if part == "walk":
+                        plain.step(other)
+                    else:
+                        plain.zero_grad()
+                        other().mean().backward()
+                        plain.step()
+        assert all(a.equal(b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
+        assert (optimizer.L, optimizer.t) == (2, 6)
+
+    @pytest.mark.parametrize("stop", [1, 2, 3, 4])
+    def test_epochs_outlive_a_stop(self, stop):
+        """At the end of an epoch, before the switch, and within an epoch, right after it."""
+        model = network("bn", torch.float32)
+        spans = {"from_epoch": 1, "until_epoch": 2, "noise": 0.1}
+        optimizer, closure = EntropySGD(model.parameters(), L=2, **spans), closure_of(model)
+        steps = 0
+        for epoch in range(3):
+            optimizer.start_epoch(epoch)
+            for _ in range(2):
+                optimizer.step(closure)
+                steps += 1
+                if steps == stop:
+                    twin, drawn = copy.deepcopy(model), {1: 1, 2: 2, 3: 4, 4: 6}[stop]
+                    state = copy.deepcopy(optimizer.state_dict())
+        other, closure = EntropySGD(twin.parameters(), L=9), closure_of(twin, drawn)
+        other.load_state_dict(state)
+        for step in range(stop, 6):
+            if step % 2 == 0:
+                other.start_epoch(step // 2)
+            other.step(closure)
+        assert all(a.equal(b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
+
+    @pytest.mark.parametrize("options", [{}, {"from_epoch": 1}, {"until_epoch": 9}, {"L": 0, "until_epoch": 2}])
+    def test_epochs_that_change_nothing_leave_the_momentum(self, options):
+        model, twin = network(), network()
+        optimizer = EntropySGD(model.parameters(), **{"L": 2} | options)
+        plain = EntropySGD(twin.parameters(), L=options.get("L", 2))
+        closure, other = closure_of(model), closure_of(twin)
+        for epoch in (1, 2, 3):
+            optimizer.start_epoch(epoch)
+            optimizer.step(closure)
+            plain.step(other)
+        assert theta(model).equal(theta(twin))
+
+    def test_a_state_from_before_there_were_epochs(self):
+        model = network()
+        optimizer = EntropySGD(model.parameters(), L=2)
+        optimizer.step(closure_of(model))
+        state = optimizer.state_dict()
+        for group in state["param_groups"]:
+            for name in ("epoch", "from_epoch", "until_epoch"):
+                del group[name]
+        optimizer = EntropySGD(model.parameters())
+        optimizer.load_state_dict(state)
+        assert (optimizer.epoch, optimizer.from_epoch, optimizer.until_epoch) == (None, 0, None)
+        assert optimizer.inner_steps == 2
+
     def test_knobs_by_group(self):
         model = network()
         head = {"params": model.head.parameters(), "inner_lr": 1e-12}
@@ -350,3 +427,25 @@ class TestBadUse:
             EntropySGD(params, buffer_rule="keep")
         with pytest.raises(ConfigError, match="minimises"):
             EntropySGD(params, maximize=True)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"from_epoch": -1}, "from_epoch is -1; expected a whole number >= 0"),
+            ({"from_epoch": 1.5}, "from_epoch is 1.5"),
+            ({"until_epoch": 0}, "until_epoch is 0; expected a whole number >= 1, or None"),
+            ({"until_epoch": "ten"}, "until_epoch is 'ten'"),
+            ({"from_epoch": 5, "until_epoch": 5}, "from_epoch and until_epoch are 5 and 5"),
+        ],
+    )
+    def test_epochs_out_of_range(self, kind, options, message):
+        with pytest.raises(ConfigError, match=message):
+            kind(network().parameters(), **options)
+
+    @pytest.mark.parametrize("options", [{"from_epoch": 1}, {"until_epoch": 1}])
+    def test_epochs_that_nobody_tells(self, options):
+        model = network()
+        optimizer = EntropySGD(model.parameters(), **options)
+        with pytest.raises(RuntimeError, match=r"does not know the epoch: call start_epoch\(epoch\)"):
+            optimizer.step(closure_of(model))

@@ -29,10 +29,17 @@ def tiny(tmp_path) -> TrainConfig:
     )
 
 
+ALL, SPAN = ("L=4", "inner_lr=0.05"), ("L=4", "inner_lr=0.05", "from_epoch=1", "until_epoch=2")
+
+
 @pytest.mark.parametrize("name", ["entropy_sgd", "entropy_sgd2"])
-@pytest.mark.parametrize("method", ["pgd_at", "trades", "pgd_at_awp"])
-def test_goes_on_after_every_group(name, method, tiny, tmp_path, monkeypatch):
-    tiny = replace(tiny, optimizer=name, method=method)
+@pytest.mark.parametrize(
+    ("method", "epochs", "options"),
+    [*((method, 2, ALL) for method in ("pgd_at", "trades", "pgd_at_awp")), ("pgd_at", 3, SPAN)],
+)
+def test_goes_on_after_every_group(name, method, epochs, options, tiny, tmp_path, monkeypatch):
+    tiny = replace(tiny, optimizer=name, method=method, epochs=epochs, optimizer_options=options)
+    groups_of_a_run = 6 + 2 + 6 if options == SPAN else 2 + 2  # 6 batches: one by one, or 4 and 2 of them
     runs = []
     for folder, stops in (("whole", False), ("stopped", True)):
         config = replace(tiny, out=tmp_path / folder).resolve()
@@ -42,13 +49,13 @@ def test_goes_on_after_every_group(name, method, tiny, tmp_path, monkeypatch):
                 asked = property(lambda self: True, lambda self, value: None)
                 patch.setattr(StopRequest, "asked", asked, raising=False)
             interruptions = 0
-            while interruptions < 9:
+            while interruptions <= groups_of_a_run:
                 try:
                     fit(config, set_up(config), run)
                     break
                 except Interrupted:
                     interruptions += 1
-        assert interruptions == (4 if stops else 0)  # 108 pictures are 6 batches are groups of 4 and 2, twice
+        assert interruptions == (groups_of_a_run if stops else 0)
         runs.append(run)
     expected = load_file(runs[0].last)
     assert all(expected[key].equal(value) for key, value in load_file(runs[1].last).items())
@@ -81,6 +88,25 @@ def test_steps_that_open_with_a_batch_of_their_own(tiny):
     assert [len(group) for group in groups(parts.batches.epoch(0), parts.optimizer)] == [5, 1]
     fit(config, parts, RunFolder.create(config))
     assert (parts.optimizer.L, parts.optimizer.t) == (4, 4)
+
+
+def test_the_first_epochs_are_those_of_sgd(tiny):
+    """Entropy-SGD without inner steps is SGD (test_entropy_sgd); the epochs after the first two are its own."""
+    runs = []
+    for options in (("L=0",), ("L=4", "from_epoch=2")):
+        config = replace(tiny, epochs=3, optimizer_options=options, out=tiny.out / options[0]).resolve()
+        run = RunFolder.create(config)
+        parts = set_up(config)
+        fit(config, parts, run)
+        runs.append(run.read_metrics())
+    assert runs[0][:2] == runs[1][:2]
+    assert runs[0][2]["loss"] != runs[1][2]["loss"]
+    assert (parts.optimizer.L, parts.optimizer.t) == (4, 2)
+
+
+def test_a_beginning_after_the_end_is_refused(tiny):
+    with pytest.raises(ConfigError, match="from_epoch is 2 of 2 epochs, counted from 0, so entropy_sgd would never"):
+        set_up(replace(tiny, optimizer_options=("from_epoch=2",)).resolve())
 
 
 def test_learns(tiny):

@@ -108,10 +108,12 @@ def test_trains_and_goes_on_bitwise_after_a_stop_at_any_batch(config, tmp_path, 
 
 
 @pytest.mark.filterwarnings("ignore:catastrophic")
-@pytest.mark.parametrize("method", ["atas", "fgsm_pgi"])
-def test_learns(config, tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("atas", ("warmup=1",)), ("fgsm_pgi", ()), ("fgsm_pgi", ("resolution=32", "dtype=float16"))],
+)
+def test_learns(config, tmp_path, method, options):
     """Three colours, with what is kept at a low resolution and at that of the canvas."""
-    options = ("warmup=1",) if method == "atas" else ()
     config, run = run_in(
         tmp_path / "run", replace(config, method=method, method_options=options, eps=2 / 255, epochs=16, width=8)
     )

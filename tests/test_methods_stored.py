@@ -263,9 +263,10 @@ KINDS = [
     lambda **options: made(ATAS, warmup=1, reset=2, **options),
     lambda **options: made(ATAS, warmup=1, reset=2, resolution=5, **options),
     lambda **options: made(FGSMPGI, reset=2, **options),
+    lambda **options: made(FGSMPGI, reset=2, resolution=5, **options),
     lambda **options: made(FGSMPGI, as_published=True, **options),
 ]
-NAMES = ["atta", "atta-trades", "atas", "atas-coarse", "pgi", "pgi-published"]
+NAMES = ["atta", "atta-trades", "atas", "atas-coarse", "pgi", "pgi-coarse", "pgi-published"]
 all_kinds = pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 
 
@@ -357,6 +358,54 @@ def test_a_coarse_atas_starts_where_it_ended():
     random = F.interpolate(random, (12, 12), mode="bilinear")[..., 2:-2, 2:-2]
     assert F.cosine_similarity((start - random).flatten(), (x_adv - x - random).flatten(), 0) > 0.4
     assert method.store.values.abs().max() <= EPS["linf"]
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_pgi_at_the_resolution_of_the_canvas_is_pgi(as_published):
+    """Each number then stands for one pixel: bilinear reading and the mean change over it are the plain ones."""
+    fine, model = made(FGSMPGI, reset=2, as_published=as_published), network("gn")
+    same = made(FGSMPGI, reset=2, as_published=as_published, resolution=8 if as_published else 12)
+    for epoch in range(4):
+        for method in (fine, same):
+            method.start_epoch(model, epoch)
+        for _, x, y, key, transform in batches(epoch):
+            expected, found = (method(model, x, y, key, transform) for method in (fine, same))
+            torch.testing.assert_close(found.x_adv, expected.x_adv, rtol=0, atol=1e-9)
+            torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-9)
+    torch.testing.assert_close(same.momentum.values, fine.momentum.values, rtol=0, atol=1e-9)
+    torch.testing.assert_close(same.delta.values, fine.delta.values, rtol=0, atol=1e-9)
+
+
+@both_norms
+def test_a_coarse_pgi_keeps_both_memories_small_and_starts_within_the_ball(norm):
+    model, starts = network("gn", torch.float32), []
+    method = prepared(FGSMPGI(EPS[norm], norm=norm, reset=9, resolution=5, dtype=torch.float16))
+    handle = model.register_forward_pre_hook(lambda module, inputs: starts.append(inputs[0].detach()))
+    for epoch in range(3):
+        method.start_epoch(model, epoch)
+        for _, x, y, key, transform in batches(epoch, dtype=torch.float32):
+            starts.clear()
+            assert method(model, x, y, key, transform).x_adv.dtype == torch.float32
+            length = torch.linalg.vector_norm((starts[0] - x).flatten(1), ord={"linf": torch.inf, "l2": 2}[norm], dim=1)
+            assert length.min() > 0
+            assert length.max() <= EPS[norm] * (1 + 2**-10)  # rounded to float16
+    handle.remove()
+    for store in method.stores().values():
+        assert store.values.shape == (N, 1, 5, 5)
+        assert store.values.dtype == torch.float16
+        assert store.values.abs().min(dim=0).values.max() > 0
+    assert method.delta.values.abs().max() <= EPS[norm] * (1 + 2**-10)
+
+
+def test_a_coarse_pgi_starts_where_it_ended():
+    """Along the momentum, as far as 6 numbers a side can tell."""
+    method, model = made(FGSMPGI, resolution=6), network("gn")
+    x, y = data()
+    rows = method.delta.rows(INDEX)
+    random = method.delta.read(rows, None, x)
+    method(model, x, y, Key(SEED, 0, INDEX))
+    start, momentum = method.delta.read(rows, None, x), method.momentum.read(rows, None, x)
+    assert F.cosine_similarity((start - random).flatten(), momentum.flatten(), 0) > 0.3
 
 
 def test_halves_are_enough():

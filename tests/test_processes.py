@@ -16,7 +16,7 @@ from test_methods_training import options_for
 from torch import distributed
 
 from pyengm.data import Batches
-from pyengm.distributed import rank
+from pyengm.distributed import average_buffers, rank
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
 from pyengm.training import Interrupted, Parts, RunFolder, TrainConfig, fit, loop, set_up
@@ -108,6 +108,7 @@ def assert_one(together: list[dict[str, torch.Tensor]], alone: dict[str, torch.T
 RUNS = {
     "pgd_at-msgd": {"optimizer": "msgd"},
     "pgd_at-engm": {"optimizer": "engm", "alpha": 0.5},
+    "normalized": {"optimizer": "engm", "alpha": 0.5, "mean": (0.3,), "std": (0.4,)},
     "pgd_at-aengm": {"optimizer": "aengm", "alpha": 0.5, "tau": 3},
     "atas": {"method": "atas", "steps": None, "epochs": 3, "method_options": ("warmup=1", "reset=2", "c=0.05")},
 }
@@ -188,6 +189,19 @@ def test_as_many_processes_go_on_exactly(indices, tmp_path, monkeypatch):
         for done, other in zip(run_together(2, parts, {"run": config}), expected, strict=True):
             assert all(done["run"][name].equal(other["run"][name]) for name in other["run"]), method
         assert RunFolder(whole / "run").read_metrics() == RunFolder(parts / "run").read_metrics()
+
+
+def test_constants_stay_what_they_are(monkeypatch):
+    """Such as the mean of pixels: a sum of seven in float32, divided by seven, is not always the number itself."""
+    for name, function in (("world", lambda: 7), ("summed", lambda values: sum([values] * 7))):
+        monkeypatch.setattr(f"pyengm.distributed.{name}", function)
+    module = torch.nn.Module()
+    values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    assert not (sum([values] * 7) / 7).equal(values)
+    module.register_buffer("constant", values.clone())
+    average_buffers(module)
+    assert module.constant.equal(values)
+    average_buffers(torch.nn.Linear(2, 2))  # which has none
 
 
 class TestCommand:

@@ -21,11 +21,20 @@ from pyengm.methods import METHODS
 from pyengm.reproduce import ReproduceConfig, load_table, reproduce, table_names
 from pyengm.reproduce.cost import epoch_flops, forward_flops
 from pyengm.reproduce.report import compare_orders, look_up, make_report
-from pyengm.reproduce.scale import METHOD_IN_EPOCHS, differences, full, short, short_positions, smoke
+from pyengm.reproduce.scale import (
+    METHOD_IN_EPOCHS,
+    differences,
+    full,
+    short,
+    short_positions,
+    shorter,
+    smoke,
+)
 from pyengm.reproduce.show import as_markdown
 from pyengm.reproduce.tables import Column, Figure, PaperTable, Row
 from pyengm.reproduce.times import times_of
 from pyengm.training import Interrupted, RunFolder, TrainConfig, several, train
+from pyengm.training.config import ALL_OPTIMIZERS
 from pyengm.training.options import BY_NAME, defaults_for
 from pyengm.training.setup import build_method
 from pyengm.training.stop import STATUS
@@ -226,6 +235,28 @@ def test_options_counted_in_epochs_are_all_known():
     assert options == NOT_IN_EPOCHS | set(METHOD_IN_EPOCHS)
 
 
+def test_options_of_optimizers_counted_in_epochs_are_all_known():
+    options = {name for kind in ALL_OPTIMIZERS.values() for name in defaults_for(kind)}
+    assert {name for name in options if "epoch" in name} == {"from_epoch", "until_epoch"}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "span"), [(200, (10, 150)), (20, (1, 15)), (14, (1, 11)), (3, (0, 2)), (2, (0, 2)), (1, (0, 1))]
+)
+def test_the_epochs_of_an_optimizer_shrink_too(epochs, span):
+    options = ["L=30", "from_epoch=10", "until_epoch=150"]
+    row = PAPER | {"optimizer": "entropy_sgd", "optimizer_options": options, "alpha": None, "epochs": 200}
+    words = shorter(full(row, "row"), epochs)["optimizer_options"]
+    assert words == ("L=30", f"from_epoch={span[0]}", f"until_epoch={span[1]}")
+    assert shorter(full(row | {"optimizer_options": ["L=3"]}, "row"), epochs)["optimizer_options"] == ("L=3",)
+    for given, kept in (
+        (["until_epoch=1"], ("until_epoch=1",)),
+        (["from_epoch=199", "until_epoch=none"], (f"from_epoch={epochs - 1}",)),
+    ):
+        row["optimizer_options"] = given
+        assert shorter(full(row, "row"), epochs)["optimizer_options"] == kept
+
+
 class TestSmoke:
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method(self, method):
@@ -251,6 +282,14 @@ class TestSmoke:
         method = build_method(smoke(options, full(options, "row")))
         assert (method.threat.eps, method.rule["largest"]) == pytest.approx((0.3, 0.45))
         assert (method.rule["c"], method.reset, method.warmup) == (0.64, 5, 2)
+
+    def test_pixels_of_digits_are_their_own(self):
+        options = PAPER | {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+        paper = full(options, "row")
+        config = smoke(options, paper)
+        assert config.mean is config.std is None
+        assert "mean none in place of 0.5, 0.5, 0.5" in differences(paper, config)
+        assert short(paper, pictures(50_000), Path("p")).std == (0.25, 0.25, 0.25)
 
     def test_short_rows_stay_short(self):
         options = PAPER | {"epochs": 1, "milestones": []}

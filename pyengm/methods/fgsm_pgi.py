@@ -19,7 +19,7 @@ from pyengm.errors import ConfigError
 from pyengm.methods.base import Examples, OnePass, Outcome, known_pictures
 from pyengm.methods.noise import corner
 from pyengm.methods.store import Store
-from pyengm.ops import Key, Purpose, philox_normal
+from pyengm.ops import Key, Purpose, philox_normal, row_norms
 
 
 class FGSMPGI(OnePass):
@@ -34,7 +34,8 @@ class FGSMPGI(OnePass):
     d and M are kept on the padded canvas, seen through the crop and flip of the epoch.
 
     eps, step: in pixel units; step is eps unless given. pull, decay: weights. reset: in epochs. norm: "linf" or "l2",
-    where steps go along g over its norm. dtype: of the memory.
+    where steps go along g over its norm. dtype, resolution: of the memory, of d and of M, see `Store`; read at another
+    resolution, d is kept from leaving the ball of radius eps.
     as_published: as in the authors' code, d and M stay in place when augmentation moves the picture, and g is divided
     by its 1-norm over the whole batch, so that M depends on the other pictures.
     Raises ConfigError for numbers out of range, and for pictures without a key or before `prepare`.
@@ -54,6 +55,7 @@ class FGSMPGI(OnePass):
         reset: int = 40,
         norm: str = "linf",
         dtype: torch.dtype = torch.float32,
+        resolution: int | None = None,
         as_published: bool = False,
     ):
         self.threat = Threat(norm, eps)
@@ -67,13 +69,15 @@ class FGSMPGI(OnePass):
                 f"pull, decay and reset are {pull}, {decay} and {reset}; expected at least 0, 0 and 1 epoch"
             )
         self.confidence, self.pull, self.decay, self.reset = confidence, pull, decay, reset
-        self.dtype, self.as_published = dtype, as_published
+        self.dtype, self.resolution, self.as_published = dtype, resolution, as_published
         self.delta: Store | None = None
         self.momentum: Store | None = None
 
     def prepare(self, examples: Examples) -> None:
         examples = replace(examples, padding=0) if self.as_published else examples
-        self.delta, self.momentum = (Store(examples, dtype=self.dtype) for _ in range(2))
+        memory = {"dtype": self.dtype, "resolution": self.resolution}
+        self.delta = Store(examples, bound=self.threat.eps, **memory)
+        self.momentum = Store(examples, **memory)
         self.delta.fill(0, self._first)
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
@@ -88,7 +92,7 @@ class FGSMPGI(OnePass):
         check_batch(x, y)
         x, rows = dense(x.detach()), self.delta.rows(key.index)
         transform = None if self.as_published else transform
-        start = (x + self.delta.read(rows, transform, x)).requires_grad_()
+        start = (x + self._read(rows, transform, x)).requires_grad_()
         before = model(start)
         grad = self._gradient(before, start, y)
         momentum = grad / self._mean_size(grad) + self.decay * self.momentum.read(rows, transform, x)
@@ -109,6 +113,14 @@ class FGSMPGI(OnePass):
             return radius * corner(like, key)
         normal = philox_normal(key.index, like.shape[1:], seed=key.seed, purpose=Purpose.STORE, epoch=key.epoch)
         return radius * unit(normal.to(like.dtype))
+
+    def _read(self, rows: Tensor, transform: Transform | None, x: Tensor) -> Tensor:
+        """d (n, C, H, W); in L2 enlarging makes it longer, in L-infinity no larger."""
+        delta = self.delta.read(rows, transform, x)
+        if self.resolution is None or self.threat.norm == "linf":
+            return delta
+        norms = row_norms(delta).view(-1, *[1] * (delta.dim() - 1))
+        return delta * torch.where(norms > self.threat.eps, self.threat.eps / norms, 1.0).to(delta)
 
     def _smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
         classes = logits.shape[1]

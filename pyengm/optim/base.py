@@ -96,6 +96,9 @@ class ExampleSGD(torch.optim.SGD):
         self._last, self._used = self._used, ()
         return result
 
+    def start_epoch(self, epoch: int) -> None:
+        """Called before the batches of `epoch`, counted from 0; not when a run resumes within it."""
+
     def statistics(self) -> dict[str, float]:
         """What the last step, or the backward calls since then, did to the examples, for a log; computed when asked.
 

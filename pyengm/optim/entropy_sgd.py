@@ -16,6 +16,10 @@ BUFFER_RULES = ("restore", "average")
 Closure = Callable[[], Tensor | tuple[Tensor, Callable[[], None]]]
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 class EntropySGD(ExampleSGD):
     """theta <- theta - lr (G after weight decay and momentum), with G = theta - mu; mu is the mean of an inner loop.
 
@@ -26,8 +30,10 @@ class EntropySGD(ExampleSGD):
     mu <- averaging mu + (1 - averaging) x'.
 
     momentum, weight_decay, nesterov: of both loops; lr, which schedules change, is the outer loop's alone. L: inner
-    steps; 0 is plain SGD, one closure a step, and so is everything after `switch_to_sgd()`. gamma is scoped:
-    gamma0 (1 + gamma1)^t at outer step t. seed: of the noise, the same in all processes of a run.
+    steps; 0 is plain SGD, one closure a step, and so is everything after `switch_to_sgd()`. from_epoch, until_epoch:
+    epochs, counted from 0, before the first and from the second of which (None: never) steps are plain SGD's too;
+    `start_epoch(epoch)` has to tell of every epoch then. gamma is scoped: gamma0 (1 + gamma1)^t at outer step t, steps
+    in such epochs not counted. seed: of the noise, the same in all processes of a run.
     buffers: batch-norm statistics, such as model.buffers(). Without them, these follow the inner steps as in the
     authors' code. buffer_rule "average" averages them like mu; "restore" puts the values from before the inner loop
     back, for callers who estimate them anew (torch.optim.swa_utils.update_bn).
@@ -36,13 +42,16 @@ class EntropySGD(ExampleSGD):
     L, inner_lr, averaging, noise, gamma0, gamma1, t and as_published may be changed at any time; inner_lr, averaging,
     noise, gamma0 and gamma1 may differ by parameter group. A GradScaler does not fit into closures: train in bfloat16.
     Raises ConfigError for values out of range. Source: Chaudhari et al. 2017, Alg. 1; adversarial closures: Kanai et
-    al. 2021, Sec. 4.
+    al. 2021, Sec. 4; epochs of SGD: App. E.3 and F.2.1.
     """
 
     kept = ("normals",)
     powers: ClassVar[int] = 1
     L = Knob("a whole number >= 0", lambda value: value >= 0 and value == int(value))
     t = Knob("a whole number >= 0", lambda value: value >= 0 and value == int(value))
+    epoch = Knob("a whole number >= 0, or None", lambda value: value is None or _is_count(value))
+    from_epoch = Knob("a whole number >= 0", _is_count)
+    until_epoch = Knob("a whole number >= 1, or None", lambda value: value is None or (_is_count(value) and value > 0))
     as_published = Knob("True or False", lambda value: isinstance(value, bool))
     inner_lr = Knob("a number > 0", lambda value: 0 < value < float("inf"), joint=False)
     averaging = Knob("a number >= 0 and < 1", lambda value: 0 <= value < 1, joint=False)
@@ -64,6 +73,8 @@ class EntropySGD(ExampleSGD):
         gamma0: float = 0.03,
         gamma1: float = 0.0,
         nesterov: bool = True,
+        from_epoch: int = 0,
+        until_epoch: int | None = None,
         as_published: bool = False,
         buffers: Iterable[Tensor] = (),
         buffer_rule: str = "average",
@@ -78,15 +89,33 @@ class EntropySGD(ExampleSGD):
         if buffer_rule not in BUFFER_RULES:
             raise ConfigError(f"buffer_rule is {buffer_rule!r}; known: {', '.join(BUFFER_RULES)}")
         self._define(L=L, t=0, as_published=as_published, inner_lr=inner_lr, averaging=averaging, noise=noise)
-        self._define(gamma0=gamma0, gamma1=gamma1)
+        self._define(gamma0=gamma0, gamma1=gamma1, epoch=None, from_epoch=from_epoch, until_epoch=until_epoch)
+        if until_epoch is not None and from_epoch >= until_epoch:
+            raise ConfigError(
+                f"from_epoch and until_epoch are {from_epoch} and {until_epoch}; expected the epoch that begins with "
+                "inner loops and, above it, the one that ends them; L=0 is plain SGD throughout"
+            )
         self.buffers, self.buffer_rule = list(buffers), buffer_rule
         self.normals = Noise(seed)
+
+    @property
+    def inner_steps(self) -> int:
+        """Of an outer step in this epoch: L, or 0 where it is plain SGD's.
+
+        Raises RuntimeError where from_epoch or until_epoch were given and `start_epoch` was not called.
+        """
+        return self.L if self._walks_in(self.epoch) else 0
+
+    def start_epoch(self, epoch: int) -> None:
+        """Says that an epoch, counted from 0, begins. Where it switches to SGD or from it, momentum starts anew."""
+        before, self.epoch = self.epoch, epoch
+        if self.L and before is not None and self._walks_in(before) != self._walks_in(epoch):
+            self._forget_momentum()
 
     def switch_to_sgd(self) -> None:
         """From now on every step is one of SGD; its momentum starts anew, for gradients of another size."""
         self.L = 0
-        for state in self.state.values():
-            state.pop("momentum_buffer", None)
+        self._forget_momentum()
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor:
@@ -102,15 +131,30 @@ class EntropySGD(ExampleSGD):
                 f"{type(self).__name__} draws its own mini-batches: call step(closure), "
                 "where closure() returns the per-example losses of the next one"
             )
-        if self.L == 0:
+        if self.inner_steps == 0:
             loss = self._descend(closure)
         else:
             opening = self._open(closure) if self.as_published else None
             inner = self._inner_loop(closure)
             loss = inner if opening is None else opening
         self._torch_step()
-        self.t += 1
+        self.t += self._walks_in(self.epoch)
         return loss
+
+    def _walks_in(self, epoch: int | None) -> bool:
+        """Whether steps of that epoch (None: it was not told) are to have an inner loop."""
+        if epoch is None:
+            if self.from_epoch > 0 or self.until_epoch is not None:
+                raise RuntimeError(
+                    f"{type(self).__name__} has from_epoch={self.from_epoch} and until_epoch={self.until_epoch}, and "
+                    "does not know the epoch: call start_epoch(epoch), counted from 0, before the batches of each"
+                )
+            return True
+        return self.from_epoch <= epoch and (self.until_epoch is None or epoch < self.until_epoch)
+
+    def _forget_momentum(self) -> None:
+        for state in self.state.values():
+            state.pop("momentum_buffer", None)
 
     def _descend(self, closure: Closure) -> Tensor:
         """The gradient of the next mini-batch to .grad; returns its mean loss."""

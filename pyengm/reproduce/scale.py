@@ -5,7 +5,7 @@ short   10,000 training pictures, fewer epochs, AutoAttack on 1,000 pictures: so
 smoke   the embedded digits and their recipe with the row's method and optimiser: seconds to minutes on a CPU
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,15 @@ LARGEST_FRACTION = 32  # of 255, in words
 # eps, step and BOUNDS keep their size in units of the usual radius. Every other option of a row stays.
 OF_THE_RECIPE = (
     *("data", "root", "download", "image_size", "indices", "augment", "model", "width", "norm_layer"),
+    *("mean", "std"),
     *("lr", "weight_decay", "batch_size", "epochs", "schedule", "milestones", "peak", "autoattack_pictures"),
     *("precision", "cuda_graphs", "compile", "threads", "method_options"),
 )
 KNOBS = (*BOUNDS, "weight")
-# Counted in epochs: options of runs, milestones apart, those of methods, and of both the ones that may come down to 0.
+# Counted in epochs: options of runs, milestones apart, those of methods, and of all the ones that may come down to 0.
 IN_EPOCHS = ("warmup_epochs", "average_start", "patience")
 METHOD_IN_EPOCHS = ("warmup", "reset", "fgsm_epochs", "decay_epochs", "patience", "sampling")
-MAY_BE_ZERO = ("warmup", "fgsm_epochs", "average_start")
+MAY_BE_ZERO = ("warmup", "fgsm_epochs", "average_start", "from_epoch")
 
 
 def full(options: Mapping[str, Any], where: str) -> TrainConfig:
@@ -95,6 +96,7 @@ def shorter(paper: TrainConfig, epochs: int) -> dict[str, Any]:
     changes: dict[str, Any] = {
         "milestones": tuple(sorted({max(1, round(share * epoch)) for epoch in paper.milestones})),
         "method_options": _shorter_method(paper, share, epochs),
+        "optimizer_options": _shorter_optimizer(paper.optimizer_options, share, epochs),
     }
     for name in IN_EPOCHS:
         if getattr(paper, name, None):
@@ -110,6 +112,17 @@ def _shorter_method(paper: TrainConfig, share: float, epochs: int) -> tuple[str,
             value = _shorter(name, value, share)
             words[name] = f"{name}={min(value, epochs - 1) if name == 'sampling' else value:g}"
     return tuple(words.values())
+
+
+def _shorter_optimizer(words: Sequence[str], share: float, epochs: int) -> tuple[str, ...]:
+    """The optimiser's options; the span of epochs that they name keeps at least one."""
+    options = dict(word.split("=", 1) for word in words if word.lower() != "until_epoch=none")
+    first = min(_shorter("from_epoch", int(options.get("from_epoch", 0)), share), epochs - 1)
+    if "from_epoch" in options:
+        options["from_epoch"] = str(first)
+    if "until_epoch" in options:
+        options["until_epoch"] = str(max(_shorter("until_epoch", int(options["until_epoch"]), share), first + 1))
+    return tuple(f"{name}={value}" for name, value in options.items())
 
 
 def _shorter(name: str, value: float, share: float) -> float:
@@ -144,7 +157,7 @@ def differences(paper: TrainConfig, ours: TrainConfig, pictures: tuple[int, int]
 
 def _words(name: str, value: Any) -> str:
     if value is None:
-        return "all" if name == "autoattack_pictures" else "the default"
+        return {"autoattack_pictures": "all", "mean": "none", "std": "none"}.get(name, "the default")
     if isinstance(value, tuple):
         return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) or "none"
     steps = 255 * value if isinstance(value, float) and name in ("eps", "step", *BOUNDS) else None

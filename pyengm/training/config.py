@@ -65,6 +65,11 @@ class TrainConfig:
     """Base number of channels (else the paper's)."""
     norm_layer: Literal["bn", "gn"] | None = None
     """Batch norm, or group norm, which does not couple the examples of a batch."""
+    mean: tuple[float, ...] | None = None
+    """With --std: the model's first layer maps pixels x to (x - mean) / std, with a number of each per channel, such as
+    0.4914 0.4822 0.4465. Pictures, eps and step stay in pixel units."""
+    std: tuple[float, ...] | None = None
+    """See --mean."""
 
     method: str = "pgd_at"
     """Training method: natural, pgd_at, trades, mart, pgd_at_awp, trades_awp, mart_awp, dynamic, fgsm_then_pgd,

@@ -20,8 +20,8 @@ def groups(batches: Iterable[Batch], optimizer: ExampleSGD) -> Iterator[list[Bat
     """The batches of an epoch, as many at a time as an update takes; the last group may be short."""
     batches = iter(batches)
     size = 1
-    if takes_closures(optimizer) and optimizer.L:
-        size = optimizer.L + optimizer.as_published  # whose step opens with a batch of its own
+    if takes_closures(optimizer) and optimizer.inner_steps:
+        size = optimizer.inner_steps + optimizer.as_published  # whose step opens with a batch of its own
     while group := list(islice(batches, size)):
         yield group
 
@@ -55,7 +55,7 @@ def closure_step(
 
     length = optimizer.L
     try:
-        if length:
+        if optimizer.inner_steps:
             optimizer.L = len(group) - optimizer.as_published  # the last group of an epoch may be short
         optimizer.step(closure)
     finally:

@@ -52,6 +52,7 @@ def fit(config: TrainConfig, parts: Parts, run: RunFolder, loggers: Sequence[Log
                 for store in parts.method.stores().values():
                     store.follow(parts.batches.kept(epoch))
                 parts.method.start_epoch(parts.network, epoch)
+                parts.optimizer.start_epoch(epoch)
                 if epoch == parts.method.restarts_at:
                     parts.averaging.restart()
             checks, seen = Checks(), read_sums(at.sums)

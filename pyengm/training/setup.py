@@ -75,6 +75,8 @@ def set_up(config: TrainConfig) -> Parts:
         "image_size": side,
         "norm": config.norm_layer,
         "width": config.width,
+        "mean": config.mean,
+        "std": config.std,
     }
     torch.manual_seed(config.seed)
     half = config.precision != "float32"
@@ -252,6 +254,11 @@ def build_optimizer(config: TrainConfig, model: nn.Module, method: Method) -> Ex
     if config.optimizer in CLOSURE_OPTIMIZERS:
         options |= {"buffers": model.buffers(), "seed": config.seed}
     options |= parse_options(config.optimizer_options or (), kind, "optimizer_options")
+    if options.get("from_epoch", 0) >= config.epochs:
+        raise ConfigError(
+            f"from_epoch is {options['from_epoch']} of {config.epochs} epochs, counted from 0, so {config.optimizer} "
+            "would never begin: give it a smaller one, or more epochs"
+        )
     return kind(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, **options)
 
 
