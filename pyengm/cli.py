@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from pyengm import __version__, terminal
 from pyengm.attacks import Threat
@@ -22,7 +23,7 @@ from pyengm.models import read_info
 from pyengm.reproduce import ReproduceConfig, list_tables, reproduce
 from pyengm.terminal import say
 from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device, train, train_seeds
-from pyengm.training.config import Pixels, default_threats
+from pyengm.training.config import MAY_CHANGE, Pixels, default_threats
 from pyengm.training.processes import began_by_this_job, first_here, group, launch, own_device, started
 from pyengm.training.seeds import begun_run
 from pyengm.training.stop import STATUS
@@ -90,7 +91,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 130
     except PyengmError as error:
         where = "" if first_here() else f" in process {os.environ['RANK']}"
-        Console(stderr=True).print(f"[bold red]error{where}:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[bold red]error{where}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     return 0
 
@@ -99,7 +100,7 @@ def usage(command: str) -> int:
     """What to print for no command, --help, or a command that does not exist."""
     known = command in ("--help", "-h")
     if not known:
-        Console(stderr=True).print(f"[bold red]error:[/] unknown command {command!r}", highlight=False)
+        Console(stderr=True).print(f"[bold red]error:[/] unknown command {escape(repr(command))}", highlight=False)
     terminal.console.print(
         "usage: pyengm COMMAND [OPTIONS]\n\n"
         "  train      train a robust classifier, attack it, leave a table and a picture\n"
@@ -129,8 +130,7 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     else:
         saved = TrainConfig.load(given.config) if given.config else TrainConfig()
     config = replace(tyro.cli(TrainConfig, prog="pyengm train", args=list(args), default=saved), resume=given.resume)
-    may_change = {"device", "attacks", "autoattack_pictures", "loggers"}
-    if given.resume and (changed := set(config.differing(saved)) - may_change):
+    if given.resume and (changed := set(config.differing(saved)) - set(MAY_CHANGE)):
         names = ", ".join(sorted(changed))
         raise ConfigError(f"a resumed run keeps its options; {names} differ from {run.config}")
     return config.resolve()

@@ -25,7 +25,8 @@ class TestResolve:
         assert (config.model, config.eps, config.step, config.epochs) == ("resnet18", 8 / 255, None, 120)
         assert (config.milestones, config.optimizer, config.steps, config.attack_bn) == ((75, 90), "engm", 10, "eval")
         assert TrainConfig(data="cifar10", epochs=40).resolve().milestones == (25, 30)
-        assert all(isinstance(epoch, int) for epoch in TrainConfig(data="cifar10", epochs=40).resolve().milestones)
+        with pytest.raises(ConfigError, match=r"milestones 75, 90 are never reached in 40 epochs"):
+            TrainConfig(data="cifar10", epochs=40, milestones=(20, 75, 90)).resolve()
 
     def test_given_options_stay(self):
         config = TrainConfig(data="cifar10", model="vgg8", eps=0.1, step=0.01, epochs=7, augment="none").resolve()

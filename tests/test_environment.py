@@ -51,7 +51,7 @@ class TestDescribe:
     def test_versions_and_machine(self, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["/somewhere/bin/pyengm", "train", "--seed", "3"])
         found = json.loads(json.dumps(describe()))
-        assert found.keys() == {"versions", "machine", "git", "command"}
+        assert found.keys() == {"versions", "machine", "processes", "git", "command"}
         versions, machine = found["versions"], found["machine"]
         assert versions["pyengm"] == pyengm.__version__
         assert versions["python"].split(".")[:2] == [str(number) for number in sys.version_info[:2]]

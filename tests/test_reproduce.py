@@ -162,13 +162,13 @@ class TestShort:
         config = short(paper, train, tmp_path / "positions.txt")
         # The budget by hand: 10,000 pictures of 23 passes and 1,000 of 41, 1.11 GFLOP each.
         assert config.epochs == pytest.approx(1.5e16 / ((10_000 * 23 + 1_000 * 41) * 1.11e9), rel=0.05)
-        assert config.milestones == (round(75 / 120 * config.epochs), round(90 / 120 * config.epochs))
+        assert config.milestones == tuple(round(m / 120 * config.epochs, 2) for m in (75, 90))
         assert (config.autoattack_pictures, config.indices) == (1000, tmp_path / "positions.txt")
         kept = ("method", "optimizer", "alpha", "eps", "step", "steps", "batch_size", "model", "lr", "attacks")
         assert all(getattr(config, name) == getattr(paper, name) for name in kept)
 
     def test_rows_that_cost_less_stay_as_long(self):
-        paper = full(PAPER | {"method": "atas", "step": None, "steps": None, "epochs": 30}, "row")
+        paper = full(PAPER | {"method": "atas", "step": None, "steps": None, "epochs": 30, "milestones": []}, "row")
         assert short(paper, pictures(50_000), Path("p")).epochs == 30
 
     @pytest.mark.parametrize("select", ["none", "val", "test"])
@@ -456,7 +456,10 @@ class TestCommand:
         config = TrainConfig.load(Path("short/msgd/seed-0/config.yaml"))
         assert (config.indices, config.precision) == (here / "short/positions-digits.txt", "bf16")
         report = json.loads(Path("short/results.json").read_text())
-        assert report["differences"] == {"all rows": ["precision bf16 in place of float32"]}
+        precision, made_on = report["differences"]["all rows"]
+        assert precision == "precision bf16 in place of float32"
+        assert made_on.startswith("made on ")
+        assert made_on.endswith(", 1 process(es)")
 
         Path("short/positions-digits.txt").write_text("3\n")
         assert cli.main(["reproduce", "toy-1", *options]) == 1

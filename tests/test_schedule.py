@@ -65,7 +65,7 @@ class TestPiecewise:
     def test_of_a_shorter_run(self):
         assert in_proportion((75, 90), 1 / 3) == (25, 30)
         assert in_proportion((75.0, 90), 1) == (75, 90)
-        assert in_proportion((60, 120, 160), 1 / 100) == (1, 2)
+        assert in_proportion((60, 120, 160), 1 / 100) == (0.6, 1.2, 1.6)
         assert in_proportion((7.5, 10), 1) == (7.5, 10)
         assert in_proportion((7.5, 10), 0.5) == (3.75, 5)
 

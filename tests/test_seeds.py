@@ -208,7 +208,7 @@ class TestErrors:
             (["--out", "OUT", "--resume"], "it holds the runs of several seeds: give --seeds too"),
             (["--seeds", "7", "--out", "OUT", "--resume"], "holds no run of the seeds 7"),
             (["--seeds", "0", "--out", "OUT", "--resume", "--lr", "3"], "keeps its options; lr differ"),
-            (["--seeds", "0", "--out", "OUT", "--resume", "--attacks", "fgsm"], "keeps its options; attacks differ"),
+            (["--seeds", "0", "--out", "OUT", "--resume", "--eps", "0.1"], "keeps its options; eps differ"),
         ],
     )
     def test_options(self, options, message, trainer, tmp_path, capsys):

@@ -15,6 +15,7 @@ from rich.progress import track
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
+from pyengm.data.resized_crop import margin_for
 from pyengm.errors import DataError
 
 BLOCK = 64  # pictures per task of the thread pool
@@ -47,7 +48,7 @@ def decoded(folder: Path, paths: Sequence[str], image_size: int | None, cache: P
 
 
 def _fingerprint(folder: Path, paths: Sequence[str], image_size: int | None, margin: int) -> str:
-    digest = hashlib.sha256(f"pyengm 1 {image_size}{f' + {margin}' if margin else ''}\n".encode())
+    digest = hashlib.sha256(f"pyengm 2 {image_size}{f' + {margin}' if margin else ''}\n".encode())
     for path in paths:
         status = os.stat(path)
         digest.update(f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
@@ -56,7 +57,12 @@ def _fingerprint(folder: Path, paths: Sequence[str], image_size: int | None, mar
 
 def _shorter_for(side: int) -> int:
     """The shorter side of a picture from whose middle a square of `side` pixels is cut."""
-    return round(side * 256 / 224)
+    return side + 2 * margin_for(side)
+
+
+def smaller_side(path: str) -> int:
+    """Of a picture, in pixels."""
+    return min(_open(path).size)
 
 
 def _decode(paths: Sequence[str], size: tuple[int, int], path: Path, *, shorter: int | None) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from pyengm.data.decode import decoded
+from pyengm.data.decode import decoded, smaller_side
 from pyengm.data.images import ImageData
 from pyengm.errors import DataError
 
@@ -13,7 +13,10 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".
 
 
 def load_folder(folder: Path, split: str, image_size: int | None, cache: Path, margin: int = 0) -> ImageData:
-    """The pictures of `folder`, decoded once into `cache`; the classes are the sorted folder names in train/."""
+    """The pictures of `folder`, decoded once into `cache`; the classes are the sorted folder names in train/.
+
+    margin: as for `decoded`; pictures that are too small for it, going by the first, are left without.
+    """
     train = folder / "train"
     classes = tuple(_class_folders(train)) if train.is_dir() else ()
     if not classes:
@@ -28,6 +31,8 @@ def load_folder(folder: Path, split: str, image_size: int | None, cache: Path, m
     else:
         pictures = _test_pictures(folder, classes)
     paths, labels = zip(*pictures, strict=True)
+    if margin and smaller_side(paths[0]) < image_size + 2 * margin:
+        margin = 0  # enlarged, they would not be what test pictures are
     images = decoded(folder, paths, image_size, cache, margin)
     return ImageData(images, torch.tensor(labels), classes, str(folder), split)
 

@@ -42,6 +42,7 @@ class Method(ABC):
     double_backward: whether the losses contain a gradient, so that their graph holds derivatives of derivatives.
     one_pass: whether a batch gives one outcome, and changes_gradients: whether `before_step` changes the gradients;
     optimisers with a closure serve only methods with one outcome and gradients as they are.
+    reads_scores: whether `finish_epoch` goes by accuracies on held-out pictures.
     differs_by_process: whether `own_state` is another one in each of several processes.
     restarts_at: the epoch at whose start the weights go back to the first ones, if there is one.
     own_labels: why the losses take no smoothed labels, for methods that do not use `cross_entropy`.
@@ -51,6 +52,7 @@ class Method(ABC):
     double_backward = False
     one_pass = False
     changes_gradients = False
+    reads_scores = False
     differs_by_process = False
     restarts_at: int | None = None
     own_labels = ""

@@ -33,6 +33,8 @@ class Curriculum(AttackMethod):
     Raises ConfigError for numbers and names out of range. Source: Cai et al. 2018, Alg. 1 and 2.
     """
 
+    reads_scores = True
+
     def __init__(
         self,
         eps: float,

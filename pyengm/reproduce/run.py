@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 import yaml
 
-from pyengm.data import DATASETS, ImageData, load
+from pyengm.data import DATASETS, ImageData
 from pyengm.distributed import by_first
 from pyengm.errors import ConfigError
 from pyengm.models import write_atomically
@@ -20,7 +20,7 @@ from pyengm.reproduce.show import as_markdown, as_table, heading, remarks
 from pyengm.reproduce.tables import RECIPES, PaperTable, load_table, table_names
 from pyengm.reproduce.times import times_of
 from pyengm.terminal import say
-from pyengm.training import TrainConfig, pick_device
+from pyengm.training import RunFolder, TrainConfig, load_split, pick_device
 from pyengm.training.seeds import seed_folder
 from pyengm.training.several import complete_all
 
@@ -98,6 +98,9 @@ def reproduce(options: ReproduceConfig, folder: Path = RECIPES) -> dict[str, Any
     for (name, seed), config in runs.items():
         if result := results.get(f"{name}, seed {seed}"):
             found.setdefault(name, {})[seed] = {**result, **times_of(config.out, config.batch_size)}
+    for row in table.rows:
+        if row.name in rows:
+            changes[row.name] += made_by(rows[row.name], out / row.folder)
     report = make_report(table, options.scale, found, failed, changes)
     by_first(lambda: write_report(report, out))
     say(heading(report))
@@ -106,6 +109,18 @@ def reproduce(options: ReproduceConfig, folder: Path = RECIPES) -> dict[str, Any
         say(remark)
     say(f"the same is in {out / 'table.md'} and {out / 'results.json'}")
     return report
+
+
+def made_by(config: TrainConfig, folder: Path) -> list[str]:
+    """On what the runs of a row, in `folder`, were made, and what several processes change."""
+    lines = set()
+    for path in folder.glob(f"seed-*/{RunFolder(folder).environment.name}"):
+        last = json.loads(path.read_text())[-1]
+        processes, machine = last["processes"], last["machine"]
+        lines.add(f"made on {', '.join(sorted(set(machine['gpus']))) or machine['cpu']}, {processes} process(es)")
+        if processes > 1 and config.norm_layer == "bn" and not config.sync_bn:
+            lines.add(f"batch norm over {config.batch_size // processes} pictures in place of {config.batch_size}")
+    return sorted(lines, reverse=True)
 
 
 def plan(table: PaperTable, options: ReproduceConfig, out: Path) -> tuple[dict[str, TrainConfig], dict[str, list[str]]]:
@@ -155,13 +170,12 @@ def paper_runs(table: PaperTable, options: ReproduceConfig) -> dict[str, TrainCo
 
 
 def load_data(papers: Mapping[str, TrainConfig]) -> dict[str, ImageData]:
-    """The training splits that the rows need, by `data`: what is missing is missed before the first run."""
-    return {
-        config.data: load(
-            config.data, "train", root=config.root, download=config.download, image_size=config.image_size
-        )
-        for config in {paper.data: paper for paper in papers.values()}.values()
-    }
+    """The training splits that the rows need, by `data`: what is missing, tests too, is missed before the first run."""
+    found = {}
+    for config in {paper.data: paper for paper in papers.values()}.values():
+        whole = replace(config, indices=None)
+        found[config.data], _ = (load_split(whole, split) for split in ("train", "test"))
+    return found
 
 
 def scaled(

@@ -227,6 +227,9 @@ class TrainConfig:
             raise ConfigError(f"lr_decay is {self.lr_decay}; expected a factor above 0, and 1 at most")
         if not all(0 <= epoch < float("inf") for epoch in self.milestones or ()):
             raise ConfigError(f"milestones are {self.milestones}; expected finite numbers of epochs >= 0")
+        beyond = [f"{epoch:g}" for epoch in self.milestones or () if epoch >= (self.epochs or float("inf"))]
+        if beyond and self.schedule == "piecewise":
+            raise ConfigError(f"milestones {', '.join(beyond)} are never reached in {self.epochs} epochs: give others")
         if self.epochs is not None and self.warmup_epochs >= self.epochs:
             raise ConfigError(f"warmup_epochs is {self.warmup_epochs:g} of {self.epochs} epochs; expected less")
         if self.average_start is not None and not 0 <= self.average_start < (self.epochs or float("inf")):
@@ -314,6 +317,15 @@ class TrainConfig:
 
 
 _NAMES = {field.name: field for field in fields(TrainConfig)}
+MAY_CHANGE = (
+    "device",
+    "root",
+    "download",
+    "attacks",
+    "autoattack_pictures",
+    "loggers",
+    "keep",
+)  # when a run is resumed
 PER_CALL = ("seeds", "out", "resume", "config", "nproc")  # options of one call, which config.yaml does not hold
 
 

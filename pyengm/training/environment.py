@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import pyengm
+from pyengm.distributed import world
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy")
 TIMEOUT = 10  # seconds, of each command that is asked
@@ -22,9 +23,9 @@ def describe() -> dict[str, Any]:
     names of users or hosts but those that the command line itself holds.
 
     Keys: versions (pyengm, python, the packages, cuda, cudnn, driver), machine (platform, cpu, cores that the process
-    may use, memory_gib, gpus), git (pyengm, the folder it was imported from, if that is a checkout of it, and
-    working_directory; each commit, branch and dirty, whether files under version control differ from the commit),
-    command (the words of the command line).
+    may use, memory_gib, gpus), processes (that share the run), git (pyengm, the folder it was imported from, if that is
+    a checkout of it, and working_directory; each commit, branch and dirty, whether files under version control differ
+    from the commit), command (the words of the command line).
     """
     return {
         "versions": _versions(),
@@ -35,6 +36,7 @@ def describe() -> dict[str, Any]:
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
+        "processes": world(),
         "git": {"pyengm": _checkout_of_pyengm(), "working_directory": git_state(Path())},
         "command": [*(Path(word).name for word in sys.argv[:1]), *sys.argv[1:]],
     }

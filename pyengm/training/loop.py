@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyengm.checks import Checks
 from pyengm.data import Batch
@@ -125,10 +125,7 @@ def finish_epoch(
     parts.averaging.after_epoch(at.epoch)
     model, score = parts.averaging.evaluated, math.inf
     if parts.held_out is not None:
-        attack = attack_named("pgd20", config.threats()[0])
-        measured = {"seed": config.seed, "device": parts.device}
-        row |= judge(model, parts.held_out, None, **measured).summary("natural")
-        row |= judge(model, parts.held_out, attack, **measured).summary("robust")
+        row |= held_out_figures(config, parts, model)
         score = row["natural"] if config.method == "natural" else row["robust"]
     if at.epoch == parts.method.restarts_at:
         at.train_pgd = None  # the weights are young again, and no match for those of before
@@ -147,7 +144,10 @@ def finish_epoch(
         if row["best"]:
             run.save_weights(run.best, model, info)
         run.save_weights(run.last, model, info)
-    if parts.method.finish_epoch(parts.model, row):
+    told = row
+    if parts.method.reads_scores and parts.held_out is not None and model is not parts.model:
+        told = row | held_out_figures(config, parts, parts.model)  # the method is about the weights that are trained
+    if parts.method.finish_epoch(parts.model, told):
         parts.averaging.restart()
     at.epoch, at.batch, at.sums, at.best = at.epoch + 1, 0, no_sums(parts.device), max(at.best, score)
     at.stale = 0 if row["best"] else at.stale + 1
@@ -155,6 +155,14 @@ def finish_epoch(
     save_state(config, parts, run, at)
     if at.stopped and at.epoch < config.epochs:
         log.say(f"stopped early: no epoch since epoch {at.epoch - at.stale} was better")
+
+
+def held_out_figures(config: TrainConfig, parts: Parts, model: nn.Module) -> dict[str, float]:
+    """Accuracy, loss and calibration error of a model on the held-out pictures, natural and under PGD-20."""
+    attack = attack_named("pgd20", config.threats()[0])
+    measured = {"seed": config.seed, "device": parts.device}
+    natural = judge(model, parts.held_out, None, **measured).summary("natural")
+    return natural | judge(model, parts.held_out, attack, **measured).summary("robust")
 
 
 def stop_for_good(config: TrainConfig, parts: Parts, run: RunFolder, at: Position, log: Loggers) -> None:

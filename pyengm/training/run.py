@@ -42,6 +42,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             fit(config, parts, run)
         if run.results.exists():
             say(f"the run is complete; its results are in {run.results}")
+            say(f"further attacks: pyengm evaluate {run.path} --attacks ...")
             return run.read_results()
         if rank() == 0:
             plot_curves(run.read_metrics(), run.curves, f"{parts.test.name}, {config.method}, {config.optimizer}")

@@ -43,9 +43,8 @@ def warmed_up(factor: Callable[[int], float], steps: float) -> Callable[[int], f
 
 
 def in_proportion(milestones: Sequence[float], share: float) -> tuple[float, ...]:
-    """The milestones of a run that is `share` times as long: whole epochs stay whole, 1 at least, each occurs once."""
-    moved = (max(1, round(share * epoch)) if epoch == int(epoch) else share * epoch for epoch in milestones)
-    return tuple(sorted(set(moved)))
+    """The milestones of a run that is `share` times as long, to hundredths of an epoch."""
+    return tuple(round(share * epoch, 2) for epoch in milestones)
 
 
 def build_schedule(

@@ -8,12 +8,10 @@ from typing import Any
 from pyengm.distributed import by_first, world
 from pyengm.errors import ConfigError, PyengmError
 from pyengm.terminal import say
-from pyengm.training.config import TrainConfig
+from pyengm.training.config import MAY_CHANGE, TrainConfig
 from pyengm.training.run import train
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.stop import Interrupted
-
-MAY_DIFFER = ("device", "root", "download")  # between the calls that work at one run
 
 
 def complete(config: TrainConfig) -> dict[str, Any]:
@@ -33,7 +31,7 @@ def stage_of(config: TrainConfig) -> str:
     run = RunFolder(config.out)
     if not run.config.is_file():
         return "new"
-    changed = [name for name in config.differing(TrainConfig.load(run.config)) if name not in MAY_DIFFER]
+    changed = [name for name in config.differing(TrainConfig.load(run.config)) if name not in MAY_CHANGE]
     if changed:
         raise ConfigError(
             f"a run keeps its options; {', '.join(changed)} differ from {run.config}: choose another --out"
