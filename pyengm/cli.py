@@ -165,8 +165,6 @@ def evaluate_command(options: EvaluateConfig) -> int:
     """Attacks a run's checkpoints or a single one, prints the table and, where asked, writes it as JSON; returns 0."""
     if options.out is not None and options.out.exists():
         raise ConfigError(f"{options.out} exists and is not overwritten; choose another --out")
-    if options.out is not None:
-        make_folder(options.out.parent)  # an error comes now, not after the evaluation
     if options.target.is_dir():
         run = RunFolder.open(options.target)
         checkpoints = {"best": run.best, "last": run.last}
@@ -188,6 +186,8 @@ def evaluate_command(options: EvaluateConfig) -> int:
         threats = [Threat(options.norm, known.get(options.norm, 0.0) if options.eps is None else options.eps)]
     elif options.eps is not None:
         raise ConfigError("--eps needs --norm linf or --norm l2, the threat model that it belongs to")
+    if options.out is not None:
+        make_folder(options.out.parent)  # an error comes now, not after the evaluation
     try:
         results = attack_checkpoints(
             checkpoints,

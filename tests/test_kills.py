@@ -115,7 +115,7 @@ class TestKilledProcesses:
                 with suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)
 
-        counts = {"start-up": 2, "training": 4, "measuring": 2, "writing": 4, "evaluation": 2}
+        counts = {"start-up": 2, "training": 3, "measuring": 2, "writing": 3, "evaluation": 2}
         kill_and_resume(tmp_path, counts, kill, "--nproc", "2")
 
 
@@ -136,8 +136,11 @@ def kill_and_resume(folder: Path, counts: Mapping[str, int], kill: Kill, *option
             kill(process, number)
         said, _ = process.communicate(timeout=120)
         assert_gone(family)
-        assert came, f"{moment} did not come: {said}"
+        if not came:
+            assert (moment.phase, process.returncode) == ("evaluation", 0), f"{moment} did not come: {said}"
+            break
         assert process.returncode != 0, said
+        assert process.returncode != 137 or re.search("process [01] was ended by signal 9, so all are", said)
         phase = entered(run.path)[-1][1] if notes_of(run.path).exists() else "start-up"
         print(f"kill {number + 1}: {moment}, found in {phase}; status {process.returncode}")
         killed[phase] += 1
@@ -173,7 +176,7 @@ def moments(counts: Mapping[str, int], notes: list[tuple[float, str]], seed: int
     took = {name: [] for name in PHASES}
     for (start, phase), (stop, _) in pairwise(notes):
         took[phase].append(stop - start)
-    took["evaluation"] = [seconds / 2 for seconds in took["evaluation"]]  # what AutoAttack has done stays done
+    took["evaluation"] = [seconds / 4 for seconds in took["evaluation"]]  # what AutoAttack has done stays done
     phases = [name for name, count in counts.items() if name != "evaluation" for _ in range(count)]
     chance.shuffle(phases)
     for phase in phases + ["evaluation"] * counts["evaluation"]:

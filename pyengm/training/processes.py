@@ -135,6 +135,9 @@ def _wait(children: Sequence[subprocess.Popen]) -> int:
             left = [other for other in left if other is not child]
             if status not in (0, STATUS) and failed is None:
                 failed = status if status > 0 else 128 - status
+                if status < 0:  # it could not say so itself
+                    what = f"process {children.index(child)} was ended by signal {-status}, so all are"
+                    print(f"{what}; a run that was begun goes on with --resume", file=sys.stderr)
                 for other in left:
                     other.terminate()
             break

@@ -103,11 +103,11 @@ class RunFolder:
                 ) from error
             except OSError:
                 pass  # a file system without locks
-            with suppress(OSError):  # the lock holds on a full disk too; only who holds it is then not told
+            with suppress(OSError):  # a full disk does not keep the lock from holding
                 lock.truncate(0)
                 os.write(lock.fileno(), f"process {os.getpid()}".encode())
-            for half in self.path.glob(".*.tmp"):
-                half.unlink(missing_ok=True)
+                for half in self.path.glob(".*.tmp"):
+                    half.unlink(missing_ok=True)
             yield
 
     def add_environment(self) -> None:
