@@ -131,7 +131,7 @@ def kill_and_resume(folder: Path, counts: Mapping[str, int], kill: Kill, *option
         goes_on = run.config.exists()
         began, process = time.monotonic(), begin(run.path, *(["--resume"] if goes_on else LONG), *options)
         came = moment.wait(process, run.path, began)
-        family = [process.pid, *below(process.pid)]
+        family, notes = [process.pid, *below(process.pid)], entered(run.path)
         if came:
             kill(process, number)
         said, _ = process.communicate(timeout=120)
@@ -141,7 +141,7 @@ def kill_and_resume(folder: Path, counts: Mapping[str, int], kill: Kill, *option
             break
         assert process.returncode != 0, said
         assert process.returncode != 137 or re.search("process [01] was ended by signal 9, so all are", said)
-        phase = entered(run.path)[-1][1] if notes_of(run.path).exists() else "start-up"
+        phase = notes[-1][1] if notes else "start-up"
         print(f"kill {number + 1}: {moment}, found in {phase}; status {process.returncode}")
         killed[phase] += 1
         check_whole(run)
