@@ -19,7 +19,7 @@ from pyengm.data import load
 from pyengm.distributed import rank
 from pyengm.errors import ConfigError, PyengmError
 from pyengm.evaluation import attack_checkpoints, attack_names, results_table
-from pyengm.models import read_info
+from pyengm.models import make_folder, read_info, write_atomically
 from pyengm.reproduce import ReproduceConfig, list_tables, reproduce
 from pyengm.terminal import say
 from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device, train, train_seeds
@@ -121,7 +121,8 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     files.add_argument("--resume", action="store_true")
     files.add_argument("--seeds", nargs="*", default=())
     given, _ = files.parse_known_args(args)
-    given.resume |= given.out is not None and began_by_this_job(RunFolder(given.out).job)
+    if given.out is not None and (begun := RunFolder(given.out)).config.is_file():
+        given.resume |= began_by_this_job(begun.job)
     if given.resume:
         if given.out is None:
             raise ConfigError("--resume needs --out RUN_FOLDER, the run to go on with")
@@ -129,11 +130,11 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
         saved = TrainConfig.load(run.config)
     else:
         saved = TrainConfig.load(given.config) if given.config else TrainConfig()
-    config = replace(tyro.cli(TrainConfig, prog="pyengm train", args=list(args), default=saved), resume=given.resume)
-    if given.resume and (changed := set(config.differing(saved)) - set(MAY_CHANGE)):
+    config = tyro.cli(TrainConfig, prog="pyengm train", args=list(args), default=saved).resolve()
+    if given.resume and (changed := set(config.differing(saved.resolve())) - set(MAY_CHANGE)):
         names = ", ".join(sorted(changed))
         raise ConfigError(f"a resumed run keeps its options; {names} differ from {run.config}")
-    return config.resolve()
+    return replace(config, resume=given.resume)
 
 
 def in_processes(nproc: int | None, args: Sequence[str], command: Callable[[], int]) -> int:
@@ -185,6 +186,8 @@ def evaluate_command(options: EvaluateConfig) -> int:
         threats = [Threat(options.norm, known.get(options.norm, 0.0) if options.eps is None else options.eps)]
     elif options.eps is not None:
         raise ConfigError("--eps needs --norm linf or --norm l2, the threat model that it belongs to")
+    if options.out is not None:
+        make_folder(options.out.parent)  # an error comes now, not after the evaluation
     try:
         results = attack_checkpoints(
             checkpoints,
@@ -202,5 +205,6 @@ def evaluate_command(options: EvaluateConfig) -> int:
         raise Interrupted(again) from None
     say(results_table(results, str(options.target)))
     if options.out is not None and rank() == 0:
-        options.out.write_text(json.dumps(results, indent=2) + "\n")
+        text = json.dumps(results, indent=2) + "\n"
+        write_atomically(options.out, lambda path: path.write_text(text))
     return 0

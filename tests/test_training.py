@@ -4,9 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,36 +202,6 @@ class TestResume:
         shutil.copytree(finished.path / "checkpoints", run.path / "checkpoints")
         with pytest.raises(CheckpointError, match="another architecture"):
             fit(config, set_up(config), run)
-
-    @pytest.mark.slow
-    def test_killed_processes(self, tmp_path):
-        """SIGKILL at up to 12 moments, a process each time; the end is that of the uninterrupted run."""
-        options = ["--width", "4", "--epochs", "48", "--steps", "2", "--batch-size", "60", "--seed", "3"]
-        script = (
-            "import sys; from pyengm.cli import parse_train; from pyengm.training import *\n"
-            "config = parse_train(sys.argv[1:])\n"
-            "fit(config, set_up(config), RunFolder.open(config.out) if config.resume else RunFolder.create(config))\n"
-        )
-
-        def run(out: Path, *more: str) -> subprocess.Popen:
-            return subprocess.Popen([sys.executable, "-c", script, *options, "--out", str(out), *more], cwd=tmp_path)
-
-        assert run(tmp_path / "whole").wait() == 0
-        killed = 0
-        process = run(tmp_path / "killed")
-        while killed < 12:
-            while not (tmp_path / "killed" / "config.yaml").exists():
-                time.sleep(0.05)
-            time.sleep(3.0 + 0.17 * killed)
-            if process.poll() is not None:
-                break
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed += 1
-            process = run(tmp_path / "killed", "--resume")
-        assert process.wait() == 0
-        assert killed >= 3
-        assert_same_files(RunFolder.open(tmp_path / "killed"), RunFolder.open(tmp_path / "whole"))
 
 
 class TestTrouble:

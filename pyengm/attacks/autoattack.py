@@ -21,7 +21,7 @@ from pyengm.attacks.mode import attack_mode
 from pyengm.attacks.threat import Threat
 from pyengm.data import Batches, ImageData
 from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
-from pyengm.models import write_atomically
+from pyengm.models import make_folder, write_atomically
 
 MEMBERS = ("apgd-ce", "apgd-t", "fab-t", "square")
 _PACKAGE_NORMS = {"linf": "Linf", "l2": "L2"}
@@ -110,7 +110,8 @@ class AutoAttack:
         (weights, threat model, members, batch size, seed, pictures): other files there stay as they are.
         progress: called with the number of passes done, of all (one per member and batch), and the robust accuracy on
         the pictures of the batches so far.
-        Raises CheckpointError for a damaged state file, and what the attack raises.
+        Raises CheckpointError for a damaged state file, StorageError where it cannot be written, and what the attack
+        raises.
         """
         batches = Batches(data, self.batch_size, device=device, seed=self.seed, augment="none", shuffle=False)
         first = next(batches.epoch(0))
@@ -218,7 +219,7 @@ class _State:
         return done, survived
 
     def save(self, done: int, survived: Tensor) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         text = json.dumps({**self.identity, "passes": done, "survived": survived.tolist()}) + "\n"
         write_atomically(self.path, lambda path: path.write_text(text))
 

@@ -3,12 +3,15 @@
 import hashlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ import torch
 from pyengm.attacks import Threat
 from pyengm.data import ImageData
 from pyengm.distributed import world
-from pyengm.errors import DataError
+from pyengm.errors import DataError, PyengmError
 from pyengm.evaluation.evaluate import (
     attacks_by_threat,
     check_threats,
@@ -52,7 +55,8 @@ def evaluate_checkpoints(
     attacks. state: folder from which an interrupted AutoAttack goes on, for all of the checkpoints. on_pass: told of
     AutoAttack's progress, with the checkpoint's name in the title. Other arguments as for `evaluate`.
     On the CPU, checkpoints and threat models share the cores that torch.get_num_threads() leaves idle.
-    Raises CheckpointError for a damaged file, DataError where model and data do not fit, and what `evaluate` does.
+    Raises CheckpointError for a damaged file, DataError where model and data do not fit, PyengmError where one of these
+    processes is killed, and what `evaluate` does.
     """
     check_threats(threats)
     check_attacks(attacks, data, threats)
@@ -78,7 +82,7 @@ def evaluate_checkpoints(
             while messages is not None and not messages.empty():
                 on_pass(*messages.get())
             for job in finished:
-                job.result()  # raises what it did
+                _raise_failure(job)
         results: dict[str, Any] = {
             name: merge({threat: jobs[content, threat].result() for threat in threats})
             for name, content in contents.items()
@@ -88,6 +92,16 @@ def evaluate_checkpoints(
     results["threats"] = [{"norm": threat.norm, "eps": threat.eps} for threat in threats]
     results["pictures"] = {"all": len(data), "autoattack": len(evenly_spread(len(data), autoattack_pictures))}
     return results
+
+
+def _raise_failure(job: Future) -> None:
+    try:
+        job.result()
+    except BrokenProcessPool as error:
+        raise PyengmError(
+            "a process of the evaluation was killed, for lack of memory perhaps: do the same again (a training with "
+            "--resume); with a larger OMP_NUM_THREADS the processes are fewer"
+        ) from error
 
 
 def evaluate_file(path: Path, surrogate: Path | None, *arguments: Any, **options: Any) -> dict[str, float]:
@@ -121,11 +135,13 @@ def executor(jobs: int, device: torch.device) -> Iterator[tuple[ProcessPoolExecu
         return
     context = get_context("spawn")  # because a fork of a process with OpenMP threads may hang
     messages = context.SimpleQueue()
-    with ProcessPoolExecutor(workers, context, _start_worker, (threads, messages)) as pool:
+    watched, held = context.Pipe(duplex=False)
+    with watched, held, ProcessPoolExecutor(workers, context, _start_worker, (threads, messages, watched)) as pool:
         try:
             yield pool, messages
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            held.close()  # ends the workers amid their work, which may be hours of it
+            pool.shutdown(cancel_futures=True)
             raise
 
 
@@ -137,11 +153,19 @@ def cores() -> int:
 _messages: SimpleQueue | None = None  # in a worker, the way to the parent
 
 
-def _start_worker(threads: int, messages: SimpleQueue) -> None:
+def _start_worker(threads: int, messages: SimpleQueue, watched: Connection) -> None:
     global _messages
     _messages = messages
+    threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a traceback of its own
     torch.set_num_threads(threads)
+
+
+def _end_with_parent(watched: Connection) -> None:
+    """Ends this worker once nobody holds the other end of the pipe, be it that the parent was killed."""
+    with suppress(EOFError, OSError):
+        watched.recv()
+    os._exit(1)
 
 
 def _send(*message: Any) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from pyengm.models import write_atomically
+
 SERIES = {
     "train_robust": ("training, attacked", "tab:blue", "--"),
     "natural": ("held out, natural", "tab:green", "-"),
@@ -14,7 +16,10 @@ SERIES = {
 
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Writes a PNG of the learning curves. rows: the lines of metrics.jsonl, one per epoch."""
+    """Writes a PNG of the learning curves. rows: the lines of metrics.jsonl, one per epoch.
+
+    Raises StorageError where it cannot be written.
+    """
     figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
     epochs = [row["epoch"] + 1 for row in rows]
@@ -37,4 +42,4 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         loss.plot([], [], color="tab:orange", label="examples clipped (right)")
     loss.set(xlabel="epoch", ylabel="loss")
     loss.legend()
-    figure.savefig(path, format="png")
+    write_atomically(path, lambda new: figure.savefig(new, format="png"))

@@ -53,6 +53,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it where they are not there. Raises StorageError where that is not possible."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {path}: {error}") from error
+
+
 def save_checkpoint(path: Path, model: nn.Module, info: CheckpointInfo) -> None:
     """Writes the model's weights and buffers, with `info` and their digest in the file's header.
 

@@ -46,7 +46,7 @@ def fit(config: TrainConfig, parts: Parts, run: RunFolder, loggers: Sequence[Log
         log.start(config.plain(), len(parts.batches), at.epoch, at.batch)
         for epoch in range(at.epoch, config.epochs):
             if at.stopped:
-                return
+                break
             parts.network.train()
             if at.batch == 0:
                 for store in parts.method.stores().values():
@@ -71,6 +71,8 @@ def fit(config: TrainConfig, parts: Parts, run: RunFolder, loggers: Sequence[Log
                     save_state(config, parts, run, at)
                     raise Interrupted(f"stopped after batch {at.batch} of epoch {epoch + 1}; {how_to_resume(run)}")
             finish_epoch(config, parts, run, at, log, watch)
+        if any_of(stop.asked):  # while the last epoch was measured and written
+            raise Interrupted(after_training(run))
 
 
 def all_loggers(config: TrainConfig, run: RunFolder, given: Iterable[Logger]) -> Iterator[Logger]:
@@ -185,6 +187,10 @@ def left(run: RunFolder) -> str:
     if not run.last.exists():
         return "No epoch was finished yet"
     return f"The last good weights are in {run.last}, the best ones in {run.best}"
+
+
+def after_training(run: RunFolder) -> str:
+    return f"the training is complete; for its evaluation, {how_to_resume(run)}"
 
 
 def how_to_resume(run: RunFolder) -> str:

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +17,7 @@ from torch import distributed
 from pyengm.errors import ConfigError
 from pyengm.training.stop import STATUS
 
+LAUNCHER = "PYENGM_LAUNCHER"  # in the environment: a pipe whose other end the launcher holds
 GRACE = 60  # seconds that processes get to stop after another one failed
 TIMEOUT = timedelta(minutes=30)  # for one process to wait for another: the slowest part is an attack on its pictures
 
@@ -51,6 +53,8 @@ def group() -> Iterator[None]:
     if not started():
         yield
         return
+    if LAUNCHER in os.environ:
+        threading.Thread(target=_stop_with_launcher, args=(int(os.environ[LAUNCHER]),), daemon=True).start()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=TIMEOUT)
     try:
@@ -76,20 +80,25 @@ def own_device(device: torch.device) -> torch.device:
 def launch(processes: int, arguments: Sequence[str]) -> int:
     """Runs `python -m pyengm ARGUMENTS` that many times on this machine, as one group; returns its exit status.
 
-    Signals to this process go on to all of them. When one of them fails, the others are ended.
+    Signals to this process go on to all of them. When one of them fails, the others are ended; they stop, too, when
+    this process is killed.
     """
+    watched, held = os.pipe()
     shared = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
+        LAUNCHER: str(watched),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))),
     }
     command = [sys.executable, "-m", "pyengm", *arguments]
+    options = {"start_new_session": True, "pass_fds": (watched,)}
     children = [
-        subprocess.Popen(command, env=shared | {"RANK": str(i), "LOCAL_RANK": str(i)}, start_new_session=True)
+        subprocess.Popen(command, env=shared | {"RANK": str(i), "LOCAL_RANK": str(i)}, **options)
         for i in range(processes)
     ]
+    os.close(watched)
 
     def hand_on(number: int, frame: object) -> None:
         for child in children:
@@ -103,6 +112,13 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
             signal.signal(number, handler)
         for child in children:
             child.kill()
+        os.close(held)
+
+
+def _stop_with_launcher(watched: int) -> None:
+    """Waits until nobody holds the other end of the pipe: the launcher was killed, and this process is to stop."""
+    os.read(watched, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wait(children: Sequence[subprocess.Popen]) -> int:
@@ -119,6 +135,9 @@ def _wait(children: Sequence[subprocess.Popen]) -> int:
             left = [other for other in left if other is not child]
             if status not in (0, STATUS) and failed is None:
                 failed = status if status > 0 else 128 - status
+                if status < 0:  # it could not say so itself
+                    what = f"process {children.index(child)} was ended by signal {-status}, so all are"
+                    print(f"{what}; a run that was begun goes on with --resume", file=sys.stderr)
                 for other in left:
                     other.terminate()
             break

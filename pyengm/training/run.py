@@ -1,17 +1,19 @@
 """A whole run: training, the attack on what came out, and a folder that explains itself."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from pyengm.distributed import by_first, rank
-from pyengm.errors import ConfigError
+from pyengm.errors import ConfigError, StorageError
 from pyengm.evaluation import attack_checkpoints, attack_names, check_attacks, plot_curves, results_table
 from pyengm.terminal import say, spoken_warnings
 from pyengm.training.config import TrainConfig
-from pyengm.training.loop import fit, how_to_resume
+from pyengm.training.loop import after_training, fit, how_to_resume
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.setup import set_up
 from pyengm.training.stop import Interrupted, sigterm_as_ctrl_c
@@ -34,7 +36,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         attacks = attack_names(config.attacks)
         check_attacks(attacks, parts.test, config.threats())  # an error comes now, not after the training
     run = begin(config)
-    with run.locked():
+    with telling_how_to_go_on(run), run.locked():
         say(f"run folder: {run.path}")
         if rank() == 0:
             run.add_environment()
@@ -44,10 +46,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
             say(f"the run is complete; its results are in {run.results}")
             say(f"further attacks: pyengm evaluate {run.path} --attacks ...")
             return run.read_results()
-        if rank() == 0:
-            plot_curves(run.read_metrics(), run.curves, f"{parts.test.name}, {config.method}, {config.optimizer}")
         try:
             with sigterm_as_ctrl_c():
+                if rank() == 0:
+                    title = f"{parts.test.name}, {config.method}, {config.optimizer}"
+                    plot_curves(run.read_metrics(), run.curves, title)
                 results = attack_checkpoints(
                     {"best": run.best, "last": run.last},
                     parts.test,
@@ -59,7 +62,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     device=parts.device,
                 )
         except KeyboardInterrupt:
-            raise Interrupted(f"the training is complete; for its evaluation, {how_to_resume(run)}") from None
+            raise Interrupted(after_training(run)) from None
         table = results_table(results, str(run.path))
         if rank() == 0:
             run.save_results(results, as_text(table))
@@ -73,6 +76,15 @@ def begin(config: TrainConfig) -> RunFolder:
     if config.resume:
         return RunFolder.open(config.out)
     return RunFolder(by_first(lambda: RunFolder.create(config).path))
+
+
+@contextmanager
+def telling_how_to_go_on(run: RunFolder) -> Iterator[None]:
+    """Errors of the disk say what to do about them."""
+    try:
+        yield
+    except StorageError as error:
+        raise StorageError(f"{error}. Make room, or the folder writable, and {how_to_resume(run)}") from error
 
 
 def as_text(table: Any) -> str:

@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -49,17 +49,24 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: TrainConfig) -> "RunFolder":
-        """A new folder at config.out, or the next free one below runs/. Raises ConfigError where one exists."""
+        """A new folder at config.out, or the next free one below runs/. Raises ConfigError where one exists.
+
+        config.yaml is in it whole or not at all, and makes it a run. Raises StorageError where it cannot be written.
+        """
         path = config.out or next_free(config)
         check_free(path, f"pyengm train --out {path} --resume")
-        run = cls(path)
+        run, is_new = cls(path), not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             if (name := job_name()) is not None:
                 run.job.write_text(name + "\n")
-            config.save(run.config)
+            write_atomically(run.config, config.save)
         except OSError as error:
-            raise StorageError(f"cannot write the run folder {path}: {error}; choose another --out") from error
+            with suppress(OSError):
+                run.job.unlink(missing_ok=True)
+                if is_new:
+                    path.rmdir()
+            raise StorageError(f"cannot begin the run in {path}: {error}; make room or choose another --out") from error
         return run
 
     @classmethod
@@ -73,11 +80,19 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """While it is entered, no other process writes to this run. Raises ConfigError where one does."""
+        """While it is entered, no other process writes to this run; what killed ones left half written is removed.
+
+        Raises ConfigError where another one does, StorageError where the folder cannot be written to.
+        """
         if rank() != 0:
             yield
             return
-        with open(self.path / ".lock", "a+") as lock:
+        path = self.path / ".lock"
+        with ExitStack() as stack:
+            try:
+                lock = stack.enter_context(open(path, "a+"))
+            except OSError as error:
+                raise StorageError(f"cannot write {path}: {error}") from error
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -88,9 +103,11 @@ class RunFolder:
                 ) from error
             except OSError:
                 pass  # a file system without locks
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()}")
-            lock.flush()
+            with suppress(OSError):  # a full disk does not keep the lock from holding
+                lock.truncate(0)
+                os.write(lock.fileno(), f"process {os.getpid()}".encode())
+                for half in self.path.glob(".*.tmp"):
+                    half.unlink(missing_ok=True)
             yield
 
     def add_environment(self) -> None:
@@ -135,9 +152,17 @@ def next_free(config: TrainConfig) -> Path:
 
 
 def check_free(path: Path, again: str) -> None:
-    """Raises ConfigError for a folder that holds something. again: the command that goes on with what is in it."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    """Raises ConfigError for a folder that holds something. again: the command that goes on with what is in it.
+
+    What a start leaves that was killed before its config.yaml was whole is nothing.
+    """
+    if path.exists() and (not path.is_dir() or not all(map(_is_left_of_a_start, path.iterdir()))):
         raise ConfigError(
             f"the run folder {path} exists and is not overwritten; choose another --out, or go on with the "
             f"run in it: {again}"
         )
+
+
+def _is_left_of_a_start(path: Path) -> bool:
+    run = RunFolder(path.parent)
+    return path == run.job or (path.name.startswith(f".{run.config.name}.") and path.suffix == ".tmp")

@@ -1,6 +1,8 @@
 """A line of JSON per epoch: metrics.jsonl and timing.jsonl."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 from pyengm.errors import StorageError
@@ -26,8 +28,17 @@ class JsonLines(Logger):
 
 
 def _append(path: Path, row: Row) -> None:
+    """Adds the line whole or not at all, and to the disk before the checkpoint that counts on it."""
+    line = json.dumps(row).encode() + b"\n"
     try:
-        with open(path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        with open(path, "ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error}") from error

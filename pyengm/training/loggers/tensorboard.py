@@ -1,11 +1,14 @@
 """TensorBoard, an optional extra: pip install "pyengm[tensorboard]"."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
+from pyengm.errors import StorageError
 from pyengm.training.loggers.base import Logger, Row
 
 
@@ -24,23 +27,34 @@ class TensorBoard(Logger):
         self._batches = batches
         fresh = not self._folder.exists()
         comes_again = epoch * batches + batch + 1  # readers drop what was logged for this step and later
-        self._writer = SummaryWriter(str(self._folder), purge_step=None if fresh else comes_again)
-        if fresh:
-            options = yaml.safe_dump(dict(config), sort_keys=False)
-            self._writer.add_text("config", "".join(f"    {line}\n" for line in options.splitlines()))
+        with self._writing():
+            self._writer = SummaryWriter(str(self._folder), purge_step=None if fresh else comes_again)
+            if fresh:
+                options = yaml.safe_dump(dict(config), sort_keys=False)
+                self._writer.add_text("config", "".join(f"    {line}\n" for line in options.splitlines()))
 
     def step(self, row: Row, timing: Row) -> None:
         self._add("step", {**row, **timing}, row["epoch"] * self._batches + row["batch"])
 
     def epoch(self, row: Row, timing: Row) -> None:
         self._add("epoch", {**row, **timing}, (row["epoch"] + 1) * self._batches)
-        self._writer.flush()
+        with self._writing():
+            self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with self._writing():
+                self._writer.close()
 
     def _add(self, group: str, row: Row, done: int) -> None:
-        for name, value in row.items():
-            if name not in ("epoch", "batch") and value is not None:
-                self._writer.add_scalar(f"{group}/{name}", value, done)
+        with self._writing():
+            for name, value in row.items():
+                if name not in ("epoch", "batch") and value is not None:
+                    self._writer.add_scalar(f"{group}/{name}", value, done)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # of the thread, maybe at an earlier call
+            raise StorageError(f"cannot write {self._folder}: {error}") from error
