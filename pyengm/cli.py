@@ -25,7 +25,7 @@ from pyengm.terminal import say
 from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device, train, train_seeds
 from pyengm.training.config import MAY_CHANGE, Pixels, default_threats
 from pyengm.training.processes import began_by_this_job, first_here, group, launch, own_device, started
-from pyengm.training.seeds import begun_run
+from pyengm.training.seeds import begun_run, is_begun
 from pyengm.training.stop import STATUS
 
 
@@ -90,6 +90,8 @@ def main(args: Sequence[str] | None = None) -> int:
         say("interrupted")
         return 130
     except PyengmError as error:
+        if getattr(error, "told_by_first", False):
+            return 1
         where = "" if first_here() else f" in process {os.environ['RANK']}"
         Console(stderr=True).print(f"[bold red]error{where}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
@@ -121,8 +123,8 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     files.add_argument("--resume", action="store_true")
     files.add_argument("--seeds", nargs="*", default=())
     given, _ = files.parse_known_args(args)
-    if given.out is not None and (begun := RunFolder(given.out)).config.is_file():
-        given.resume |= began_by_this_job(begun.job)
+    if given.out is not None and is_begun(given.out, given.seeds):
+        given.resume |= began_by_this_job(RunFolder(given.out).job)
     if given.resume:
         if given.out is None:
             raise ConfigError("--resume needs --out RUN_FOLDER, the run to go on with")
@@ -139,7 +141,7 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
 
 def in_processes(nproc: int | None, args: Sequence[str], command: Callable[[], int]) -> int:
     """Runs the command in the group that this process belongs to, or starts one of `nproc` that do; its status."""
-    if nproc and not started():
+    if nproc and nproc > 1 and not started():
         return launch(nproc, args)
     with group():
         return command()

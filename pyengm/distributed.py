@@ -57,6 +57,7 @@ def by_first(function: Callable[[], Any]) -> Any:
             found = None, error
     result, error = gather(found)[0]
     if error is not None:
+        error.told_by_first = rank() != 0  # so that it is said once
         raise error
     return result
 
@@ -94,7 +95,10 @@ def average_buffers(module: nn.Module) -> None:
 
 def _average(params: list[Tensor], pictures: int) -> None:
     some = params[0]
-    here = some.new_tensor([p.grad is not None for p in params] + [1.0])
+    here = torch.ones(len(params) + 1, dtype=some.dtype, device=some.device)
+    for i, p in enumerate(params):
+        if p.grad is None:
+            here[i] = 0
     parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in params]
     flat = torch.cat([*parts, here]).mul_(pictures)
     distributed.all_reduce(flat)

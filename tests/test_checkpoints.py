@@ -31,6 +31,23 @@ def test_the_newest_come_back_and_the_oldest_go(tmp_path):
     assert saved.parts[0]["values"].equal(torch.full((1000,), 4.0))
 
 
+def test_long_runs_keep_their_order(tmp_path):
+    kept = Checkpoints(tmp_path / "checkpoints")
+    for epoch in (9998, 9999, 10000, 10001):
+        save(kept, epoch)
+    assert kept.load(CPU).shared == {"epoch": 10001}
+    assert len(kept.all()) == 2
+
+
+def test_damaged_ones_of_later_go_when_the_run_comes_by(tmp_path):
+    kept = Checkpoints(tmp_path / "checkpoints", keep=1)
+    save(kept, 3)
+    (kept.all()[0] / "state.pt").write_bytes(b"")
+    save(kept, 1)
+    assert [path.name for path in kept.all()] == ["epoch-0001-batch-000000"]
+    assert kept.load(CPU).shared == {"epoch": 1}
+
+
 @pytest.mark.parametrize("name", ["state.pt", "process-0-of-1.pt", "manifest.json"])
 @pytest.mark.parametrize("damage", ["bit", "short", "gone"])
 def test_damage_is_found_and_the_one_before_taken(tmp_path, name, damage):

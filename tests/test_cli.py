@@ -72,6 +72,18 @@ class TestTrain:
         assert {state["norm"] for state in states} == {"linf", "l2"}
         assert all(state["passes"] == 4 and len(state["survived"]) == 2 for state in states)
 
+    def test_a_complete_run_needs_no_checkpoints(self, finished, tmp_path, capsys):
+        shutil.copytree(finished, tmp_path / "run")
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir() if path.name != ".lock"}
+        assert cli.main(["train", "--out", str(tmp_path / "run"), "--resume"]) == 0
+        assert "the run is complete" in capsys.readouterr().out
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+
+    def test_one_process_is_this_one(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(cli, "launch", lambda *_: pytest.fail("another process was started"))
+        assert cli.main(["train", *TINY, "--nproc", "1", "--out", str(tmp_path / "run")]) == 0
+
     def test_data_with_three_classes(self, three_classes, tmp_path, monkeypatch, capsys):
         init = pyautoattack.AutoAttack.__init__
 

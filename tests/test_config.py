@@ -28,6 +28,13 @@ class TestResolve:
         with pytest.raises(ConfigError, match=r"milestones 75, 90 are never reached in 40 epochs"):
             TrainConfig(data="cifar10", epochs=40, milestones=(20, 75, 90)).resolve()
 
+    @pytest.mark.parametrize(
+        ("options", "milestones"),
+        [({}, (8.75, 10.5)), ({"epochs": 28}, (17.5, 21)), ({"data": "cifar10", "method": "fgsm_rs"}, (9.38, 11.25))],
+    )
+    def test_any_recipe_can_be_piecewise(self, options, milestones):
+        assert TrainConfig(schedule="piecewise", **options).resolve().milestones == milestones
+
     def test_given_options_stay(self):
         config = TrainConfig(data="cifar10", model="vgg8", eps=0.1, step=0.01, epochs=7, augment="none").resolve()
         assert (config.model, config.eps, config.step, config.epochs, config.augment) == ("vgg8", 0.1, 0.01, 7, "none")

@@ -114,8 +114,9 @@ RUNS = {
 }
 
 
-# NuAT's nuclear norm and the batch norm of FGSM-SDI's generator are over a process's part of a batch.
-BY_PART = ("nuat", "fgsm_sdi")
+# NuAT's nuclear norm, the batch norm of FGSM-SDI's generator and Curriculum's sizes of steps are those of a process's
+# part of a batch, and FreeAT's perturbation has a row for each picture of it.
+BY_PART = ("nuat", "fgsm_sdi", "free_at", "curriculum")
 
 
 @pytest.fixture(scope="module")
@@ -281,12 +282,12 @@ class TestShares:
         data = set_up(config).batches.data
         options = {"device": "cpu", "seed": 0, "augment": "none", "shuffle": True}
         parts = [Batches(data, 33, part=i, parts=4, **options) for i in range(4)]
-        assert {len(part) for part in parts} == {4}  # three pictures are not enough for four processes
+        assert {len(part) for part in parts} == {5}  # the last two are evened out: three are not enough for four
         for epoch in (0, 1):
             kept = torch.cat([part.kept(epoch) for part in parts])
             assert kept.sort().values.equal(data.index)
             seen = torch.cat([batch.index for part in parts for batch in part.epoch(epoch)])
-            assert len(seen.unique()) == len(seen) == 132
+            assert len(seen.unique()) == len(seen) == 135
         with pytest.raises(ConfigError, match="use fewer processes or larger batches"):
             Batches(data, 7, part=0, parts=4, **options)
 

@@ -181,6 +181,14 @@ class TestCourse:
         with pytest.raises(PyengmError, match="every run failed: seed-0: the loss is nan; seed-1"):
             train_seeds(config)
 
+    def test_a_torchrun_job_goes_on_with_its_own(self, trainer, tmp_path, monkeypatch):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+        command = ["train", "--seeds", "0", "1", "--out", str(tmp_path / "out")]
+        assert cli.main(command) == 0
+        assert cli.main(command) == 0
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "other")
+        assert cli.main(command) == 1
+
     def test_more_seeds_later(self, trainer, tmp_path):
         out = str(tmp_path / "out")
         assert cli.main(["train", "--seeds", "0", "--out", out]) == 0

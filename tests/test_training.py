@@ -197,6 +197,17 @@ class TestResume:
             resume(run)
         assert load_checkpoint(run.last)[1].epoch == 2
 
+    def test_checkpoints_that_are_gone(self, finished, tmp_path):
+        """A run is not begun anew over what it has left."""
+        shutil.copytree(finished.path, tmp_path / "copy")
+        run = RunFolder.open(tmp_path / "copy")
+        shutil.rmtree(run.path / "checkpoints")
+        with pytest.raises(
+            CheckpointError, match=r"no checkpoint to go on from; the weights are in .*last\.safetensors"
+        ):
+            resume(run)
+        assert run.read_metrics() == finished.read_metrics()
+
     def test_state_of_another_architecture(self, tiny, finished, tmp_path):
         config, run = start(tmp_path / "run", replace(tiny, width=3))
         shutil.copytree(finished.path / "checkpoints", run.path / "checkpoints")

@@ -52,9 +52,9 @@ class Batches:
         the same batches. None: on CUDA if it takes less than half of the free memory, elsewhere if it is in memory.
     memory_format: of the pictures of a batch, contiguous or channels_last.
     part, parts: every batch is cut into `parts` runs of pictures whose lengths differ by at most one, and this is the
-        one numbered `part`. A last batch of fewer than two pictures for each part is left out in all of them.
+        one numbered `part`. A last batch of fewer than two pictures for each part gets half of the one before it.
     Raises ConfigError for a batch size below 1, an unknown augmentation, a crop without resized ones, and parts that
-    would get fewer than two pictures of a batch; DataError for crops that `ResizedCrop.draw` does not make of these.
+    would get fewer than four pictures of a batch; DataError for crops that `ResizedCrop.draw` does not make of these.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class Batches:
             raise ConfigError(f"expected no crop with augmentation {augment!r}, got {crop}: it is for resized")
         if not 0 <= part < parts:
             raise ConfigError(f"expected a part from 0 to parts - 1, got part {part} of {parts}")
-        if parts > 1 and min(batch_size, len(data)) < 2 * parts:
+        if parts > 1 and min(batch_size, len(data)) < 4 * parts:
             raise ConfigError(
-                f"expected two pictures of every batch for each of {parts} processes, got batches of {batch_size} from "
+                f"expected 4 pictures of every batch for each of {parts} processes, got batches of {batch_size} from "
                 f"{len(data)} pictures: use fewer processes or larger batches"
             )
         self.data, self.batch_size, self.device = data, batch_size, torch.device(device)
@@ -97,8 +97,7 @@ class Batches:
         self._draw(self._index[:0], epoch=0)  # raises what there is to raise
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.data), self.batch_size)
-        return whole + (rest >= (2 * self.parts if self.parts > 1 else 1))
+        return -(-len(self.data) // self.batch_size)
 
     @property
     def padding(self) -> int:
@@ -120,16 +119,12 @@ class Batches:
         return shuffled(self.data.index, seed=self.seed, purpose=Purpose.SHUFFLE, epoch=epoch)
 
     def kept(self, epoch: int) -> Tensor:
-        """Identities (n,) of this part in `epoch`, in the order of the data; part 0 has the pictures left out too."""
-        order = self.order(epoch)
-        parts = self._parts_of(order, 0)
-        if self.part == 0:
-            parts.append(order[len(self) * self.batch_size :])
-        return self.data.index[torch.cat(parts).sort().values]
+        """Identities (n,) of the pictures of this part in `epoch`, in the order of the data."""
+        return self.data.index[torch.cat(self._parts_of(self.order(epoch), 0)).sort().values]
 
     def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self.order(epoch)
-        sizes = [len(batch) for batch in order.split(self.batch_size)[start : len(self)]]
+        sizes = [len(batch) for batch in self._whole(order)[start:]]
         here = self._parts_of(order.to(self.device), start)
         if self.resident:
             for positions, size in zip(here, sizes, strict=True):
@@ -145,8 +140,14 @@ class Batches:
 
     def _parts_of(self, order: Tensor, start: int) -> list[Tensor]:
         """The positions that are this part's, batch by batch, from batch number `start` on."""
-        batches = order.split(self.batch_size)[start : len(self)]
-        return [batch.tensor_split(self.parts)[self.part] for batch in batches]
+        return [batch.tensor_split(self.parts)[self.part] for batch in self._whole(order)[start:]]
+
+    def _whole(self, order: Tensor) -> list[Tensor]:
+        """The positions of all parts, batch by batch: as many batches whatever the number of parts."""
+        batches = list(order.split(self.batch_size))
+        if self.parts > 1 and len(batches[-1]) < 2 * self.parts and len(batches) > 1:
+            batches[-2:] = torch.cat(batches[-2:]).tensor_split(2)
+        return batches
 
     def _batch(self, images: Tensor, chosen: Tensor, positions: Tensor, epoch: int, size: int) -> Batch:
         """The batch of `positions` in the data set; its pictures are those `chosen` in `images`."""

@@ -15,6 +15,7 @@ from rich.progress import track
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
+from pyengm.data.one_at_a_time import one_at_a_time
 from pyengm.data.resized_crop import margin_for
 from pyengm.errors import DataError
 
@@ -35,16 +36,22 @@ def decoded(folder: Path, paths: Sequence[str], image_size: int | None, cache: P
     """
     path = cache / _fingerprint(folder, paths, image_size, margin) / "images.npy"
     if not path.exists():
-        if image_size is not None:
-            side = image_size + 2 * margin
-            _decode(paths, (side, side), path, shorter=side if margin else _shorter_for(side))
-        else:
-            try:
-                width, height = _open(paths[0]).size
-                _decode(paths, (height, width), path, shorter=None)
-            except _OtherSize:
-                _decode(paths, (DEFAULT_SIZE, DEFAULT_SIZE), path, shorter=_shorter_for(DEFAULT_SIZE))
+        with one_at_a_time(cache):
+            if not path.exists():  # another process may have made it meanwhile
+                _decode_into(path, paths, image_size, margin)
     return np.load(path, mmap_mode="r")
+
+
+def _decode_into(path: Path, paths: Sequence[str], image_size: int | None, margin: int) -> None:
+    if image_size is not None:
+        side = image_size + 2 * margin
+        _decode(paths, (side, side), path, shorter=side if margin else _shorter_for(side))
+        return
+    try:
+        width, height = _open(paths[0]).size
+        _decode(paths, (height, width), path, shorter=None)
+    except _OtherSize:
+        _decode(paths, (DEFAULT_SIZE, DEFAULT_SIZE), path, shorter=_shorter_for(DEFAULT_SIZE))
 
 
 def _fingerprint(folder: Path, paths: Sequence[str], image_size: int | None, margin: int) -> str:

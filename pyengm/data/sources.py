@@ -1,11 +1,13 @@
 """One door to every data set: the embedded one, torchvision's, and folders of pictures."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 from pyengm.data.digits import load_digits
 from pyengm.data.folders import load_folder
 from pyengm.data.images import ImageData
+from pyengm.data.one_at_a_time import one_at_a_time
 from pyengm.data.torchvision_sets import SETS, load_torchvision
 from pyengm.errors import DataError
 
@@ -44,7 +46,8 @@ def load(
     if name == "digits":
         data = load_digits(split)
     elif name in SETS:
-        data = load_torchvision(name, split, root, download)
+        with one_at_a_time(root) if download else nullcontext():
+            data = load_torchvision(name, split, root, download)
     elif Path(name).expanduser().is_dir():
         data = load_folder(Path(name).expanduser().resolve(), split, image_size, root / "folders", margin)
     else:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed
 
+from pyengm.checks import require
 from pyengm.distributed import gather, rank
 from pyengm.errors import DataError
 
@@ -33,15 +34,18 @@ class Pictures:
         return here, self._order[place[here]]
 
     def rows(self, index: Tensor) -> Tensor:
-        """The rows (n,) of identities (n,). Raises DataError for one that is not here."""
-        here, rows = self.find(index)
-        if len(rows) < len(index):
-            first = index.to(here.device)[~here][0].item()
-            raise DataError(
-                f"{len(index) - len(rows)} of {len(index)} pictures are none of the {len(self)} that the method was "
-                f"prepared for (first: identity {first}); tell prepare() about all training pictures"
-            )
-        return rows
+        """The rows (n,) of identities (n,). Raises DataError for one that is not here (`pyengm.checks.require`)."""
+        index = index.to(self.index.device)
+        place = torch.searchsorted(self._sorted, index).clamp_(max=len(self) - 1)
+        here = self._sorted[place] == index
+        require(here.all(), self._unknown, here, index)
+        return self._order[place]
+
+    def _unknown(self, here: Tensor, index: Tensor) -> DataError:
+        return DataError(
+            f"{int((~here).sum())} of {len(index)} pictures are none of the {len(self)} that the method was prepared "
+            f"for (first: identity {index[~here][0].item()}); tell prepare() about all training pictures"
+        )
 
     def moved(self, values: Tensor, to: "Pictures") -> Tensor:
         """The rows of `values` (N, ...) as the pictures `to` of this process have them, fetched from all processes.

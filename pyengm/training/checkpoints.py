@@ -41,7 +41,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Those that are whole, the oldest first."""
-        return sorted(path.parent for path in self.folder.glob(f"epoch-*/{MANIFEST}"))
+        return sorted((path.parent for path in self.folder.glob(f"epoch-*/{MANIFEST}")), key=_place)
 
     def save(self, epoch: int, batch: int, shared: dict[str, Any], part: dict[str, Any]) -> None:
         """Writes a checkpoint, then removes those beyond the newest `keep`.
@@ -102,11 +102,19 @@ class Checkpoints:
             shutil.rmtree(final)
         os.replace(temporary, final)
         _flush_folder(self.folder)
-        for old in self.all()[: -self.keep]:
-            (old / MANIFEST).unlink()  # from now on it is none
+        later = [path for path in self.all() if _place(path) > _place(final)]  # damaged, as the run went back
+        until_now = [path for path in self.all() if path not in later]
+        for path in later + until_now[: -self.keep]:
+            (path / MANIFEST).unlink()  # from now on it is none
         for path in self.folder.glob("epoch-*"):
             if not (path / MANIFEST).exists():
                 shutil.rmtree(path)
+
+
+def _place(path: Path) -> tuple[int, int]:
+    """Epoch and batch."""
+    _, epoch, _, batch = path.name.split("-")
+    return int(epoch), int(batch)
 
 
 def damage_of(path: Path) -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyengm.checks import Checks
 from pyengm.data import Batch
-from pyengm.distributed import any_of, average_buffers, average_gradients, rank, summed, world
+from pyengm.distributed import any_of, average_buffers, average_gradients, by_first, rank, summed, world
 from pyengm.errors import NonFiniteError, StorageError
 from pyengm.evaluation import attack_named, judge
 from pyengm.models import CheckpointInfo
@@ -135,17 +135,15 @@ def finish_epoch(
         row["train_pgd"] = training_accuracy(config, parts, at.epoch)
         row["catastrophe"] = is_catastrophe(at.train_pgd, row["train_pgd"])
         if row["catastrophe"] and config.catastrophe == "stop":
-            log.epoch(row | {"best": False}, watch.epoch(at.epoch))
+            by_first(lambda: log.epoch(row | {"best": False}, watch.epoch(at.epoch)))
             stop_for_good(config, parts, run, at, log)
             return
         at.train_pgd = row["train_pgd"]
     row["best"] = score > at.best or parts.held_out is None
-    log.epoch(row, watch.epoch(at.epoch))
-    if rank() == 0:
-        info = CheckpointInfo(parts.model_options, config.data, parts.test.classes, config.norm, config.eps, at.epoch)
-        if row["best"]:
-            run.save_weights(run.best, model, info)
-        run.save_weights(run.last, model, info)
+    by_first(lambda: log.epoch(row, watch.epoch(at.epoch)))
+    info = CheckpointInfo(parts.model_options, config.data, parts.test.classes, config.norm, config.eps, at.epoch)
+    for path in [run.best, run.last] if row["best"] else [run.last]:
+        by_first(partial(run.save_weights, path, model, info))
     told = row
     if parts.method.reads_scores and parts.held_out is not None and model is not parts.model:
         told = row | held_out_figures(config, parts, parts.model)  # the method is about the weights that are trained

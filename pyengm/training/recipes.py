@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pyengm.training.schedule import in_proportion
+
 # radii: eps per norm; both norms are evaluated. milestones: epochs at which the learning rate is divided by ten.
 DEFAULT_RECIPE: dict[str, Any] = {
     "model": "resnet18",
@@ -33,6 +35,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "lr": 0.2,
         "schedule": "cyclic",
         "epochs": 14,
+        "milestones": (8.75, 10.5),
         "threads": 1,  # pictures of 64 pixels keep no second core busy
         "autoattack_pictures": 100,
         "radii": {"linf": 0.2, "l2": 0.5},
@@ -132,6 +135,8 @@ def recipe_for(
     if large:
         recipe["augment"] = "resized"
     own = dict(LARGE_RECIPES.get(method) or METHOD_RECIPES.get(method, {}) if large else METHOD_RECIPES.get(method, {}))
+    if "epochs" in own:
+        own = {"milestones": in_proportion(recipe["milestones"], own["epochs"] / recipe["epochs"])} | own
     if norm != "linf":  # radius, step and bounds of steps are those of the other norm
         own = {name: value for name, value in own.items() if name not in ("eps", "step")}
         if "method_options" in own:

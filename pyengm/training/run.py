@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pyengm.distributed import by_first, rank
+from pyengm.distributed import by_first
 from pyengm.errors import ConfigError, StorageError
 from pyengm.evaluation import attack_checkpoints, attack_names, check_attacks, plot_curves, results_table
 from pyengm.terminal import say, spoken_warnings
@@ -38,19 +38,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
     run = begin(config)
     with telling_how_to_go_on(run), run.locked():
         say(f"run folder: {run.path}")
-        if rank() == 0:
-            run.add_environment()
-        with spoken_warnings():
-            fit(config, parts, run)
-        if run.results.exists():
+        if by_first(run.results.exists):
             say(f"the run is complete; its results are in {run.results}")
             say(f"further attacks: pyengm evaluate {run.path} --attacks ...")
             return run.read_results()
+        by_first(run.add_environment)
+        with spoken_warnings():
+            fit(config, parts, run)
         try:
             with sigterm_as_ctrl_c():
-                if rank() == 0:
-                    title = f"{parts.test.name}, {config.method}, {config.optimizer}"
-                    plot_curves(run.read_metrics(), run.curves, title)
+                title = f"{parts.test.name}, {config.method}, {config.optimizer}"
+                by_first(lambda: plot_curves(run.read_metrics(), run.curves, title))
                 results = attack_checkpoints(
                     {"best": run.best, "last": run.last},
                     parts.test,
@@ -64,8 +62,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         except KeyboardInterrupt:
             raise Interrupted(after_training(run)) from None
         table = results_table(results, str(run.path))
-        if rank() == 0:
-            run.save_results(results, as_text(table))
+        by_first(lambda: run.save_results(results, as_text(table)))
         say(table)
         say(f"weights, results.json and curves.png are in {run.path}")
     return results

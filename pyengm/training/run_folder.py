@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from pyengm.distributed import rank
+from pyengm.distributed import by_first
 from pyengm.errors import CheckpointError, ConfigError, StorageError
 from pyengm.models import CheckpointInfo, save_checkpoint, write_atomically
 from pyengm.training.checkpoints import Checkpoints
@@ -58,8 +58,7 @@ class RunFolder:
         run, is_new = cls(path), not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if (name := job_name()) is not None:
-                run.job.write_text(name + "\n")
+            run.note_job()
             write_atomically(run.config, config.save)
         except OSError as error:
             with suppress(OSError):
@@ -68,6 +67,12 @@ class RunFolder:
                     path.rmdir()
             raise StorageError(f"cannot begin the run in {path}: {error}; make room or choose another --out") from error
         return run
+
+    def note_job(self) -> None:
+        """Notes which torchrun job begins the run, if one does."""
+        if (name := job_name()) is not None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.job.write_text(name + "\n")
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -84,35 +89,38 @@ class RunFolder:
 
         Raises ConfigError where another one does, StorageError where the folder cannot be written to.
         """
-        if rank() != 0:
-            yield
-            return
-        path = self.path / ".lock"
         with ExitStack() as stack:
-            try:
-                lock = stack.enter_context(open(path, "a+"))
-            except OSError as error:
-                raise StorageError(f"cannot write {path}: {error}") from error
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                lock.seek(0)
-                raise ConfigError(
-                    f"the run in {self.path} is being written to by another process ({lock.read().strip()}); "
-                    "wait for it or end it"
-                ) from error
-            except OSError:
-                pass  # a file system without locks
-            with suppress(OSError):  # a full disk does not keep the lock from holding
-                lock.truncate(0)
-                os.write(lock.fileno(), f"process {os.getpid()}".encode())
-                for half in self.path.glob(".*.tmp"):
-                    half.unlink(missing_ok=True)
+            by_first(lambda: self._lock(stack))
             yield
+
+    def _lock(self, stack: ExitStack) -> None:
+        path = self.path / ".lock"
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error}") from error
+        stack.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"the run in {self.path} is being written to by another process ({os.read(lock, 100).decode()}); "
+                "wait for it or end it"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        with suppress(OSError):  # a full disk does not keep the lock from holding
+            os.truncate(lock, 0)
+            os.write(lock, f"process {os.getpid()}".encode())
+            for half in self.path.glob(".*.tmp"):
+                half.unlink(missing_ok=True)
 
     def add_environment(self) -> None:
         """Notes on what this start, or resume, of the run goes on."""
-        starts = json.loads(self.environment.read_text()) if self.environment.exists() else []
+        try:
+            starts = list(json.loads(self.environment.read_text()))
+        except (OSError, ValueError):  # the first start, or a damaged file that nothing depends on
+            starts = []
         text = json.dumps([*starts, describe()], indent=2) + "\n"
         write_atomically(self.environment, lambda path: path.write_text(text))
 

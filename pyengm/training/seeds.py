@@ -31,6 +31,7 @@ def train_seeds(config: TrainConfig) -> dict[str, Any]:
     again = f"pyengm train --seeds {' '.join(map(str, config.seeds))} --out {out} --resume"
     if not config.resume:
         by_first(lambda: check_free(out, again))
+        by_first(RunFolder(out).note_job)
     runs = {f"seed-{seed}": replace(config, seed=seed, seeds=(), out=seed_folder(out, seed)) for seed in config.seeds}
     results, failed = complete_all(runs, f"go on with: {again}", fatal=(ConfigError, DataError))
     if not results:
@@ -49,6 +50,11 @@ def train_seeds(config: TrainConfig) -> dict[str, Any]:
 def seed_folder(out: Path, seed: int | str) -> Path:
     """Where the run of that seed is among those in `out`."""
     return out / f"seed-{seed}"
+
+
+def is_begun(out: Path, seeds: Sequence[str]) -> bool:
+    """Whether the run in `out`, or one of those of the seeds, was begun."""
+    return any(RunFolder(path).config.is_file() for path in [out, *(seed_folder(out, seed) for seed in seeds)])
 
 
 def begun_run(out: Path, seeds: Sequence[str]) -> RunFolder:

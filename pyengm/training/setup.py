@@ -122,7 +122,7 @@ def set_up(config: TrainConfig) -> Parts:
     scaler = scaler_for(config.precision, device)
     step = train_step
     if config.cuda_graphs and scaler is None and not isinstance(method, AWP) and is_replayable(optimizer, model):
-        step = ReplayedStep(Replay(config.batch_size))
+        step = ReplayedStep(Replay(part_size(config)))
     for name in ("warmup", "fgsm_epochs"):
         if getattr(method, name, 0) >= config.epochs:
             warnings.warn(
@@ -164,6 +164,12 @@ def with_shared_statistics(config: TrainConfig, model: nn.Module) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
+def part_size(config: TrainConfig) -> int:
+    """Pictures of a batch that this process has."""
+    least, more = divmod(config.batch_size, world())
+    return least + (rank() < more)
+
+
 def speed_up(config: TrainConfig, method: Method, network: nn.Module, device: torch.device) -> None:
     """Compiles the network for the method's attack, and has the attack captured in a CUDA graph, as the options say.
 
@@ -181,7 +187,7 @@ def speed_up(config: TrainConfig, method: Method, network: nn.Module, device: to
     if config.compile:
         attack.stand_in = network, torch.compile(network)
     if config.cuda_graphs:
-        attack.replay = Replay(config.batch_size)
+        attack.replay = Replay(part_size(config))
 
 
 def check_recipe(config: TrainConfig, data: ImageData) -> None:

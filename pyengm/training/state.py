@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyengm.distributed import rank, summed, world
+from pyengm.distributed import by_first, rank, summed, world
+from pyengm.errors import CheckpointError
 from pyengm.models import check_state
 from pyengm.training.config import TrainConfig
 from pyengm.training.run_folder import RunFolder
@@ -62,6 +63,10 @@ def restore(config: TrainConfig, parts: Parts, run: RunFolder) -> Position:
     checkpoint is whole, or they are of another architecture or other pictures.
     """
     saved = run.checkpoints(config.keep).load(parts.device)
+    if saved is None and by_first(lambda: len(run.read_metrics())) > 1:  # a start that was killed may leave one line
+        raise CheckpointError(
+            f"{run.path} has figures of several epochs, but no checkpoint to go on from; the weights are in {run.last}"
+        )
     if saved is None:
         return Position(no_sums(parts.device))
     state, same = saved.shared, len(saved.parts) == world()
@@ -90,5 +95,5 @@ def restored_sums(sums: dict[str, float] | None, device: torch.device) -> Tensor
 
 def restore_generators(part: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(part["generator"])
-    if device.type == "cuda":
+    if device.type == "cuda" and part["cuda_generator"] is not None:  # None where the run was on a CPU
         torch.cuda.set_rng_state(part["cuda_generator"], device)
