@@ -203,7 +203,7 @@ class TestResume:
         run = RunFolder.open(tmp_path / "copy")
         shutil.rmtree(run.path / "checkpoints")
         with pytest.raises(
-            CheckpointError, match=r"no checkpoint to go on from; the weights are in .*last\.safetensors"
+            CheckpointError, match=r"no checkpoint to go on from; the weights are in .*last"
         ):
             resume(run)
         assert run.read_metrics() == finished.read_metrics()
