@@ -58,8 +58,8 @@ def test_warns_and_goes_on(tiny, monkeypatch, capsys):
 
 
 def test_stops_and_keeps_the_weights_from_before(tiny, monkeypatch, tmp_path, capsys):
-    whole = run_with(replace(tiny, epochs=2, schedule="piecewise", out=tmp_path / "two"), monkeypatch, [0.5, 0.6])
-    stopping = replace(tiny, catastrophe="stop", schedule="piecewise", out=tmp_path / "stopped")
+    whole = run_with(replace(tiny, epochs=2, schedule="constant", out=tmp_path / "two"), monkeypatch, [0.5, 0.6])
+    stopping = replace(tiny, catastrophe="stop", schedule="constant", out=tmp_path / "stopped")
     with pytest.warns(UserWarning, match="catastrophic"):
         run = run_with(stopping, monkeypatch, [0.5, 0.6, 0.1])
     assert len(run.read_metrics()) == 3

@@ -56,7 +56,8 @@ def begin(out: Path, *options: str, **more) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pyengm", "train", *options, "--out", str(out)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, env=environment, **streams, **more)
+    elsewhere = {"cwd": out.parent}  # -m takes a package of the working directory first, and a checkout's is not built
+    return subprocess.Popen(command, env=environment, **streams, **elsewhere | more)
 
 
 def check_whole(run: RunFolder) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +25,7 @@ from pyengm.training.checkpoints import damage_of
 from pyengm.training.stop import STATUS
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")
+ELSEWHERE = tempfile.gettempdir()  # -m takes a package of the working directory first, and a checkout's is not built
 TINY = TrainConfig(model="cnn4", width=4, norm_layer="gn", epochs=1, steps=2, batch_size=30, lr=0.05, augment="shift")
 
 
@@ -210,7 +212,7 @@ class TestCommand:
 
     def pyengm(self, *arguments: str, **options) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "pyengm", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, **{"cwd": ELSEWHERE} | options)
 
     def test_nproc(self, tmp_path):
         """Training, AutoAttack and files, and then nothing is left to do."""
@@ -241,7 +243,7 @@ class TestCommand:
     def test_a_signal_saves_and_ends_with_75(self, tmp_path, number):
         long = ("--epochs", "5000", "--out", str(tmp_path / "run"), "--nproc", "2")
         command = [sys.executable, "-m", "pyengm", "train", *self.TINY, *long]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ELSEWHERE)
         run = RunFolder(tmp_path / "run")
         while process.poll() is None and len(run.checkpoints(2).all()) == 0:
             time.sleep(0.05)
@@ -267,11 +269,11 @@ class TestCommand:
         command += ["--rdzv-endpoint=localhost:0", "--rdzv-id=mine", "-m", "pyengm", "train", *self.TINY]
         command += ["--autoattack-pictures", "1", "--out", str(tmp_path / "run")]
         for said in ("run folder", "the run is complete"):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ELSEWHERE)
             assert done.returncode == 0, done.stderr
             assert said in done.stdout
         other = [word.replace("--rdzv-id=mine", "--rdzv-id=other") for word in command]
-        done = subprocess.run(other, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(other, capture_output=True, text=True, timeout=300, cwd=ELSEWHERE)
         assert done.returncode != 0
         assert "exists and is not overwritten" in done.stderr
 

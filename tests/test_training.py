@@ -202,9 +202,7 @@ class TestResume:
         shutil.copytree(finished.path, tmp_path / "copy")
         run = RunFolder.open(tmp_path / "copy")
         shutil.rmtree(run.path / "checkpoints")
-        with pytest.raises(
-            CheckpointError, match=r"no checkpoint to go on from; the weights are in .*last"
-        ):
+        with pytest.raises(CheckpointError, match=r"no checkpoint to go on from; the weights are in .*last"):
             resume(run)
         assert run.read_metrics() == finished.read_metrics()
 

@@ -78,7 +78,7 @@ def own_device(device: torch.device) -> torch.device:
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
-    """Runs `python -m pyengm ARGUMENTS` that many times on this machine, as one group; returns its exit status.
+    """Runs `pyengm ARGUMENTS` that many times on this machine, as one group; returns its exit status.
 
     Signals to this process go on to all of them. When one of them fails, the others are ended; they stop, too, when
     this process is killed.
@@ -92,7 +92,10 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         LAUNCHER: str(watched),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))),
     }
-    command = [sys.executable, "-m", "pyengm", *arguments]
+    # Modules are found where this process finds them; -m would look into the working directory first.
+    code = f"import sys; sys.path[:] = {sys.path!r}; sys.argv[0] = 'pyengm'\n"
+    code += "from pyengm.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, *arguments]
     options = {"start_new_session": True, "pass_fds": (watched,)}
     children = [
         subprocess.Popen(command, env=shared | {"RANK": str(i), "LOCAL_RANK": str(i)}, **options)
