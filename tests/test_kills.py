@@ -112,7 +112,7 @@ class TestKilledProcesses:
         def kill(process: subprocess.Popen, number: int) -> None:
             workers = sorted(pid for pid, parent in parents().items() if parent == process.pid)
             victims = ([process.pid, *workers], [process.pid], workers[:1], workers[1:])[number % 4]
-            for victim in victims:
+            for victim in victims or [process.pid]:  # which has not started the others yet
                 with suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)
 
@@ -137,10 +137,9 @@ def kill_and_resume(folder: Path, counts: Mapping[str, int], kill: Kill, *option
             kill(process, number)
         said, _ = process.communicate(timeout=120)
         assert_gone(family)
-        if not came:
+        if not came or process.returncode == 0:  # the end came before the moment, or before the kill had its effect
             assert (moment.phase, process.returncode) == ("evaluation", 0), f"{moment} did not come: {said}"
             break
-        assert process.returncode != 0, said
         assert process.returncode != 137 or re.search("process [01] was ended by signal 9, so all are", said)
         phase = notes[-1][1] if notes else "start-up"
         print(f"kill {number + 1}: {moment}, found in {phase}; status {process.returncode}")
