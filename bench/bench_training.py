@@ -219,9 +219,6 @@ def test_growth(benchmark, tabulate, setting, by):
 
 @every_setting
 def test_processes(benchmark, tabulate, tmp_path, setting):
-    listed = subprocess.run([sys.executable, "-c", RUN, "train", "--help"], capture_output=True, text=True, check=True)
-    if "--nproc" not in listed.stdout:
-        pytest.skip("pyengm train has no --nproc in this version")
     if setting.device != "cpu" and torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     write_pictures(setting, tmp_path / "pictures")
