@@ -70,23 +70,25 @@ def summed_all(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
 
 
-def average_gradients(params: Sequence[Tensor], pictures: int) -> None:
-    """Makes every .grad the mean over all processes, weighted by how many pictures each has.
+def average_gradients(module: nn.Module, pictures: int) -> None:
+    """Makes every .grad of a module the mean over all processes, weighted by how many pictures each has.
 
     So the mean over a process's pictures becomes that over the pictures of all. A parameter without a gradient in some
     processes counts as 0 there; without one in all of them it keeps none.
     """
     if world() == 1:
         return
-    trained = [p for p in params if p.requires_grad]
+    trained = [p for p in module.parameters() if p.requires_grad]
     for dtype in dict.fromkeys(p.dtype for p in trained):  # in one order everywhere
         _average([p for p in trained if p.dtype == dtype], pictures)
 
 
 def average_buffers(module: nn.Module) -> None:
     """Makes the floating-point buffers, such as running statistics, the mean over all processes."""
+    if world() == 1:  # before the walk over the module, which takes its time in every step
+        return
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    if world() == 1 or not buffers:
+    if not buffers:
         return
     sums = summed_all([buffer.double() for buffer in buffers])  # so that constants stay what they are, bit for bit
     for buffer, total in zip(buffers, sums, strict=True):

@@ -107,7 +107,7 @@ class FGSMSDI(AttackMethod):
             loss = self._smoothed(model(x_adv if self.as_published else x_adv.clamp(0, 1)), y).mean()
             check_finite(loss)
             loss.backward(inputs=list(self.generator.parameters()))
-        average_gradients(list(self.generator.parameters()), len(x))
+        average_gradients(self.generator, len(x))
         average_buffers(self.generator)
         self.adam.step()
         self.adam.zero_grad()

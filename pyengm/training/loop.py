@@ -95,7 +95,7 @@ def step(config: TrainConfig, parts: Parts, group: list[Batch], epoch: int) -> T
     Returns the sums over its pictures, see `SUMS`.
     """
     keys = [Key(config.seed, epoch, batch.index) for batch in group]
-    average = partial(average_gradients, list(parts.model.parameters()))
+    average = partial(average_gradients, parts.model)
     if takes_closures(parts.optimizer):
         used = closure_step(parts.method, parts.network, parts.optimizer, group, keys, average)
     else:
