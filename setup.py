@@ -89,6 +89,7 @@ class NinjaBuild(build_ext):
             raise CompileError(
                 "the native build failed (see above). If only the CUDA part failed, PYENGM_CUDA=0 builds without it."
             )
+        self.copy_into_checkout()
 
     def write_rules(self, rules: Writer, headers: Path) -> None:
         env = os.environ.get
@@ -133,6 +134,16 @@ class NinjaBuild(build_ext):
             output = Path(self.get_ext_fullpath(extension.name)).resolve()
             rules.build(str(output), "nvlink" if extension.name.endswith("_cuda") else "link", objects)
 
+    def copy_into_checkout(self) -> None:
+        """Puts the native modules beside the sources too: Python started in a clone imports the package found there."""
+        for extension in self.extensions:
+            built = Path(self.get_ext_fullpath(extension.name)).resolve()
+            beside = ROOT / self.get_ext_filename(extension.name)
+            if built != beside:
+                part = beside.with_suffix(".tmp")  # a running process keeps the file that it has mapped
+                shutil.copyfile(built, part)
+                part.replace(beside)
+
 
 def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
@@ -143,8 +154,8 @@ if find_nvcc():
     extensions.append(Extension("pyengm._cuda", sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")))
 
 setup(
-    packages=[*find_packages(include=["pyengm", "pyengm.*"]), "pyengm.kernels"],
-    package_data={"pyengm": ["py.typed", "recipes/*.yaml", "examples/*.sbatch"]},
+    packages=find_packages(include=["pyengm", "pyengm.*"]),
+    package_data={"pyengm": ["py.typed", "paper_tables/*.yaml", "examples/*.sbatch"]},
     ext_modules=extensions,
     cmdclass={"build_ext": NinjaBuild},
 )

@@ -8,7 +8,7 @@ from torch.linalg import vector_norm
 from pyengm.ops import atas_step_, fosc, fosc_step_, pgd_l2_step_, row_norms
 
 STEP, EPS = 2 / 255, 8 / 255
-ATAS = {"eps": EPS, "largest": 14 / 255, "c": 100.0, "low": 4 / 255, "high": 14 / 255}
+ATAS = {"eps": EPS, "step_scale": 14 / 255, "c": 100.0, "min_step": 4 / 255, "max_step": 14 / 255}
 
 every_size = pytest.mark.parametrize("size", [32, 224])
 every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -171,7 +171,7 @@ def test_atas_step(compare, size, device):
         return atas_step_(x_adv, grad, x, v, **ATAS)
 
     def sizes_of(v):
-        return (ATAS["largest"] / (1 + v.sqrt() / ATAS["c"])).clamp(ATAS["low"], ATAS["high"])
+        return (ATAS["step_scale"] / (1 + v.sqrt() / ATAS["c"])).clamp(ATAS["min_step"], ATAS["max_step"])
 
     def in_place(x_adv, v):  # one scratch buffer and the sign
         v.lerp_(vector_norm(grad, dim=(1, 2, 3)).square_(), 1 - beta)

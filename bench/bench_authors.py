@@ -1,7 +1,7 @@
 """Our training steps against the authors' public code: pytest bench/bench_authors.py --baseline-dir DIR.
 
 DIR holds their repositories as folders, at the commits in authors.REPOSITORIES; rows without their folder are skipped.
-ResNet-18 of width 16 with batch norm on 64 pictures of 32 x 32, float32, momentum SGD, one CPU thread; 10 attack steps,
+ResNet-18 of width 16 with batch norm on 64 images of 32 x 32, float32, momentum SGD, one CPU thread; 10 attack steps,
 1 in ATAS and ATTA. Network, initial weights and numbers are the same on both sides, rounds in turn; see pairs.py for
 what a step holds.
 
@@ -16,13 +16,13 @@ from unittest import mock
 
 import pytest
 import torch
-from pairs import PAIRS, SIDE, Ours, Setting, check_losses
+from tools.paired_steps import PAIRS, SIDE, Ours, Setting, check_losses
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyengm.attacks.losses import kl_divergence, log_softmax
 from pyengm.data import CropFlip
-from pyengm.methods import Method, Outcome
+from pyengm.methods import Method, StepOutput
 from pyengm.ops import atas_step_, pgd_linf_step_
 
 SETTING = Setting()
@@ -58,10 +58,10 @@ def clean_in_each_attack_step(ours: Ours) -> AbstractContextManager:
 
 
 def clean_twice_in_the_loss(ours: Ours) -> AbstractContextManager:
-    def outcome(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
+    def outcome(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
         natural, logits = model(x), model(x_adv)
         robust = kl_divergence(logits, log_softmax(model(x)))
-        return Outcome(F.cross_entropy(natural, y, reduction="none") + base_of(ours).beta * robust, x_adv, logits)
+        return StepOutput(F.cross_entropy(natural, y, reduction="none") + base_of(ours).beta * robust, x_adv, logits)
 
     return mock.patch.object(base_of(ours), "outcome", outcome)
 
@@ -81,14 +81,14 @@ def weight_gradients_in_the_attack(ours: Ours) -> AbstractContextManager:
 
 @contextmanager
 def two_more_forward_passes(ours: Ours):
-    """Theirs choose among restarts, of which there is one, and measure the clean pictures for the log."""
+    """Theirs choose among restarts, of which there is one, and measure the clean images for the log."""
     yield
     for _ in range(2):
         ours.model(ours.batch.x)
 
 
 def batch_norm_of_torch(ours: Ours) -> AbstractContextManager:
-    return mock.patch("pyengm.attacks.affine.KINDS", ())
+    return mock.patch("pyengm.attacks.fused_batch_norm.KINDS", ())
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def contiguous(ours: Ours):
 @contextmanager
 def eager_steps(ours: Ours):
     with (
-        mock.patch("pyengm.attacks.threat.pgd_linf_step_", partial(pgd_linf_step_, backend="reference")),
+        mock.patch("pyengm.attacks.threat_model.pgd_linf_step_", partial(pgd_linf_step_, backend="reference")),
         mock.patch("pyengm.methods.atas.atas_step_", partial(atas_step_, backend="reference")),
     ):
         yield
@@ -119,9 +119,9 @@ def crops_one_by_one(ours: Ours) -> AbstractContextManager:
     def cut(crop: CropFlip, canvas: Tensor) -> Tensor:
         return torch.stack([canvas[place].flip(2) if flip else canvas[place] for place, flip in windows(crop)])
 
-    def paste(crop: CropFlip, pictures: Tensor, canvas: Tensor) -> Tensor:
-        for picture, (place, flip) in zip(pictures, windows(crop), strict=True):
-            canvas[place] = picture.flip(2) if flip else picture
+    def paste(crop: CropFlip, images: Tensor, canvas: Tensor) -> Tensor:
+        for image, (place, flip) in zip(images, windows(crop), strict=True):
+            canvas[place] = image.flip(2) if flip else image
         return canvas
 
     def to_float(crop: CropFlip, images: Tensor, positions: Tensor, *, memory_format: torch.memory_format) -> Tensor:
@@ -132,20 +132,20 @@ def crops_one_by_one(ours: Ours) -> AbstractContextManager:
 
 
 SAVINGS: dict[str, Callable[[Ours], AbstractContextManager]] = {
-    "clean pictures once per attack": clean_in_each_attack_step,
-    "clean pictures once in the loss": clean_twice_in_the_loss,
+    "clean images once per attack": clean_in_each_attack_step,
+    "clean images once in the loss": clean_twice_in_the_loss,
     "no weight gradients in the attack": weight_gradients_in_the_attack,
     "two forward passes less": two_more_forward_passes,
     "batch norm as scale and shift": batch_norm_of_torch,
     "channels_last": contiguous,
     "fused steps": eager_steps,
-    "crops of all pictures at once": crops_one_by_one,
+    "crops of all images at once": crops_one_by_one,
 }
 EVERYWHERE = ("channels_last", "fused steps")
 EVAL = ("batch norm as scale and shift", *EVERYWHERE)  # attacks with batch norm in evaluation mode
-CLEAN = ("clean pictures once per attack", "clean pictures once in the loss")
+CLEAN = ("clean images once per attack", "clean images once in the loss")
 AWP = ("no weight gradients in the attack", "two forward passes less")
-CROPS = ("crops of all pictures at once",)
+CROPS = ("crops of all images at once",)
 
 
 SAVED = {

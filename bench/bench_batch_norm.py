@@ -36,7 +36,7 @@ def test_adversarial_step(price, benchmark, kind, model_name):
     torch.manual_seed(0)
     model = build(model_name, norm="bn", width=WIDTH).train()
     x, y = torch.rand(N, 3, 32, 32), torch.arange(N) % 10
-    attack = PGD(eps=8 / 255, step=2 / 255, steps=10)
+    attack = PGD(eps=8 / 255, step_size=2 / 255, steps=10)
     msgd = MSGD(model.parameters(), lr=1e-4)
     engm = ENGM(model.parameters(), lr=1e-4, alpha=1.0, norms=kind)
 

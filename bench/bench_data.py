@@ -1,8 +1,8 @@
-"""Batches of ImageNet's size beside torchvision's DataLoader: python bench/bench_data.py [--pictures 1000]
+"""Loader of ImageNet's size beside torchvision's DataLoader: python bench/bench_data.py [--images 1000]
 
-Pictures of noise that JPEG does not find easy, 500 x 375 pixels as ImageNet's are on average: stored as JPEGs, as PIL
-pictures in memory whose shorter side is 256, and decoded in a memory-mapped file as `pyengm train` has them. All make
-batches of 128 float pictures of 224 x 224 in [0, 1], in one process, in turn, round by round. The DataLoader works in
+Images of noise that JPEG does not find easy, 500 x 375 pixels as ImageNet's are on average: stored as JPEGs, as PIL
+images in memory whose shorter side is 256, and decoded in a memory-mapped file as `pyengm train` has them. All make
+batches of 128 float images of 224 x 224 in [0, 1], in one process, in turn, round by round. The DataLoader works in
 this process too, `num_workers=0`: with k workers it is up to k times as fast, as are our operations with k threads.
 """
 
@@ -22,17 +22,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from pyengm.data import Batches, ImageData, batches
+from pyengm.data import ImageDataset, Loader
+from pyengm.data import loader as loader_module
 
 BATCH = 128
 ROUNDS = 7
 THEIRS = transforms.Compose(
     [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
 )
-DIFFERENT = 16  # pictures; the others are these again
+DIFFERENT = 16  # images; the others are these again
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     """What a user of torchvision writes: open, transform."""
 
     def __init__(self, sources: list, opened: Callable):
@@ -47,19 +48,19 @@ class Pictures(Dataset):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=1000)
-    pictures = parser.parse_args().pictures
+    parser.add_argument("--images", type=int, default=1000)
+    images = parser.parse_args().images
     with TemporaryDirectory() as folder:
-        candidates = make(pictures, Path(folder))
+        candidates = make(images, Path(folder))
         speeds = {name: [] for name in candidates}
         for round_ in range(ROUNDS + 1):
             for name, epochs in candidates.items():
-                speed = pictures_per_second(epochs(round_))
+                speed = images_per_second(epochs(round_))
                 if round_:  # the first one warms up
                     speeds[name].append(speed)
     print(_machine())
     ours = next(iter(speeds))
-    print(f"{'pictures per second, median (lowest to highest)':60}  {ours} is faster by")
+    print(f"{'images per second, median (lowest to highest)':60}  {ours} is faster by")
     for name, values in speeds.items():
         ratios = sorted(a / b for a, b in zip(speeds[ours], values, strict=True))
         print(f"{name:38} {median(values):9.0f} ({min(values):.0f} to {max(values):.0f})".ljust(62), end="")
@@ -69,9 +70,9 @@ def main() -> None:
 def make(n: int, folder: Path) -> dict[str, Callable[[int], Iterable]]:
     """By name, what gives the batches of an epoch."""
     pixels = [noise(seed) for seed in range(DIFFERENT)]
-    jpegs = [jpeg(picture) for picture in pixels]
-    smaller = [picture.resize((341, 256), Image.Resampling.BICUBIC) for picture in pixels]
-    middle = [np.asarray(picture.crop((42, 0, 298, 256))).transpose(2, 0, 1) for picture in smaller]
+    jpegs = [jpeg(image) for image in pixels]
+    smaller = [image.resize((341, 256), Image.Resampling.BICUBIC) for image in pixels]
+    middle = [np.asarray(image.crop((42, 0, 298, 256))).transpose(2, 0, 1) for image in smaller]
     decoded = np.lib.format.open_memmap(folder / "x.npy", mode="w+", dtype=np.uint8, shape=(n, 3, 256, 256))
     for position in range(n):
         decoded[position] = middle[position % DIFFERENT]
@@ -80,26 +81,26 @@ def make(n: int, folder: Path) -> dict[str, Callable[[int], Iterable]]:
     mapped = np.load(folder / "x.npy", mmap_mode="r")
 
     def ours(readers: int, images: np.ndarray | Tensor = mapped, **options) -> Callable[[int], Iterable]:
-        data = ImageData(images, torch.zeros(n, dtype=torch.int64), ("0",), "/folder", "train")
-        loader = Batches(data, BATCH, device="cpu", seed=0, shuffle=True, **options)
+        data = ImageDataset(images, torch.zeros(n, dtype=torch.int64), ("0",), "/folder", "train")
+        loader = Loader(data, BATCH, device="cpu", seed=0, shuffle=True, **options)
 
         def epoch(number: int) -> Iterator:
-            batches.READERS = readers
+            loader_module.READERS = readers
             return loader.epoch(number)
 
         return epoch
 
     def theirs(sources: list, opened: Callable) -> Callable[[int], Iterable]:
-        loader = DataLoader(Pictures([sources[i % DIFFERENT] for i in range(n)], opened), BATCH, shuffle=True)
+        loader = DataLoader(Images([sources[i % DIFFERENT] for i in range(n)], opened), BATCH, shuffle=True)
         return lambda number: loader
 
     crop = {"augment": "resized", "crop": (224, 224)}
     return {
-        "resized crops of a memmap": ours(batches.READERS, **crop),
+        "resized crops of a memmap": ours(loader_module.READERS, **crop),
         "the same, one reading thread": ours(1, **crop),
         "the same, in memory": ours(1, torch.from_numpy(np.array(mapped)), **crop),
-        "shifts of 256 x 256 from a memmap": ours(batches.READERS, augment="shift"),
-        "DataLoader, decoded PIL pictures": theirs(smaller, lambda picture: picture),
+        "shifts of 256 x 256 from a memmap": ours(loader_module.READERS, augment="shift"),
+        "DataLoader, decoded PIL images": theirs(smaller, lambda image: image),
         "DataLoader, JPEGs": theirs(jpegs, lambda data: Image.open(io.BytesIO(data)).convert("RGB")),
     }
 
@@ -111,13 +112,13 @@ def noise(seed: int) -> Image.Image:
     return Image.fromarray((np.asarray(coarse) + random.normal(0, 15, (375, 500, 3))).clip(0, 255).astype(np.uint8))
 
 
-def jpeg(picture: Image.Image) -> bytes:
+def jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
+    image.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
-def pictures_per_second(epoch: Iterable) -> float:
+def images_per_second(epoch: Iterable) -> float:
     start, seen = time.perf_counter(), 0
     for batch in epoch:
         seen += len(batch.x if hasattr(batch, "x") else batch[0])

@@ -1,6 +1,6 @@
 """A training step of every method in natural steps, beside its passes: pytest bench/bench_methods.py.
 
-ResNet-18 of width 16 with batch norm on 64 pictures, momentum SGD, one CPU thread, layout and step as in the trainer;
+ResNet-18 of width 16 with batch norm on 64 images, momentum SGD, one CPU thread, layout and step as in the trainer;
 rounds alternate with natural training. A forward pass, the gradient in the inputs of all layers and the gradient in the
 weights count as one each, so a natural step is 3; "ideal" is the method's own count over 3. What it leaves out has rows
 of its own, to be added: YOPO's passes through the first layer, and FGSM-SDI's generator, which is larger than this
@@ -15,9 +15,10 @@ from torch import nn
 
 from pyengm import MSGD
 from pyengm.data import CropFlip
-from pyengm.methods import METHODS, Examples, Method, train_step
+from pyengm.methods import METHODS, DatasetSpec, Method
 from pyengm.models import build, in_fast_layout, layout_of
 from pyengm.ops import Key
+from pyengm.training.steps.train_step import train_step
 
 WIDTH, N, EPS, EPOCHS = 16, 64, 8 / 255, 30
 K = 10  # steps of the attacks of many steps
@@ -52,7 +53,7 @@ ROWS = {
     "curriculum": Row((5, 5, 1)),  # at 4 steps
     "fgsm_rs": Row((2, 2, 1)),
     "grad_align": Row((5, 5, 5)),
-    "ssat": Row((4, 2, 1)),  # where every picture is classified right; fewer forward passes elsewhere
+    "ssat": Row((4, 2, 1)),  # where every image is classified right; fewer forward passes elsewhere
     "atta": Row((2, 2, 1)),
     "atas": Row((2, 2, 1)),
     "free_at": Row((8, 8, 8)),
@@ -91,7 +92,7 @@ class Trainer:
         self.model = in_fast_layout(build("resnet18", width=WIDTH), torch.device("cpu")).train()
         self.optimizer = MSGD(self.model.parameters(), lr=1e-4)
         self.method, index = build_method(name), torch.arange(N)
-        self.method.prepare(Examples(index, (3, 32, 32), padding=4, batches=20))
+        self.method.prepare(DatasetSpec(index, (3, 32, 32), padding=4, batches=20))
         epoch = ROWS[name].epoch if name in ROWS else 0
         self.method.start_epoch(self.model, 0)
         self.method.start_epoch(self.model, epoch)

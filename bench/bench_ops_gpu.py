@@ -30,7 +30,7 @@ from pyengm.ops import (
 pytestmark = pytest.mark.gpu
 
 STEP, EPS = 2 / 255, 8 / 255
-ATAS = {"eps": EPS, "largest": 14 / 255, "c": 100.0, "low": 4 / 255, "high": 14 / 255}
+ATAS = {"eps": EPS, "step_scale": 14 / 255, "c": 100.0, "min_step": 4 / 255, "max_step": 14 / 255}
 QUANTILES = (0.2, 0.5, 0.8)
 
 
@@ -166,7 +166,7 @@ def atas_case(x_adv, rivals, grad, x) -> Case:
 
     def formula(x_adv, grad, x, v):
         v.lerp_(grad.float().square().sum((1, 2, 3)), 0.5)
-        sizes = (ATAS["largest"] / (1 + v.sqrt() / ATAS["c"])).clamp(ATAS["low"], ATAS["high"])
+        sizes = (ATAS["step_scale"] / (1 + v.sqrt() / ATAS["c"])).clamp(ATAS["min_step"], ATAS["max_step"])
         linf(x_adv, grad, x, by_example(sizes))
 
     return Case(

@@ -1,6 +1,6 @@
 """A training step of every optimiser in units of MSGD's on the same batch: pytest bench/bench_optim.py.
 
-ResNet-18 of width 32 on 32 pictures, one CPU thread; rounds alternate with MSGD. "PGD-10" attacks before the losses, as
+ResNet-18 of width 32 on 32 images, one CPU thread; rounds alternate with MSGD. "PGD-10" attacks before the losses, as
 in adversarial training; "no attack" is the outer step alone. ENGM and NENGM clip half of the examples. AENGM has a row
 for an ordinary step and one for a step that fits its line: with tau = 50 it costs (49 "aengm" + "aengm's fit") / 50.
 Entropy-SGD is priced per mini-batch. "paper": Table 1 of Dabouei et al. 2022, in units of its MSGD: PGD-10, ResNet-18

@@ -2,7 +2,7 @@
 
     pip install opacus backpack-for-pytorch
     pip install transformers git+https://github.com/awslabs/fast-differential-privacy
-    pytest bench/bench_pergrad.py --benchmark-json=pergrad.json && python bench/report.py pergrad.json
+    pytest bench/bench_pergrad.py --benchmark-json=pergrad.json && python bench/tools/format_results.py pergrad.json
 
 What is not installed skips itself; what returns another gradient than ours fails.
 """
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from memory import measure
-from peers import OURS, PEERS, PLAIN, STEPS, Step
+from baselines.baselines import OURS, PEERS, PLAIN, STEPS, Step
+from tools.memory import measure
 from torch import Tensor, nn
 from torch.nn import functional as F
 

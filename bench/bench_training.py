@@ -1,20 +1,20 @@
-"""Training as a whole, in pictures per second, in some 15 minutes on a quiet machine:
+"""Training as a whole, in images per second, in some 15 minutes on a quiet machine:
 
     OMP_NUM_THREADS=1 pytest bench/bench_training.py --baseline-dir DIR --tables bench/results/training_cpu_amd_epyc.txt
 
-ResNet-18 with batch norm on random pictures of 32 x 32, momentum SGD, PGD-10; on a CPU float32 and one thread, on a GPU
-bf16 and larger. Everything that is compared runs in one process with the same weights, in turn. DIR as in authors.py.
+ResNet-18 with batch norm on random images of 32 x 32, momentum SGD, PGD-10; on a CPU float32 and one thread, on a GPU
+bf16 and larger. Everything that is compared runs in one process with the same weights, in turn. DIR as in author_baselines.py.
 
 test_epoch: an epoch of `pyengm train` against the loop of the AT-AWP authors' script without AWP.
     Theirs: their crops and flips, attack_pgd, the step, their forward pass on the clean batch and sums for the log;
     not their test and checkpoint after an epoch. 2 processes: they crop ahead, on other cores.
     Ours: `fit`. "batches": crops and flips, attack, step, sums for the log, progress bar. "all": also the end of an
-    epoch, PGD-5 on 128 training pictures, metrics, weights and state; it comes once, and the epoch here is short.
+    epoch, PGD-5 on 128 training images, metrics, weights and state; it comes once, and the epoch here is short.
     Theirs attacks with batch norm in training mode; ours does too in "same attack", and in evaluation mode as it is
     set by default.
 test_loop: what `fit` takes beyond the attack and the outer step, by its parts. Each step in the loop is followed by one
     of a twin on a batch that lies ready.
-test_step: a step of each method against its authors', see pairs.py; peak memory each in a process of its own, in
+test_step: a step of each method against its authors', see paired_steps.py; peak memory each in a process of its own, in
     brackets what the steps add to imports, weights and data.
 test_growth: PGD-10 training with MSGD and ENGM by batch and width. Steps in which ENGM fits its norms anew, after a
     while one in 100, have a column of their own.
@@ -30,22 +30,22 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-import authors
-import pairs
 import pytest
 import torch
-from epochs import Dissected, Training
-from memory import read_report
-from pairs import PAIRS, PGD, SGD, Ours, Setting, check_losses
+from baselines import author_baselines
 from PIL import Image
-from turns import in_turn, in_words, quantiles, seconds
+from tools import paired_steps
+from tools.epoch_profile import Dissected, Training
+from tools.interleaved_timing import in_turn, in_words, quantiles, seconds
+from tools.memory import read_report
+from tools.paired_steps import PAIRS, PGD, SGD, Ours, Setting, check_losses
 
 from pyengm.methods import PGDAT
 from pyengm.training.precision import in_precision
 
 CPU, GPU = Setting(), Setting("cuda", "bf16", width=64, n=128)
 BATCHES = {CPU: 8, GPU: 64}  # of an epoch
-CIFAR_BATCHES = 782  # an epoch of 50,000 pictures, 64 at a time
+CIFAR_BATCHES = 782  # an epoch of 50,000 images, 64 at a time
 GROWTH = {
     CPU: {"n": (16, 32, 64, 128), "width": (8, 16, 32, 64)},
     GPU: {"n": (64, 128, 256, 512), "width": (16, 32, 64, 128)},
@@ -97,18 +97,18 @@ def test_epoch(benchmark, tabulate, authors_folder, request, tmp_path, setting, 
     times = in_turn(benchmark, ours, theirs, rounds=5)
     if not times:
         return
-    pictures, batches = setting.n * batches, ours.batch_seconds[-len(times) :]
+    images, batches = setting.n * batches, ours.batch_seconds[-len(times) :]
     whole = [theirs / ours for ours, theirs in times]
     ratios = [theirs / ours for ours, (_, theirs) in zip(batches, times, strict=True)]
     benchmark.extra_info.update({f"ratio to {title}": quantiles(ratios), f"ratio to {title}, all": quantiles(whole)})
     row = {
         "epoch": request.node.callspec.id.removesuffix(f"-{setting.device}"),
-        "theirs": rate(pictures, [theirs for _, theirs in times]),
-        "ours": rate(pictures, batches),
+        "theirs": rate(images, [theirs for _, theirs in times]),
+        "ours": rate(images, batches),
         "batches": in_words(ratios),
         "all": in_words(whole),
     }
-    tabulate(f"pictures/s of an epoch, {title} without AWP, {in_title(setting)}; theirs / ours in time", row)
+    tabulate(f"images/s of an epoch, {title} without AWP, {in_title(setting)}; theirs / ours in time", row)
 
 
 def check_epochs(root: Path, setting: Setting, folder: Path) -> None:
@@ -117,11 +117,13 @@ def check_epochs(root: Path, setting: Setting, folder: Path) -> None:
     assert ours() == pytest.approx(their_epoch(root, setting, 2, padding=0)(), rel=0.01)  # 0.2 %: random starts differ
 
 
-def their_epoch(root: Path, setting: Setting, batches: int, *, workers: int = 0, padding: int = 4) -> authors.Step:
-    data, model = setting.pictures(batches), in_precision(setting.network(), setting.precision)
+def their_epoch(
+    root: Path, setting: Setting, batches: int, *, workers: int = 0, padding: int = 4
+) -> author_baselines.Step:
+    data, model = setting.make_images(batches), in_precision(setting.network(), setting.precision)
     images, labels = data.images.permute(0, 2, 3, 1).numpy(), data.labels.tolist()
     optimizer, options = torch.optim.SGD(model.parameters(), **SGD), {"workers": workers, "padding": padding, **PGD}
-    return authors.at_epoch(root, model, optimizer, images, labels, batch_size=setting.n, **options)
+    return author_baselines.at_epoch(root, model, optimizer, images, labels, batch_size=setting.n, **options)
 
 
 @pytest.mark.usefixtures("terminal")
@@ -161,7 +163,7 @@ def test_step(benchmark, tabulate, authors_folder, name, setting):
     if not times:
         return
     ratios = [theirs / ours for ours, theirs in times]
-    own, other = (read_report(pairs.__file__, name, str(setting), *words) for words in ((), (str(root),)))
+    own, other = (read_report(paired_steps.__file__, name, str(setting), *words) for words in ((), (str(root),)))
     benchmark.extra_info.update(
         {f"ratio to {title}": quantiles(ratios), "MiB": own["peak"], "their MiB": other["peak"]}
     )
@@ -175,7 +177,7 @@ def test_step(benchmark, tabulate, authors_folder, name, setting):
         "their MiB": mebibytes(other),
         "our MiB": mebibytes(own),
     }
-    tabulate(f"pictures/s of a step, and peak memory; {in_title(setting)}", row)
+    tabulate(f"images/s of a step, and peak memory; {in_title(setting)}", row)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +207,7 @@ def test_growth(benchmark, tabulate, setting, by):
     ratios = [engm / msgd for engm, msgd in times]
     engm_times, msgd_times = zip(*times, strict=True)
     p20, p50, p80 = quantiles(ratios)
-    benchmark.extra_info.update({"p20": p20, "ratio": p50, "p80": p80, "pictures/s": setting.n / median(engm_times)})
+    benchmark.extra_info.update({"p20": p20, "ratio": p50, "p80": p80, "images/s": setting.n / median(engm_times)})
     row = {
         {"n": "batch"}.get(by, by): str(getattr(setting, by)),
         "MSGD": rate(setting.n, msgd_times),
@@ -214,14 +216,14 @@ def test_growth(benchmark, tabulate, setting, by):
         "with a fit": in_words(fits),
     }
     fixed = f"width {setting.width}" if by == "n" else f"batches of {setting.n}"
-    tabulate(f"pictures/s of PGD-10 training on {setting.device}, {setting.precision}, {fixed}", row)
+    tabulate(f"images/s of PGD-10 training on {setting.device}, {setting.precision}, {fixed}", row)
 
 
 @every_setting
 def test_processes(benchmark, tabulate, tmp_path, setting):
     if setting.device != "cpu" and torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
-    write_pictures(setting, tmp_path / "pictures")
+    write_images(setting, tmp_path / "images")
     rates = {1: [], 2: []}
 
     def one_round() -> None:
@@ -231,16 +233,16 @@ def test_processes(benchmark, tabulate, tmp_path, setting):
     benchmark.pedantic(one_round, rounds=2)
     ratios = [two / one for one, two in zip(rates[1], rates[2], strict=True)]
     benchmark.extra_info["ratio"] = median(ratios)
-    row = {"processes": "1", "pictures/s": f"{median(rates[1]):.0f}", "against 1": "1"}
-    title = f"pictures/s of pyengm train --nproc, {in_title(setting)} in all processes together"
+    row = {"processes": "1", "images/s": f"{median(rates[1]):.0f}", "against 1": "1"}
+    title = f"images/s of pyengm train --nproc, {in_title(setting)} in all processes together"
     tabulate(title, row)
-    tabulate(title, {"processes": "2", "pictures/s": f"{median(rates[2]):.0f}", "against 1": in_words(ratios)})
+    tabulate(title, {"processes": "2", "images/s": f"{median(rates[2]):.0f}", "against 1": in_words(ratios)})
 
 
 def train(setting: Setting, folder: Path, name: str, processes: int) -> float:
-    """Pictures per second of a run: the median of its epochs but the first."""
+    """Images per second of a run: the median of its epochs but the first."""
     options = {
-        "data": folder / "pictures",
+        "data": folder / "images",
         "root": folder,
         "out": folder / name,
         "nproc": processes,
@@ -253,8 +255,8 @@ def train(setting: Setting, folder: Path, name: str, processes: int) -> float:
         "device": setting.device,
         "optimizer": "msgd",
         "select": "none",
-        "eps": 0.5,  # any picture falls to that: the evaluation is over soon
-        "autoattack-pictures": 1,
+        "eps": 0.5,  # any image falls to that: the evaluation is over soon
+        "autoattack-examples": 1,
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     done = subprocess.run(
@@ -265,12 +267,12 @@ def train(setting: Setting, folder: Path, name: str, processes: int) -> float:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = (folder / name / "timing.jsonl").read_text().splitlines()
-    return median(json.loads(line)["pictures_per_second"] for line in lines[1:])
+    return median(json.loads(line)["images_per_second"] for line in lines[1:])
 
 
-def write_pictures(setting: Setting, folder: Path) -> None:
-    """The random pictures as a folder that --data takes, with one more of each class to test."""
-    data = setting.pictures(BATCHES[setting])
+def write_images(setting: Setting, folder: Path) -> None:
+    """The random images as a folder that --data takes, with one more of each class to test."""
+    data = setting.make_images(BATCHES[setting])
     for i, (image, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
         for split in ("train", "test")[: 1 + (i < data.num_classes)]:
             path = folder / split / str(label) / f"{i}.png"
@@ -278,8 +280,8 @@ def write_pictures(setting: Setting, folder: Path) -> None:
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
 
 
-def rate(pictures: int, times: Sequence[float]) -> str:
-    return f"{pictures / median(times):.0f}"
+def rate(images: int, times: Sequence[float]) -> str:
+    return f"{images / median(times):.0f}"
 
 
 def mebibytes(memory: dict[str, float]) -> str:

@@ -1,6 +1,6 @@
 """Per-example gradient norms on a GPU against cuDNN's weight gradient of the batch: pytest bench/bench_triton.py.
 
-The layers are those of a ResNet-18 for CIFAR of width 64, 128 pictures. Every candidate is captured in a CUDA graph,
+The layers are those of a ResNet-18 for CIFAR of width 64, 128 images. Every candidate is captured in a CUDA graph,
 CALLS times in a row, so that a row shows what the GPU takes and not what launches cost; its times are of all the calls.
 `python -m pyengm.kernels.tune` finds tiles for this GPU first, if wished.
 """

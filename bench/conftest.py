@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import authors
 import pytest
 import torch
-from turns import in_turn, in_words, quantiles, seconds
+from baselines import author_baselines
+from tools.interleaved_timing import in_turn, in_words, quantiles, seconds
 
 WARM_UP = 5  # rounds
 RATIOS = "baseline / pyengm, median of the rounds (p20 to p80)"
@@ -24,7 +24,7 @@ _tables: dict[str, list[dict[str, str]]] = defaultdict(list)  # rows by title; a
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--baseline-dir", type=Path, help="folder with the authors' repositories, see authors.py")
+    parser.addoption("--baseline-dir", type=Path, help="folder with the authors' repositories, see author_baselines.py")
     parser.addoption("--tables", type=Path, help="file, not there yet, for the tables of the session")
 
 
@@ -51,7 +51,7 @@ def authors_folder(request) -> Callable[[str], tuple[Path, str]]:
 
     def find(name: str) -> tuple[Path, str]:
         root = request.config.getoption("--baseline-dir")
-        repository, commit = authors.REPOSITORIES[name]
+        repository, commit = author_baselines.REPOSITORIES[name]
         if root is None or not (root / name).is_dir():
             pytest.skip(f"--baseline-dir has no folder {name} with {repository} at {commit}")
         return root, f"{repository.partition('.com/')[2]} {commit[:7]}"

@@ -5,7 +5,7 @@
 # Needs a Python with torch, pytest, pytest-benchmark, pybind11 and ninja, a C++ compiler and nvcc; see gpu_lib.sh.
 # Leaves gpu_check_<gpu>.json and .md in $OUT. Status: 0; 1 where a step failed or found no time; 2 without a GPU.
 set -uo pipefail
-source "$(dirname "$0")/gpu_lib.sh"
+source "$(dirname "$0")/tools/gpu_lib.sh"
 deadline=450 # seconds from the start, for all steps
 seed=${1:-$RANDOM}
 begin
@@ -14,7 +14,7 @@ pytest=("$python" -m pytest -c "$repo/pyproject.toml" --rootdir "$repo" -p no:ca
 fresh=(-p fresh_seed --fresh-seed "$seed")
 
 if step "build for sm_${archs//,/, sm_}" 120 build pytest,pytest_benchmark; then
-  cp "$repo/bench/fresh_seed.py" "$work/site"
+  cp "$repo/bench/tools/fresh_seed.py" "$work/site"
   echo "seed $seed"
   step "tests, seed $seed" 150 "${pytest[@]}" "${fresh[@]}" --continue-on-collection-errors \
     --junitxml="$work/report/tests.xml" "$repo/tests"
@@ -30,7 +30,7 @@ if step "build for sm_${archs//,/, sm_}" 120 build pytest,pytest_benchmark; then
   else
     shopt -s nullglob
     step "compute-sanitizer" 80 "${sanitizer[@]}" "${pytest[@]}" "${fresh[@]}" --junitxml="$work/report/sanitizer.xml" \
-      -k "not large and not big and not 64_bit and not graph" "$repo"/tests/test_*ops*.py "$repo"/tests/test_*triton*.py
+      -k "not large and not big and not 64_bit and not graph" "$repo/tests/ops" "$repo/tests/kernels"
   fi
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 

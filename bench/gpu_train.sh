@@ -6,7 +6,7 @@
 # one run (150), LIMIT for all (570). Leaves gpu_train_<gpu>.json and .md in $OUT. Status: 0; 1 where a run failed or
 # was cut short; 2 without a GPU or DATA.
 set -uo pipefail
-source "$(dirname "$0")/gpu_lib.sh"
+source "$(dirname "$0")/tools/gpu_lib.sh"
 (($# > 0)) || refuse "usage: gpu_train.sh DATA [EPOCHS] [OPTIONS]"
 data=$(realpath -m "$1")
 shift
@@ -23,7 +23,7 @@ options+=(--epochs "$epochs" --select none --precision bf16)
 
 # train NAME OPTIONS...
 train() {
-  step "$1" "${RUN_LIMIT:-150}" "$python" "$repo/bench/timed_training.py" "$work/report/train_$1.json" \
+  step "$1" "${RUN_LIMIT:-150}" "$python" "$repo/bench/tools/timed_training.py" "$work/report/train_$1.json" \
     "${options[@]}" "${@:2}"
 }
 

@@ -1,4 +1,4 @@
-// Which pixel of a uint8 picture a cropped and mirrored one shows, and its value in [0, 1]; for host and device.
+// Which pixel of a uint8 image a cropped and mirrored one shows, and its value in [0, 1]; for host and device.
 #pragma once
 #include <cstdint>
 
@@ -6,24 +6,24 @@
 
 namespace pyengm {
 
-// n pictures (channels, height, width); out (n, C, H, W) or, channels_last, (n, H, W, C). Picture i is number
+// n images (channels, height, width); out (n, C, H, W) or, channels_last, (n, H, W, C). Image i is number
 // positions[i] of `total` in images, or i where positions is null; one that does not exist is nan all over.
 struct CropFlipShape {
   int64_t n, total, channels, height, width, padding;
   bool channels_last;
 };
 
-// Picture i: pixel (y, x) shows pixel (y + down, (flip ? width - 1 - x : x) + right), or 0 where there is none.
+// Image i: pixel (y, x) shows pixel (y + down, (flip ? width - 1 - x : x) + right), or 0 where there is none.
 struct Window {
-  int64_t picture, down, right;
+  int64_t image, down, right;
   bool flip, exists;
 };
 
 PYENGM_HD Window window_of(int64_t i, const int64_t* positions, const int64_t* rows, const int64_t* cols,
                            const bool* flip, const CropFlipShape& shape) {
-  const int64_t picture = positions != nullptr ? positions[i] : i;
-  const bool exists = picture >= 0 && picture < shape.total;
-  return {picture, rows[i] - shape.padding, cols[i] - shape.padding, flip[i], exists};
+  const int64_t image = positions != nullptr ? positions[i] : i;
+  const bool exists = image >= 0 && image < shape.total;
+  return {image, rows[i] - shape.padding, cols[i] - shape.padding, flip[i], exists};
 }
 
 // value / 255 rounded to nearest, for all 256 values: the first product is exact, and the digits of n / 255 in base 2

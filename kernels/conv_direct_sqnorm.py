@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyengm.kernels.conv_forms import DirectTile
+from pyengm.kernels.conv_cost_model import DirectTile
 from pyengm.kernels.conv_shape import ConvShape, Window, channels_innermost, strides
 from pyengm.kernels.conv_tuning import best_direct_tile
 from pyengm.kernels.launch import Launch, launch, sum_of_tiles
@@ -134,7 +134,7 @@ def conv_direct_sqnorm(
     window: kernel, stride, padding and dilation, two numbers each. Both results are float32, as is all arithmetic but
     the products of float32 operands. precision: of these, "tf32x3" (nearly float32), "tf32" (ten bits) or "ieee".
     sums (n, R, O), means (R, O, kh, kw, C), contiguous float32: sum_r sums_r means_r is taken off the gradients first.
-    tile: instead of the one that `conv_forms` picks.
+    tile: instead of the one that `conv_cost_model` picks.
     """
     n, (kh, kw), ranks = len(x), window[0], 0 if sums is None else sums.shape[1]
     x, g = channels_innermost(x), channels_innermost(g)

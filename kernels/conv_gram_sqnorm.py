@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyengm.kernels.conv_forms import GramTile
+from pyengm.kernels.conv_cost_model import GramTile
 from pyengm.kernels.conv_shape import ConvShape, Window, channels_innermost, strides
 from pyengm.kernels.conv_tuning import best_gram_tile
 from pyengm.kernels.launch import Launch, launch, sum_of_tiles

@@ -1,4 +1,4 @@
-"""Tiles that were timed on the GPU at hand, kept on disk; where none was, the model of `conv_forms` picks.
+"""Tiles that were timed on the GPU at hand, kept on disk; where none was, the model of `conv_cost_model` picks.
 
 `pyengm.kernels.tune` does the timing, on request only: never behind the user's back, never in a CUDA graph's capture.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pyengm.kernels.conv_forms import GRAM_TILES, DirectTile, GramTile, direct_tile, gram_tile
+from pyengm.kernels.conv_cost_model import GRAM_TILES, DirectTile, GramTile, direct_tile, gram_tile
 from pyengm.kernels.conv_shape import ConvShape
 
 FORMAT = 1  # of the file; another number for other tiles

@@ -5,9 +5,10 @@ from importlib.metadata import PackageNotFoundError, version
 import torch  # noqa: F401  (first: the native module shares torch's OpenMP runtime)
 
 from pyengm import analysis, attacks, data, evaluation, methods, models, ops, optim, pergrad
-from pyengm.errors import PyengmError, UnservedError
+from pyengm.errors import PyengmError, UnsupportedOperationError
 from pyengm.optim import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, EntropySGD2, scale_alpha
 from pyengm.pergrad import clipped_backward, per_example_grad_norms
+from pyengm.training.steps.train_step import train_step
 
 try:
     __version__ = version("pyengm")
@@ -25,7 +26,7 @@ __all__ = [
     "EntropySGD",
     "EntropySGD2",
     "PyengmError",
-    "UnservedError",
+    "UnsupportedOperationError",
     "analysis",
     "attacks",
     "clipped_backward",
@@ -38,4 +39,5 @@ __all__ = [
     "per_example_grad_norms",
     "pergrad",
     "scale_alpha",
+    "train_step",
 ]

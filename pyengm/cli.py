@@ -13,20 +13,21 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from pyengm import __version__, terminal
-from pyengm.attacks import Threat
+from pyengm import __version__
+from pyengm.attacks import ThreatModel
 from pyengm.data import load
-from pyengm.distributed import rank
 from pyengm.errors import ConfigError, PyengmError
 from pyengm.evaluation import attack_checkpoints, attack_names, results_table
 from pyengm.models import make_folder, read_info, write_atomically
 from pyengm.reproduce import ReproduceConfig, list_tables, reproduce
-from pyengm.terminal import say
 from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device, train, train_seeds
 from pyengm.training.config import MAY_CHANGE, Pixels, default_threats
-from pyengm.training.processes import began_by_this_job, first_here, group, launch, own_device, started
-from pyengm.training.seeds import begun_run, is_begun
-from pyengm.training.stop import STATUS
+from pyengm.training.launcher import began_by_this_job, group, is_rank_zero, launch, local_device, started
+from pyengm.training.multi_seed import begun_run, is_begun
+from pyengm.training.signals import STATUS
+from pyengm.utils import terminal
+from pyengm.utils.distributed import rank
+from pyengm.utils.terminal import log
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class EvaluateConfig:
     target: tyro.conf.Positional[Path]
     """A run folder, of which best and last are evaluated, or one checkpoint (.safetensors)."""
     data: str | None = None
-    """Data set whose test pictures are attacked (else that of the training)."""
+    """Data set whose test images are attacked (else that of the training)."""
     root: Path | None = None
     """Where data sets and decoded folders are kept."""
     norm: str | None = None
@@ -46,8 +47,8 @@ class EvaluateConfig:
     attacks: tuple[str, ...] = ()
     """Further attacks: fgsm, pgd10, pgd50, cw, members of AutoAttack (apgd_ce, apgd_t, fab_t, square), or deepfool for
     the mean L2 distance to the decision boundary."""
-    autoattack_pictures: int | None = None
-    """Test pictures for AutoAttack, spread evenly over the test set (else the run's number, else all)."""
+    autoattack_examples: int | None = None
+    """Test images for AutoAttack, spread evenly over the test set (else the run's number, else all)."""
     surrogate: Path | None = None
     """Checkpoint of another model: PGD-20 against that one is tried on the target too (black box)."""
     seed: int = 0
@@ -59,8 +60,8 @@ class EvaluateConfig:
     folder beside it (OUT.autoattack); that of a run always does, from RUN/autoattack."""
 
     def __post_init__(self) -> None:
-        if self.autoattack_pictures is not None and self.autoattack_pictures < 1:
-            raise ConfigError(f"autoattack_pictures is {self.autoattack_pictures}; expected at least 1")
+        if self.autoattack_examples is not None and self.autoattack_examples < 1:
+            raise ConfigError(f"autoattack_examples is {self.autoattack_examples}; expected at least 1")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -83,16 +84,16 @@ def main(args: Sequence[str] | None = None) -> int:
             return in_processes(options.nproc, args, lambda: reproduce_command(options))
         return usage(command)
     except Interrupted as stop:
-        if first_here():
-            say(str(stop))
+        if is_rank_zero():
+            log(str(stop))
         return STATUS
     except KeyboardInterrupt:
-        say("interrupted")
+        log("interrupted")
         return 130
     except PyengmError as error:
-        if getattr(error, "told_by_first", False):
+        if getattr(error, "reported_by_rank0", False):
             return 1
-        where = "" if first_here() else f" in process {os.environ['RANK']}"
+        where = "" if is_rank_zero() else f" in process {os.environ['RANK']}"
         Console(stderr=True).print(f"[bold red]error{where}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     return 0
@@ -105,7 +106,7 @@ def usage(command: str) -> int:
         Console(stderr=True).print(f"[bold red]error:[/] unknown command {escape(repr(command))}", highlight=False)
     terminal.console.print(
         "usage: pyengm COMMAND [OPTIONS]\n\n"
-        "  train      train a robust classifier, attack it, leave a table and a picture\n"
+        "  train      train a robust classifier, attack it, leave a table and an image\n"
         "  evaluate   attack the checkpoints of a run, or one checkpoint\n"
         "  reproduce  train the rows of a table of the papers, and compare\n\n"
         "pyengm COMMAND --help lists the options; pyengm --version prints the version.",
@@ -182,10 +183,10 @@ def evaluate_command(options: EvaluateConfig) -> int:
         torch.set_num_threads(trained.threads)
     data = options.data or info.data
     test = load(data, "test", root=options.root or trained.root, image_size=trained.image_size)
-    threats = default_threats(data, Threat(info.norm, info.eps))
+    threats = default_threats(data, ThreatModel(info.norm, info.eps))
     if options.norm is not None:
         known = {threat.norm: threat.eps for threat in threats}
-        threats = [Threat(options.norm, known.get(options.norm, 0.0) if options.eps is None else options.eps)]
+        threats = [ThreatModel(options.norm, known.get(options.norm, 0.0) if options.eps is None else options.eps)]
     elif options.eps is not None:
         raise ConfigError("--eps needs --norm linf or --norm l2, the threat model that it belongs to")
     if options.out is not None:
@@ -196,16 +197,16 @@ def evaluate_command(options: EvaluateConfig) -> int:
             test,
             threats,
             attack_names(options.attacks),
-            autoattack_pictures=options.autoattack_pictures or trained.autoattack_pictures,
+            autoattack_examples=options.autoattack_examples or trained.autoattack_examples,
             surrogate=options.surrogate,
             state=state,
             seed=options.seed,
-            device=own_device(pick_device(options.device)),
+            device=local_device(pick_device(options.device)),
         )
     except KeyboardInterrupt:
         again = "interrupted" if state is None else "interrupted; the same command goes on where AutoAttack stopped"
         raise Interrupted(again) from None
-    say(results_table(results, str(options.target)))
+    log(results_table(results, str(options.target)))
     if options.out is not None and rank() == 0:
         text = json.dumps(results, indent=2) + "\n"
         write_atomically(options.out, lambda path: path.write_text(text))

@@ -25,5 +25,5 @@ class NonFiniteError(PyengmError, ArithmeticError):
     """A loss, logit or gradient norm that is nan or infinite."""
 
 
-class UnservedError(PyengmError):
+class UnsupportedOperationError(PyengmError):
     """Per-example gradient norms that no rule gives; the message names the node and the parameter."""

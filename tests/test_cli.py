@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pyengm import cli, terminal
-from pyengm.evaluation import checkpoints, shown
-from pyengm.training.stop import STATUS
+from pyengm import cli
+from pyengm.evaluation import checkpoints, progress
+from pyengm.training.signals import STATUS
+from pyengm.utils import terminal
 
 TINY = ["--model", "cnn4", "--width", "2", "--epochs", "1", "--steps", "1", "--batch-size", "60", "--optimizer", "msgd"]
-TINY += ["--autoattack-pictures", "2"]
+TINY += ["--autoattack-examples", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def three_classes(tmp_path_factory) -> Path:
-    """A folder of pictures of 8x8 in three classes."""
+    """A folder of images of 8x8 in three classes."""
     folder = tmp_path_factory.mktemp("three")
     grey = np.random.default_rng(0).integers(0, 256, (3, 12, 8, 8, 1), dtype=np.uint8)
     for split, name in product(("train", "test"), range(3)):
@@ -56,15 +57,15 @@ def three_classes(tmp_path_factory) -> Path:
 
 
 class TestTrain:
-    def test_leaves_results_and_a_picture(self, finished):
+    def test_leaves_results_and_a_image(self, finished):
         results = json.loads((finished / "results.json").read_text())
         for checkpoint in ("best", "last"):
             accuracies = results[checkpoint]
             assert {"natural", "fgsm", "pgd20", "autoattack", "pgd20_l2", "autoattack_l2"} <= accuracies.keys()
             assert all(0 <= value <= 1 for value in accuracies.values())
-            assert accuracies["autoattack"] <= accuracies["pgd20_on_autoattack_pictures"]
+            assert accuracies["autoattack"] <= accuracies["pgd20_on_autoattack_examples"]
         assert isinstance(results["robust_overfitting"], float)
-        assert results["pictures"] == {"all": 360, "autoattack": 2}
+        assert results["images"] == {"all": 360, "autoattack": 2}
         assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
         names = {"config.yaml", "metrics.jsonl", "best.safetensors", "last.safetensors", "results.txt", "checkpoints"}
         assert names <= {path.name for path in finished.iterdir()}
@@ -158,14 +159,14 @@ class TestEvaluate:
         expected = json.loads((finished / "results.json").read_text())
         for target, name in ((finished, "last"), (finished / "last.safetensors", "last")):
             out = tmp_path / f"{target.name}.json"
-            options = ["--attacks", "fgsm", "--autoattack-pictures", "2", "--out", str(out)]
+            options = ["--attacks", "fgsm", "--autoattack-examples", "2", "--out", str(out)]
             assert cli.main(["evaluate", str(target), *options]) == 0
             assert json.loads(out.read_text())[name] == expected[name]
         assert "L-infinity, eps = 0.2" in capsys.readouterr().out
 
     def test_one_threat_model(self, finished, tmp_path):
         out = tmp_path / "l2.json"
-        options = ["--norm", "l2", "--eps", "1/4", "--autoattack-pictures", "1", "--out", str(out)]
+        options = ["--norm", "l2", "--eps", "1/4", "--autoattack-examples", "1", "--out", str(out)]
         assert cli.main(["evaluate", str(finished / "last.safetensors"), *options]) == 0
         assert json.loads(out.read_text())["threats"] == [{"norm": "l2", "eps": 0.25}]
         assert len(list((tmp_path / "l2.autoattack").iterdir())) == 1
@@ -174,7 +175,7 @@ class TestEvaluate:
         out = tmp_path / "more.json"
         last, best = (str(finished / f"{name}.safetensors") for name in ("last", "best"))
         options = ["--surrogate", best, "--attacks", "apgd_ce", "deepfool", "--norm", "linf"]
-        assert cli.main(["evaluate", last, *options, "--autoattack-pictures", "2", "--out", str(out)]) == 0
+        assert cli.main(["evaluate", last, *options, "--autoattack-examples", "2", "--out", str(out)]) == 0
         found = json.loads(out.read_text())["last"]
         # best and last are one model after one epoch: the surrogate is the target.
         assert found["transfer_pgd20"] == found["pgd20"]
@@ -187,9 +188,9 @@ class TestEvaluate:
     def test_an_interrupted_evaluation_goes_on(self, finished, tmp_path, monkeypatch, capsys):
         expected = json.loads((finished / "results.json").read_text())
         shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("autoattack"))
-        command = ["evaluate", str(tmp_path / "run"), "--autoattack-pictures", "2"]
+        command = ["evaluate", str(tmp_path / "run"), "--autoattack-examples", "2"]
         monkeypatch.setattr(checkpoints, "cores", lambda: 1)
-        update, passes = shown.Progress.update, []
+        update, passes = progress.Progress.update, []
 
         def interrupt(bars, task, **fields):
             update(bars, task, **fields)
@@ -198,7 +199,7 @@ class TestEvaluate:
                 if len(passes) == 3:
                     raise KeyboardInterrupt
 
-        monkeypatch.setattr(shown.Progress, "update", interrupt)
+        monkeypatch.setattr(progress.Progress, "update", interrupt)
         assert cli.main(command) == STATUS
         assert "the same command goes on where AutoAttack stopped" in " ".join(capsys.readouterr().out.split())
         out = tmp_path / "again.json"
@@ -215,7 +216,7 @@ class TestEvaluate:
             (["RUN", "--eps", "0.1"], "--eps needs --norm"),
             (["RUN", "--norm", "l3"], "threat norm is 'l3'; known norms: linf, l2"),
             (["RUN", "--out", "RUN"], "exists and is not overwritten"),
-            (["RUN", "--autoattack-pictures", "0"], "autoattack_pictures is 0; expected at least 1"),
+            (["RUN", "--autoattack-examples", "0"], "autoattack_examples is 0; expected at least 1"),
             (["RUN", "--attacks", "bim"], "unknown attack 'bim'"),
             (["RUN", "--surrogate", "none"], "there is no checkpoint none"),
             (["RUN", "--device", "abacus"], "cannot be used here"),
@@ -242,7 +243,7 @@ class TestUsage:
             with pytest.raises(SystemExit) as stop:
                 cli.main([command, "--help"])
             assert stop.value.code == 0
-            assert "--autoattack-pictures" in capsys.readouterr().out
+            assert "--autoattack-examples" in capsys.readouterr().out
 
     def test_unknown_command(self, capsys):
         assert cli.main(["tarin"]) == 2

@@ -26,7 +26,7 @@ PYENGM_INLINE void fill_row(float* __restrict out, const uint8_t* __restrict fro
 }
 
 template <int64_t Stride>
-PYENGM_INLINE void fill_picture(float* out, const uint8_t* image, Window window, const CropFlipShape& shape) {
+PYENGM_INLINE void fill_image(float* out, const uint8_t* image, Window window, const CropFlipShape& shape) {
   const auto [n, total, channels, height, width, padding, channels_last] = shape;
   const int64_t stride = channels_last ? channels : 1;
   // Pixel x shows pixel right + x, or right + width - 1 - x when mirrored; both lie inside for x in [begin, end).
@@ -45,9 +45,9 @@ PYENGM_INLINE void fill_picture(float* out, const uint8_t* image, Window window,
 }
 
 PYENGM_CLONES void fill(float* out, const uint8_t* image, Window window, const CropFlipShape& shape) {
-  if (!shape.channels_last || shape.channels == 1) return fill_picture<1>(out, image, window, shape);
-  if (shape.channels == 3) return fill_picture<3>(out, image, window, shape);  // known to the compiler: shuffles
-  fill_picture<0>(out, image, window, shape);
+  if (!shape.channels_last || shape.channels == 1) return fill_image<1>(out, image, window, shape);
+  if (shape.channels == 3) return fill_image<3>(out, image, window, shape);  // known to the compiler: shuffles
+  fill_image<0>(out, image, window, shape);
 }
 
 }  // namespace
@@ -59,7 +59,7 @@ void crop_flip(float* out, const uint8_t* images, const int64_t* positions, cons
     for (int64_t i = begin / d; i < end / d; ++i) {
       const Window window = window_of(i, positions, rows, cols, flip, shape);
       if (window.exists)
-        fill(out + i * d, images + window.picture * d, window, shape);
+        fill(out + i * d, images + window.image * d, window, shape);
       else
         std::fill_n(out + i * d, d, NAN);
     }

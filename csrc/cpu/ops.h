@@ -47,7 +47,7 @@ void atas_step_(Real<T>* sizes, T* x_adv, const T* grad, const T* x, Real<T>* v,
 PYENGM_EACH_STORAGE(PYENGM_FOR)
 #undef PYENGM_FOR
 
-// out: float32 pictures, as crop_flip.h describes; rows, cols, flip (n).
+// out: float32 images, as crop_flip.h describes; rows, cols, flip (n).
 void crop_flip(float* out, const uint8_t* images, const int64_t* positions, const int64_t* rows, const int64_t* cols,
                const bool* flip, CropFlipShape shape);
 

@@ -1,4 +1,4 @@
-// A block makes some rows of one picture as they lie in memory: (c, y) of `width` numbers or, channels_last, y of
+// A block makes some rows of one image as they lie in memory: (c, y) of `width` numbers or, channels_last, y of
 // `width` times `channels`. A team of threads takes a row, each thread four neighbours at a time.
 #include <cmath>
 
@@ -11,8 +11,8 @@ namespace {
 constexpr int kPart = 8192;  // numbers of a block, about
 
 struct Rows {
-  int count, length, part;  // of a picture; numbers in a row; rows that a block makes
-  int64_t parts;            // blocks for a picture
+  int count, length, part;  // of an image; numbers in a row; rows that a block makes
+  int64_t parts;            // blocks for an image
 };
 
 __global__ void __launch_bounds__(kThreads)
@@ -26,14 +26,14 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t i = unit / all.parts;
     const int first = int(unit % all.parts) * all.part, last = min(first + all.part, all.count);
     const Window window = window_of(i, positions, rows, cols, flip, shape);
-    const uint8_t* image = images + (window.exists ? window.picture : 0) * channels * int64_t(plane);
-    float* picture = out + i * channels * int64_t(plane);
+    const uint8_t* image = images + (window.exists ? window.image : 0) * channels * int64_t(plane);
+    float* image = out + i * channels * int64_t(plane);
     int row = first + threadIdx.x / team, c = row / height, y = row % height;  // channels_last: c is 0
     for (; row < last; row += teams) {
       const int64_t from = y + window.down;
       const bool inside = from >= 0 && from < height;
       const uint8_t* source = image + c * int64_t(plane) + (inside ? from * width : 0);
-      float* to = picture + row * int64_t(all.length);
+      float* to = image + row * int64_t(all.length);
       for (int e = 4 * lane; e < all.length; e += 4 * team) {
         int x = e / neighbours, k = e % neighbours;  // k: the channel of a channels_last number
         float four[4];

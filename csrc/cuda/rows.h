@@ -1,6 +1,6 @@
 // Kernels on n rows of d elements: 16-byte accesses, and sums in float64 in an order that d and the type alone decide.
 //
-// A row of moderate length belongs to one block. A longer one is cut into pieces, so that few large pictures fill a
+// A row of moderate length belongs to one block. A longer one is cut into pieces, so that few large images fill a
 // GPU. Where a step follows the sums, blocks draw sums and steps in an order in which the step of a row comes a few
 // rows after its sums: what the sums have read is then still in the level-two cache.
 #pragma once

@@ -1,11 +1,11 @@
-"""Attacks. Each is made with its options and called as attack(model, x, y) on pictures x (n, ...) in [0, 1]."""
+"""Attacks. Each is made with its options and called as attack(model, x, y) on images x (n, ...) in [0, 1]."""
 
 from pyengm.attacks.autoattack import AutoAttack, Verdicts
 from pyengm.attacks.deepfool import DeepFool
 from pyengm.attacks.fosc import FOSCPGD, fosc_of
-from pyengm.attacks.mode import BN_MODES, attack_mode
+from pyengm.attacks.model_state import BN_MODES, attack_mode
 from pyengm.attacks.pgd import CW, FGSM, PGD
-from pyengm.attacks.threat import NORMS, Threat
+from pyengm.attacks.threat_model import NORMS, ThreatModel
 from pyengm.attacks.transfer import Transfer
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "PGD",
     "AutoAttack",
     "DeepFool",
-    "Threat",
+    "ThreatModel",
     "Transfer",
     "Verdicts",
     "attack_mode",

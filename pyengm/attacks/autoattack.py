@@ -16,10 +16,10 @@ import torch
 from pyautoattack import checks
 from torch import Tensor, nn
 
-from pyengm.attacks.check import check_batch
-from pyengm.attacks.mode import attack_mode
-from pyengm.attacks.threat import Threat
-from pyengm.data import Batches, ImageData
+from pyengm.attacks.model_state import attack_mode
+from pyengm.attacks.threat_model import ThreatModel
+from pyengm.attacks.validation import check_batch
+from pyengm.data import ImageDataset, Loader
 from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
 from pyengm.models import make_folder, write_atomically
 
@@ -29,9 +29,9 @@ _PACKAGE_NORMS = {"linf": "Linf", "l2": "L2"}
 
 @dataclass(frozen=True, eq=False)
 class Verdicts:
-    """What became of each picture.
+    """What became of each image.
 
-    members: those that ran, in order. survived: (n,) int64, 0 for a picture that is misclassified as it is; one for
+    members: those that ran, in order. survived: (n,) int64, 0 for an image that is misclassified as it is; one for
     those that are not, and one more for each member, up to the first that fooled the model.
     """
 
@@ -53,11 +53,11 @@ class AutoAttack:
     """APGD-CE, targeted APGD on DLR, targeted FAB and Square, each on what still stands; or some of them.
 
     eps: in pixel units. norm: "linf" or "l2". attacks: the members, names of MEMBERS, in this order; those that cannot
-    run on a model and its pictures (`fitting`) are left out with a warning. batch_size: pictures at a time. seed: of
+    run on a model and its images (`fitting`) are left out with a warning. batch_size: images at a time. seed: of
     the random numbers; every member starts from it in every batch, as in the authors' evaluation (version "standard"),
     so that no batch depends on another.
     The model is in eval mode during the attack and left as it was; torch's default generators are too.
-    Raises ConfigError for an unknown member and where no member can run, DataError for pictures outside [0, 1] and
+    Raises ConfigError for an unknown member and where no member can run, DataError for images outside [0, 1] and
     labels that do not fit, NonFiniteError for a model whose outputs are not finite.
     """
 
@@ -70,7 +70,7 @@ class AutoAttack:
         batch_size: int = 250,
         seed: int = 0,
     ):
-        self.threat = Threat(norm, eps)
+        self.threat = ThreatModel(norm, eps)
         self.attacks = (attacks,) if isinstance(attacks, str) else tuple(dict.fromkeys(attacks))
         if unknown := [name for name in self.attacks if name not in MEMBERS]:
             raise ConfigError(f"AutoAttack has no member {unknown[0]!r}; its members: {', '.join(MEMBERS)}")
@@ -81,7 +81,7 @@ class AutoAttack:
         self.batch_size, self.seed = batch_size, seed
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial examples for pictures x (n, c, h, w) in [0, 1], labels y (n,); x itself where none was found."""
+        """Adversarial examples for images x (n, c, h, w) in [0, 1], labels y (n,); x itself where none was found."""
         check_batch(x, y)
         x_adv = x.clone()
         with self._attacking(model, x, y) as members:
@@ -96,7 +96,7 @@ class AutoAttack:
     def run(
         self,
         model: nn.Module,
-        data: ImageData,
+        data: ImageDataset,
         *,
         device: torch.device,
         state: Path | None = None,
@@ -107,13 +107,13 @@ class AutoAttack:
         device: where the model is.
         state: folder for a file with the verdicts so far, written whole after each member of each batch; a later call
         goes on from there, to the same verdicts, or returns them at once. The file's name tells what they depend on
-        (weights, threat model, members, batch size, seed, pictures): other files there stay as they are.
+        (weights, threat model, members, batch size, seed, images): other files there stay as they are.
         progress: called with the number of passes done, of all (one per member and batch), and the robust accuracy on
-        the pictures of the batches so far.
+        the images of the batches so far.
         Raises CheckpointError for a damaged state file, StorageError where it cannot be written, and what the attack
         raises.
         """
-        batches = Batches(data, self.batch_size, device=device, seed=self.seed, augment="none", shuffle=False)
+        batches = Loader(data, self.batch_size, device=device, seed=self.seed, augment="none", shuffle=False)
         first = next(batches.epoch(0))
         with self._attacking(model, first.x, first.y) as members:
             saved = None if state is None else _State(state, self._identity(model, data, tuple(members)))
@@ -138,7 +138,7 @@ class AutoAttack:
         return verdicts
 
     def fitting(self, classes: int, shape: Sequence[int]) -> tuple[tuple[str, ...], dict[str, str]]:
-        """The members that can run with that many classes on pictures of `shape` (c, h, w), and why the others cannot.
+        """The members that can run with that many classes on images of `shape` (c, h, w), and why the others cannot.
 
         Raises ConfigError where none can.
         """
@@ -147,7 +147,7 @@ class AutoAttack:
             reasons["apgd-t"] = f"its targeted DLR loss needs at least 4 classes, there are {classes}"
         if self.threat.norm == "l2" and not _first_squares_fit(*shape[-2:]):
             height, width = shape[-2:]
-            reasons["square"] = f"its first squares in L2 do not fit pictures of {height}x{width}"
+            reasons["square"] = f"its first squares in L2 do not fit images of {height}x{width}"
         reasons = {name: reason for name, reason in reasons.items() if name in self.attacks}
         left = tuple(name for name in self.attacks if name not in reasons)
         if not left:
@@ -163,7 +163,7 @@ class AutoAttack:
     def _attacking(self, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[dict[str, Any]]:
         """The package's attacks by member, while the model is in eval mode and torch's generators are put back."""
         if x.dim() != 4:
-            raise ConfigError(f"AutoAttack needs pictures of shape (n, c, h, w), got {tuple(x.shape)}")
+            raise ConfigError(f"AutoAttack needs images of shape (n, c, h, w), got {tuple(x.shape)}")
         devices = range(torch.cuda.device_count())  # the package seeds all of them
         with attack_mode(model, "eval"), torch.random.fork_rng(devices=devices), torch.no_grad(), ExitStack() as stack:
             classes = model(x[:1]).shape[1]
@@ -183,7 +183,7 @@ class AutoAttack:
             by_name = dict(members)
             yield {name: by_name[name] for name in names}
 
-    def _identity(self, model: nn.Module, data: ImageData, members: tuple[str, ...]) -> dict[str, Any]:
+    def _identity(self, model: nn.Module, data: ImageDataset, members: tuple[str, ...]) -> dict[str, Any]:
         """All that the verdicts depend on."""
         return {
             "norm": self.threat.norm,
@@ -192,7 +192,7 @@ class AutoAttack:
             "batch_size": self.batch_size,
             "seed": self.seed,
             "model": _hash_of_model(model),
-            "pictures": _hash_of_pictures(data),
+            "images": _hash_of_images(data),
         }
 
 
@@ -205,7 +205,7 @@ class _State:
         self.identity = identity
 
     def load(self, size: int) -> tuple[int, Tensor]:
-        """Passes done, and what `size` pictures have survived. Raises CheckpointError for a damaged file."""
+        """Passes done, and what `size` images have survived. Raises CheckpointError for a damaged file."""
         if not self.path.exists():
             return 0, torch.zeros(size, dtype=torch.int64)
         try:
@@ -215,7 +215,7 @@ class _State:
         except (OSError, AttributeError, KeyError, TypeError, ValueError):
             whole = False
         if not whole:
-            raise CheckpointError(f"{self.path} is damaged; remove it, and its pictures are attacked anew")
+            raise CheckpointError(f"{self.path} is damaged; remove it, and its images are attacked anew")
         return done, survived
 
     def save(self, done: int, survived: Tensor) -> None:
@@ -225,7 +225,7 @@ class _State:
 
 
 def _run(member: Any, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """What a member made of pictures that the model has right, and which of them it still has right."""
+    """What a member made of images that the model has right, and which of them it still has right."""
     if len(x) == 0:
         return x, torch.zeros(0, dtype=torch.bool, device=x.device)
     x_adv = member.perturb(x.clone(), y.clone())
@@ -240,9 +240,9 @@ def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _first_squares_fit(height: int, width: int) -> bool:
-    """Does the grid of squares that the package's Square attack starts from in L2 lie within the picture?
+    """Does the grid of squares that the package's Square attack starts from in L2 lie within the image?
 
-    Its squares have a fifth of the height, and as many are laid as fit into a side, from a margin on: those of pictures
+    Its squares have a fifth of the height, and as many are laid as fit into a side, from a margin on: those of images
     of 12, 14, 18, 19 or 24 pixels and of many that are not square reach over the edge, and the package fails.
     """
     square = height // 5
@@ -259,8 +259,8 @@ def _hash_of_model(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _hash_of_pictures(data: ImageData) -> str:
-    """Of pictures and labels."""
+def _hash_of_images(data: ImageDataset) -> str:
+    """Of images and labels."""
     digest = hashlib.sha256(repr(tuple(data.images.shape)).encode())
     digest.update(data.labels.numpy())
     for rows in torch.arange(len(data)).split(1024):

@@ -6,8 +6,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from pyengm.attacks.check import check_batch
-from pyengm.attacks.mode import BN_MODES, attack_mode
+from pyengm.attacks.model_state import BN_MODES, attack_mode
+from pyengm.attacks.validation import check_batch
 from pyengm.errors import ConfigError, NonFiniteError
 
 TOLERANCE = 1e-4  # how far the boundary may be: difference of the two top logits, or that share of it at the start
@@ -25,7 +25,7 @@ class DeepFool:
     The iteration is Algorithm 2 of the paper. It ends across the boundary at any depth, or, from within, ever closer.
     So that a distance is one to the boundary, an example across it goes back on its straight way from x, to
     where the two top logits meet: never further from x, and found by bisection, as one end is within and one across.
-    Pictures are not clipped to [0, 1], as in the paper: a distance says how far the boundary is, not what a picture
+    Images are not clipped to [0, 1], as in the paper: a distance says how far the boundary is, not what an image
     may be.
     Raises ConfigError for numbers and names out of range.
     """
@@ -42,7 +42,7 @@ class DeepFool:
         self.steps, self.overshoot, self.classes, self.bn = steps, overshoot, classes, bn
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """x + (1 + overshoot) r for pictures x (n, ...) in [0, 1], which may leave [0, 1].
+        """x + (1 + overshoot) r for images x (n, ...) in [0, 1], which may leave [0, 1].
 
         Adversarial, but where the model changes its mind twice within the overshoot. Arguments and errors are those of
         `perturbations`.
@@ -58,7 +58,7 @@ class DeepFool:
 
         y: labels (n,) int64; an example that the model has wrong stays as it is. None: all are moved.
         Warns of examples that have not reached a boundary in `steps`.
-        Raises DataError for pictures or labels that do not fit, NonFiniteError for a model whose outputs or gradients
+        Raises DataError for images or labels that do not fit, NonFiniteError for a model whose outputs or gradients
         are not finite.
         """
         check_batch(x, torch.zeros(len(x), dtype=torch.int64) if y is None else y)

@@ -1,5 +1,5 @@
 """Per-example losses that attacks ascend, (n,) in float32 or better: of logits (n, k) and labels (n,), or of logits and
-the log-probabilities (n, k) of the pictures before the attack ("kl")."""
+the log-probabilities (n, k) of the images before the attack ("kl")."""
 
 from collections.abc import Callable
 

@@ -7,13 +7,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pyengm.attacks.check import check_batch, check_extras
-from pyengm.attacks.finite import check_finite
-from pyengm.attacks.gradient import input_gradient
-from pyengm.attacks.layout import empty_dense
+from pyengm.attacks.input_grad import input_grad
 from pyengm.attacks.losses import log_softmax, loss_named
-from pyengm.attacks.mode import BN_MODES, attack_mode
-from pyengm.attacks.threat import Threat
+from pyengm.attacks.memory_format import empty_dense
+from pyengm.attacks.model_state import BN_MODES, attack_mode
+from pyengm.attacks.threat_model import ThreatModel
+from pyengm.attacks.validation import check_batch, check_extras, check_finite
 from pyengm.errors import ConfigError
 from pyengm.ops import Key
 
@@ -21,7 +20,7 @@ from pyengm.ops import Key
 class PGD:
     """Steps of size `step` up the loss, each followed by a projection to the eps-ball around x and to [0, 1].
 
-    eps, step: in pixel units. steps: number of forward-backward passes. norm: "linf" (sign steps) or "l2"
+    eps, step_size: in pixel units. steps: number of forward-backward passes. norm: "linf" (sign steps) or "l2"
     (steps along the gradient of the example, divided by its norm).
     loss: "ce", "margin", "cw", or "kl", the divergence of the outputs from those on x, which no label enters.
     random_start: begin at a uniform point of the ball instead of x. restarts: independent runs, of which each example
@@ -31,12 +30,12 @@ class PGD:
     run as one batch; in the other modes, where the examples of a batch see each other, one after another.
     Raises ConfigError for numbers and names out of range, and for early_stop where examples see each other.
 
-    Two attributes, which a trainer may set, make the passes faster. stand_in: a model, and what runs in its place,
+    Two attributes, which a trainer may set, make the passes faster. compiled_model: a model, and what runs in its place,
     such as the same one compiled. replay: called as replay(form, function, x_adv, ...) in place of
     function(x_adv, ...), which it may capture in a CUDA graph; not with restarts, nor with early_stop.
     """
 
-    stand_in: tuple[nn.Module, nn.Module] | None = None
+    compiled_model: tuple[nn.Module, nn.Module] | None = None
     replay: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     keyed = True  # takes key=, the random numbers to use
@@ -44,7 +43,7 @@ class PGD:
     def __init__(
         self,
         eps: float,
-        step: float,
+        step_size: float,
         steps: int,
         *,
         norm: str = "linf",
@@ -54,10 +53,10 @@ class PGD:
         early_stop: bool = False,
         bn: str = "eval",
     ):
-        self.threat = Threat(norm, eps)
+        self.threat = ThreatModel(norm, eps)
         self.loss = loss_named(loss)
-        if not (math.isfinite(step) and step >= 0):
-            raise ConfigError(f"step is {step}; expected a finite number >= 0 in pixel units, such as 2/255")
+        if not (math.isfinite(step_size) and step_size >= 0):
+            raise ConfigError(f"step_size is {step_size}; expected a finite number >= 0 in pixel units, such as 2/255")
         if steps < 1 or restarts < 1:
             raise ConfigError(f"steps and restarts are {steps} and {restarts}; expected at least 1 of each")
         if restarts > 1 and not random_start:
@@ -68,7 +67,7 @@ class PGD:
             raise ConfigError(
                 f"early_stop with bn={bn!r} would change the statistics of those that go on: use bn='eval'"
             )
-        self.step, self.steps, self.random_start, self.restarts = step, steps, random_start, restarts
+        self.step_size, self.steps, self.random_start, self.restarts = step_size, steps, random_start, restarts
         self.relative, self.early_stop, self.bn = loss == "kl", early_stop, bn
 
     def __call__(
@@ -82,7 +81,7 @@ class PGD:
         out: Tensor | None = None,
         gradient: Tensor | None = None,
     ) -> Tensor:
-        """Adversarial examples for pictures x (n, ...) in [0, 1] with labels y (n,) int64.
+        """Adversarial examples for images x (n, ...) in [0, 1] with labels y (n,) int64.
 
         start: (n, ...) first iterate in place of the random one; it may lie outside, as no step leaves it there.
         key: whose random numbers to use; None takes a fresh seed from torch's default generator.
@@ -106,8 +105,8 @@ class PGD:
         if key is None and self.random_start and start is None:
             key = Key.fresh(len(x), x.device)
         out = empty_dense(x) if out is None else out
-        if self.stand_in is not None and model is self.stand_in[0]:
-            model = self.stand_in[1]
+        if self.compiled_model is not None and model is self.compiled_model[0]:
+            model = self.compiled_model[1]
         with attack_mode(model, self.bn), torch.no_grad():
             target = log_softmax(model(x)) if self.relative else y
             if self.restarts > 1:
@@ -129,7 +128,7 @@ class PGD:
     def _run(self, model: nn.Module, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         if self.replay is None or self.early_stop:
             return self._ascend(model, *tensors)
-        form = id(model), self.threat, self.step, self.steps, self.loss, self.bn
+        form = id(model), self.threat, self.step_size, self.steps, self.loss, self.bn
         return self.replay(form, partial(self._ascend, model), *tensors)
 
     def _ascend(self, model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +137,7 @@ class PGD:
         alive = None
         finite = 0.0
         for _ in range(self.steps):
-            grad, losses, logits = input_gradient(model, still[0], self.loss, still[3])
+            grad, losses, logits = input_grad(model, still[0], self.loss, still[3])
             # The gradient too: a nan in it moves nothing, and the example would pass for a robust one.
             finite = finite + losses.sum() + grad.sum()
             if self.early_stop:
@@ -150,7 +149,7 @@ class PGD:
                     still, grad = tuple(t[standing] for t in still), grad[standing]
                     if len(alive) == 0:
                         break
-            self.threat.step_(still[0], grad, still[1], self.step)
+            self.threat.step_(still[0], grad, still[1], self.step_size)
         if alive is not None:
             x_adv[alive] = still[0]
         return finite, grad

@@ -9,14 +9,14 @@ class Transfer:
     """Attacks `surrogate` with `attack`, whatever model is under attack, which is never run.
 
     accuracy(model, data, Transfer(PGD(...), surrogate)) is the black-box accuracy of model.
-    attack: such as PGD(...). surrogate: takes the same pictures and has the same classes.
+    attack: such as PGD(...). surrogate: takes the same images and has the same classes.
     """
 
     def __init__(self, attack: Any, surrogate: nn.Module):
         self.attack, self.surrogate = attack, surrogate
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, **options: Any) -> Tensor:
-        """attack(surrogate, x, y, **options), so pictures within the threat model of `attack`."""
+        """attack(surrogate, x, y, **options), so images within the threat model of `attack`."""
         return self.attack(self.surrogate, x, y, **options)
 
     @property

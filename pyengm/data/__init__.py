@@ -1,11 +1,11 @@
-"""Pictures and labels, their splits, and augmented batches that depend on (seed, epoch, picture) alone."""
+"""Images and labels, their splits, and augmented batches that depend on (seed, epoch, image) alone."""
 
 from pyengm.data.augment import CropFlip
-from pyengm.data.batches import AUGMENTATIONS, Batch, Batches, to_float
-from pyengm.data.images import ImageData
-from pyengm.data.mirror import AUGMENT
+from pyengm.data.flip import AUGMENT
+from pyengm.data.image_dataset import ImageDataset
+from pyengm.data.loader import AUGMENTATIONS, Batch, Loader, to_float
+from pyengm.data.registry import DATASETS, load
 from pyengm.data.resized_crop import ResizedCrop, margin_for
-from pyengm.data.sources import DATASETS, load
 from pyengm.data.split import split_validation
 from pyengm.data.transform import Transform
 
@@ -14,9 +14,9 @@ __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
     "Batch",
-    "Batches",
     "CropFlip",
-    "ImageData",
+    "ImageDataset",
+    "Loader",
     "ResizedCrop",
     "Transform",
     "load",

@@ -1,4 +1,4 @@
-"""Random shift and flip, drawn per picture, and the way back for what is stored in un-augmented coordinates."""
+"""Random shift and flip, drawn per image, and the way back for what is stored in un-augmented coordinates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyengm.data.mirror import draw_flip
+from pyengm.data.flip import draw_flip
 from pyengm.data.resized_crop import ResizedCrop
 from pyengm.errors import DataError
 from pyengm.ops import Purpose, crop_flip, philox_uniform
@@ -15,9 +15,9 @@ from pyengm.ops import Purpose, crop_flip, philox_uniform
 
 @dataclass(frozen=True, eq=False)
 class CropFlip:
-    """For each of n pictures: pad all sides, cut a window of the old size, then perhaps mirror left and right.
+    """For each of n images: pad all sides, cut a window of the old size, then perhaps flip left and right.
 
-    rows, cols: (n,) int64 in [0, 2 * padding], the window's upper left corner on the padded picture.
+    rows, cols: (n,) int64 in [0, 2 * padding], the window's upper left corner on the padded image.
     flip: (n,) bool. padding: in pixels.
     """
 
@@ -37,26 +37,26 @@ class CropFlip:
         epoch: int,
         flip: bool = True,
     ) -> CropFlip:
-        """Draw for the pictures `index` (n,) int64, on its device, from (seed, epoch, index) alone.
+        """Draw for the images `index` (n,) int64, on its device, from (seed, epoch, index) alone.
 
         image_shape: (..., H, W). flip=False never mirrors.
-        Raises DataError where the padding could push a whole picture out of its window.
+        Raises DataError where the padding could push a whole image out of its window.
         """
         if not 0 <= padding < min(image_shape[-2:]):
             raise DataError(f"expected a padding of 0 to {min(image_shape[-2:]) - 1} pixels, got {padding}")
         corner = philox_uniform(index, (2,), seed=seed, purpose=Purpose.CROP, epoch=epoch)
         corner = (corner * (2 * padding + 1)).long()  # below 2 * padding + 1 also after rounding: u <= 1 - 2**-24
-        mirrored = draw_flip(index, seed=seed, epoch=epoch, flip=flip)
-        return cls(corner[:, 0], corner[:, 1], mirrored, padding)
+        flipped = draw_flip(index, seed=seed, epoch=epoch, flip=flip)
+        return cls(corner[:, 0], corner[:, 1], flipped, padding)
 
     @classmethod
     def centre(cls, n: int, padding: int, device: torch.device | str = "cpu") -> CropFlip:
-        """For n pictures that are not augmented: the middle of the padded picture, not mirrored."""
+        """For n images that are not augmented: the middle of the padded image, not flipped."""
         corner = torch.full((n,), padding, device=device)
         return cls(corner, corner, torch.zeros_like(corner, dtype=torch.bool), padding)
 
     def apply(self, images: Tensor, fill: float = 0) -> Tensor:
-        """The transformed pictures, a new tensor like `images` (n, C, H, W); the padding has the value `fill`."""
+        """The transformed images, a new tensor like `images` (n, C, H, W); the padding has the value `fill`."""
         height, width = self._size(images)
         y = torch.arange(height, device=images.device) + (self.rows - self.padding)[:, None]  # (n, H), of the source
         x = torch.arange(width, device=images.device).expand(len(images), -1)
@@ -71,7 +71,7 @@ class CropFlip:
         *,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> Tensor:
-        """`apply`, then division by 255, of uint8 pictures in one pass: (n, C, H, W) float32 in [0, 1].
+        """`apply`, then division by 255, of uint8 images in one pass: (n, C, H, W) float32 in [0, 1].
 
         images: (N, C, H, W) uint8. positions: (n,) int64, which of them to take; None for all n.
         memory_format: contiguous or channels_last. Raises ValueError where these do not fit.
@@ -93,11 +93,11 @@ class CropFlip:
         values, inside = _look_up(images, y, x)
         return out.copy_(torch.where(inside, values.to(out.dtype), out))
 
-    def cut(self, canvas: Tensor) -> Tensor:
-        """The windows (n, C, H, W) of padded pictures (n, C, H + 2 padding, W + 2 padding), mirrored alike."""
+    def gather_window(self, canvas: Tensor) -> Tensor:
+        """The windows (n, C, H, W) of padded images (n, C, H + 2 padding, W + 2 padding), flipped alike."""
         return canvas.flatten(2).gather(2, self._pixels(canvas)).view(self._windows_shape(canvas))
 
-    def paste(self, windows: Tensor, canvas: Tensor) -> Tensor:
+    def scatter_window(self, windows: Tensor, canvas: Tensor) -> Tensor:
         """Write `windows` (n, C, H, W) to where `cut` takes them from in `canvas`, and return `canvas`.
 
         Pixels of `canvas` (n, C, H + 2 padding, W + 2 padding) outside the windows stay as they are.
@@ -109,7 +109,7 @@ class CropFlip:
         return canvas.copy_(pasted.view(canvas.shape))
 
     def boxes(self, canvas: tuple[int, int]) -> ResizedCrop:
-        """The windows on padded pictures of (height, width) pixels, as boxes that may be cut at any resolution."""
+        """The windows on padded images of (height, width) pixels, as boxes that may be cut at any resolution."""
         size = canvas[0] - 2 * self.padding, canvas[1] - 2 * self.padding
         height, width = (torch.full_like(self.rows, side) for side in size)
         return ResizedCrop(self.rows, self.cols, height, width, self.flip, canvas, size)
@@ -127,7 +127,7 @@ class CropFlip:
         """(n, C, H, W), those of the windows on a canvas."""
         height, width = self._size(canvas)
         if min(height, width) <= 2 * self.padding:
-            raise DataError(f"expected pictures padded by {self.padding} pixels on all sides, got {(*canvas.shape,)}")
+            raise DataError(f"expected images padded by {self.padding} pixels on all sides, got {(*canvas.shape,)}")
         return (*canvas.shape[:2], height - 2 * self.padding, width - 2 * self.padding)
 
     def _size(self, images: Tensor) -> tuple[int, int]:

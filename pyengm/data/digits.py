@@ -2,15 +2,15 @@
 
 import torch
 
-from pyengm.data.images import ImageData
+from pyengm.data.image_dataset import ImageDataset
 from pyengm.data.order import shuffled
 from pyengm.ops import Purpose
 
 TRAIN_SIZE = 1437  # of 1,797: the set has no split of its own, so this one is fixed for good
 
 
-def load_digits(split: str) -> ImageData:
-    """The 1,437 training or 360 test pictures, (n, 1, 8, 8); 0..16 in the source becomes 0..255."""
+def load_digits(split: str) -> ImageDataset:
+    """The 1,437 training or 360 test images, (n, 1, 8, 8); 0..16 in the source becomes 0..255."""
     from sklearn.datasets import load_digits as sklearn_digits  # here: it takes a second, and an OpenMP of its own
 
     source = sklearn_digits()
@@ -18,4 +18,4 @@ def load_digits(split: str) -> ImageData:
     labels = torch.from_numpy(source.target)
     order = shuffled(torch.arange(len(images)), seed=0, purpose=Purpose.SPLIT)
     chosen = (order[:TRAIN_SIZE] if split == "train" else order[TRAIN_SIZE:]).sort().values
-    return ImageData(images[chosen], labels[chosen], tuple("0123456789"), "digits", split)
+    return ImageDataset(images[chosen], labels[chosen], tuple("0123456789"), "digits", split)

@@ -1,4 +1,4 @@
-"""Random resized crops, drawn per picture, and the way there and back for what is stored at any resolution."""
+"""Random resized crops, drawn per image, and the way there and back for what is stored at any resolution."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyengm.data.mirror import draw_flip
+from pyengm.data.flip import draw_flip
 from pyengm.errors import DataError
 from pyengm.ops import Purpose, crop_flip, philox_uniform
 
-SCALE = 0.08, 1.0  # of the picture's area
+SCALE = 0.08, 1.0  # of the image's area
 RATIO = 3 / 4, 4 / 3  # width over height
 TRIES = 10
-CACHED = 8  # pictures that a CPU resizes at a time: their floats are still in the cache, or in memory it has had before
+CACHED = 8  # images that a CPU resizes at a time: their floats are still in the cache, or in memory it has had before
 
 
 def margin_for(size: int) -> int:
-    """Pixels on each side by which a picture should be larger than its crops of side `size`, for these to choose from:
+    """Pixels on each side by which an image should be larger than its crops of side `size`, for these to choose from:
     16 for 224, so that it has ImageNet's customary 256, and about that share for other sizes."""
     return round(size / 14)
 
 
 @dataclass(frozen=True, eq=False)
 class ResizedCrop:
-    """For each of n pictures: cut a box, resize it to the size of all, then perhaps mirror left and right.
+    """For each of n images: cut a box, resize it to the size of all, then perhaps flip left and right.
 
     top, left, height, width: (n,) int64, the box in pixels of the canvas. flip: (n,) bool.
-    canvas: (height, width) of the pictures; size: that of what is shown.
+    canvas: (height, width) of the images; size: that of what is shown.
     Resizing is bilinear without antialiasing, and sees nothing outside the box. With the margin of `margin_for` a box
-    shrinks to about 7/8 at most, where each of its pixels still counts; crops of much larger pictures are jagged.
+    shrinks to about 7/8 at most, where each of its pixels still counts; crops of much larger images are jagged.
     """
 
     top: Tensor
@@ -54,7 +54,7 @@ class ResizedCrop:
         epoch: int,
         flip: bool = True,
     ) -> ResizedCrop:
-        """Draw for the pictures `index` (n,) int64, on its device, from (seed, epoch, index) alone.
+        """Draw for the images `index` (n,) int64, on its device, from (seed, epoch, index) alone.
 
         A box has 8 to 100 % of the area and a ratio of 3/4 to 4/3, uniform in its logarithm; after ten that do not fit
         it is the largest in the middle that has such a ratio. flip=False never mirrors.
@@ -64,8 +64,8 @@ class ResizedCrop:
         spare = {whole - part for whole, part in zip(canvas, size, strict=True)}
         if len(spare) > 1 or min(spare) < 0 or min(spare) % 2 or min(size) < 1:
             raise DataError(
-                f"expected crops that are smaller than the pictures by one even number of pixels in both directions, "
-                f"got crops of {size[0]}x{size[1]} from pictures of {canvas[0]}x{canvas[1]}"
+                f"expected crops that are smaller than the images by one even number of pixels in both directions, "
+                f"got crops of {size[0]}x{size[1]} from images of {canvas[0]}x{canvas[1]}"
             )
         u = philox_uniform(index, (2 * TRIES + 2,), seed=seed, purpose=Purpose.CROP, epoch=epoch).double()
         low, high = (math.log(ratio) for ratio in RATIO)
@@ -81,8 +81,8 @@ class ResizedCrop:
         free = torch.stack([canvas[0] - height, canvas[1] - width], dim=1)
         # below free + 1 also after rounding: u <= 1 - 2**-24, and the product is a float64
         corner = torch.where(any_fits[:, None], (u[:, -2:] * (free + 1)).long(), free // 2)
-        mirrored = draw_flip(index, seed=seed, epoch=epoch, flip=flip)
-        return cls(corner[:, 0], corner[:, 1], height, width, mirrored, tuple(canvas), tuple(size))
+        flipped = draw_flip(index, seed=seed, epoch=epoch, flip=flip)
+        return cls(corner[:, 0], corner[:, 1], height, width, flipped, tuple(canvas), tuple(size))
 
     @property
     def padding(self) -> int:
@@ -96,17 +96,17 @@ class ResizedCrop:
         *,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> Tensor:
-        """The boxes of uint8 pictures, resized and mirrored: (n, C, *size) float32 in [0, 1].
+        """The boxes of uint8 images, resized and flipped: (n, C, *size) float32 in [0, 1].
 
         images: (N, C, *canvas) uint8. positions: (n,) int64, which of them to take; None for all n.
         memory_format: contiguous or channels_last. Raises DataError or ValueError where these do not fit.
         """
         if images.shape[2:] != self.canvas:
-            raise DataError(f"expected pictures (N, C, {self.canvas[0]}, {self.canvas[1]}), got {tuple(images.shape)}")
+            raise DataError(f"expected images (N, C, {self.canvas[0]}, {self.canvas[1]}), got {tuple(images.shape)}")
         n = len(self.top)
         positions = torch.arange(len(images), device=images.device) if positions is None else positions
         if positions.shape != (n,):
-            raise DataError(f"expected {n} pictures for this transform, got {tuple(positions.shape)}")
+            raise DataError(f"expected {n} images for this transform, got {tuple(positions.shape)}")
         at_once = CACHED if images.device.type == "cpu" else max(n, 1)
         out = torch.empty((n, images.shape[1], *self.size), device=images.device, memory_format=memory_format)
         for start in range(0, n, at_once):
@@ -114,11 +114,11 @@ class ResizedCrop:
             still = torch.zeros_like(self.top[part])
             whole = crop_flip(images, still, still, still.bool(), 0, positions=positions[part])
             # weights that add up to 1 but for rounding can give a little more than 1
-            torch.clamp(self._those(part).cut(whole), 0, 1, out=out[part])
+            torch.clamp(self._those(part).gather_window(whole), 0, 1, out=out[part])
         return out
 
-    def cut(self, canvas: Tensor) -> Tensor:
-        """The boxes of canvases (n, C, ., .) of any resolution, resized and mirrored: (n, C, *size)."""
+    def gather_window(self, canvas: Tensor) -> Tensor:
+        """The boxes of canvases (n, C, ., .) of any resolution, resized and flipped: (n, C, *size)."""
         self._check(canvas)
         y, x = self._places(0.5)
         # in a box, nothing lies beyond the centres of its outermost pixels
@@ -129,7 +129,7 @@ class ResizedCrop:
         grid = torch.stack([x.expand(shape), y.expand(shape)], dim=3)  # from -1 to 1 over the canvas
         return F.grid_sample(canvas, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
-    def paste(self, windows: Tensor, canvas: Tensor) -> Tensor:
+    def scatter_window(self, windows: Tensor, canvas: Tensor) -> Tensor:
         """Add to every number of `canvas` (n, C, ., .), of any resolution, the mean change of the part it stands for.
 
         The change is that from what `cut` gives to `windows` (n, C, *size), and 0 outside the boxes. In place; returns
@@ -139,7 +139,7 @@ class ResizedCrop:
         if windows.shape != (*canvas.shape[:2], *self.size):
             expected = (*canvas.shape[:2], *self.size)
             raise DataError(f"expected windows of shape {expected}, got {tuple(windows.shape)}")
-        change = windows.to(canvas.dtype) - self.cut(canvas)
+        change = windows.to(canvas.dtype) - self.gather_window(canvas)
         y, x = self._places(0)
         down = _overlaps(y * (canvas.shape[2] / self.canvas[0]), canvas.shape[2]).to(canvas.dtype)  # (n, ., size[0])
         across = _overlaps(x * (canvas.shape[3] / self.canvas[1]), canvas.shape[3]).to(canvas.dtype)
@@ -168,7 +168,7 @@ class ResizedCrop:
 
 
 def _largest(canvas: tuple[int, int]) -> tuple[int, int]:
-    """The largest box of a picture (height, width) whose ratio is in RATIO."""
+    """The largest box of an image (height, width) whose ratio is in RATIO."""
     height, width = canvas
     if width / height < RATIO[0]:
         return round(width / RATIO[0]), width

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torchvision import datasets
 
-from pyengm.data.images import ImageData
+from pyengm.data.image_dataset import ImageDataset
 from pyengm.errors import DataError
 
 SETS = {
@@ -17,7 +17,7 @@ SETS = {
 }
 
 
-def load_torchvision(name: str, split: str, root: Path, download: bool) -> ImageData:
+def load_torchvision(name: str, split: str, root: Path, download: bool) -> ImageDataset:
     """The whole split as one tensor in memory; DataError where the files are missing or damaged."""
     which = {"split": split} if name == "svhn" else {"train": split == "train"}
     try:
@@ -36,4 +36,4 @@ def load_torchvision(name: str, split: str, root: Path, download: bool) -> Image
         images = images.permute(0, 3, 1, 2)
     labels = torch.as_tensor(source.labels if name == "svhn" else source.targets)
     classes = tuple("0123456789") if name == "svhn" else tuple(source.classes)
-    return ImageData(images, labels, classes, name, split)
+    return ImageDataset(images, labels, classes, name, split)

@@ -1,4 +1,4 @@
-"""What a way of augmenting pictures offers to those who use it."""
+"""What a way of augmenting images offers to those who use it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pyengm.data.resized_crop import ResizedCrop
 
 
 class Transform(Protocol):
-    """How n pictures of a batch were made: each shows a window (H, W) of its canvas (H + 2 padding, W + 2 padding).
+    """How n images of a batch were made: each shows a window (H, W) of its canvas (H + 2 padding, W + 2 padding).
 
-    What is kept for a picture lives on its canvas, and so follows the picture through the windows of all epochs.
+    What is kept for an image lives on its canvas, and so follows the image through the windows of all epochs.
     """
 
     @property
@@ -27,15 +27,15 @@ class Transform(Protocol):
         *,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> Tensor:
-        """The transformed pictures, (n, C, H, W) float32 in [0, 1].
+        """The transformed images, (n, C, H, W) float32 in [0, 1].
 
         images: (N, C, ., .) uint8. positions: (n,) int64, which of them to take; None for all n.
         """
 
-    def cut(self, canvas: Tensor) -> Tensor:
+    def gather_window(self, canvas: Tensor) -> Tensor:
         """What the windows show of a canvas (n, C, H + 2 padding, W + 2 padding), new memory (n, C, H, W)."""
 
-    def paste(self, windows: Tensor, canvas: Tensor) -> Tensor:
+    def scatter_window(self, windows: Tensor, canvas: Tensor) -> Tensor:
         """Puts `windows` (n, C, H, W) back to where `cut` found them in `canvas`, in place, and returns `canvas`.
 
         What no window shows stays as it is.

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier on pictures, as they are or attacked."""
+"""Accuracy of a classifier on images, as they are or attacked."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from pyengm.attacks import attack_mode
-from pyengm.data import Batches, ImageData
-from pyengm.distributed import gather, rank, world
+from pyengm.data import ImageDataset, Loader
 from pyengm.errors import NonFiniteError
+from pyengm.evaluation.attack_registry import Attack
 from pyengm.evaluation.calibration import expected_calibration_error
-from pyengm.evaluation.suite import Attack
 from pyengm.models import layout_of
 from pyengm.ops import Key
+from pyengm.utils.distributed import gather, rank, world
 
 BATCH_SIZE = 250  # AutoAttack's own: 256 would run as 250 and 6
 
 
-def by_processes(data: ImageData, judge: Callable[[ImageData], Tensor]) -> Tensor:
-    """judge(data), numbers (N, ...) on the CPU per picture; where several processes run, each judges its share."""
+def sharded(data: ImageDataset, predict: Callable[[ImageDataset], Tensor]) -> Tensor:
+    """predict(data), numbers (N, ...) on the CPU per image; where several processes run, each judges its share."""
     if world() == 1:
-        return judge(data)
+        return predict(data)
     mine = torch.arange(len(data))[rank() :: world()]
-    parts = gather(judge(data.subset(mine)) if len(mine) else None)
+    parts = gather(predict(data.subset(mine)) if len(mine) else None)
     whole = parts[0].new_zeros(len(data), *parts[0].shape[1:])
     for place, part in enumerate(parts):
         if part is not None:
@@ -35,9 +35,9 @@ def by_processes(data: ImageData, judge: Callable[[ImageData], Tensor]) -> Tenso
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a model makes of N pictures, (N,) each, on the CPU.
+    """What a model makes of N images, (N,) each, on the CPU.
 
-    correct: bool, whether it classifies the picture right. confidence: the probability that it gives the class that it
+    correct: bool, whether it classifies the image right. confidence: the probability that it gives the class that it
     predicts. loss: the cross-entropy of the true class.
     """
 
@@ -54,24 +54,26 @@ class Verdicts:
         }
 
 
-def judge(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: int, device: torch.device) -> Verdicts:
-    """The verdicts on all pictures under the attack (None: as they are).
+def predict(
+    model: nn.Module, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device
+) -> Verdicts:
+    """The verdicts on all images under the attack (None: as they are).
 
-    The model is in eval mode meanwhile. The random starts are those of (seed, the picture's index), so that they do
+    The model is in eval mode meanwhile. The random starts are those of (seed, the image's index), so that they do
     not depend on the batches. Raises NonFiniteError when the model's outputs are not finite.
     Where several processes run, all call this, and each attacks its share.
     """
-    correct, confidence, loss = by_processes(data, partial(_judge, model, attack, seed, device)).unbind(1)
+    correct, confidence, loss = sharded(data, partial(_predict, model, attack, seed, device)).unbind(1)
     return Verdicts(correct.bool(), confidence, loss)
 
 
-def _judge(model: nn.Module, attack: Attack | None, seed: int, device: torch.device, data: ImageData) -> Tensor:
+def _predict(model: nn.Module, attack: Attack | None, seed: int, device: torch.device, data: ImageDataset) -> Tensor:
     """Right or not, confidence and loss, (N, 3)."""
     parts = []
-    pictures = Batches(
+    images = Loader(
         data, BATCH_SIZE, device=device, seed=seed, augment="none", shuffle=False, memory_format=layout_of(model)
     )
-    for batch in pictures.epoch(0):
+    for batch in images.epoch(0):
         x = batch.x
         if getattr(attack, "keyed", False):
             x = attack(model, x, batch.y, key=Key(seed, 0, batch.index))
@@ -87,11 +89,11 @@ def _judge(model: nn.Module, attack: Attack | None, seed: int, device: torch.dev
     return torch.cat(parts)
 
 
-def correct(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: int, device: torch.device) -> Tensor:
-    """(N,) bool on the CPU: is picture i still classified right under the attack? Arguments and errors as `judge`."""
-    return judge(model, data, attack, seed=seed, device=device).correct
+def correct(model: nn.Module, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device) -> Tensor:
+    """(N,) bool on the CPU: is image i still classified right under the attack? Arguments and errors as `predict`."""
+    return predict(model, data, attack, seed=seed, device=device).correct
 
 
-def accuracy(model: nn.Module, data: ImageData, attack: Attack | None, *, seed: int, device: torch.device) -> float:
-    """Share of `correct` pictures, in [0, 1]."""
+def accuracy(model: nn.Module, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device) -> float:
+    """Share of `correct` images, in [0, 1]."""
     return correct(model, data, attack, seed=seed, device=device).double().mean().item()

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from pyengm.attacks import Threat
-from pyengm.data import ImageData
-from pyengm.distributed import world
+from pyengm.attacks import ThreatModel
+from pyengm.data import ImageDataset
 from pyengm.errors import DataError, PyengmError
+from pyengm.evaluation.attack_registry import check_attacks
 from pyengm.evaluation.evaluate import (
     attacks_by_threat,
     check_threats,
@@ -30,19 +30,19 @@ from pyengm.evaluation.evaluate import (
     merge,
     robust_overfitting,
 )
-from pyengm.evaluation.suite import check_attacks
 from pyengm.models import CheckpointInfo, in_fast_layout, load_checkpoint, read_info
+from pyengm.utils.distributed import world
 
 
 def evaluate_checkpoints(
     checkpoints: Mapping[str, Path],
-    data: ImageData,
-    threats: Sequence[Threat],
+    data: ImageDataset,
+    threats: Sequence[ThreatModel],
     attacks: Sequence[str],
     *,
     device: torch.device,
     seed: int = 0,
-    autoattack_pictures: int | None = None,
+    autoattack_examples: int | None = None,
     surrogate: Path | None = None,
     state: Path | None = None,
     on_attack: Callable[[str], None] = lambda title: None,
@@ -64,7 +64,7 @@ def evaluate_checkpoints(
         check_fit(read_info(path), data, path)
     contents = {name: hashlib.sha256(Path(path).read_bytes()).digest() for name, path in checkpoints.items()}
     names = {content: name for name, content in reversed(contents.items())}
-    options = {"device": device, "seed": seed, "autoattack_pictures": autoattack_pictures, "state": state}
+    options = {"device": device, "seed": seed, "autoattack_examples": autoattack_examples, "state": state}
     jobs = {}
     with executor(len(names) * len(threats), device) as (pool, messages):
         for (content, name), (threat, asked) in product(names.items(), attacks_by_threat(threats, attacks).items()):
@@ -90,7 +90,7 @@ def evaluate_checkpoints(
     if {"best", "last"} <= results.keys() and "pgd20" in attacks:
         results["robust_overfitting"] = robust_overfitting(results["best"]["pgd20"], results["last"]["pgd20"])
     results["threats"] = [{"norm": threat.norm, "eps": threat.eps} for threat in threats]
-    results["pictures"] = {"all": len(data), "autoattack": len(evenly_spread(len(data), autoattack_pictures))}
+    results["images"] = {"all": len(data), "autoattack": len(evenly_spread(len(data), autoattack_examples))}
     return results
 
 
@@ -111,14 +111,14 @@ def evaluate_file(path: Path, surrogate: Path | None, *arguments: Any, **options
     return evaluate_under(model, *arguments, surrogate=other, **options)
 
 
-def check_fit(info: CheckpointInfo, data: ImageData, path: Path) -> None:
-    """Raises DataError unless the checkpoint's model takes the pictures and has as many classes."""
+def check_fit(info: CheckpointInfo, data: ImageDataset, path: Path) -> None:
+    """Raises DataError unless the checkpoint's model takes the images and has as many classes."""
     model = info.model
     wanted = (model["num_classes"], model["in_channels"], model["image_size"], model["image_size"])
     if wanted != (data.num_classes, *data.shape):
         raise DataError(
-            f"{path} was trained on {info.data}: {wanted[0]} classes, pictures of shape {wanted[1:]}; "
-            f"{data.name} has {data.num_classes} classes, pictures of shape {data.shape}"
+            f"{path} was trained on {info.data}: {wanted[0]} classes, images of shape {wanted[1:]}; "
+            f"{data.name} has {data.num_classes} classes, images of shape {data.shape}"
         )
 
 

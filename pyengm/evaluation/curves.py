@@ -1,4 +1,4 @@
-"""The picture of a run: accuracy and loss by epoch."""
+"""The image of a run: accuracy and loss by epoch."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,10 +4,10 @@ from typing import Any
 
 from rich.table import Table
 
-from pyengm.attacks import Threat
+from pyengm.attacks import ThreatModel
 from pyengm.attacks.autoattack import MEMBERS
-from pyengm.evaluation.evaluate import AFTER, SAME_PICTURES
-from pyengm.evaluation.suite import DISTANCES, TITLES
+from pyengm.evaluation.attack_registry import DISTANCES, TITLES
+from pyengm.evaluation.evaluate import AFTER, SAME_EXAMPLES
 
 
 def results_table(results: dict[str, Any], title: str, spread: dict[str, Any] | None = None) -> Table:
@@ -23,7 +23,7 @@ def results_table(results: dict[str, Any], title: str, spread: dict[str, Any] | 
     table.add_column("threat model")
     for name in columns:
         table.add_column(f"{name} %", justify="right")
-    threats = [Threat(**threat) for threat in results["threats"]]
+    threats = [ThreatModel(**threat) for threat in results["threats"]]
     for key in results[columns[0]]:
         if not key.startswith(AFTER):
             attack, threat = _parse(key, threats)
@@ -32,14 +32,14 @@ def results_table(results: dict[str, Any], title: str, spread: dict[str, Any] | 
     return table
 
 
-def _parse(key: str, threats: list[Threat]) -> tuple[str, str]:
+def _parse(key: str, threats: list[ThreatModel]) -> tuple[str, str]:
     if key == "natural":
         return key, ""
     if key in DISTANCES:
         return TITLES[key], "mean distance in L2"
     threat = next((t for t in threats[1:] if key.endswith(f"_{t.norm}")), threats[0])
     name = key.removesuffix(f"_{threat.norm}")
-    return ("PGD-20, AutoAttack's pictures" if name == SAME_PICTURES else TITLES[name]), str(threat)
+    return ("PGD-20, AutoAttack's images" if name == SAME_EXAMPLES else TITLES[name]), str(threat)
 
 
 def _cell(key: str, value: float, spread: float | None) -> str:
@@ -49,8 +49,8 @@ def _cell(key: str, value: float, spread: float | None) -> str:
 
 
 def _caption(results: dict[str, Any], spread: dict[str, Any]) -> str:
-    counts = results["pictures"]
-    lines = [f"{counts['all']} test pictures, AutoAttack on {counts['autoattack']} of them"]
+    counts = results["images"]
+    lines = [f"{counts['all']} test images, AutoAttack on {counts['autoattack']} of them"]
     lines += _without(results)
     if "robust_overfitting" in results:
         lost, deviation = results["robust_overfitting"], spread.get("robust_overfitting")
@@ -63,7 +63,7 @@ def _without(results: dict[str, Any]) -> list[str]:
     """A line for each threat model under which members of AutoAttack could not run."""
     keys = next(value for value in results.values() if isinstance(value, dict) and "natural" in value)
     lines = []
-    for i, threat in enumerate(Threat(**threat) for threat in results["threats"]):
+    for i, threat in enumerate(ThreatModel(**threat) for threat in results["threats"]):
         suffix = f"_{threat.norm}" if i else ""
         names = [member.replace("-", "_") for member in MEMBERS]
         ran = [TITLES[name] for name in names if AFTER + name + suffix in keys]

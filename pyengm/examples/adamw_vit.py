@@ -18,7 +18,7 @@ import pyengm
 def main(steps: int = 60) -> list[float]:
     torch.manual_seed(0)
     train = pyengm.data.load("digits", "train")
-    batches = pyengm.data.Batches(train, 64, device=torch.device("cpu"), seed=0, augment="none", shuffle=True)
+    batches = pyengm.data.Loader(train, 64, device=torch.device("cpu"), seed=0, augment="none", shuffle=True)
     model = timm.create_model(
         "vit_tiny_patch16_224",
         img_size=8,

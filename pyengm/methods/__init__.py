@@ -3,7 +3,7 @@
 from pyengm.methods.atas import ATAS
 from pyengm.methods.atta import ATTA
 from pyengm.methods.awp import AWP, MARTAWP, PGDATAWP, TRADESAWP
-from pyengm.methods.base import AttackMethod, Examples, Method, OnePass, Outcome
+from pyengm.methods.base import AttackMethod, DatasetSpec, Method, SinglePassMethod, StepOutput
 from pyengm.methods.curriculum import Curriculum
 from pyengm.methods.dynamic import Dynamic
 from pyengm.methods.fgsm_pgi import FGSMPGI
@@ -17,7 +17,6 @@ from pyengm.methods.natural import Natural
 from pyengm.methods.nuat import NuAT
 from pyengm.methods.pgd_at import PGDAT
 from pyengm.methods.ssat import SSAT
-from pyengm.methods.step import Used, train_step
 from pyengm.methods.sub_at import SubAT
 from pyengm.methods.trades import TRADES
 from pyengm.methods.yopo import YOPO
@@ -64,17 +63,15 @@ __all__ = [
     "YOPO",
     "AttackMethod",
     "Curriculum",
+    "DatasetSpec",
     "Dynamic",
-    "Examples",
     "FGSMThenPGD",
     "FreeAT",
     "GradAlign",
     "Method",
     "Natural",
     "NuAT",
-    "OnePass",
-    "Outcome",
+    "SinglePassMethod",
+    "StepOutput",
     "SubAT",
-    "Used",
-    "train_step",
 ]

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyengm.attacks.mode import running_statistics_kept
-from pyengm.checks import require
+from pyengm.attacks.model_state import running_statistics_kept
 from pyengm.data import Transform
-from pyengm.distributed import summed_all
 from pyengm.errors import ConfigError, NonFiniteError
-from pyengm.methods.base import AttackMethod, Examples, Outcome
+from pyengm.methods.base import AttackMethod, DatasetSpec, StepOutput
 from pyengm.methods.mart import MART
+from pyengm.methods.per_example_buffer import PerExampleBuffer
 from pyengm.methods.pgd_at import PGDAT
-from pyengm.methods.store import Store
 from pyengm.methods.trades import TRADES
 from pyengm.ops import Key
+from pyengm.utils.checks import require
+from pyengm.utils.distributed import all_reduce_sum_many
 
 
 class AWP(AttackMethod):
@@ -49,12 +49,12 @@ class AWP(AttackMethod):
         self.threat, self.double_backward = base.threat, base.double_backward
 
     @property
-    def input_gradients(self) -> bool:
-        return self.base.input_gradients
+    def needs_input_grad(self) -> bool:
+        return self.base.needs_input_grad
 
-    @input_gradients.setter
-    def input_gradients(self, value: bool) -> None:
-        self.base.input_gradients = value
+    @needs_input_grad.setter
+    def needs_input_grad(self, value: bool) -> None:
+        self.base.needs_input_grad = value
 
     @property
     def label_smoothing(self) -> float:
@@ -70,13 +70,13 @@ class AWP(AttackMethod):
         return self.base.key_for(x, key)
 
     @property
-    def changes_gradients(self) -> bool:
-        return self.base.changes_gradients
+    def modifies_grads(self) -> bool:
+        return self.base.modifies_grads
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         return self.base.perturb(model, x, y, key, transform)
 
-    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
+    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
         if self.epoch < self.warmup or self.gamma == 0:
             return self.base.outcome(model, x, x_adv, y)
         weights, moves = self._ascent(model, x, x_adv, y)
@@ -103,14 +103,14 @@ class AWP(AttackMethod):
         with running_statistics_kept(model), torch.enable_grad():
             # The sum: its gradient has the direction of the mean's, and is not lost in half precision.
             total = self.base.outcome(model, x, x_adv, y).losses.sum()
-            grads = summed_all(torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True))
+            grads = all_reduce_sum_many(torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True))
         lengths = torch.stack(torch._foreach_norm(grads))
         require(lengths.sum().isfinite(), _not_finite)
         lengths = lengths.where(lengths > 0, 1.0)  # no gradient, no move
         scales = self.gamma * torch.stack(torch._foreach_norm([w.detach() for w in weights])) / lengths
         return weights, [g * scale for g, scale in zip(grads, scales, strict=True)]
 
-    def prepare(self, examples: Examples) -> None:
+    def prepare(self, examples: DatasetSpec) -> None:
         self.base.prepare(examples)
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
@@ -123,15 +123,15 @@ class AWP(AttackMethod):
     def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.base.before_step(model, optimizer)
 
-    def stores(self) -> Mapping[str, Store]:
+    def stores(self) -> Mapping[str, PerExampleBuffer]:
         return self.base.stores()
 
-    def own_state(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "base": self.base.own_state()}
+    def extra_state(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "base": self.base.extra_state()}
 
-    def load_own_state(self, state: Mapping[str, Any]) -> None:
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
         self.epoch, self.told = state["epoch"], True
-        self.base.load_own_state(state["base"])
+        self.base.load_extra_state(state["base"])
 
 
 def _not_finite() -> NonFiniteError:
@@ -147,7 +147,7 @@ class PGDATAWP(AWP):
     def __init__(
         self,
         eps: float,
-        step: float | None = None,
+        step_size: float | None = None,
         steps: int = 10,
         *,
         gamma: float = 0.01,
@@ -155,7 +155,7 @@ class PGDATAWP(AWP):
         norm: str = "linf",
         bn: str = "train",
     ):
-        super().__init__(PGDAT(eps, step, steps, norm=norm, bn=bn), gamma, warmup=warmup)
+        super().__init__(PGDAT(eps, step_size, steps, norm=norm, bn=bn), gamma, warmup=warmup)
 
 
 class TRADESAWP(AWP):
@@ -167,7 +167,7 @@ class TRADESAWP(AWP):
     def __init__(
         self,
         eps: float,
-        step: float | None = None,
+        step_size: float | None = None,
         steps: int = 10,
         *,
         beta: float = 6.0,
@@ -176,7 +176,7 @@ class TRADESAWP(AWP):
         norm: str = "linf",
         bn: str = "eval",
     ):
-        super().__init__(TRADES(eps, step, steps, beta=beta, norm=norm, bn=bn), gamma, warmup=warmup)
+        super().__init__(TRADES(eps, step_size, steps, beta=beta, norm=norm, bn=bn), gamma, warmup=warmup)
 
 
 class MARTAWP(AWP):
@@ -185,7 +185,7 @@ class MARTAWP(AWP):
     def __init__(
         self,
         eps: float,
-        step: float | None = None,
+        step_size: float | None = None,
         steps: int = 10,
         *,
         beta: float = 6.0,
@@ -194,4 +194,4 @@ class MARTAWP(AWP):
         norm: str = "linf",
         bn: str = "eval",
     ):
-        super().__init__(MART(eps, step, steps, beta=beta, norm=norm, bn=bn), gamma, warmup=warmup)
+        super().__init__(MART(eps, step_size, steps, beta=beta, norm=norm, bn=bn), gamma, warmup=warmup)

@@ -1,7 +1,7 @@
 """Convolutions and batch norms whose gradients have cheap gradients of their own, for losses that hold a gradient.
 
 torch takes the second derivative of batch norm in some forty passes over memory, and that of a convolution's weights as
-a convolution with a kernel of the picture's size. Both are short in terms of the operators that first derivatives use.
+a convolution with a kernel of the image's size. Both are short in terms of the operators that first derivatives use.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ norm_backward = torch.ops.aten.native_batch_norm_backward
 def fast_double_backward(model: nn.Module) -> Iterator[None]:
     """Meanwhile torch's own 2-D convolutions and, in training mode, batch norms run with the derivatives below.
 
-    The numbers are the same, to rounding. A backward pass that keeps its graph gives gradients in pictures alone, none
+    The numbers are the same, to rounding. A backward pass that keeps its graph gives gradients in images alone, none
     in weights: these come from the backward pass after it. Nothing changes under autocast, where a forward is not
     torch's own, and in models without batch norm in training mode, whose per-example norms need torch's own nodes.
     """
@@ -123,7 +123,7 @@ class _Norm(torch.autograd.Function):
 
 
 class _NormInput(torch.autograd.Function):
-    """dx = w s (dy - mean(dy) - xh mean(dy xh)) with xh = (x - mean) s; means over pictures and places."""
+    """dx = w s (dy - mean(dy) - xh mean(dy xh)) with xh = (x - mean) s; means over images and places."""
 
     @staticmethod
     def forward(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, s: Tensor) -> Tensor:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyengm.attacks import FGSM, Threat, attack_mode
+from pyengm.attacks import FGSM, ThreatModel, attack_mode
 from pyengm.attacks.fosc import FOSCPGD, fosc_of
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
-from pyengm.methods.base import AttackMethod, Outcome
+from pyengm.methods.base import AttackMethod, StepOutput
 from pyengm.ops import Key
 
 
 class EpochAttack(AttackMethod):
-    """An attack that depends on the epoch: that of the key, and of `start_epoch` for anonymous pictures.
+    """An attack that depends on the epoch: that of the key, and of `start_epoch` for anonymous images.
 
     epoch: of the last batch, counted from 0.
     """
@@ -33,10 +33,10 @@ class EpochAttack(AttackMethod):
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
         self.epoch = epoch
 
-    def own_state(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         return {"epoch": self.epoch}
 
-    def load_own_state(self, state: Mapping[str, Any]) -> None:
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
         self.epoch = state["epoch"]
 
 
@@ -45,11 +45,11 @@ class Dynamic(EpochAttack):
 
     In epoch t = 0, 1, ... c_t = max(c_max (1 - t / decay_epochs), 0): weak examples first, strong ones later. The FOSC
     eps ||g||_1 - <x' - x, g> takes no pass of its own: the gradient g is that of the next step.
-    eps, step: in pixel units; step is eps / 4 unless given. steps: the most that an example takes. epochs: of the run.
+    eps, step_size: in pixel units; step_size is eps / 4 unless given. steps: the most that an example takes. epochs: of the run.
     norm: "linf" or "l2". bn: batch-norm mode of the attack, "eval" as in the authors' code; in the other modes stopped
     examples stay in the batch. c_max: the first threshold, in units of the loss; `c_max_from` estimates it.
     decay_epochs: until the threshold is 0, 5/6 of the epochs unless given (the paper's 100 of 120; 40 of 50 on MNIST).
-    as_published: as in the authors' code, the FOSC measures displacements from the random start, not from the picture,
+    as_published: as in the authors' code, the FOSC measures displacements from the random start, not from the image,
     the start is not clipped to [0, 1], and from epoch 1 on L_i = sg(l_i) CE(f(x'_i), y_i), l_i the cross-entropy of
     x'_i in the mode bn, at the price of one more forward pass.
     Raises ConfigError for numbers and names out of range. Source: Wang et al. 2019, Sec. 4.1, Alg. 1.
@@ -58,7 +58,7 @@ class Dynamic(EpochAttack):
     def __init__(
         self,
         eps: float,
-        step: float | None = None,
+        step_size: float | None = None,
         steps: int = 10,
         *,
         epochs: int,
@@ -73,7 +73,7 @@ class Dynamic(EpochAttack):
             raise ConfigError(f"epochs and decay_epochs are {epochs} and {decay_epochs}; expected numbers above 0")
         if not (math.isfinite(c_max) and c_max >= 0):
             raise ConfigError(f"c_max is {c_max}; expected a finite number >= 0 in units of the loss, such as 0.5")
-        self.attack = FOSCPGD(eps, eps / 4 if step is None else step, steps, norm=norm, bn=bn)
+        self.attack = FOSCPGD(eps, eps / 4 if step_size is None else step_size, steps, norm=norm, bn=bn)
         self.threat, self.as_published = self.attack.threat, as_published
         self.c_max, self.decay_epochs = c_max, decay_epochs
 
@@ -85,7 +85,7 @@ class Dynamic(EpochAttack):
         start = x + self.threat.uniform(x, key) if self.as_published else None
         return self.attack(model, x, y, threshold=self.threshold(key.epoch), start=start, origin=start, key=key)
 
-    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
+    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
         weights = None
         if self.as_published and self.epoch > 0:
             with attack_mode(model, self.attack.bn), torch.no_grad():
@@ -93,13 +93,13 @@ class Dynamic(EpochAttack):
         x_adv = self.as_input(x_adv)
         logits = model(x_adv)
         losses = self.cross_entropy(logits, y)
-        return Outcome(losses if weights is None else weights * losses, x_adv, logits)
+        return StepOutput(losses if weights is None else weights * losses, x_adv, logits)
 
 
 def c_max_from(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str = "linf", bn: str = "eval") -> float:
-    """An estimate of c_max: the mean FOSC of FGSM examples of a batch of pictures x (n, ...) with labels y (n,).
+    """An estimate of c_max: the mean FOSC of FGSM examples of a batch of images x (n, ...) with labels y (n,).
 
     eps, norm, bn: as for `Dynamic`. Raises what `PGD` raises. Source: Wang et al. 2019, Sec. 4.1.
     """
     x_adv = FGSM(eps, norm=norm, bn=bn)(model, x, y)
-    return fosc_of(model, x_adv, x, y, Threat(norm, eps), bn=bn).mean().item()
+    return fosc_of(model, x_adv, x, y, ThreatModel(norm, eps), bn=bn).mean().item()

@@ -8,37 +8,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyengm.attacks import Threat
-from pyengm.attacks.check import check_batch
-from pyengm.attacks.finite import check_finite
-from pyengm.attacks.gradient import HALF_SCALE
-from pyengm.attacks.layout import dense
-from pyengm.attacks.threat import unit
+from pyengm.attacks import ThreatModel
+from pyengm.attacks.input_grad import HALF_SCALE
+from pyengm.attacks.memory_format import dense
+from pyengm.attacks.threat_model import unit
+from pyengm.attacks.validation import check_batch, check_finite
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
-from pyengm.methods.base import Examples, OnePass, Outcome, known_pictures
+from pyengm.methods.base import DatasetSpec, SinglePassMethod, StepOutput, require_key
 from pyengm.methods.noise import corner
-from pyengm.methods.store import Store
+from pyengm.methods.per_example_buffer import PerExampleBuffer
 from pyengm.ops import Key, Purpose, philox_normal, row_norms
 
 
-class FGSMPGI(OnePass):
+class FGSMPGI(SinglePassMethod):
     """L_i = LS(f(x'_i), y_i) + pull mean_k (f(x'_i) - f(x_i + d_i))_k^2, x' = clip(x + d_i + step sign g_i).
 
     LS is the cross-entropy with labels of probability `confidence`, the rest shared by the other classes, and g_i its
-    gradient at x + d_i, which is not clipped to [0, 1]. d_i comes from the picture's past (variant FGSM-MEP):
-    M_i <- g_i / mean |g_i| + decay M_i, and d_i <- clip(d_i + step sign M_i). The mean is over the picture; the
+    gradient at x + d_i, which is not clipped to [0, 1]. d_i comes from the image's past (variant FGSM-MEP):
+    M_i <- g_i / mean |g_i| + decay M_i, and d_i <- clip(d_i + step sign M_i). The mean is over the image; the
     published norm |g|_1 differs by a constant factor, which no sign sees, and keeps M far from float16's limits.
     At first and in every reset-th epoch d_i is a random corner of the ball of radius min(step, eps), in L2 a random
     point of that length, and M_i is 0. Both passes are part of the losses, so both run in training mode.
     d and M are kept on the padded canvas, seen through the crop and flip of the epoch.
 
-    eps, step: in pixel units; step is eps unless given. pull, decay: weights. reset: in epochs. norm: "linf" or "l2",
-    where steps go along g over its norm. dtype, resolution: of the memory, of d and of M, see `Store`; read at another
+    eps, step_size: in pixel units; step_size is eps unless given. pull, decay: weights. reset: in epochs. norm: "linf" or "l2",
+    where steps go along g over its norm. dtype, resolution: of the memory, of d and of M, see `PerExampleBuffer`; read at another
     resolution, d is kept from leaving the ball of radius eps.
-    as_published: as in the authors' code, d and M stay in place when augmentation moves the picture, and g is divided
-    by its 1-norm over the whole batch, so that M depends on the other pictures.
-    Raises ConfigError for numbers out of range, and for pictures without a key or before `prepare`.
+    as_published: as in the authors' code, d and M stay in place when augmentation moves the image, and g is divided
+    by its 1-norm over the whole batch, so that M depends on the other images.
+    Raises ConfigError for numbers out of range, and for images without a key or before `prepare`.
     Source: Jia et al. 2022, "Prior-Guided Adversarial Initialization for Fast Adversarial Training", Sec. 3.
     """
 
@@ -47,10 +46,10 @@ class FGSMPGI(OnePass):
     def __init__(
         self,
         eps: float,
-        step: float | None = None,
+        step_size: float | None = None,
         *,
         confidence: float = 0.6,
-        pull: float = 10.0,
+        reg_weight: float = 10.0,
         decay: float = 0.3,
         reset: int = 40,
         norm: str = "linf",
@@ -58,26 +57,26 @@ class FGSMPGI(OnePass):
         resolution: int | None = None,
         as_published: bool = False,
     ):
-        self.threat = Threat(norm, eps)
-        self.step = eps if step is None else step
-        if not (math.isfinite(self.step) and self.step >= 0):
-            raise ConfigError(f"step is {step}; expected a finite number >= 0 in pixel units, such as 8/255")
+        self.threat = ThreatModel(norm, eps)
+        self.step_size = eps if step_size is None else step_size
+        if not (math.isfinite(self.step_size) and self.step_size >= 0):
+            raise ConfigError(f"step_size is {step_size}; expected a finite number >= 0 in pixel units, such as 8/255")
         if not 0 < confidence <= 1:
             raise ConfigError(f"confidence is {confidence}; expected a probability above 0")
-        if not (pull >= 0 and decay >= 0) or reset < 1:
+        if not (reg_weight >= 0 and decay >= 0) or reset < 1:
             raise ConfigError(
-                f"pull, decay and reset are {pull}, {decay} and {reset}; expected at least 0, 0 and 1 epoch"
+                f"pull, decay and reset are {reg_weight}, {decay} and {reset}; expected at least 0, 0 and 1 epoch"
             )
-        self.confidence, self.pull, self.decay, self.reset = confidence, pull, decay, reset
+        self.confidence, self.reg_weight, self.decay, self.reset = confidence, reg_weight, decay, reset
         self.dtype, self.resolution, self.as_published = dtype, resolution, as_published
-        self.delta: Store | None = None
-        self.momentum: Store | None = None
+        self.delta: PerExampleBuffer | None = None
+        self.momentum: PerExampleBuffer | None = None
 
-    def prepare(self, examples: Examples) -> None:
+    def prepare(self, examples: DatasetSpec) -> None:
         examples = replace(examples, padding=0) if self.as_published else examples
         memory = {"dtype": self.dtype, "resolution": self.resolution}
-        self.delta = Store(examples, bound=self.threat.eps, **memory)
-        self.momentum = Store(examples, **memory)
+        self.delta = PerExampleBuffer(examples, bound=self.threat.eps, **memory)
+        self.momentum = PerExampleBuffer(examples, **memory)
         self.delta.fill(0, self._first)
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
@@ -87,8 +86,8 @@ class FGSMPGI(OnePass):
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
-    ) -> Outcome:
-        key = known_pictures("FGSMPGI", None if self.delta is None else key)
+    ) -> StepOutput:
+        key = require_key("FGSMPGI", None if self.delta is None else key)
         check_batch(x, y)
         x, rows = dense(x.detach()), self.delta.rows(key.index)
         transform = None if self.as_published else transform
@@ -97,18 +96,18 @@ class FGSMPGI(OnePass):
         grad = self._gradient(before, start, y)
         momentum = grad / self._mean_size(grad) + self.decay * self.momentum.read(rows, transform, x)
         self.momentum.write(rows, momentum, transform)
-        following = self.threat.step_(start.detach().clone(), momentum, x, self.step)
+        following = self.threat.step_(start.detach().clone(), momentum, x, self.step_size)
         self.delta.write(rows, following - x, transform)
-        x_adv = self.as_input(self.threat.step_(start.detach().clone(), grad, x, self.step))
+        x_adv = self.as_input(self.threat.step_(start.detach().clone(), grad, x, self.step_size))
         logits = model(x_adv)
         drift = (_wide(logits) - _wide(before)).square().mean(dim=1)
-        return Outcome(self._smoothed(logits, y) + self.pull * drift, x_adv, logits)
+        return StepOutput(self._smoothed(logits, y) + self.reg_weight * drift, x_adv, logits)
 
-    def stores(self) -> Mapping[str, Store]:
+    def stores(self) -> Mapping[str, PerExampleBuffer]:
         return {} if self.delta is None else {"delta": self.delta, "momentum": self.momentum}
 
     def _first(self, like: Tensor, key: Key) -> Tensor:
-        radius = min(self.step, self.threat.eps)
+        radius = min(self.step_size, self.threat.eps)
         if self.threat.norm == "linf":
             return radius * corner(like, key)
         normal = philox_normal(key.index, like.shape[1:], seed=key.seed, purpose=Purpose.STORE, epoch=key.epoch)

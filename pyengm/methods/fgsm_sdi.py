@@ -9,18 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyengm.attacks import BN_MODES, Threat, attack_mode
-from pyengm.attacks.check import check_batch, check_extras
-from pyengm.attacks.finite import check_finite
-from pyengm.attacks.gradient import input_gradient
-from pyengm.attacks.layout import dense
+from pyengm.attacks import BN_MODES, ThreatModel, attack_mode
+from pyengm.attacks.input_grad import input_grad
 from pyengm.attacks.losses import cross_entropy
-from pyengm.attacks.threat import unit
+from pyengm.attacks.memory_format import dense
+from pyengm.attacks.threat_model import unit
+from pyengm.attacks.validation import check_batch, check_extras, check_finite
 from pyengm.data import Transform
-from pyengm.distributed import average_buffers, average_gradients
 from pyengm.errors import CheckpointError, ConfigError
-from pyengm.methods.base import AttackMethod, Examples, Outcome
+from pyengm.methods.base import AttackMethod, DatasetSpec, StepOutput
 from pyengm.ops import Key
+from pyengm.utils.distributed import average_buffers, average_gradients
 
 
 class FGSMSDI(AttackMethod):
@@ -33,8 +32,8 @@ class FGSMSDI(AttackMethod):
     step of Adam, with a delta for which G's batch norm is in training mode; the gradient goes through z alone. For
     the delta that f is trained on, G is in evaluation mode.
 
-    eps, step: in pixel units; step is eps unless given. norm: "linf" or "l2". bn: batch-norm mode of f in all passes
-    but the last, "train" as in the authors' code. every: batches per step of G. smoothing: the probability that the
+    eps, step_size: in pixel units; step_size is eps unless given. norm: "linf" or "l2". bn: batch-norm mode of f in all passes
+    but the last, "train" as in the authors' code. generator_interval: batches per step of G. smoothing: the probability that the
     labels give to other classes than y, in equal parts. rate, decay: Adam's learning rate and weight decay.
     as_published: as in the authors' code, x + delta may lie outside [0, 1]; else it is clipped.
     G begins with numbers of its own that depend on the run's seed, from `prepare` or else from the first key, and draws
@@ -48,32 +47,39 @@ class FGSMSDI(AttackMethod):
     def __init__(
         self,
         eps: float,
-        step: float | None = None,
+        step_size: float | None = None,
         *,
         norm: str = "linf",
         bn: str = "train",
-        every: int = 20,
+        generator_interval: int = 20,
         smoothing: float = 0.5,
-        rate: float = 1e-3,
+        generator_lr: float = 1e-3,
         decay: float = 5e-4,
         as_published: bool = False,
     ):
-        self.threat = Threat(norm, eps)
-        self.step = eps if step is None else step
-        if not (math.isfinite(self.step) and self.step >= 0):
-            raise ConfigError(f"step is {step}; expected a finite number >= 0 in pixel units, such as 8/255")
+        self.threat = ThreatModel(norm, eps)
+        self.step_size = eps if step_size is None else step_size
+        if not (math.isfinite(self.step_size) and self.step_size >= 0):
+            raise ConfigError(f"step_size is {step_size}; expected a finite number >= 0 in pixel units, such as 8/255")
         if bn not in BN_MODES:
             raise ConfigError(f"batch-norm mode is {bn!r}; known modes: {', '.join(BN_MODES)}")
-        if every < 1 or not 0 <= smoothing < 1:
-            raise ConfigError(f"every and smoothing are {every} and {smoothing}; expected 1 or more, and 0 <= s < 1")
-        if not (0 <= rate < math.inf and 0 <= decay < math.inf):
-            raise ConfigError(f"rate and decay are {rate} and {decay}; expected finite numbers >= 0")
-        self.bn, self.every, self.smoothing, self.as_published = bn, every, smoothing, as_published
-        self.rate, self.decay = rate, decay
+        if generator_interval < 1 or not 0 <= smoothing < 1:
+            raise ConfigError(
+                f"generator_interval and smoothing are {generator_interval} and {smoothing}; expected 1 or more, and 0 <= s < 1"
+            )
+        if not (0 <= generator_lr < math.inf and 0 <= decay < math.inf):
+            raise ConfigError(f"generator_lr and decay are {generator_lr} and {decay}; expected finite numbers >= 0")
+        self.bn, self.generator_interval, self.smoothing, self.as_published = (
+            bn,
+            generator_interval,
+            smoothing,
+            as_published,
+        )
+        self.generator_lr, self.decay = generator_lr, decay
         self.generator: Generator | None = None
         self.batches = 0  # of this epoch so far
 
-    def prepare(self, examples: Examples) -> None:
+    def prepare(self, examples: DatasetSpec) -> None:
         self._build(examples.shape[0], examples.seed, examples.device)
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
@@ -87,17 +93,17 @@ class FGSMSDI(AttackMethod):
         x = x.detach()
         with attack_mode(model, self.bn), torch.no_grad():
             known = torch.cat([x, self._direction(self._gradient(model, x, y)) * self._pixels(x)], dim=1).float()
-            if self.batches % self.every == 0:
+            if self.batches % self.generator_interval == 0:
                 self._teach(model, x, y, known)
             self.batches += 1
             self.generator.eval()
             x_adv = self._attacked(model, x, y, known)
         return x_adv if self.as_published else self.threat.project_(dense(x_adv), x)
 
-    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
+    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
         x_adv = self.as_input(x_adv)
         logits = model(x_adv)
-        return Outcome(self._smoothed(logits, y), x_adv, logits)
+        return StepOutput(self._smoothed(logits, y), x_adv, logits)
 
     def _teach(self, model: nn.Module, x: Tensor, y: Tensor, known: Tensor) -> None:
         """One step of the generator up the loss."""
@@ -115,11 +121,11 @@ class FGSMSDI(AttackMethod):
     def _attacked(self, model: nn.Module, x: Tensor, y: Tensor, known: Tensor) -> Tensor:
         """x + delta, not clipped to [0, 1], with a graph to the generator where gradients are on."""
         start = self.generator(known).to(x.dtype) * (self.threat.eps / self._pixels(x))
-        step = self._direction(self._gradient(model, x + start, y)) * min(self.step, self.threat.eps)
-        return x + self._clip(start + step)
+        move = self._direction(self._gradient(model, x + start, y)) * min(self.step_size, self.threat.eps)
+        return x + self._clip(start + move)
 
     def _gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        grad, losses, _ = input_gradient(model, x, partial(cross_entropy, y=y))
+        grad, losses, _ = input_grad(model, x, partial(cross_entropy, y=y))
         check_finite(losses, grad)
         return grad
 
@@ -150,9 +156,11 @@ class FGSMSDI(AttackMethod):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # the CPU's alone
             self.generator = Generator(channels).to(device)
-        self.adam = torch.optim.Adam(self.generator.parameters(), self.rate, weight_decay=self.decay, maximize=True)
+        self.adam = torch.optim.Adam(
+            self.generator.parameters(), self.generator_lr, weight_decay=self.decay, maximize=True
+        )
 
-    def own_state(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         if self.generator is None:
             return {"batches": self.batches}
         return {
@@ -161,7 +169,7 @@ class FGSMSDI(AttackMethod):
             "adam": self.adam.state_dict(),
         }
 
-    def load_own_state(self, state: Mapping[str, Any]) -> None:
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
         self.batches = state["batches"]
         if "generator" not in state:
             return
@@ -171,12 +179,12 @@ class FGSMSDI(AttackMethod):
         try:
             self.generator.load_state_dict(state["generator"])
         except RuntimeError as error:
-            raise CheckpointError(f"the state is of a generator for other pictures: {error}") from error
+            raise CheckpointError(f"the state is of a generator for other images: {error}") from error
         self.adam.load_state_dict(state["adam"])
 
 
 class Generator(nn.Module):
-    """(n, 2c, h, w) pictures and signs to (n, c, h, w) in (-1, 1): a convolution, a residual block, a convolution."""
+    """(n, 2c, h, w) images and signs to (n, c, h, w) in (-1, 1): a convolution, a residual block, a convolution."""
 
     def __init__(self, channels: int, width: int = 64):
         super().__init__()

@@ -9,29 +9,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from pyengm.attacks import Threat, attack_mode
-from pyengm.attacks.check import check_batch, check_extras
-from pyengm.attacks.finite import check_finite
-from pyengm.attacks.gradient import input_gradient
-from pyengm.attacks.layout import empty_dense
+from pyengm.attacks import ThreatModel, attack_mode
+from pyengm.attacks.input_grad import input_grad
 from pyengm.attacks.losses import cross_entropy
-from pyengm.attacks.mode import BN_MODES, running_statistics_kept
+from pyengm.attacks.memory_format import empty_dense
+from pyengm.attacks.model_state import BN_MODES, running_statistics_kept
+from pyengm.attacks.validation import check_batch, check_extras, check_finite
 from pyengm.data import Transform
-from pyengm.distributed import summed
 from pyengm.errors import ConfigError
-from pyengm.methods.base import OnePass, Outcome
+from pyengm.methods.base import SinglePassMethod, StepOutput
 from pyengm.methods.double_backward import fast_double_backward
 from pyengm.ops import Key, Purpose
+from pyengm.utils.distributed import all_reduce_sum
 
 LARGEST_WEIGHT = 2.0  # that of eps = 16/255, where the paper's experiments end
 
 
-class GradAlign(OnePass):
+class GradAlign(SinglePassMethod):
     """L_i = CE(f(x'_i), y_i) + weight (n / m) (1 - cos(g_i, h_i)), x' one step along g.
 
     g_i is the cross-entropy's gradient at the start, which is x_i itself, and h_i that at x_i + U(-eps, eps), which is
-    not clipped to [0, 1]. Examples where either is zero have no second term; m of the n examples do.
-    eps, step: in pixel units; step is 1.25 eps unless given, and what goes beyond the ball is cut off.
+    not clipped to [0, 1]. DatasetSpec where either is zero have no second term; m of the n examples do.
+    eps, step_size: in pixel units; step_size is 1.25 eps unless given, and what goes beyond the ball is cut off.
     weight: of the regulariser; None takes the paper's 0.02 * 10^(255 eps / 8), 0.2 at 8/255, but no more than 2, its
     value at 16/255. random_start: begin at a uniform point of the ball instead, and take g there. norm: "linf" or "l2",
     for which there is no published weight. bn: batch-norm mode of the passes for g and h, "train" as in the authors'
@@ -39,7 +38,7 @@ class GradAlign(OnePass):
     as_published: as in the authors' code, g counts as constant, and it is halved at pixels of exactly 0 or 1 (and 0 at
     pixels that the random start left [0, 1] with), the derivative of their clamp.
     The weights' gradient goes through h, and through g unless as_published: optimisers that need per-example norms find
-    them for models without batch norm in training mode; with it ENGM refuses (UnservedError) but for norms="exact".
+    them for models without batch norm in training mode; with it ENGM refuses (UnsupportedOperationError) but for norms="exact".
     Raises ConfigError for numbers and names out of range, and for the L2 norm without a weight.
     Source: Andriushchenko & Flammarion 2020; the formula of the weight stands in the scripts of their code.
     """
@@ -49,7 +48,7 @@ class GradAlign(OnePass):
     def __init__(
         self,
         eps: float,
-        step: float | None = None,
+        step_size: float | None = None,
         *,
         weight: float | None = None,
         random_start: bool = False,
@@ -57,10 +56,10 @@ class GradAlign(OnePass):
         bn: str = "train",
         as_published: bool = False,
     ):
-        self.threat = Threat(norm, eps)
-        step = 1.25 * eps if step is None else step
-        if not (math.isfinite(step) and step >= 0):
-            raise ConfigError(f"step is {step}; expected a finite number >= 0 in pixel units, such as 10/255")
+        self.threat = ThreatModel(norm, eps)
+        step_size = 1.25 * eps if step_size is None else step_size
+        if not (math.isfinite(step_size) and step_size >= 0):
+            raise ConfigError(f"step_size is {step_size}; expected a finite number >= 0 in pixel units, such as 10/255")
         if weight is None and norm != "linf":
             raise ConfigError("the published weights of GradAlign are for the L-infinity norm: give weight for L2")
         weight = min(0.02 * 10 ** min(255 * eps / 8, 2.0), LARGEST_WEIGHT) if weight is None else weight
@@ -68,12 +67,12 @@ class GradAlign(OnePass):
             raise ConfigError(f"weight is {weight}; expected a finite number >= 0, such as 0.2")
         if bn not in BN_MODES:
             raise ConfigError(f"batch-norm mode is {bn!r}; known modes: {', '.join(BN_MODES)}")
-        self.step, self.weight, self.random_start = step, weight, random_start
+        self.step_size, self.weight, self.random_start = step_size, weight, random_start
         self.bn, self.as_published = bn, as_published
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
-    ) -> Outcome:
+    ) -> StepOutput:
         key = Key.fresh(len(x), x.device) if key is None else key
         check_batch(x, y)
         check_extras(x, None, key, None)
@@ -82,20 +81,20 @@ class GradAlign(OnePass):
         x_adv = self.threat.project_(empty_dense(x).copy_(start), x)
         first = self._first_gradient(model, x_adv, start, y)
         with torch.no_grad():
-            self.threat.step_(x_adv, first, x, self.step)
+            self.threat.step_(x_adv, first, x, self.step_size)
         x_adv = self.as_input(x_adv)
         logits = model(x_adv)  # before the second gradient, as the authors' code has it
         losses = self.cross_entropy(logits, y)
         near = x + self.threat.uniform(x, key, purpose=Purpose.SECOND)
         second = self._gradient(model, near, y)
-        return Outcome(losses + self.weight * misaligned(first, second), x_adv, logits)
+        return StepOutput(losses + self.weight * alignment_loss(first, second), x_adv, logits)
 
     def _first_gradient(self, model: nn.Module, x_adv: Tensor, start: Tensor, y: Tensor) -> Tensor:
         """The gradient at x_adv, which is the start clipped to [0, 1]."""
         if not self.as_published:
             return self._gradient(model, x_adv, y)
         with attack_mode(model, self.bn):
-            grad, losses, _ = input_gradient(model, x_adv, partial(cross_entropy, y=y))
+            grad, losses, _ = input_grad(model, x_adv, partial(cross_entropy, y=y))
         check_finite(losses, grad)
         above, below = (start > 0).to(grad) + (start >= 0).to(grad), (start < 1).to(grad) + (start <= 1).to(grad)
         return grad * (above * below / 4)
@@ -111,19 +110,19 @@ class GradAlign(OnePass):
         return grad
 
 
-def misaligned(first: Tensor, second: Tensor) -> Tensor:
+def alignment_loss(first: Tensor, second: Tensor) -> Tensor:
     """(n / m) (1 - cos(first_i, second_i)) for gradients (n, ...), and 0 where one of the two is zero: m are not.
 
-    n and m count the pictures of all processes.
+    n and m count the images of all processes.
     """
     dtype = torch.promote_types(first.dtype, torch.float32)
     first, second = first.flatten(1).double(), second.flatten(1).double()  # squares of 1e-23 are 0 in float32
     with torch.no_grad():
         valid = (first.norm(dim=1) > 0) & (second.norm(dim=1) > 0)
-    # Examples of zeros are replaced before the division, not after: its derivative would be nan.
+    # DatasetSpec of zeros are replaced before the division, not after: its derivative would be nan.
     first, second = (t.where(valid[:, None], 1.0) for t in (first, second))
     cosine = (first / first.norm(dim=1, keepdim=True) * (second / second.norm(dim=1, keepdim=True))).sum(1)
-    n, m = summed(torch.stack([torch.ones_like(valid).sum(), valid.sum()]))
+    n, m = all_reduce_sum(torch.stack([torch.ones_like(valid).sum(), valid.sum()]))
     return ((1 - cosine) * valid * (n / m.clamp(min=1))).to(dtype)
 
 

@@ -10,7 +10,7 @@ from pyengm.attacks import PGD
 from pyengm.attacks.losses import kl_divergence, log_softmax
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
-from pyengm.methods.base import AttackMethod, Outcome
+from pyengm.methods.base import AttackMethod, StepOutput
 from pyengm.methods.noise import near
 from pyengm.ops import Key
 
@@ -23,7 +23,7 @@ class MART(AttackMethod):
     1.0000001 - p in the weights. Theirs adds 1e-12 to probabilities inside logarithms; here log-probabilities make
     that superfluous, and both differences from 1 keep their precision where p is near 1.
     x' maximises the cross-entropy. Running statistics of batch norm see x, then x'.
-    eps, step: in pixel units; step is eps / 4 unless given (the authors': eps = 0.031, step = 0.007). steps: of PGD.
+    eps, step_size: in pixel units; step_size is eps / 4 unless given (the authors': eps = 0.031, step_size = 0.007). steps: of PGD.
     beta: weight of the divergence. norm: "linf" or "l2". bn: batch-norm mode of the attack, "eval" as in the authors'
     code. Raises ConfigError for numbers and names out of range. Source: Wang et al. 2020, Sec. 3.
     """
@@ -33,7 +33,7 @@ class MART(AttackMethod):
     def __init__(
         self,
         eps: float,
-        step: float | None = None,
+        step_size: float | None = None,
         steps: int = 10,
         *,
         beta: float = 6.0,
@@ -42,19 +42,19 @@ class MART(AttackMethod):
     ):
         if not (math.isfinite(beta) and beta >= 0):
             raise ConfigError(f"beta is {beta}; expected a finite number >= 0, such as 6")
-        self.attack = PGD(eps, eps / 4 if step is None else step, steps, norm=norm, bn=bn)
+        self.attack = PGD(eps, eps / 4 if step_size is None else step_size, steps, norm=norm, bn=bn)
         self.threat, self.beta = self.attack.threat, beta
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         return self.attack(model, x, y, start=near(x, key))
 
-    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
+    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
         x_adv = self.as_input(x_adv)
         natural = log_softmax(model(x))
         logits = model(x_adv)
         unsure = 1e-7 + complement(natural.gather(1, y[:, None]).squeeze(1))
         losses = boosted_cross_entropy(log_softmax(logits), y) + self.beta * unsure * kl_divergence(logits, natural)
-        return Outcome(losses, x_adv, logits)
+        return StepOutput(losses, x_adv, logits)
 
 
 def boosted_cross_entropy(log_p: Tensor, y: Tensor) -> Tensor:

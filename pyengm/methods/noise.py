@@ -13,6 +13,6 @@ def near(x: Tensor, key: Key, deviation: float = 0.001) -> Tensor:
 
 
 def corner(like: Tensor, key: Key) -> Tensor:
-    """-1 or 1 (n, ...) for every pixel of every picture, each as likely."""
+    """-1 or 1 (n, ...) for every pixel of every image, each as likely."""
     uniform = philox_uniform(key.index, like.shape[1:], seed=key.seed, purpose=Purpose.SIGN, epoch=key.epoch)
     return torch.where(uniform < 0.5, -1.0, 1.0).to(like.dtype)

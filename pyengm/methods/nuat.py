@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyengm.attacks import BN_MODES, Threat, attack_mode
-from pyengm.attacks.check import check_batch, check_extras
-from pyengm.attacks.finite import check_finite
-from pyengm.attacks.gradient import input_gradient
+from pyengm.attacks import BN_MODES, ThreatModel, attack_mode
+from pyengm.attacks.input_grad import input_grad
 from pyengm.attacks.losses import cross_entropy
+from pyengm.attacks.validation import check_batch, check_extras, check_finite
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
-from pyengm.methods.base import AttackMethod, Outcome
+from pyengm.methods.base import AttackMethod, StepOutput
 from pyengm.methods.noise import corner
 from pyengm.ops import Key
 
@@ -31,11 +30,11 @@ class NuAT(AttackMethod):
     lambda rises with the epochs in equal parts from 0 to `slope`, which it reaches at epoch E - 10 of E (NuAT2: not
     before the end); `start_epoch` says which epoch it is.
 
-    eps, step: in pixel units; step is eps unless given. epochs: E, the length of the run. norm: "linf" or "l2" (there
+    eps, step_size: in pixel units; step_size is eps unless given. epochs: E, the length of the run. norm: "linf" or "l2" (there
     the corner, too, has an L2 norm of eps / 2). bn: batch-norm mode of the attack, "eval" as in the authors' code.
-    slope: the last lambda; 4.5, and 4 for NuAT2. divisor: of the nuclear norm of any batch; 64, the authors' batch
+    max_lambda: the last lambda; 4.5, and 4 for NuAT2. divisor: of the nuclear norm of any batch; 64, the authors' batch
     size, also for their short last batch, or None for each batch's own n.
-    as_published: as in the authors' code of NuAT, the clean pictures update the running statistics of batch norm once
+    as_published: as in the authors' code of NuAT, the clean images update the running statistics of batch norm once
     more before every attack. Raises ConfigError for numbers and names out of range, NonFiniteError for logits or
     gradients that are not finite. Source: Sriramanan et al. 2021, "Towards Efficient and Effective Adversarial
     Training", Sec. 4; the schedule and the mode of f(X) from the authors' code.
@@ -44,35 +43,43 @@ class NuAT(AttackMethod):
     def __init__(
         self,
         eps: float,
-        step: float | None = None,
+        step_size: float | None = None,
         steps: int = 1,
         *,
         epochs: int,
         norm: str = "linf",
         bn: str = "eval",
-        slope: float = 4.5,
+        max_lambda: float = 4.5,
         divisor: int | None = 64,
         as_published: bool = False,
     ):
-        self.threat = Threat(norm, eps)
-        step = eps if step is None else step
-        if not (math.isfinite(step) and step >= 0) or steps < 1:
-            raise ConfigError(f"step and steps are {step} and {steps}; expected a finite step >= 0, 1 or more times")
+        self.threat = ThreatModel(norm, eps)
+        step_size = eps if step_size is None else step_size
+        if not (math.isfinite(step_size) and step_size >= 0) or steps < 1:
+            raise ConfigError(
+                f"step_size and steps are {step_size} and {steps}; expected a finite step >= 0, 1 or more times"
+            )
         if bn not in BN_MODES:
             raise ConfigError(f"batch-norm mode is {bn!r}; known modes: {', '.join(BN_MODES)}")
-        if epochs < 1 or not (math.isfinite(slope) and slope >= 0):
-            raise ConfigError(f"epochs and slope are {epochs} and {slope}; expected 1 or more, and a number >= 0")
+        if epochs < 1 or not (math.isfinite(max_lambda) and max_lambda >= 0):
+            raise ConfigError(f"epochs and slope are {epochs} and {max_lambda}; expected 1 or more, and a number >= 0")
         if divisor is not None and divisor < 1:
             raise ConfigError(f"divisor is {divisor}; expected a batch size, or None for that of each batch")
-        self.step, self.steps, self.bn, self.divisor, self.as_published = step, steps, bn, divisor, as_published
-        self.slope, self.ramp = slope, max(epochs - 10, 1) if steps == 1 else epochs
+        self.step_size, self.steps, self.bn, self.divisor, self.as_published = (
+            step_size,
+            steps,
+            bn,
+            divisor,
+            as_published,
+        )
+        self.max_lambda, self.ramp = max_lambda, max(epochs - 10, 1) if steps == 1 else epochs
         self.epoch = self.batches = 0  # batches: of this epoch so far
         self.told = False  # the epoch, by start_epoch
 
     @property
     def weight(self) -> float:
         """lambda."""
-        return self.slope * min(self.epoch / self.ramp, 1)
+        return self.max_lambda * min(self.epoch / self.ramp, 1)
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
         self.epoch, self.batches, self.told = epoch, 0, True
@@ -92,21 +99,21 @@ class NuAT(AttackMethod):
         with attack_mode(model, self.bn), torch.no_grad():
             for k in range(self.steps):
                 along = None if self.steps > 1 and k % 2 else target
-                grad, losses, _ = input_gradient(model, x_adv, self._ascended(y, along))
+                grad, losses, _ = input_grad(model, x_adv, self._ascended(y, along))
                 check_finite(losses, grad)
-                self.threat.step_(x_adv, grad, x, self.step)
+                self.threat.step_(x_adv, grad, x, self.step_size)
         return x_adv
 
-    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Outcome:
+    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
         x_adv = self.as_input(x_adv)
         natural, logits = model(x), model(x_adv)
         losses = self.cross_entropy(natural, y) + self._smoothness(natural - logits)
-        return Outcome(losses, x_adv, logits)
+        return StepOutput(losses, x_adv, logits)
 
-    def own_state(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "batches": self.batches}
 
-    def load_own_state(self, state: Mapping[str, Any]) -> None:
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
         self.epoch, self.batches, self.told = state["epoch"], state["batches"], True
 
     def _start(self, x: Tensor, key: Key) -> Tensor:

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import PGD, attack_mode
-from pyengm.attacks.check import check_batch, check_extras
-from pyengm.attacks.finite import check_finite
-from pyengm.attacks.gradient import input_gradient
-from pyengm.attacks.layout import empty_dense
+from pyengm.attacks.input_grad import input_grad
 from pyengm.attacks.losses import cross_entropy
+from pyengm.attacks.memory_format import empty_dense
+from pyengm.attacks.validation import check_batch, check_extras, check_finite
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod
@@ -22,8 +21,8 @@ class SSAT(AttackMethod):
 
     With delta_i the perturbation that FGSM finds, x'_i = x_i + (k / c) delta_i for the smallest k = 1, ..., c - 1 that
     is misclassified, and k = c where none is. Where the random start is misclassified already, x'_i = x_i: the authors'
-    code asks the logits of the start, which are at hand, not those of the picture.
-    eps, step: in pixel units; step is 1.25 eps unless given. checkpoints: c; 1 is FGSM on what is classified rightly.
+    code asks the logits of the start, which are at hand, not those of the image.
+    eps, step_size: in pixel units; step_size is 1.25 eps unless given. checkpoints: c; 1 is FGSM on what is classified rightly.
     norm: "linf" or "l2". bn: batch-norm mode of the attack and of the tests, "eval" as in the authors' code; in the
     others, where examples see each other, all of them take part in every test.
     Raises ConfigError for numbers and names out of range. Source: Kim et al. 2021.
@@ -32,7 +31,7 @@ class SSAT(AttackMethod):
     def __init__(
         self,
         eps: float,
-        step: float | None = None,
+        step_size: float | None = None,
         *,
         checkpoints: int = 3,
         norm: str = "linf",
@@ -40,7 +39,7 @@ class SSAT(AttackMethod):
     ):
         if checkpoints < 1:
             raise ConfigError(f"checkpoints is {checkpoints}; expected at least 1")
-        self.attack = PGD(eps, 1.25 * eps if step is None else step, 1, norm=norm, bn=bn)
+        self.attack = PGD(eps, 1.25 * eps if step_size is None else step_size, 1, norm=norm, bn=bn)
         self.threat, self.checkpoints = self.attack.threat, checkpoints
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
@@ -49,9 +48,9 @@ class SSAT(AttackMethod):
         x = x.detach()
         x_adv = self.threat.project_(torch.add(x, self.threat.uniform(x, key), out=empty_dense(x)), x)
         with attack_mode(model, self.attack.bn), torch.no_grad():
-            grad, losses, logits = input_gradient(model, x_adv, partial(cross_entropy, y=y))
+            grad, losses, logits = input_grad(model, x_adv, partial(cross_entropy, y=y))
             check_finite(losses, grad)
-            self.threat.step_(x_adv, grad, x, self.attack.step)
+            self.threat.step_(x_adv, grad, x, self.attack.step_size)
             return self._shorten(model, x, x_adv, y, logits.argmax(dim=1) == y)
 
     def _shorten(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, right: Tensor) -> Tensor:

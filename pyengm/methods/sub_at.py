@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from pyengm.attacks import PGD
 from pyengm.data import Transform
-from pyengm.distributed import summed
 from pyengm.errors import CheckpointError, ConfigError
-from pyengm.methods.base import Examples
+from pyengm.methods.base import DatasetSpec
 from pyengm.methods.pgd_at import PGDAT
 from pyengm.ops import Key
+from pyengm.utils.distributed import all_reduce_sum
 
 COLUMNS = 1 << 18  # of the parameters that are in float64 at a time
 
@@ -20,63 +20,65 @@ COLUMNS = 1 << 18  # of the parameters that are in float64 at a time
 class SubAT(PGDAT):
     """L_i = CE(f(x'_i), y_i), x' from PGD with a random start; first in all weights, then again in a subspace of them.
 
-    The first `sampling` epochs are ordinary adversarial training. They leave snapshots W_0, ..., W_m of the trained
+    The first `sampling_epochs` epochs are ordinary adversarial training. They leave snapshots W_0, ..., W_m of the trained
     parameters: the initial ones, and those of the middle and the end of every epoch. The rows of P are the principal
     components of the snapshots about their mean. Then the run begins again at W_0, with the batch-norm statistics of
     then and no momentum; every gradient g becomes P^T P g, the learning rate is 1 and nothing decays.
     One step (fast): the second phase attacks with twice the eps and step, as with the authors' best results, where
     the model is to resist the first eps.
 
-    eps, step: in pixel units; step is eps / 4 unless given, and 1.25 eps where steps = 1. steps: of PGD.
-    epochs: the length of the run, both phases together. sampling: epochs of the first phase; unless given the authors'
+    eps, step_size: in pixel units; step_size is eps / 4 unless given, and 1.25 eps where steps = 1. steps: of PGD.
+    epochs: the length of the run, both phases together. sampling_epochs: epochs of the first phase; unless given the authors'
     share, 100 of 140, or 65 of 105 where steps = 1. dimension: the most rows of P; 100 unless given, or 80 where
     steps = 1; fewer where the snapshots span less.
     norm: "linf" or "l2". bn: batch-norm mode of the attack, "train" as in the authors' code.
-    Needs `prepare`, for the number of pictures, `start_epoch` and `finish_epoch`, which take snapshots, and
+    Needs `prepare`, for the number of images, `start_epoch` and `finish_epoch`, which take snapshots, and
     `before_step`, which projects. Snapshots are float32 in host memory, P float32 on the model's device, and each is a
-    part of the state while it is used: (2 sampling + 1) or `dimension` times the size of the model.
+    part of the state while it is used: (2 sampling_epochs + 1) or `dimension` times the size of the model.
     Raises ConfigError for numbers and names out of range, and where a call above is missing.
     Source: Li et al. 2022, "Subspace Adversarial Training", Sec. 4; the numbers from the authors' code.
     """
 
-    changes_gradients = True
+    modifies_grads = True
 
     def __init__(
         self,
         eps: float,
-        step: float | None = None,
+        step_size: float | None = None,
         steps: int = 10,
         *,
         epochs: int,
-        sampling: int | None = None,
+        sampling_epochs: int | None = None,
         dimension: int | None = None,
         norm: str = "linf",
         bn: str = "train",
     ):
         fast = steps == 1
-        step = (1.25 if fast else 0.25) * eps if step is None else step
-        super().__init__(eps, step, steps, norm=norm, bn=bn)
-        self.sampling = max(1, round(epochs * (65 / 105 if fast else 100 / 140))) if sampling is None else sampling
+        step_size = (1.25 if fast else 0.25) * eps if step_size is None else step_size
+        super().__init__(eps, step_size, steps, norm=norm, bn=bn)
+        self.sampling_epochs = (
+            max(1, round(epochs * (65 / 105 if fast else 100 / 140))) if sampling_epochs is None else sampling_epochs
+        )
         self.dimension = (80 if fast else 100) if dimension is None else dimension
-        if not 0 < self.sampling < epochs or self.sampling != int(self.sampling):
+        if not 0 < self.sampling_epochs < epochs or self.sampling_epochs != int(self.sampling_epochs):
             raise ConfigError(
-                f"epochs and sampling are {epochs} and {self.sampling}; "
+                f"epochs and sampling_epochs are {epochs} and {self.sampling_epochs}; "
                 "expected at least one epoch that takes snapshots, and at least one more"
             )
         if self.dimension < 1 or self.dimension != int(self.dimension):
             raise ConfigError(f"dimension is {dimension}; expected at least 1")
-        self.restarts_at = self.sampling
-        self.later = PGD(2 * eps, 2 * step, 1, norm=norm, bn=bn) if fast else self.attack
-        self.pictures = 0  # of all processes, in an epoch
+        self.restart_epoch = self.sampling_epochs
+        self.later = PGD(2 * eps, 2 * step_size, 1, norm=norm, bn=bn) if fast else self.attack
+        self.images = 0  # of all processes, in an epoch
         self.epoch: int | None = None
-        self.seen = 0  # pictures of all processes, in this epoch
+        self.seen = 0  # images of all processes, in this epoch
         self.initial: dict[str, Tensor] = {}  # the model's state at the very start
         self.snapshots: list[Tensor] = []  # (D,) each
         self.basis: Tensor | None = None  # P, (k, D), once there is one
         self.moving = False  # whether the second phase has begun to step
 
-    def prepare(self, examples: Examples) -> None:
-        self.pictures = int(summed(torch.tensor(len(examples.index))))
+    def prepare(self, examples: DatasetSpec) -> None:
+        self.images = int(all_reduce_sum(torch.tensor(len(examples.index))))
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
         self.epoch, self.seen = epoch, 0
@@ -85,18 +87,20 @@ class SubAT(PGDAT):
             self.snapshots = [snapshot(model)]
         elif self.basis is None and not self.initial:
             raise ConfigError("Sub-AT begins with a snapshot before epoch 0: start there, or load the state of the run")
-        if epoch == self.sampling:
+        if epoch == self.sampling_epochs:
             self.basis = principal_components(self.snapshots, self.dimension)
             model.load_state_dict(self.initial)
             self.snapshots, self.initial, self.moving = [], {}, False
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
-        if self.epoch is None or self.pictures == 0:
-            raise ConfigError("Sub-AT takes snapshots: call prepare(Examples(...)) once, and start_epoch every epoch")
+        if self.epoch is None or self.images == 0:
+            raise ConfigError(
+                "Sub-AT takes snapshots: call prepare(DatasetSpec(...)) once, and start_epoch every epoch"
+            )
         if self.basis is not None:
             return self.later(model, x, y, key=key)
-        before, self.seen = self.seen, self.seen + int(summed(torch.tensor(len(x))))
-        if 2 * before < self.pictures <= 2 * self.seen and before > 0:
+        before, self.seen = self.seen, self.seen + int(all_reduce_sum(torch.tensor(len(x))))
+        if 2 * before < self.images <= 2 * self.seen and before > 0:
             self.snapshots.append(snapshot(model))
         return super().perturb(model, x, y, key, transform)
 
@@ -124,11 +128,11 @@ class SubAT(PGDAT):
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             p.grad.copy_(part.view_as(p))
 
-    def own_state(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         names = ("epoch", "seen", "initial", "snapshots", "basis", "moving")
         return {name: getattr(self, name) for name in names}
 
-    def load_own_state(self, state: Mapping[str, Any]) -> None:
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
         snapshots, basis = state["snapshots"], state["basis"]
         sizes = {t.shape[-1] for t in (*snapshots, *([] if basis is None else [basis]))}
         if len(sizes) > 1:

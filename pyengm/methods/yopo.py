@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from pyengm.attacks import Threat, attack_mode
-from pyengm.attacks.check import check_batch, check_extras
-from pyengm.attacks.layout import dense
+from pyengm.attacks import ThreatModel, attack_mode
+from pyengm.attacks.memory_format import dense
+from pyengm.attacks.validation import check_batch, check_extras
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
-from pyengm.methods.base import Method, Outcome
+from pyengm.methods.base import Method, StepOutput
 from pyengm.methods.first_layer import at_first_layer, first_output
 from pyengm.ops import Key
 
@@ -28,7 +28,7 @@ class YOPO(Method):
     terms that come by way of other examples have their weights relative to i. An example whose p_i overflowed in mixed
     precision has p_i = 0. The authors' random start is clipped to [0, 1] only after the first step.
 
-    eps, step: in pixel units; step is eps / 4 unless given. outer, inner: numbers of passes. norm: "linf" or "l2",
+    eps, step_size: in pixel units; step_size is eps / 4 unless given. outer, inner: numbers of passes. norm: "linf" or "l2",
     where steps go along the gradient over its norm. first_layer: a module's name; None finds the first one with
     parameters. Raises ConfigError for numbers and names out of range, and where the first layer is not trained.
     Source: Zhang et al. 2019, "You Only Propagate Once", Alg. 1 (YOPO-m-n with m = outer, n = inner).
@@ -37,24 +37,24 @@ class YOPO(Method):
     def __init__(
         self,
         eps: float,
-        step: float | None = None,
+        step_size: float | None = None,
         *,
         outer: int = 5,
         inner: int = 3,
         norm: str = "linf",
         first_layer: str | None = None,
     ):
-        self.threat = Threat(norm, eps)
-        self.step = eps / 4 if step is None else step
-        if not (math.isfinite(self.step) and self.step >= 0):
-            raise ConfigError(f"step is {step}; expected a finite number >= 0 in pixel units, such as 2/255")
+        self.threat = ThreatModel(norm, eps)
+        self.step_size = eps / 4 if step_size is None else step_size
+        if not (math.isfinite(self.step_size) and self.step_size >= 0):
+            raise ConfigError(f"step_size is {step_size}; expected a finite number >= 0 in pixel units, such as 2/255")
         if outer < 1 or inner < 1:
             raise ConfigError(f"outer and inner are {outer} and {inner}; expected at least 1 pass of each")
         self.outer, self.inner, self.first_layer = outer, inner, first_layer
 
     def passes(
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
-    ) -> Iterator[Outcome]:
+    ) -> Iterator[StepOutput]:
         check_batch(x, y)
         check_extras(x, None, key, None)
         x = dense(x.detach())
@@ -67,11 +67,11 @@ class YOPO(Method):
                 logits = model(inputs)
             losses = self.cross_entropy(logits, y)
             taken.hook_losses(losses)
-            yield Outcome(losses, inputs, logits, update=False)
+            yield StepOutput(losses, inputs, logits, update=False)
             slope = taken.slope()  # -p
             x_adv = self._climb(model, x_adv, x, slope)
             inputs = self.as_input(x_adv)
-            yield Outcome(self._products(model, inputs, slope), inputs, None, update=j + 1 == self.outer)
+            yield StepOutput(self._products(model, inputs, slope), inputs, None, update=j + 1 == self.outer)
 
     def _climb(self, model: nn.Module, x_adv: Tensor, x: Tensor, slope: Tensor) -> Tensor:
         x_adv = x_adv.clone()
@@ -79,7 +79,7 @@ class YOPO(Method):
             for _ in range(self.inner):
                 leaf = x_adv.detach().requires_grad_()
                 (grad,) = torch.autograd.grad(self._products(model, leaf, slope).sum(), leaf)
-                self.threat.step_(x_adv, grad, x, self.step)
+                self.threat.step_(x_adv, grad, x, self.step_size)
         return x_adv
 
     def _products(self, model: nn.Module, x: Tensor, slope: Tensor) -> Tensor:

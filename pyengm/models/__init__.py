@@ -10,7 +10,7 @@ from pyengm.models.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
-from pyengm.models.layout import in_fast_layout, layout_of
+from pyengm.models.memory_format import in_fast_layout, layout_of
 from pyengm.models.normalize import Normalize
 from pyengm.models.registry import build, names
 

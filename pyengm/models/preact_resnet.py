@@ -9,7 +9,7 @@ from pyengm.models.norm import norm2d
 
 
 def preact_resnet18(num_classes: int, in_channels: int, image_size: int, norm: str, width: int = 64) -> nn.Module:
-    """Pre-activation ResNet-18 in its CIFAR form: 3x3 stem, no max-pool, whatever the picture's size.
+    """Pre-activation ResNet-18 in its CIFAR form: 3x3 stem, no max-pool, whatever the image's size.
 
     width: channels of the stem and of the first stage; each later stage doubles them.
     Source: He et al. 2016, "Identity Mappings in Deep Residual Networks", Fig. 1 (b).

@@ -46,7 +46,7 @@ def build(
             "torchvision:resnet18" and "timm:resnet18" say which. Pretrained weights are never loaded.
         num_classes: at least 2.
         in_channels: 1 for grey, 3 for colour.
-        image_size: side of the square pictures in pixels, at least 8. It sizes the dense layers of cnn4, cnn8 and
+        image_size: side of the square images in pixels, at least 8. It sizes the dense layers of cnn4, cnn8 and
             vgg8, chooses the stem of resnet18 and resnet50 (ImageNet's above 64), and goes to transformers that fix it.
         norm: "bn" (batch norm) or "gn" (group norm: examples do not couple). For torchvision and timm "bn" leaves
             the network as it is, and "gn" replaces its BatchNorm2d layers.

@@ -11,7 +11,7 @@ from pyengm.models.norm import norm2d
 def vgg8(num_classes: int, in_channels: int, image_size: int, norm: str, width: int = 64) -> nn.Module:
     """VGG-8: 5 convolutions with norm and max-pool, then 3 dense layers; no dropout.
 
-    Max-pools stop when the map is one pixel, so small pictures work: 32x32 and 8x8 both end at 1x1.
+    Max-pools stop when the map is one pixel, so small images work: 32x32 and 8x8 both end at 1x1.
 
     width: channels of the first convolution; the others have 2, 4, 8 and 8 times as many, the dense layers 8 times.
     Source: Dabouei et al. 2022, "Revisiting Outer Optimization in Adversarial Training", name VGG-8 without its

@@ -5,7 +5,7 @@ import math
 import torch
 
 from pyengm.ops import reference
-from pyengm.ops._layout import (
+from pyengm.ops._memory_format import (
     address,
     bump_version,
     check_dense,

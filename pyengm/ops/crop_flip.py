@@ -1,10 +1,10 @@
-"""Pictures of a batch, shifted, mirrored and as floats: one read of bytes, one write of float32."""
+"""Images of a batch, shifted, flipped and as floats: one read of bytes, one write of float32."""
 
 import torch
 from torch import Tensor
 
 from pyengm.ops import reference
-from pyengm.ops._layout import address
+from pyengm.ops._memory_format import address
 from pyengm.ops._register import Op, fail
 
 NAME = "crop_flip"
@@ -22,7 +22,7 @@ def _check(images, positions, rows, cols, flip, padding, channels_last) -> None:
     if not 0 <= padding < 2**31:
         fail(NAME, "a padding of at least 0", padding)
     if images[:1].numel() >= 2**31:
-        fail(NAME, "pictures of less than 2**31 numbers", tuple(images.shape))
+        fail(NAME, "images of less than 2**31 numbers", tuple(images.shape))
 
 
 def _empty(images, positions, rows, cols, flip, padding, channels_last) -> Tensor:
@@ -66,13 +66,13 @@ def crop_flip(
     channels_last: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Pictures padded with 0, cut to their old size, perhaps mirrored, and divided by 255: float32 in [0, 1].
+    """Images padded with 0, cut to their old size, perhaps flipped, and divided by 255: float32 in [0, 1].
 
     images: (N, C, H, W) uint8. positions: (n,) int64, which of them, or None for all in their order.
-    rows, cols: (n,) int64, where the upper left corner of the window lies on a picture padded by `padding` pixels on
+    rows, cols: (n,) int64, where the upper left corner of the window lies on an image padded by `padding` pixels on
     all sides; flip: (n,) bool. channels_last: the memory format of the result.
     backend: None (by device), "reference", "cpu" or "cuda".
     Returns (n, C, H, W), bit for bit x / 255. Raises ValueError on shapes, types or devices that do not fit and, on a
-    CPU, on a position that does not exist; on CUDA, where nobody can look, such a picture is nan.
+    CPU, on a position that does not exist; on CUDA, where nobody can look, such an image is nan.
     """
     return _op(images, positions, rows, cols, flip, padding, channels_last, backend=backend)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyengm.ops import reference
-from pyengm.ops._layout import (
+from pyengm.ops._memory_format import (
     bump_version,
     check_dense,
     check_examples,

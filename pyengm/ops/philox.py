@@ -24,7 +24,7 @@ class Purpose(IntEnum):
     START = 4  # random start of an attack
     RADIUS = 5  # of a random start in an L2 ball
     NOISE = 6
-    STORE = 7  # first value of a perturbation that is kept for a picture
+    STORE = 7  # first value of a perturbation that is kept for an image
     SIGN = 8  # of a random corner of a ball
     SECOND = 9  # a second random point beside that of an attack
     STEP = 10  # size of a step

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyengm.ops._layout import number_type
+from pyengm.ops._memory_format import number_type
 
 
 def pgd_linf_step_(
@@ -92,10 +92,10 @@ def atas_step_(
     x: Tensor,
     v: Tensor,
     eps: float,
-    largest: float,
+    step_scale: float,
     c: float,
-    low: float,
-    high: float,
+    min_step: float,
+    max_step: float,
     beta: float,
     lo: float,
     hi: float,
@@ -103,7 +103,7 @@ def atas_step_(
     average = (beta * v.double() + (1 - beta) * _rows(grad).square().sum(1)).to(v.dtype)
     moves = average.isfinite()
     v.copy_(torch.where(moves, average, v))
-    sizes = (largest / (1 + v.double().sqrt() / c)).clamp(low, high).to(v.dtype)
+    sizes = (step_scale / (1 + v.double().sqrt() / c)).clamp(min_step, max_step).to(v.dtype)
     pgd_linf_step_(x_adv, grad, x, 0.0, eps, lo, hi, sizes, moves)
     return sizes
 

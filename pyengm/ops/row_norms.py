@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from pyengm.ops import reference
-from pyengm.ops._layout import check_examples, dense, new_numbers, row_size
+from pyengm.ops._memory_format import check_examples, dense, new_numbers, row_size
 from pyengm.ops._register import STORAGE_SUFFIX, Op, require_no_grad
 
 NAME = "row_norms"

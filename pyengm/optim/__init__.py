@@ -1,12 +1,12 @@
 """Outer optimisers: torch.optim.Optimizers whose `backward` takes per-example losses (n,)."""
 
 from pyengm.optim.aengm import AENGM
-from pyengm.optim.base import ExampleSGD
+from pyengm.optim.base import PerExampleSGD
 from pyengm.optim.engm import ENGM
 from pyengm.optim.entropy_sgd import EntropySGD
 from pyengm.optim.entropy_sgd2 import EntropySGD2
 from pyengm.optim.fengm import FENGM
-from pyengm.optim.knob import Knob, defaults_of, knobs_of
+from pyengm.optim.hyperparameter import Hyperparameter, defaults_of, hyperparameters_of
 from pyengm.optim.mgnc import MGNC
 from pyengm.optim.msgd import MSGD
 from pyengm.optim.nengm import NENGM
@@ -14,7 +14,7 @@ from pyengm.optim.scale_alpha import scale_alpha
 from pyengm.optim.sngm import SNGM
 from pyengm.pergrad import ExampleWeights
 
-OPTIMIZERS: dict[str, type[ExampleSGD]] = {  # one `backward` and one `step` for every mini-batch
+OPTIMIZERS: dict[str, type[PerExampleSGD]] = {  # one `backward` and one `step` for every mini-batch
     "msgd": MSGD,
     "engm": ENGM,
     "mgnc": MGNC,
@@ -40,10 +40,10 @@ __all__ = [
     "SNGM",
     "EntropySGD",
     "EntropySGD2",
-    "ExampleSGD",
     "ExampleWeights",
-    "Knob",
+    "Hyperparameter",
+    "PerExampleSGD",
     "defaults_of",
-    "knobs_of",
+    "hyperparameters_of",
     "scale_alpha",
 ]

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from pyengm.ops import clip_weights
-from pyengm.optim.base import Call
+from pyengm.optim.base import BackwardCall
+from pyengm.optim.hyperparameter import Hyperparameter
 from pyengm.optim.input_gradient import InputGradientSGD
-from pyengm.optim.knob import Knob
 from pyengm.optim.regression import Regression
 from pyengm.pergrad import Estimator, ExampleWeights
 
@@ -25,15 +25,15 @@ class AENGM(InputGradientSGD):
     `pyengm.per_example_grad_norms`; "exact" takes one backward pass per example.
     The other arguments are those of torch.optim.SGD; weight decay is added outside the weighted sum.
     Where torch.distributed runs, all processes must call backward equally often, and share every fit.
-    Raises ConfigError for knobs out of range. Source: Dabouei et al. 2022, Sec. 2.5 and Alg. 1, with min in place of
+    Raises ConfigError for hyperparameters out of range. Source: Dabouei et al. 2022, Sec. 2.5 and Alg. 1, with min in place of
     the max in Eq. 7, and the norm around the input gradient alone, as in Eq. 6.
     """
 
-    kept = ("norms", "regression")
-    alpha = Knob("a number > 0 (infinity switches the weights off)", lambda value: value > 0)
-    tau = Knob("a whole number >= 1", lambda value: value >= 1 and value == int(value))
-    gamma_momentum = Knob("a number from 0 to 1", lambda value: 0 <= value <= 1)
-    use_exact_on_refresh = Knob("True or False", lambda value: isinstance(value, bool))
+    stateful_attributes = ("norms", "regression")
+    alpha = Hyperparameter("a number > 0 (infinity switches the weights off)", lambda value: value > 0)
+    tau = Hyperparameter("a whole number >= 1", lambda value: value >= 1 and value == int(value))
+    gamma_momentum = Hyperparameter("a number from 0 to 1", lambda value: 0 <= value <= 1)
+    use_exact_on_refresh = Hyperparameter("True or False", lambda value: isinstance(value, bool))
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class AENGM(InputGradientSGD):
         """The slope of the line."""
         return self.regression.gammas[1].item()
 
-    def _fill(self, call: Call) -> ExampleWeights | None:
+    def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights | None:
         if math.isinf(self.alpha):
-            return super()._fill(call)
+            return super()._accumulate_grads(call)
         refresh = self.regression.calls % self.tau == 0
         used = self._weighted(call, self._weigh, self.norms if refresh else None)
         self.regression.calls += 1

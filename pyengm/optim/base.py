@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.errors import ConfigError
-from pyengm.optim.knob import knobs_of
+from pyengm.optim.hyperparameter import hyperparameters_of
 from pyengm.optim.statistics import summarize
 from pyengm.pergrad import ExampleWeights, check_losses
 
 
 @dataclass(frozen=True)
-class Call:
+class BackwardCall:
     """The arguments of one `backward`, and the parameters that it is about."""
 
     losses: Tensor
@@ -30,16 +30,18 @@ class Call:
         return self.inputs if self.inputs is not None and self.inputs.requires_grad else None
 
 
-class ExampleSGD(torch.optim.SGD):
+class PerExampleSGD(torch.optim.SGD):
     """torch.optim.SGD with `backward(losses)`; subclasses decide the weights of the examples, or change the step.
 
-    Subclasses override `_fill`, which adds to .grad, and `_prepare`, which works on .grad right before torch's update.
-    Further arguments are those of torch.optim.SGD. Raises ConfigError for a knob that is out of range or in a group
+    Subclasses override `_accumulate_grads`, which adds to .grad, and `_transform_grads`, which works on .grad right before torch's update.
+    Further arguments are those of torch.optim.SGD. Raises ConfigError for a hyperparameter that is out of range or in a group
     where one number must serve all, and for parameters that are sharded over processes.
     """
 
     needs_inputs: ClassVar[bool] = False  # whether `backward` has to be given inputs, or their gradient
-    kept: ClassVar[tuple[str, ...]] = ()  # attributes with state_dict and load_state_dict, part of the optimiser's
+    stateful_attributes: ClassVar[
+        tuple[str, ...]
+    ] = ()  # attributes with state_dict and load_state_dict, part of the optimiser's
     _used: tuple[ExampleWeights, ...] = ()  # since the last step
     _last: tuple[ExampleWeights, ...] = ()  # of the last step
     _graph_checked = False
@@ -77,7 +79,7 @@ class ExampleSGD(torch.optim.SGD):
             self._graph_checked = True
         if inputs is not None:
             inputs.grad = None  # what it becomes belongs to this call alone
-        used = self._fill(Call(losses, params, inputs, input_gradient, scaler, accumulate))
+        used = self._accumulate_grads(BackwardCall(losses, params, inputs, input_gradient, scaler, accumulate))
         if used is not None:
             self._used = (*self._used, used)
         return used
@@ -91,7 +93,7 @@ class ExampleSGD(torch.optim.SGD):
                 result = closure()
         if all(p.grad is None for group in self.param_groups for p in group["params"]):
             raise RuntimeError("step() found no gradient; call backward(losses) before it, and zero_grad() before that")
-        self._prepare()
+        self._transform_grads()
         self._torch_step()
         self._last, self._used = self._used, ()
         return result
@@ -111,14 +113,14 @@ class ExampleSGD(torch.optim.SGD):
         super().zero_grad(set_to_none)
         self._used = ()
 
-    def _fill(self, call: Call) -> ExampleWeights | None:
+    def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights | None:
         check_losses(call.losses)
         loss = call.losses.mean() if call.accumulate == 1 else call.losses.mean() / call.accumulate
         asked = [] if call.tracked is None else [call.tracked]
         (loss if call.scaler is None else call.scaler.scale(loss)).backward(inputs=call.params + asked)
         return None
 
-    def _prepare(self) -> None:
+    def _transform_grads(self) -> None:
         pass
 
     def _torch_step(self) -> None:
@@ -129,20 +131,20 @@ class ExampleSGD(torch.optim.SGD):
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
 
     def _define(self, **values: Any) -> None:
-        """Gives the knobs their first values, but where a parameter group brought its own."""
+        """Gives the hyperparameters their first values, but where a parameter group brought its own."""
         for name, value in values.items():
-            knobs_of(type(self))[name].check(value)
+            hyperparameters_of(type(self))[name].check(value)
             self.defaults[name] = value
             for group in self.param_groups:
                 group.setdefault(name, value)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        for name, knob in knobs_of(type(self)).items():
-            if name in param_group and knob.joint:
+        for name, hyperparameter in hyperparameters_of(type(self)).items():
+            if name in param_group and hyperparameter.joint:
                 kind = type(self).__name__
                 raise ConfigError(f"{name} is one value for all parameter groups: give it to {kind}, not to a group")
             if name in param_group:
-                knob.check(param_group[name])
+                hyperparameter.check(param_group[name])
         super().add_param_group(param_group)
         if any(hasattr(p, "device_mesh") for p in self.param_groups[-1]["params"]):
             raise ConfigError(
@@ -152,20 +154,22 @@ class ExampleSGD(torch.optim.SGD):
         self._graph_checked = False
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {name: getattr(self, name).state_dict() for name in self.kept}
+        return super().state_dict() | {name: getattr(self, name).state_dict() for name in self.stateful_attributes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict({key: value for key, value in state_dict.items() if key not in self.kept})
-        for name in self.kept:
+        super().load_state_dict(
+            {key: value for key, value in state_dict.items() if key not in self.stateful_attributes}
+        )
+        for name in self.stateful_attributes:
             if name in state_dict:  # not so in the state of another SGD
                 getattr(self, name).load_state_dict(state_dict[name])
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {name: getattr(self, name) for name in self.kept}
+        return super().__getstate__() | {name: getattr(self, name) for name in self.stateful_attributes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for name in knobs_of(type(self)):
+        for name in hyperparameters_of(type(self)):
             for group in self.param_groups:  # the state of another SGD has no such value: keep one's own
                 group.setdefault(name, self.defaults[name])
             self.defaults[name] = self.param_groups[0][name]

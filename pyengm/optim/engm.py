@@ -4,12 +4,12 @@ import math
 from typing import Any
 
 from pyengm.ops import clip_weights
-from pyengm.optim.base import Call, ExampleSGD
-from pyengm.optim.knob import Knob
+from pyengm.optim.base import BackwardCall, PerExampleSGD
+from pyengm.optim.hyperparameter import Hyperparameter
 from pyengm.pergrad import Estimator, ExampleWeights, weighted_backward
 
 
-class ENGM(ExampleSGD):
+class ENGM(PerExampleSGD):
     """v <- momentum v + (1/n) sum_i min(alpha / ||g_i||, 1) g_i; theta <- theta - lr v.
 
     The gradient of every example is clipped to norm alpha before the average; the norm is over all parameters of all
@@ -21,8 +21,8 @@ class ENGM(ExampleSGD):
     Raises ConfigError for alpha <= 0. Source: Dabouei et al. 2022, Eq. 5.
     """
 
-    kept = ("norms",)
-    alpha = Knob("a number > 0 (infinity switches the clipping off)", lambda value: value > 0)
+    stateful_attributes = ("norms",)
+    alpha = Hyperparameter("a number > 0 (infinity switches the clipping off)", lambda value: value > 0)
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class ENGM(ExampleSGD):
         self._define(alpha=alpha)
         self.norms = Estimator(norms)
 
-    def _fill(self, call: Call) -> ExampleWeights | None:
+    def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights | None:
         if math.isinf(self.alpha):
-            return super()._fill(call)
+            return super()._accumulate_grads(call)
         return weighted_backward(
             call.losses,
             call.params,

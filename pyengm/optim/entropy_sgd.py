@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from pyengm.errors import ConfigError
-from pyengm.optim.base import ExampleSGD
-from pyengm.optim.knob import Knob
-from pyengm.optim.langevin import Langevin
-from pyengm.optim.noise import Noise
+from pyengm.optim.base import PerExampleSGD
+from pyengm.optim.gaussian_noise import Noise
+from pyengm.optim.hyperparameter import Hyperparameter
+from pyengm.optim.sgld import SGLD
 
 BUFFER_RULES = ("restore", "average")
 Closure = Callable[[], Tensor | tuple[Tensor, Callable[[], None]]]
@@ -20,7 +20,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-class EntropySGD(ExampleSGD):
+class EntropySGD(PerExampleSGD):
     """theta <- theta - lr (G after weight decay and momentum), with G = theta - mu; mu is the mean of an inner loop.
 
     `step(closure)` calls closure L times; each call draws the next mini-batch, attacks it where that is asked for, and
@@ -45,19 +45,21 @@ class EntropySGD(ExampleSGD):
     al. 2021, Sec. 4; epochs of SGD: App. E.3 and F.2.1.
     """
 
-    kept = ("normals",)
+    stateful_attributes = ("normals",)
     powers: ClassVar[int] = 1
-    L = Knob("a whole number >= 0", lambda value: value >= 0 and value == int(value))
-    t = Knob("a whole number >= 0", lambda value: value >= 0 and value == int(value))
-    epoch = Knob("a whole number >= 0, or None", lambda value: value is None or _is_count(value))
-    from_epoch = Knob("a whole number >= 0", _is_count)
-    until_epoch = Knob("a whole number >= 1, or None", lambda value: value is None or (_is_count(value) and value > 0))
-    as_published = Knob("True or False", lambda value: isinstance(value, bool))
-    inner_lr = Knob("a number > 0", lambda value: 0 < value < float("inf"), joint=False)
-    averaging = Knob("a number >= 0 and < 1", lambda value: 0 <= value < 1, joint=False)
-    noise = Knob("a finite number >= 0", lambda value: 0 <= value < float("inf"), joint=False)
-    gamma0 = Knob("a finite number >= 0", lambda value: 0 <= value < float("inf"), joint=False)
-    gamma1 = Knob("a finite number >= 0", lambda value: 0 <= value < float("inf"), joint=False)
+    L = Hyperparameter("a whole number >= 0", lambda value: value >= 0 and value == int(value))
+    t = Hyperparameter("a whole number >= 0", lambda value: value >= 0 and value == int(value))
+    epoch = Hyperparameter("a whole number >= 0, or None", lambda value: value is None or _is_count(value))
+    from_epoch = Hyperparameter("a whole number >= 0", _is_count)
+    until_epoch = Hyperparameter(
+        "a whole number >= 1, or None", lambda value: value is None or (_is_count(value) and value > 0)
+    )
+    as_published = Hyperparameter("True or False", lambda value: isinstance(value, bool))
+    inner_lr = Hyperparameter("a number > 0", lambda value: 0 < value < float("inf"), joint=False)
+    averaging = Hyperparameter("a number >= 0 and < 1", lambda value: 0 <= value < 1, joint=False)
+    noise = Hyperparameter("a finite number >= 0", lambda value: 0 <= value < float("inf"), joint=False)
+    gamma0 = Hyperparameter("a finite number >= 0", lambda value: 0 <= value < float("inf"), joint=False)
+    gamma1 = Hyperparameter("a finite number >= 0", lambda value: 0 <= value < float("inf"), joint=False)
 
     def __init__(
         self,
@@ -177,7 +179,7 @@ class EntropySGD(ExampleSGD):
 
     def _inner_loop(self, closure: Closure) -> Tensor:
         """Leaves theta - mu in .grad, and the parameters at theta; returns the mean loss on the way."""
-        loops = [Langevin(group, self._gamma(group), self.powers) for group in self.param_groups]
+        loops = [SGLD(group, self._gamma(group), self.powers) for group in self.param_groups]
         before = [buffer.clone() for buffer in self.buffers]
         averages = [buffer.clone() for buffer in self.buffers]
         losses = []
@@ -192,7 +194,7 @@ class EntropySGD(ExampleSGD):
             raise
         finally:
             for loop in loops:
-                loop.go_back()
+                loop.restore()
         self._set_buffers(averages if self.buffer_rule == "average" else before)
         for loop in loops:
             for p, gradient in zip(loop.params, self._outer_gradient(loop), strict=True):
@@ -202,7 +204,7 @@ class EntropySGD(ExampleSGD):
     def _gamma(self, group: dict[str, Any]) -> float:
         return group["gamma0"] * (1 + group["gamma1"]) ** self.t
 
-    def _outer_gradient(self, loop: Langevin) -> list[Tensor]:
+    def _outer_gradient(self, loop: SGLD) -> list[Tensor]:
         return torch._foreach_neg(loop.averages[0])
 
     def _average(self, averages: list[Tensor]) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pyengm.optim.entropy_sgd import EntropySGD
-from pyengm.optim.knob import Knob
-from pyengm.optim.langevin import Langevin
+from pyengm.optim.hyperparameter import Hyperparameter
+from pyengm.optim.sgld import SGLD
 
 
 class EntropySGD2(EntropySGD):
@@ -19,7 +19,7 @@ class EntropySGD2(EntropySGD):
     """
 
     powers: ClassVar[int] = 2
-    floor = Knob("a number > 0 and at most 1", lambda value: 0 < value <= 1)
+    floor = Hyperparameter("a number > 0 and at most 1", lambda value: 0 < value <= 1)
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class EntropySGD2(EntropySGD):
         super().__init__(params, lr, momentum, weight_decay, **options)
         self._define(floor=floor)
 
-    def _outer_gradient(self, loop: Langevin) -> list[Tensor]:
+    def _outer_gradient(self, loop: SGLD) -> list[Tensor]:
         mean, square = loop.averages
         variance = torch._foreach_sub(square, torch._foreach_mul(mean, mean))
         torch._foreach_clamp_min_(variance, 0.0)

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyengm.optim.base import Call, ExampleSGD
-from pyengm.optim.knob import Knob
+from pyengm.optim.base import BackwardCall, PerExampleSGD
+from pyengm.optim.hyperparameter import Hyperparameter
 from pyengm.pergrad import Estimator, ExampleWeights, weighted_backward
 
 
-class FENGM(ExampleSGD):
+class FENGM(PerExampleSGD):
     """v <- momentum v + (1/n) sum_i (alpha / ||g_i||) g_i; theta <- theta - lr v.
 
     Short gradients are made longer, unlike in ENGM; a gradient of 0 stays 0. alpha > 0 and finite: the norm of every
@@ -20,8 +20,8 @@ class FENGM(ExampleSGD):
     Raises ConfigError for alpha <= 0 or infinite. Source: Dabouei et al. 2022, Sec. 3.1 (F-ENGM).
     """
 
-    kept = ("norms",)
-    alpha = Knob("a finite number > 0", lambda value: 0 < value < math.inf)
+    stateful_attributes = ("norms",)
+    alpha = Hyperparameter("a finite number > 0", lambda value: 0 < value < math.inf)
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class FENGM(ExampleSGD):
         self._define(alpha=alpha)
         self.norms = Estimator(norms)
 
-    def _fill(self, call: Call) -> ExampleWeights:
+    def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights:
         return weighted_backward(
             call.losses,
             call.params,

@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 from pyengm.errors import NonFiniteError
-from pyengm.optim.base import Call, ExampleSGD
+from pyengm.optim.base import BackwardCall, PerExampleSGD
 from pyengm.pergrad import Estimator, ExampleWeights, check_losses, weighted_backward
 from pyengm.pergrad.backward import Weigh
 
 
-class InputGradientSGD(ExampleSGD):
+class InputGradientSGD(PerExampleSGD):
     """Input gradients come from the backward pass of the losses, or from the caller, who has them from the attack."""
 
     needs_inputs = True
 
-    def _weighted(self, call: Call, weigh: Weigh, estimator: Estimator | None) -> ExampleWeights:
+    def _weighted(self, call: BackwardCall, weigh: Weigh, estimator: Estimator | None) -> ExampleWeights:
         """weigh(norms, input_norms) gives the weights; norms are None without an estimator."""
         options = {"scaler": call.scaler, "accumulate": call.accumulate}
         if call.input_gradient is None:
@@ -29,7 +29,7 @@ class InputGradientSGD(ExampleSGD):
             return weighted_backward(call.losses, call.params, weigh, estimator, **options)
         given = _given_norms(call.losses, call.input_gradient)
         if estimator is None:
-            return _fill_weighted(call, weigh(None, given), given)
+            return _accumulate_weighted(call, weigh(None, given), given)
         used = weighted_backward(call.losses, call.params, lambda norms, _: weigh(norms, given), estimator, **options)
         return replace(used, input_norms=given)
 
@@ -47,7 +47,7 @@ def _given_norms(losses: Tensor, gradient: Tensor) -> Tensor:
     return norms.to(torch.promote_types(losses.dtype, torch.float32))
 
 
-def _fill_weighted(call: Call, weights: Tensor, input_norms: Tensor) -> ExampleWeights:
+def _accumulate_weighted(call: BackwardCall, weights: Tensor, input_norms: Tensor) -> ExampleWeights:
     """One ordinary backward pass: the weights are known before it."""
     factors = weights / (len(weights) * call.accumulate)
     factors = factors if call.scaler is None else call.scaler.scale(factors)

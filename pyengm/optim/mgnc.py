@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from pyengm.optim.knob import Knob
+from pyengm.optim.hyperparameter import Hyperparameter
 from pyengm.optim.total_norm import TotalNormSGD
 
 
@@ -16,7 +16,7 @@ class MGNC(TotalNormSGD):
     Raises ConfigError for max_norm <= 0. Source: Dabouei et al. 2022, Sec. 3.1 (MSGD+GNC).
     """
 
-    max_norm = Knob("a number > 0 (infinity switches the clipping off)", lambda value: value > 0)
+    max_norm = Hyperparameter("a number > 0 (infinity switches the clipping off)", lambda value: value > 0)
 
     def __init__(
         self,
@@ -31,6 +31,6 @@ class MGNC(TotalNormSGD):
         super().__init__(params, lr, momentum, weight_decay, **sgd_options)
         self._define(max_norm=max_norm)
 
-    def _prepare(self) -> None:
+    def _transform_grads(self) -> None:
         params = [p for group in self.param_groups for p in group["params"]]
         self._total_norm = torch.nn.utils.clip_grad_norm_(params, self.max_norm)

@@ -4,9 +4,9 @@ import math
 from typing import Any
 
 from pyengm.ops import clip_weights
-from pyengm.optim.base import Call
+from pyengm.optim.base import BackwardCall
+from pyengm.optim.hyperparameter import Hyperparameter
 from pyengm.optim.input_gradient import InputGradientSGD
-from pyengm.optim.knob import Knob
 from pyengm.pergrad import ExampleWeights
 
 
@@ -21,7 +21,7 @@ class NENGM(InputGradientSGD):
     Raises ConfigError for alpha <= 0. Source: Dabouei et al. 2022, Sec. 2.5, with min in place of the max in Eq. 7.
     """
 
-    alpha = Knob("a number > 0 (infinity switches the weights off)", lambda value: value > 0)
+    alpha = Hyperparameter("a number > 0 (infinity switches the weights off)", lambda value: value > 0)
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class NENGM(InputGradientSGD):
         super().__init__(params, lr, momentum, weight_decay, **sgd_options)
         self._define(alpha=alpha)
 
-    def _fill(self, call: Call) -> ExampleWeights | None:
+    def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights | None:
         if math.isinf(self.alpha):
-            return super()._fill(call)
+            return super()._accumulate_grads(call)
         return self._weighted(call, lambda _, input_norms: clip_weights(input_norms, self.alpha), None)

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyengm.distributed import summed, world
 from pyengm.ops import regression_fit, regression_statistics, regression_weights
+from pyengm.utils.distributed import all_reduce_sum, world
 
 
 class Regression:
@@ -23,7 +23,7 @@ class Regression:
         """(n,) weights for n input norms; norms (n,) move the line first, and None leaves it."""
         gammas = self.gammas.to(input_norms.device)
         if norms is not None and world() > 1:
-            sums = summed(regression_statistics(input_norms, norms))
+            sums = all_reduce_sum(regression_statistics(input_norms, norms))
             norms, gammas = None, regression_fit(sums, gammas, keep=keep)
         weights, self.gammas = regression_weights(input_norms, norms, gammas, alpha, keep=keep)
         return weights

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from pyengm.optim.knob import Knob
+from pyengm.optim.hyperparameter import Hyperparameter
 from pyengm.optim.total_norm import TotalNormSGD
 
 
@@ -20,7 +20,7 @@ class SNGM(TotalNormSGD):
     et al. 2022, Eq. 4.
     """
 
-    decay_inside = Knob("True or False", lambda value: isinstance(value, bool))
+    decay_inside = Hyperparameter("True or False", lambda value: isinstance(value, bool))
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class SNGM(TotalNormSGD):
         super().__init__(params, lr, momentum, weight_decay, **sgd_options)
         self._define(decay_inside=decay_inside)
 
-    def _prepare(self) -> None:
+    def _transform_grads(self) -> None:
         if self.decay_inside:
             for group in self.param_groups:
                 moving = [p for p in group["params"] if p.grad is not None]

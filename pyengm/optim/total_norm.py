@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pyengm.optim.base import ExampleSGD
+from pyengm.optim.base import PerExampleSGD
 
 
-class TotalNormSGD(ExampleSGD):
+class TotalNormSGD(PerExampleSGD):
     """Keeps the length that a step found, for `statistics`; a GradScaler's scale is gone before it is measured."""
 
     _total_norm: Tensor | None = None

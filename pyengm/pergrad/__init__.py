@@ -1,6 +1,6 @@
 """Per-example gradients."""
 
-from pyengm.errors import UnservedError
+from pyengm.errors import UnsupportedOperationError
 from pyengm.pergrad.backward import ExampleWeights, clipped_backward, weighted_backward
 from pyengm.pergrad.check import check_losses
 from pyengm.pergrad.norms import NORMS, Estimator, per_example_grad_norms
@@ -10,7 +10,7 @@ __all__ = [
     "NORMS",
     "Estimator",
     "ExampleWeights",
-    "UnservedError",
+    "UnsupportedOperationError",
     "check_losses",
     "clipped_backward",
     "exact_norms",

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyengm.checks import require
-from pyengm.errors import NonFiniteError, UnservedError
+from pyengm.errors import NonFiniteError, UnsupportedOperationError
 from pyengm.ops import clip_weights
 from pyengm.pergrad.check import check_losses
 from pyengm.pergrad.graph import walk
 from pyengm.pergrad.norms import Estimator
 from pyengm.pergrad.passes import DDP_SINK, idle_sinks
 from pyengm.pergrad.walk import Walk, start
+from pyengm.utils.checks import require
 
 # weigh(norms, input_norms) -> weights, (n,) each and detached; norms that were not asked for are None
 Weigh = Callable[[Tensor | None, Tensor | None], Tensor]
@@ -126,7 +126,7 @@ def _start(losses: Tensor, params: list[Tensor], estimator: Estimator | None) ->
         return estimator.start(losses, params)
     try:  # without norms two plain passes serve every model
         return start(losses, params)
-    except UnservedError:
+    except UnsupportedOperationError:
         return None
 
 

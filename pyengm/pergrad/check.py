@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from pyengm.checks import require
 from pyengm.errors import NonFiniteError
+from pyengm.utils.checks import require
 
 
 def check_losses(losses: Tensor) -> None:

@@ -10,7 +10,7 @@ vectors of U, r ordinary backward passes of sum_i V_ik L_i give R_k = sum_i V_ik
 import torch
 from torch import Tensor
 
-from pyengm.errors import UnservedError
+from pyengm.errors import UnsupportedOperationError
 from pyengm.pergrad.gradients import Gradient
 from pyengm.pergrad.passes import arithmetic, idle_sinks
 from pyengm.pergrad.walk import Walk
@@ -24,7 +24,7 @@ def lowrank_squares(found: Walk, rank: int) -> Tensor:
 
 def _lowrank_squares(found: Walk, rank: int) -> Tensor:
     if not all(group.plain for group in found.plan.groups):
-        raise UnservedError("low-rank norms are for models whose weights are their parameters")
+        raise UnsupportedOperationError("low-rank norms are for models whose weights are their parameters")
     kept: dict[int, Gradient] = {}
     sums: list[Tensor] = []
     total, _ = found.squares(kept=kept, corrected=True, sums=sums)

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyengm.distributed import is_running, summed
 from pyengm.errors import ConfigError
 from pyengm.pergrad.check import check_losses
 from pyengm.pergrad.lowrank import lowrank_squares
 from pyengm.pergrad.oracle import exact_norms, exact_squares
 from pyengm.pergrad.walk import Walk, start
+from pyengm.utils.distributed import all_reduce_sum, is_running
 
 NORMS = ("auto", "exact", "frozen", "corrected", "lowrank")
 DEFAULT = "frozen"  # under batch norm in training mode: what measured best for its cost
@@ -101,7 +101,7 @@ class Estimator:
         relative = exact.sum(0).reciprocal().nan_to_num(posinf=0)  # so that every example counts the same
         both = torch.stack([exact @ relative, estimated @ relative])
         if self._among_others():  # one fit for the examples of all processes
-            both = summed(both)
+            both = all_reduce_sum(both)
         if not both.isfinite().all():
             return  # the norms show it; the next batch is fitted
         if self._exact is not None:
@@ -150,7 +150,7 @@ def per_example_grad_norms(losses: Tensor, params: Iterable[Tensor], norms: str 
     statistics right behind each layer, "lowrank" takes 16 further backward passes, and "exact" one for every example.
     The graph is kept, .grad is not touched, and parameters that the losses do not depend on count as 0.
     The first call for a model and shape takes some more passes that find and check what belongs to which example.
-    Raises ConfigError for another value of norms; UnservedError, naming node and parameter, for what no rule serves and
+    Raises ConfigError for another value of norms; UnsupportedOperationError, naming node and parameter, for what no rule serves and
     for operations that mix examples; ValueError for losses of another shape or without a graph, or when no parameter
     requires grad; NonFiniteError for losses that are not finite. Source: Dabouei et al. 2022, Eq. 5.
     """

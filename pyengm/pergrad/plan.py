@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyengm.errors import UnservedError
+from pyengm.errors import UnsupportedOperationError
 from pyengm.pergrad.frozen import FrozenNorm
 from pyengm.pergrad.graph import LEAF, TRANSPARENT, Graph, Node
 from pyengm.pergrad.passes import visit_gradients
@@ -86,13 +86,16 @@ class StalePlanError(Exception):
 
 
 def find_plan(graph: Graph, losses: Tensor, params: Sequence[Tensor], frozen: Sequence[FrozenNorm]) -> Plan:
-    """How this graph uses the parameters. Raises UnservedError for what no rule serves."""
+    """How this graph uses the parameters. Raises UnsupportedOperationError for what no rule serves."""
     wanted = {id(p): k for k, p in enumerate(params)}
     _, silent = _survey(graph, losses, frozen, codes=0)
     quiet = silent & graph.above(_places(graph, wanted))
     try:
         return _plan(graph, losses, params, frozen, _direct_slots(graph, wanted), quiet)
-    except (_IndirectError, UnservedError):  # rows may mix where a node that takes data elsewhere takes weights alone
+    except (
+        _IndirectError,
+        UnsupportedOperationError,
+    ):  # rows may mix where a node that takes data elsewhere takes weights alone
         shared, _ = _survey(graph, losses, frozen, codes=STATUS_CODES)
     return _plan(graph, losses, params, frozen, _slots(graph, params, wanted, shared, silent), quiet)
 
@@ -145,7 +148,7 @@ def _slots(graph: Graph, params: Sequence[Tensor], wanted: dict[int, int], share
                 continue
             name = node.name()
             if rule_of(node, [slot]) is None or (leaf is None and name not in RULES):
-                raise UnservedError(
+                raise UnsupportedOperationError(
                     f"{name} takes {_what(params, leaves)} in its slot {slot}, for which there is no rule"
                 )
             found.setdefault(place, {})[slot] = (*child, key, leaves)
@@ -169,7 +172,7 @@ def _leaves(
             if id(node.variable) in wanted:
                 leaves.add(wanted[id(node.variable)])
         elif k not in shared and graph.leaf_below(k)[0] is None:
-            raise UnservedError(
+            raise UnsupportedOperationError(
                 f"{graph.nodes[place].name()} mixes examples: it takes sums over them and {node.name()}"
             )
         else:
@@ -280,12 +283,12 @@ def _find_rows(
 
 @contextlib.contextmanager
 def naming(node: Node, params: Sequence[Tensor], weights: Iterable[Weight]) -> Iterator[None]:
-    """Says in an UnservedError which node and parameters it is about."""
+    """Says in an UnsupportedOperationError which node and parameters it is about."""
     try:
         yield
-    except UnservedError as error:
+    except UnsupportedOperationError as error:
         leaves = sorted({leaf for weight in weights for leaf in weight.leaves})
-        raise UnservedError(f"{node.name()}, which takes {_what(params, leaves)}: {error}") from None
+        raise UnsupportedOperationError(f"{node.name()}, which takes {_what(params, leaves)}: {error}") from None
 
 
 def _what(params: Sequence[Tensor], leaves: Sequence[int]) -> str:

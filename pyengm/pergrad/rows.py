@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyengm.errors import UnservedError
+from pyengm.errors import UnsupportedOperationError
 
 DIRECTIONS = 4  # no gradient is at a right angle to all of them
 MIXING_TOLERANCE = 1e-4  # of a row's norm: a change of sign is exact but for atomic sums in another order
@@ -72,7 +72,7 @@ def rows_of(sketches: list[Sketch], signs: Tensor) -> list[Rows]:
     """The layouts that fit the rows of one output gradient, from its sketches under each of the codes.
 
     A row that belongs to one example changes its sign with that example's weight and nothing else; a row that two
-    examples share changes its size. Rows of zeros fit everything. Raises UnservedError for rows that mix examples.
+    examples share changes its size. Rows of zeros fit everything. Raises UnsupportedOperationError for rows that mix examples.
     """
     n = signs.shape[1]
     sizes = sketches[0].sizes
@@ -86,7 +86,7 @@ def rows_of(sketches: list[Sketch], signs: Tensor) -> list[Rows]:
     owner = (bits << torch.arange(len(bits), device=bits.device)[:, None]).sum(0)
     mixed = ((values.abs() - values[0].abs()).abs() > tolerance[:, None]).any(2).any(0)
     if mixed[live].any() or (owner[live] >= n).any():
-        raise UnservedError("its output gradient mixes examples")
+        raise UnsupportedOperationError("its output gradient mixes examples")
     total, number = len(sizes), torch.arange(len(sizes), device=sizes.device)
     inner = [b for b in range(total // n, 0, -1) if total % n == 0 and total // n % b == 0]
     fitting = [Rows(n, b) for b in inner if ((number // b % n) == owner)[live].all()]

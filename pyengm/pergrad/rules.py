@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyengm.errors import UnservedError
+from pyengm.errors import UnsupportedOperationError
 from pyengm.ops import row_sums
 from pyengm.pergrad.conv import Conv, Geometry
 from pyengm.pergrad.gradients import Dense, Gradient, Lookup, Outer
@@ -41,7 +41,7 @@ def linear(node: Node, slots: Slots, g: Tensor, rows: Rows) -> dict[int, Gradien
     g = rows.split(g)
     if 0 in slots:
         if slots[0].numel() != g.shape[2]:
-            raise UnservedError(f"addmm with a bias of shape {tuple(slots[0])} has no rule")
+            raise UnsupportedOperationError(f"addmm with a bias of shape {tuple(slots[0])} has no rule")
         found[0] = Dense(g.sum(1) * beta, slots[0])
     if 2 in slots:
         a = rows.split(wide(saved(node, "mat1")))
@@ -137,7 +137,7 @@ def prelu(node: Node, slots: Slots, g: Tensor, rows: Rows) -> dict[int, Gradient
 def embedding(node: Node, slots: Slots, g: Tensor, rows: Rows) -> dict[int, Gradient]:
     """Rows of a table, looked up by number."""
     if saved(node, "scale_grad_by_freq"):
-        raise UnservedError("scale_grad_by_freq mixes examples")
+        raise UnsupportedOperationError("scale_grad_by_freq mixes examples")
     g = g.reshape(-1, g.shape[-1])
     index = saved(node, "indices").reshape(-1)
     g = torch.where((index == saved(node, "padding_idx"))[:, None], 0, g)
@@ -244,7 +244,7 @@ def _reduced(g: Tensor, shape: torch.Size, rows: Rows) -> Dense:
 
 def _one_operand(slots: Slots) -> None:
     if len(slots) > 1:
-        raise UnservedError("it mixes examples: both of its operands are sums over them")
+        raise UnsupportedOperationError("it mixes examples: both of its operands are sums over them")
 
 
 def _first_axis(node: Node, slots: Slots, g: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.utils.checkpoint import CheckpointError
 
-from pyengm.errors import UnservedError
+from pyengm.errors import UnsupportedOperationError
 from pyengm.pergrad.check import check_losses
 from pyengm.pergrad.corrected import Sums, correct
 from pyengm.pergrad.frozen import FrozenNorm, feeders, frozen_norms
@@ -34,7 +34,7 @@ def start(losses: Tensor, params: Iterable[Tensor]) -> "Walk":
 
     The first call for a structure of graph checks that no row of an output gradient belongs to two examples and, where
     batch statistics do not couple the examples, compares two norms with exact derivatives.
-    Raises UnservedError for what no rule serves, RuntimeError where the comparison fails, and what `exact_norms`
+    Raises UnsupportedOperationError for what no rule serves, RuntimeError where the comparison fails, and what `exact_norms`
     raises.
     """
     check_losses(losses)
@@ -45,7 +45,7 @@ def start(losses: Tensor, params: Iterable[Tensor]) -> "Walk":
     frozen = frozen_norms(graph)
     plan = recall(graph, params)
     if isinstance(plan, str):
-        raise UnservedError(plan)
+        raise UnsupportedOperationError(plan)
     if plan is not None:
         return Walk(losses, params, graph, plan, frozen)
     try:
@@ -53,10 +53,10 @@ def start(losses: Tensor, params: Iterable[Tensor]) -> "Walk":
         plan = find_plan(graph, losses, params, frozen)
         found = Walk(losses, params, graph, plan, frozen)
         squares, _ = found.squares()
-    except (UnservedError, CheckpointError) as error:
+    except (UnsupportedOperationError, CheckpointError) as error:
         reason = f"{error}; {WAY_OUT}"
         remember(graph, params, reason)
-        raise UnservedError(reason) from error
+        raise UnsupportedOperationError(reason) from error
     if not frozen:
         verify(losses, params, graph, plan, squares, WAY_OUT)
     if not plan.broken:
@@ -67,9 +67,11 @@ def start(losses: Tensor, params: Iterable[Tensor]) -> "Walk":
 def _check_served(graph: Graph, params: list[Tensor]) -> None:
     for node in graph.nodes:
         if node.name() in OPAQUE:
-            raise UnservedError(f"{node.name()} hides the graph of the model: {OPAQUE[node.name()]}")
+            raise UnsupportedOperationError(f"{node.name()} hides the graph of the model: {OPAQUE[node.name()]}")
     if any(type(p).__name__ == "DTensor" for p in params):
-        raise UnservedError("parameters sharded by FSDP2 (DTensor) are not in the graph; use DistributedDataParallel")
+        raise UnsupportedOperationError(
+            "parameters sharded by FSDP2 (DTensor) are not in the graph; use DistributedDataParallel"
+        )
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The tables of the papers, trained anew and set beside the printed figures."""
 
+from pyengm.reproduce.presets import SCALES
 from pyengm.reproduce.run import ReproduceConfig, list_tables, reproduce
-from pyengm.reproduce.scale import SCALES
 from pyengm.reproduce.tables import PaperTable, load_table, table_names
 
 __all__ = ["SCALES", "PaperTable", "ReproduceConfig", "list_tables", "load_table", "reproduce", "table_names"]

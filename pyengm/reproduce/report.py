@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pyengm.evaluation.suite import DISTANCES
+from pyengm.evaluation.attack_registry import DISTANCES
 from pyengm.reproduce.tables import Column, Figure, PaperTable
-from pyengm.training.seeds import sample_deviation
+from pyengm.training.multi_seed import sample_deviation
 
 
 def make_report(

@@ -10,19 +10,19 @@ from typing import Any, Literal
 import tyro
 import yaml
 
-from pyengm.data import DATASETS, ImageData
-from pyengm.distributed import by_first
+from pyengm.data import DATASETS, ImageDataset
 from pyengm.errors import ConfigError
 from pyengm.models import write_atomically
+from pyengm.reproduce.presets import differences, full, short, short_positions, smoke
+from pyengm.reproduce.render import as_markdown, as_table, heading, remarks
 from pyengm.reproduce.report import make_report
-from pyengm.reproduce.scale import differences, full, short, short_positions, smoke
-from pyengm.reproduce.show import as_markdown, as_table, heading, remarks
-from pyengm.reproduce.tables import RECIPES, PaperTable, load_table, table_names
-from pyengm.reproduce.times import times_of
-from pyengm.terminal import say
+from pyengm.reproduce.tables import PAPER_TABLES, PaperTable, load_table, table_names
+from pyengm.reproduce.timing import times_of
 from pyengm.training import RunFolder, TrainConfig, load_split, pick_device
-from pyengm.training.seeds import seed_folder
-from pyengm.training.several import complete_all
+from pyengm.training.multi_run import complete_all
+from pyengm.training.multi_seed import seed_folder
+from pyengm.utils.distributed import on_rank0
+from pyengm.utils.terminal import log
 
 OWN_FILE = "reproduce.yaml"  # in the folder of a table, of which table and scale its runs are
 
@@ -35,14 +35,14 @@ class ReproduceConfig:
     table: tyro.conf.Positional[str | None] = None
     """Such as engm-2, the second table of the ENGM paper."""
     scale: Literal["smoke", "short", "full"] = "smoke"
-    """smoke: the embedded digits, minutes on a CPU; short: 10,000 training pictures and fewer epochs, minutes per row
+    """smoke: the embedded digits, minutes on a CPU; short: 10,000 training images and fewer epochs, minutes per row
     on a GPU; full: as the paper."""
     rows: tuple[str, ...] = ()
     """Train these rows only."""
     seeds: tuple[int, ...] = (0,)
     """A run of every row for each of these seeds; the table then shows mean and spread."""
     data: Path | None = None
-    """Folder of the pictures of a table on ImageNet or Tiny-ImageNet, which pyengm cannot fetch."""
+    """Folder of the images of a table on ImageNet or Tiny-ImageNet, which pyengm cannot fetch."""
     root: Path | None = None
     """Where data sets and decoded folders are kept (else $PYENGM_DATA, else ~/.cache/pyengm)."""
     download: bool = False
@@ -61,7 +61,7 @@ class ReproduceConfig:
             raise ConfigError(f"nproc is {self.nproc}; expected at least 1")
 
 
-def list_tables(folder: Path = RECIPES) -> None:
+def list_tables(folder: Path = PAPER_TABLES) -> None:
     """The tables that there are, a line each. Raises ConfigError where there is none."""
     names = table_names(folder)
     if not names:
@@ -69,10 +69,10 @@ def list_tables(folder: Path = RECIPES) -> None:
     for name in names:
         table = load_table(name, folder)
         trained = sum(row.options is not None for row in table.rows)
-        say(f"{name:24s} {table.title}; rows to train: {trained}")
+        log(f"{name:24s} {table.title}; rows to train: {trained}")
 
 
-def reproduce(options: ReproduceConfig, folder: Path = RECIPES) -> dict[str, Any]:
+def reproduce(options: ReproduceConfig, folder: Path = PAPER_TABLES) -> dict[str, Any]:
     """Trains what is not complete yet, prints the report and writes it; returns what results.json holds.
 
     folder: of the table files. A run that fails leaves the others as they are, and its reason stands in "failed".
@@ -102,12 +102,12 @@ def reproduce(options: ReproduceConfig, folder: Path = RECIPES) -> dict[str, Any
         if row.name in rows:
             changes[row.name] += made_by(rows[row.name], out / row.folder)
     report = make_report(table, options.scale, found, failed, changes)
-    by_first(lambda: write_report(report, out))
-    say(heading(report))
-    say(as_table(report))
+    on_rank0(lambda: write_report(report, out))
+    log(heading(report))
+    log(as_table(report))
     for remark in remarks(report):
-        say(remark)
-    say(f"the same is in {out / 'table.md'} and {out / 'results.json'}")
+        log(remark)
+    log(f"the same is in {out / 'table.md'} and {out / 'results.json'}")
     return report
 
 
@@ -119,7 +119,7 @@ def made_by(config: TrainConfig, folder: Path) -> list[str]:
         processes, machine = last["processes"], last["machine"]
         lines.add(f"made on {', '.join(sorted(set(machine['gpus']))) or machine['cpu']}, {processes} process(es)")
         if processes > 1 and config.norm_layer == "bn" and not config.sync_bn:
-            lines.add(f"batch norm over {config.batch_size // processes} pictures in place of {config.batch_size}")
+            lines.add(f"batch norm over {config.batch_size // processes} images in place of {config.batch_size}")
     return sorted(lines, reverse=True)
 
 
@@ -136,10 +136,10 @@ def plan(table: PaperTable, options: ReproduceConfig, out: Path) -> tuple[dict[s
         if row.name in papers:
             paper = papers[row.name]
             rows[row.name], changes[row.name] = scaled(row.options, paper, options.scale, data.get(paper.data), out)
-    by_first(lambda: claim(out, table.name, options.scale))
+    on_rank0(lambda: claim(out, table.name, options.scale))
     if options.scale == "short":
         for name, config in rows.items():
-            by_first(partial(write_positions, config.indices, len(data[papers[name].data])))
+            on_rank0(partial(write_positions, config.indices, len(data[papers[name].data])))
     return rows, changes
 
 
@@ -154,7 +154,7 @@ def paper_runs(table: PaperTable, options: ReproduceConfig) -> dict[str, TrainCo
         if data not in DATASETS and options.scale != "smoke":
             if options.data is None:
                 raise ConfigError(
-                    f"{table.name} needs the pictures of {data} in a folder: give --data FOLDER with train/CLASS and "
+                    f"{table.name} needs the images of {data} in a folder: give --data FOLDER with train/CLASS and "
                     "val/CLASS, or take --scale smoke, which needs none"
                 )
             data, given = str(options.data), True
@@ -163,13 +163,13 @@ def paper_runs(table: PaperTable, options: ReproduceConfig) -> dict[str, TrainCo
             own["root"] = str(options.root)
         runs[row.name] = full(own, f"row {row.name!r}")
     if options.data is not None and not given:
-        raise ConfigError(f"--data is for tables whose pictures only a folder can give; {table.name} needs none")
+        raise ConfigError(f"--data is for tables whose images only a folder can give; {table.name} needs none")
     if not runs:
         raise ConfigError(f"{table.name}: none of the rows {', '.join(row.name for row in table.rows)} can be trained")
     return runs
 
 
-def load_data(papers: Mapping[str, TrainConfig]) -> dict[str, ImageData]:
+def load_data(papers: Mapping[str, TrainConfig]) -> dict[str, ImageDataset]:
     """The training splits that the rows need, by `data`: what is missing, tests too, is missed before the first run."""
     found = {}
     for config in {paper.data: paper for paper in papers.values()}.values():
@@ -179,7 +179,7 @@ def load_data(papers: Mapping[str, TrainConfig]) -> dict[str, ImageData]:
 
 
 def scaled(
-    options: Mapping[str, Any], paper: TrainConfig, scale: str, train: ImageData | None, out: Path
+    options: Mapping[str, Any], paper: TrainConfig, scale: str, train: ImageDataset | None, out: Path
 ) -> tuple[TrainConfig, list[str]]:
     """The run of a row at that scale, and how it differs from the paper's. train: the training split, if needed."""
     if scale == "full":

@@ -21,9 +21,9 @@ import yaml
 from pyengm.attacks import NORMS
 from pyengm.errors import ConfigError
 from pyengm.training import TrainConfig
-from pyengm.training.options import hint
+from pyengm.training.option_parsing import did_you_mean
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+PAPER_TABLES = Path(__file__).resolve().parents[1] / "paper_tables"
 TIMES = ("seconds_per_step", "hours")
 
 
@@ -77,22 +77,22 @@ class PaperTable:
         for name in names:
             if name not in known:
                 raise ConfigError(
-                    f"table {self.name} has no row {name!r}; its rows: {', '.join(known)}{hint(name, known)}"
+                    f"table {self.name} has no row {name!r}; its rows: {', '.join(known)}{did_you_mean(name, known)}"
                 )
         rows = tuple(row for row in self.rows if not names or row.name in names)
         return PaperTable(self.name, self.title, self.source, self.columns, rows, self.notes)
 
 
-def table_names(folder: Path = RECIPES) -> list[str]:
+def table_names(folder: Path = PAPER_TABLES) -> list[str]:
     """The tables in a folder of table files."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def load_table(name: str, folder: Path = RECIPES) -> PaperTable:
+def load_table(name: str, folder: Path = PAPER_TABLES) -> PaperTable:
     """The table of that name. Raises ConfigError for an unknown name and a file that is not as the schema has it."""
     known = table_names(folder)
     if name not in known:
-        raise ConfigError(f"unknown table {name!r}; known: {', '.join(known) or 'none'}{hint(name, known)}")
+        raise ConfigError(f"unknown table {name!r}; known: {', '.join(known) or 'none'}{did_you_mean(name, known)}")
     path = folder / f"{name}.yaml"
     try:
         content = yaml.safe_load(path.read_text())
@@ -169,7 +169,7 @@ def _check_keys(what: str, content: Any, needed: Iterable[str], allowed: Iterabl
         raise ConfigError(f"{what} is {content!r}; expected names and values: {', '.join(needed)}")
     for name in content:
         if name not in (*needed, *allowed):
-            raise ConfigError(f"{what} has the unknown entry {name!r}{hint(name, (*needed, *allowed))}")
+            raise ConfigError(f"{what} has the unknown entry {name!r}{did_you_mean(name, (*needed, *allowed))}")
     if missing := [name for name in needed if name not in content]:
         raise ConfigError(f"{what} lacks {' and '.join(missing)}")
 

@@ -46,7 +46,7 @@ class Average(Averaging):
     """A second model, of averages a <- a + share (w - a) over weights w; until there are any, the model is evaluated.
 
     Running statistics of batch norm are averaged as weights are, and counts are copied. To find the statistics anew, as
-    weight averaging without an adversary does, the pictures would have to be those that training saw: with clean ones,
+    weight averaging without an adversary does, the images would have to be those that training saw: with clean ones,
     networks trained on digits lost up to 8 points of their accuracy under PGD-20 against averaged statistics.
     """
 

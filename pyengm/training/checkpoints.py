@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from pyengm.distributed import by_first, gather, rank, world
 from pyengm.errors import CheckpointError, StorageError
+from pyengm.utils.distributed import gather, on_rank0, rank, world
 
 MANIFEST = "manifest.json"
 STATE = "state.pt"
@@ -72,13 +72,13 @@ class Checkpoints:
 
         Warns of each that is damaged and takes the one before. Raises CheckpointError where all are damaged.
         """
-        found = by_first(self._newest)
+        found = on_rank0(self._newest)
         return None if found is None else _read(found, map_location)
 
     def _newest(self) -> Path | None:
         paths, damage = self.all(), []
         for path in reversed(paths):
-            problem = damage_of(path)
+            problem = find_corruption(path)
             if problem is None:
                 return path
             damage.append(problem)
@@ -117,7 +117,7 @@ def _place(path: Path) -> tuple[int, int]:
     return int(epoch), int(batch)
 
 
-def damage_of(path: Path) -> str | None:
+def find_corruption(path: Path) -> str | None:
     """What is wrong with the checkpoint in the folder `path`, None if its files are those that were written."""
     try:
         digests = json.loads((path / MANIFEST).read_text())["sha256"]

@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
-from pyengm.attacks import BN_MODES, NORMS, Threat
+from pyengm.attacks import BN_MODES, NORMS, ThreatModel
 from pyengm.data import AUGMENTATIONS
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
-from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, defaults_of, knobs_of
+from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, defaults_of, hyperparameters_of
 from pyengm.pergrad import NORMS as GRAD_NORMS
 from pyengm.training.averaging import AVERAGES
 from pyengm.training.loggers import check_logger_name
-from pyengm.training.options import defaults_for, hint, merge_options, parse_options, parse_pixels
+from pyengm.training.option_parsing import defaults_for, did_you_mean, merge_options, parse_options, parse_pixels
 from pyengm.training.precision import PRECISIONS
 from pyengm.training.recipes import recipe_for
 from pyengm.training.schedule import SCHEDULES, in_proportion
@@ -25,7 +25,7 @@ ALL_OPTIMIZERS = OPTIMIZERS | CLOSURE_OPTIMIZERS
 
 
 SELECTIONS = ("val", "none", "test")
-ON_CATASTROPHE = ("warn", "stop")
+ON_CATASTROPHIC_OVERFITTING = ("warn", "stop")
 # Their whole attack is one call of PGD, which can be compiled, captured in a CUDA graph, and scaled for float16.
 PGD_METHODS = ("pgd_at", "trades", "mart", "pgd_at_awp", "trades_awp", "mart_awp", "fgsm_rs")
 
@@ -52,12 +52,12 @@ class TrainConfig:
     download: bool = False
     """Fetch a data set that is missing."""
     image_size: int | None = None
-    """Resize the pictures of a folder to this height and width."""
+    """Resize the images of a folder to this height and width."""
     indices: Path | None = None
     """Train on these positions of the training split only: a .npy file or a text file of whole numbers."""
     augment: str | None = None
     """none; shift: random shifts; or resized: random resized crops, the default for folders with --image-size 64 or
-    more. The last two mirror pictures where a mirrored one keeps its class."""
+    more. The last two flip images where a flipped one keeps its class."""
 
     model: str | None = None
     """cnn4, cnn8, vgg8, resnet18, preact_resnet18, wrn_28_10, wrn_34_10, resnet50, torchvision:NAME or timm:NAME."""
@@ -67,7 +67,7 @@ class TrainConfig:
     """Batch norm, or group norm, which does not couple the examples of a batch."""
     mean: tuple[float, ...] | None = None
     """With --std: the model's first layer maps pixels x to (x - mean) / std, with a number of each per channel, such as
-    0.4914 0.4822 0.4465. Pictures, eps and step stay in pixel units."""
+    0.4914 0.4822 0.4465. Images, eps and step stay in pixel units."""
     std: tuple[float, ...] | None = None
     """See --mean."""
 
@@ -75,7 +75,7 @@ class TrainConfig:
     """Training method: natural, pgd_at, trades, mart, pgd_at_awp, trades_awp, mart_awp, dynamic, fgsm_then_pgd,
     curriculum, fgsm_rs, grad_align, ssat, atta, atas, free_at, yopo, nuat, sub_at, fgsm_sdi or fgsm_pgi."""
     norm: str = "linf"
-    """Threat model: linf or l2."""
+    """ThreatModel model: linf or l2."""
     eps: Pixels | None = None
     """Radius of the threat model in pixel units, such as 8/255."""
     step: Pixels | None = None
@@ -86,8 +86,8 @@ class TrainConfig:
     """Batch norm during the training attack: eval, train, or frozen (batch statistics, none updated)."""
     method_options: tuple[str, ...] | None = None
     """Other options of the method, such as beta=6 (the arguments of its class in pyengm.methods)."""
-    catastrophe: str = "warn"
-    """When accuracy under PGD on training pictures falls by 20 points within an epoch: warn, or stop and keep the
+    catastrophic_overfitting: str = "warn"
+    """When accuracy under PGD on training images falls by 20 points within an epoch: warn, or stop and keep the
     weights from before."""
 
     optimizer: str | None = None
@@ -109,9 +109,9 @@ class TrainConfig:
     weight_decay: float | None = None
     """Weight decay."""
     batch_size: int | None = None
-    """Pictures per step."""
+    """Images per step."""
     epochs: int | None = None
-    """Passes over the training pictures."""
+    """Passes over the training images."""
     schedule: str | None = None
     """Learning rate: piecewise (times --lr-decay at the milestones), cyclic (up and down in straight lines), cosine,
     constant or nuat."""
@@ -138,15 +138,15 @@ class TrainConfig:
     weights themselves are evaluated and saved."""
 
     select: str | None = None
-    """What chooses the best checkpoint: val (held-out training pictures), none (the last is best), or test."""
+    """What chooses the best checkpoint: val (held-out training images), none (the last is best), or test."""
     patience: int | None = None
     """Stop once this many epochs in a row were not better than the best one (by --select val or test)."""
     attacks: tuple[str, ...] = ()
     """Further attacks of the final evaluation: fgsm, pgd10, pgd50, cw, deepfool, apgd_ce, apgd_t, fab_t, square."""
     other_norm: bool = True
     """Evaluate in the other norm too, with the radius of the recipe."""
-    autoattack_pictures: int | None = None
-    """Test pictures for AutoAttack, spread evenly over the test set (else the recipe's number, else all)."""
+    autoattack_examples: int | None = None
+    """Test images for AutoAttack, spread evenly over the test set (else the recipe's number, else all)."""
     seed: int = 0
     """Seed of the weights, the order, the augmentation and the noise."""
     seeds: tuple[int, ...] = ()
@@ -191,14 +191,14 @@ class TrainConfig:
             ("schedule", self.schedule, SCHEDULES),
             ("average", self.average, AVERAGES),
             ("select", self.select, SELECTIONS),
-            ("catastrophe", self.catastrophe, ON_CATASTROPHE),
+            ("catastrophic_overfitting", self.catastrophic_overfitting, ON_CATASTROPHIC_OVERFITTING),
             ("precision", self.precision, PRECISIONS),
         ):
             if value is not None and value not in known:
-                raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}{hint(value, known)}")
+                raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}{did_you_mean(value, known)}")
         if self.eps is not None:
-            Threat(self.norm, self.eps)
-        for name in ("steps", "batch_size", "epochs", "patience", "autoattack_pictures", "threads", "keep", "nproc"):
+            ThreatModel(self.norm, self.eps)
+        for name in ("steps", "batch_size", "epochs", "patience", "autoattack_examples", "threads", "keep", "nproc"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; expected at least 1")
@@ -240,7 +240,7 @@ class TrainConfig:
 
     def _check_options(self) -> None:
         taken = defaults_for(METHODS[self.method])
-        for name, argument in (("step", "step"), ("steps", "steps"), ("attack_bn", "bn")):
+        for name, argument in (("step", "step_size"), ("steps", "steps"), ("attack_bn", "bn")):
             if getattr(self, name) is not None and argument not in taken:
                 raise ConfigError(f"method {self.method} takes no {name}; its options: {', '.join(taken) or 'none'}")
         parse_options(self.method_options or (), METHODS[self.method], "method_options")
@@ -252,9 +252,9 @@ class TrainConfig:
                 f"precision fp16 scales the losses, which {self.method} with {name} does not allow for; use bf16"
             )
         parse_options(self.optimizer_options or (), optimizer, "optimizer_options")
-        for name, knob in knobs_of(optimizer).items():
+        for name, hyperparameter in hyperparameters_of(optimizer).items():
             if getattr(self, name, None) is not None:
-                knob.check(getattr(self, name))
+                hyperparameter.check(getattr(self, name))
 
     def resolve(self) -> "TrainConfig":
         """The same run with every option that was left open filled in from the recipe."""
@@ -279,9 +279,9 @@ class TrainConfig:
             self.data, self.method, self.norm, image_size=self.image_size, eps=self.eps, epochs=self.epochs
         )
 
-    def threats(self) -> list[Threat]:
+    def threats(self) -> list[ThreatModel]:
         """The threat model of the run first, then with `other_norm` the other norm with the recipe's radius."""
-        first = Threat(self.norm, self.eps)
+        first = ThreatModel(self.norm, self.eps)
         return default_threats(self.data, first) if self.other_norm else [first]
 
     def save(self, path: Path) -> None:
@@ -308,7 +308,7 @@ class TrainConfig:
         """Options as YAML gives them. where: the file, for messages. Raises ConfigError as `load` does."""
         for name in given:
             if name not in _NAMES or name in PER_CALL:
-                raise ConfigError(f"{where} has the unknown option {name!r}{hint(name, _NAMES)}")
+                raise ConfigError(f"{where} has the unknown option {name!r}{did_you_mean(name, _NAMES)}")
         return cls(**{name: _typed(where, name, value) for name, value in given.items()})
 
     def differing(self, other: "TrainConfig") -> list[str]:
@@ -322,16 +322,16 @@ MAY_CHANGE = (
     "root",
     "download",
     "attacks",
-    "autoattack_pictures",
+    "autoattack_examples",
     "loggers",
     "keep",
 )  # when a run is resumed
 PER_CALL = ("seeds", "out", "resume", "config", "nproc")  # options of one call, which config.yaml does not hold
 
 
-def default_threats(data: str, first: Threat) -> list[Threat]:
+def default_threats(data: str, first: ThreatModel) -> list[ThreatModel]:
     """The threat models that models for `data` are evaluated under: `first`, then the other norms."""
-    return [first, *(Threat(norm, eps) for norm, eps in recipe_for(data)["radii"].items() if norm != first.norm)]
+    return [first, *(ThreatModel(norm, eps) for norm, eps in recipe_for(data)["radii"].items() if norm != first.norm)]
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import pyengm
-from pyengm.distributed import world
+from pyengm.utils.distributed import world
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy")
 TIMEOUT = 10  # seconds, of each command that is asked

@@ -1,4 +1,4 @@
-"""Mixed precision: the model computes in 16 bits; parameters, losses, gradients of pictures and steps are float32."""
+"""Mixed precision: the model computes in 16 bits; parameters, losses, gradients of images and steps are float32."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""What options that are left open become: by data set, and by method on pictures of CIFAR's kind."""
+"""What options that are left open become: by data set, and by method on images of CIFAR's kind."""
 
 from typing import Any
 
@@ -36,8 +36,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "schedule": "cyclic",
         "epochs": 14,
         "milestones": (8.75, 10.5),
-        "threads": 1,  # pictures of 64 pixels keep no second core busy
-        "autoattack_pictures": 100,
+        "threads": 1,  # images of 64 pixels keep no second core busy
+        "autoattack_examples": 100,
         "radii": {"linf": 0.2, "l2": 0.5},
     },
     "mnist": {
@@ -86,7 +86,7 @@ METHOD_RECIPES: dict[str, dict[str, Any]] = {
     "fgsm_sdi": PRIOR,
     "fgsm_pgi": PRIOR,
 }
-# Huang et al. 2022, App. B, for ImageNet: folders of pictures of 64 pixels and more, which are augmented as its are.
+# Huang et al. 2022, App. B, for ImageNet: folders of images of 64 pixels and more, which are augmented as its are.
 LARGE_RECIPES: dict[str, dict[str, Any]] = {
     "atas": {
         "model": "resnet50",
@@ -95,7 +95,7 @@ LARGE_RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 90,
         "milestones": (50, 75),
         "select": "none",
-        "method_options": ("c=12.8", "low=4/255", "high=8/255", "resolution=32", "dtype=float16"),
+        "method_options": ("c=12.8", "min_step=4/255", "max_step=8/255", "resolution=32", "dtype=float16"),
     },
     "free_at": {
         "model": "resnet50",
@@ -108,7 +108,7 @@ LARGE_RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 LARGE = 64  # pixels
-BOUNDS = ("largest", "low", "high")
+BOUNDS = ("step_scale", "min_step", "max_step")
 GREY_DATA = ("digits", "mnist", "fashionmnist")  # their own recipe serves every method
 
 
@@ -150,7 +150,7 @@ def _in_short(recipe: dict[str, Any], method: str, norm: str, eps: float, epochs
     """What the published options become where a run is short and the ball is large: shares of the epochs and of eps."""
     lr = recipe["lr"]
     warmup = (f"warmup={epochs // 4}",)  # weight perturbations from the start keep a network from learning anything
-    sizes = (f"largest={2 * eps:g}", f"low={eps / 2:g}", f"high={1.75 * eps:g}") if norm == "linf" else ()
+    sizes = (f"step_scale={2 * eps:g}", f"min_step={eps / 2:g}", f"max_step={1.75 * eps:g}") if norm == "linf" else ()
     changes: dict[str, dict[str, Any]] = {
         "pgd_at_awp": {"method_options": warmup},
         "trades_awp": {"method_options": warmup},

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pyengm.distributed import by_first
 from pyengm.errors import ConfigError, StorageError
 from pyengm.evaluation import attack_checkpoints, attack_names, check_attacks, plot_curves, results_table
-from pyengm.terminal import say, spoken_warnings
+from pyengm.training.builders import build_components
 from pyengm.training.config import TrainConfig
 from pyengm.training.loop import after_training, fit, how_to_resume
 from pyengm.training.run_folder import RunFolder
-from pyengm.training.setup import set_up
-from pyengm.training.stop import Interrupted, sigterm_as_ctrl_c
+from pyengm.training.signals import Interrupted, sigterm_as_ctrl_c
+from pyengm.utils.distributed import on_rank0
+from pyengm.utils.terminal import log, spoken_warnings
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -32,39 +32,39 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with spoken_warnings():
-        parts = set_up(config)
+        components = build_components(config)
         attacks = attack_names(config.attacks)
-        check_attacks(attacks, parts.test, config.threats())  # an error comes now, not after the training
+        check_attacks(attacks, components.test, config.threats())  # an error comes now, not after the training
     run = begin(config)
-    with telling_how_to_go_on(run), run.locked():
-        say(f"run folder: {run.path}")
-        if by_first(run.results.exists):
-            say(f"the run is complete; its results are in {run.results}")
-            say(f"further attacks: pyengm evaluate {run.path} --attacks ...")
+    with resume_hint_on_error(run), run.locked():
+        log(f"run folder: {run.path}")
+        if on_rank0(run.results.exists):
+            log(f"the run is complete; its results are in {run.results}")
+            log(f"further attacks: pyengm evaluate {run.path} --attacks ...")
             return run.read_results()
-        by_first(run.add_environment)
+        on_rank0(run.add_environment)
         with spoken_warnings():
-            fit(config, parts, run)
+            fit(config, components, run)
         try:
             with sigterm_as_ctrl_c():
-                title = f"{parts.test.name}, {config.method}, {config.optimizer}"
-                by_first(lambda: plot_curves(run.read_metrics(), run.curves, title))
+                title = f"{components.test.name}, {config.method}, {config.optimizer}"
+                on_rank0(lambda: plot_curves(run.read_metrics(), run.curves, title))
                 results = attack_checkpoints(
                     {"best": run.best, "last": run.last},
-                    parts.test,
+                    components.test,
                     config.threats(),
                     attacks,
-                    autoattack_pictures=config.autoattack_pictures,
+                    autoattack_examples=config.autoattack_examples,
                     state=run.autoattack,
                     seed=config.seed,
-                    device=parts.device,
+                    device=components.device,
                 )
         except KeyboardInterrupt:
             raise Interrupted(after_training(run)) from None
         table = results_table(results, str(run.path))
-        by_first(lambda: run.save_results(results, as_text(table)))
-        say(table)
-        say(f"weights, results.json and curves.png are in {run.path}")
+        on_rank0(lambda: run.save_results(results, as_text(table)))
+        log(table)
+        log(f"weights, results.json and curves.png are in {run.path}")
     return results
 
 
@@ -72,11 +72,11 @@ def begin(config: TrainConfig) -> RunFolder:
     """The folder of a new run, which process 0 makes, or with `resume` of the one to go on with."""
     if config.resume:
         return RunFolder.open(config.out)
-    return RunFolder(by_first(lambda: RunFolder.create(config).path))
+    return RunFolder(on_rank0(lambda: RunFolder.create(config).path))
 
 
 @contextmanager
-def telling_how_to_go_on(run: RunFolder) -> Iterator[None]:
+def resume_hint_on_error(run: RunFolder) -> Iterator[None]:
     """Errors of the disk say what to do about them."""
     try:
         yield

@@ -21,13 +21,13 @@ from typing import Any
 
 from torch import nn
 
-from pyengm.distributed import by_first
 from pyengm.errors import CheckpointError, ConfigError, StorageError
 from pyengm.models import CheckpointInfo, save_checkpoint, write_atomically
 from pyengm.training.checkpoints import Checkpoints
 from pyengm.training.config import TrainConfig
 from pyengm.training.environment import describe
-from pyengm.training.processes import job_name
+from pyengm.training.launcher import job_name
+from pyengm.utils.distributed import on_rank0
 
 
 class RunFolder:
@@ -90,7 +90,7 @@ class RunFolder:
         Raises ConfigError where another one does, StorageError where the folder cannot be written to.
         """
         with ExitStack() as stack:
-            by_first(lambda: self._lock(stack))
+            on_rank0(lambda: self._lock(stack))
             yield
 
     def _lock(self, stack: ExitStack) -> None:

@@ -15,7 +15,7 @@ class Logger:
         epoch                 from 0
         batch                 batches of the epoch done (steps alone)
         lr                    learning rate of the step to come
-        loss                  mean over the training pictures as attacked, of every pass that classifies them
+        loss                  mean over the training images as attacked, of every pass that classifies them
         train_robust          share of these classified right
         clipped               share of these whose weight in the gradient was below 1
         grad_norm_mean        of the norms of their gradients in all weights jointly, where the optimiser computes
@@ -23,21 +23,21 @@ class Logger:
         grad_norm_error       of these norms where they are estimates: mean |estimate / exact - 1| over the examples on
                               which factors were fitted anew, estimated by the factors before
 
-    A row of steps is about the training pictures since the row before. That of an epoch is about all of its pictures,
-    and holds besides, where pictures are held out
+    A row of steps is about the training images since the row before. That of an epoch is about all of its images,
+    and holds besides, where images are held out
 
-        natural, robust             accuracy on the held-out pictures, as they are and under PGD-20
+        natural, robust             accuracy on the held-out images, as they are and under PGD-20
         natural_loss, robust_loss   mean cross-entropy there
         natural_ece, robust_ece     expected calibration error there, 15 bins (`expected_calibration_error`)
 
     where the training is adversarial
 
-        train_pgd             accuracy under PGD-5 on some training pictures
-        catastrophe           whether that fell by more than 20 points since the epoch before
+        train_pgd             accuracy under PGD-5 on some training images
+        catastrophic_overfitting           whether that fell by more than 20 points since the epoch before
 
     and, always, best: whether the weights become the best ones. Timing, of this process, on the clock on the wall:
 
-        pictures_per_second   of the training steps, since the row before or over the epoch
+        images_per_second   of the training steps, since the row before or over the epoch
         seconds_to_finish     of the training, if steps go on like those of this epoch, and the time between two epochs
                               is what it was last (in the first epoch nothing is known of it)
 
@@ -61,7 +61,7 @@ class Logger:
     def epoch(self, row: Row, timing: Row) -> None:
         """Called after an epoch, when everything is measured and before its checkpoints are written."""
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Called with what a person should know."""
 
     def close(self) -> None:

@@ -40,6 +40,6 @@ class Loggers:
         for logger in self._loggers:
             logger.epoch(row, timing)
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         for logger in self._loggers:
-            logger.say(line)
+            logger.log(line)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyengm.errors import ConfigError
 from pyengm.training.loggers.base import Logger, Row
-from pyengm.training.options import hint
+from pyengm.training.option_parsing import did_you_mean
 
 LOGGERS = {"tensorboard": "pyengm.training.loggers.tensorboard:TensorBoard"}  # imported when asked for
 INSTALL = {"tensorboard": 'pip install "pyengm[tensorboard]"'}
@@ -19,7 +19,7 @@ def check_logger_name(name: str) -> None:
     module, colon, attribute = name.partition(":")
     if name not in LOGGERS and not (module and colon and attribute):
         raise ConfigError(
-            f"unknown logger {name!r}; known: {', '.join(LOGGERS)}{hint(name, LOGGERS)}, "
+            f"unknown logger {name!r}; known: {', '.join(LOGGERS)}{did_you_mean(name, LOGGERS)}, "
             "and MODULE:FACTORY for one of your own"
         )
 
@@ -42,7 +42,7 @@ def logger_factory(name: str) -> Factory:
         ) from error
     factory = getattr(found, attribute, None)
     if not callable(factory):
-        raise ConfigError(f"{module} has no function or class {attribute!r}{hint(attribute, vars(found))}")
+        raise ConfigError(f"{module} has no function or class {attribute!r}{did_you_mean(attribute, vars(found))}")
     return factory
 
 

@@ -4,8 +4,8 @@ from datetime import timedelta
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pyengm import terminal
 from pyengm.training.loggers.base import Logger, Row
+from pyengm.utils import terminal
 
 REFRESHES = 2  # per second; drawing takes milliseconds that the training shares
 
@@ -39,12 +39,12 @@ class Terminal(Logger):
         if "robust" in row:
             line += f"  natural {_per_cent(row['natural'])}  PGD-20 {_per_cent(row['robust'])}"
         line += f"  clipped {_per_cent(row['clipped'])}" if row["clipped"] else ""
-        if row.get("catastrophe"):
-            line += f"  CATASTROPHIC OVERFITTING: PGD on training pictures fell to {_per_cent(row['train_pgd'])}"
-        self.say(line + ("  best" if row["best"] else ""))
+        if row.get("catastrophic_overfitting"):
+            line += f"  CATASTROPHIC OVERFITTING: PGD on training images fell to {_per_cent(row['train_pgd'])}"
+        self.log(line + ("  best" if row["best"] else ""))
         self._bars.update(self._epochs, completed=row["epoch"] + 1, note=_left(timing))
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         self._bars.console.print(line, highlight=False, soft_wrap=True)
 
     def close(self) -> None:

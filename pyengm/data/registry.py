@@ -1,0 +1,61 @@
+"""One door to every data set: the embedded one, torchvision's, and folders of images."""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+
+from pyengm.data.digits import load_digits
+from pyengm.data.image_dataset import ImageDataset
+from pyengm.data.image_folder import load_folder
+from pyengm.data.torchvision_sets import SETS, load_torchvision
+from pyengm.errors import DataError
+from pyengm.utils.file_lock import file_lock
+
+DATASETS = ("digits", *SETS)
+
+
+def load(
+    name: str | os.PathLike,
+    split: str,
+    *,
+    root: str | os.PathLike | None = None,
+    download: bool = False,
+    image_size: int | None = None,
+    margin: int = 0,
+    indices=None,
+) -> ImageDataset:
+    """Load the "train" or "test" split of a data set.
+
+    name: one of `DATASETS`, or a folder with train/<class>/ and test/<class>/ (or val/, also Tiny-ImageNet's).
+    root: where torchvision's files are and decoded folders are kept; else PYENGM_DATA, else ~/.cache/pyengm.
+    download: fetch a torchvision set that is missing.
+    image_size: in pixels, for folders: height and width after resizing; None keeps the images' own size if they
+        share one, else 224. Of a resized image this is the middle, 7/8 of the shorter side.
+    margin: with an image_size, pixels more on each side, up to the whole of the shorter side: H = W = image_size + 2
+        margin.
+    indices: keep only these positions of the split, in this order.
+    Raises DataError for an unknown name or split, missing or damaged files, and bad indices.
+    """
+    if split not in ("train", "test"):
+        raise DataError(f'expected split "train" or "test", got {split!r}; split_validation makes a validation set')
+    if image_size is not None and image_size < 1:
+        raise DataError(f"expected an image_size of 1 pixel or more, got {image_size}")
+    if margin < 0 or (margin and image_size is None):
+        raise DataError(f"expected a margin of 0 pixels or more around an image_size, got {margin} around {image_size}")
+    root = Path(root or os.environ.get("PYENGM_DATA") or "~/.cache/pyengm").expanduser()
+    if name == "digits":
+        data = load_digits(split)
+    elif name in SETS:
+        with file_lock(root) if download else nullcontext():
+            data = load_torchvision(name, split, root, download)
+    elif Path(name).expanduser().is_dir():
+        data = load_folder(Path(name).expanduser().resolve(), split, image_size, root / "folders", margin)
+    else:
+        raise DataError(
+            f"unknown data set {str(name)!r}: expected one of {', '.join(DATASETS)}, or a folder with train/<class>/"
+            f" and test/<class>/; there is no folder {Path(name).expanduser().absolute()}"
+        )
+    side = None if image_size is None else image_size + 2 * margin
+    if side is not None and data.shape[1:] != (side, side):
+        raise DataError(f"image_size resizes folders only: {name} has {data.shape[1]}x{data.shape[2]} images")
+    return data if indices is None else data.subset(indices)

@@ -1,0 +1,22 @@
+"""What a run took, from the timing.jsonl of its folder."""
+
+import json
+from pathlib import Path
+
+
+def times_of(run: Path, batch_size: int) -> dict[str, float]:
+    """ "seconds_per_step" and "hours" of training, evaluations aside; nothing for a run that was not timed.
+
+    Figures go by the images per second of each epoch, which hold for an epoch that was interrupted too.
+    """
+    file = run / "timing.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    timed = [row for row in rows if row["images_per_second"]]
+    if not timed:
+        return {}
+    seconds_per_image = sum(1 / row["images_per_second"] for row in timed) / len(timed)
+    images = max(row["images_per_second"] * row["seconds_training"] for row in timed)  # of a whole epoch
+    return {
+        "seconds_per_step": batch_size * seconds_per_image,
+        "hours": len(rows) * images * seconds_per_image / 3600,
+    }

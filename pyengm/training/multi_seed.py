@@ -1,0 +1,98 @@
+"""The same run with several seeds, and what their results say together."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyengm.errors import ConfigError, DataError, PyengmError
+from pyengm.evaluation import results_table
+from pyengm.models import write_atomically
+from pyengm.training.config import TrainConfig
+from pyengm.training.multi_run import complete_all
+from pyengm.training.run_folder import RunFolder, check_free, next_free
+from pyengm.utils import terminal
+from pyengm.utils.distributed import on_rank0
+
+
+def train_seeds(config: TrainConfig) -> dict[str, Any]:
+    """A run for each of config.seeds, in OUT/seed-0, OUT/seed-1, ...: ordinary run folders, resumed or read as needed.
+
+    config: resolved options; `seed` is not looked at. Leaves a table on the terminal and OUT/summary.json, and returns
+    what that holds: "seeds" (of the complete runs), "mean" and "spread" as in `mean_and_spread`, "failed" (why, by
+    name of the run).
+    Raises ConfigError for an OUT that holds something unless `resume` is given, PyengmError where every run failed,
+    Interrupted after Ctrl-C, and errors of options and data, which would be those of every run.
+    """
+    out = on_rank0(lambda: config.out or next_free(config))
+    again = f"pyengm train --seeds {' '.join(map(str, config.seeds))} --out {out} --resume"
+    if not config.resume:
+        on_rank0(lambda: check_free(out, again))
+        on_rank0(RunFolder(out).note_job)
+    runs = {f"seed-{seed}": replace(config, seed=seed, seeds=(), out=seed_folder(out, seed)) for seed in config.seeds}
+    results, failed = complete_all(runs, f"go on with: {again}", fatal=(ConfigError, DataError))
+    if not results:
+        raise PyengmError("every run failed: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
+    mean, spread = mean_and_spread(list(results.values()))
+    seeds = [run.seed for name, run in runs.items() if name in results]
+    summary = {"seeds": seeds, "mean": mean, "spread": spread, "failed": failed}
+    text = json.dumps(summary, indent=2) + "\n"
+    on_rank0(lambda: write_atomically(out / "summary.json", lambda path: path.write_text(text)))
+    terminal.log(f"mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}:")
+    terminal.log(results_table(mean, str(out), spread))
+    terminal.log(f"the same figures are in {out / 'summary.json'}")
+    return summary
+
+
+def seed_folder(out: Path, seed: int | str) -> Path:
+    """Where the run of that seed is among those in `out`."""
+    return out / f"seed-{seed}"
+
+
+def is_begun(out: Path, seeds: Sequence[str]) -> bool:
+    """Whether the run in `out`, or one of those of the seeds, was begun."""
+    return any(RunFolder(path).config.is_file() for path in [out, *(seed_folder(out, seed) for seed in seeds)])
+
+
+def begun_run(out: Path, seeds: Sequence[str]) -> RunFolder:
+    """The first run of these seeds in `out` that was begun: its options but the seed are those of all of them.
+
+    Raises ConfigError where none was.
+    """
+    begun = [run for run in (RunFolder(seed_folder(out, seed)) for seed in seeds) if run.config.is_file()]
+    if not begun:
+        raise ConfigError(f"{out} holds no run of the seeds {', '.join(seeds)}: begin them without --resume")
+    return begun[0]
+
+
+def mean_and_spread(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The means over runs of what their results.json hold, in the same shape, and the sample standard deviations.
+
+    Figures are numbers and dicts of numbers; anything else, and the numbers of images, must be the same in all runs
+    and is among the means alone. A deviation is None for one run.
+    Raises ConfigError for runs that were not measured in the same way.
+    """
+    mean: dict[str, Any] = {}
+    spread: dict[str, Any] = {}
+    for name, first in results[0].items():
+        values = [result.get(name) for result in results]
+        if isinstance(first, dict) and name != "images" and all(isinstance(value, dict) for value in values):
+            mean[name], spread[name] = mean_and_spread(values)
+        elif all(isinstance(value, (int, float)) for value in values):
+            mean[name], spread[name] = float(np.mean(values)), sample_deviation(values)
+        elif all(value == first for value in values):
+            mean[name] = first
+        else:
+            raise ConfigError(f"the runs were measured in different ways: {name} is {' and '.join(map(str, values))}")
+    if any(result.keys() != results[0].keys() for result in results):
+        names = sorted(set().union(*results) - set.intersection(*(set(result) for result in results)))
+        raise ConfigError(f"the runs were measured in different ways: {', '.join(names)} is not in all of them")
+    return mean, spread
+
+
+def sample_deviation(values: Sequence[float]) -> float | None:
+    """The sample standard deviation (divided by n - 1), None for one value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -1,0 +1,329 @@
+"""When the Triton kernels run, in which form and tiles, and what runs in their place."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.nn import functional as F
+
+from pyengm import clipped_backward, per_example_grad_norms
+from pyengm.kernels import HAS_TRITON, conv_cost_model, conv_dispatch, conv_tuning
+from pyengm.kernels.conv_shape import ConvShape
+from pyengm.ops import available_backends, conv_direct_sqnorm, conv_gradients, conv_gram_sqnorm
+from pyengm.ops.conv_sqnorm import conv_corrected_sqnorm, linear_sqnorm
+from pyengm.pergrad import conv as conv_module
+from pyengm.pergrad.conv import Conv, Geometry
+
+WINDOW = ((3, 3), (1, 1), (1, 1), (1, 1))
+
+
+def operands(n=2, c=3, o=4, size=5, dtype=torch.float32, device="cpu") -> tuple[Tensor, Tensor]:
+    return tuple(torch.randn(n, k, size, size).to(device, dtype) for k in (c, o))
+
+
+def layer(c, o, height, stride=1, k=3, dtype=torch.bfloat16) -> ConvShape:
+    out = (height - 1) // stride + 1
+    return ConvShape((c, height, height), (o, out, out), (k, k), (stride, stride), (k // 2, k // 2), (1, 1), dtype)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known(monkeypatch):
+    monkeypatch.setattr(conv_dispatch, "_failed", {})
+    monkeypatch.setattr(conv_dispatch, "_said", set())
+
+
+@pytest.fixture
+def a100(monkeypatch):
+    """Tensors stay on the CPU; what is asked of their GPU is answered."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA A100")
+
+
+class TestWhereTheyCannotRun:
+    def refused(self, x, g, message):
+        with pytest.warns(UserWarning, match=message):
+            assert not conv_dispatch.serves(x, g, WINDOW)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # the message comes once
+            assert not conv_dispatch.serves(x, g, WINDOW)
+            assert conv_dispatch.gram(x, g, WINDOW) is None
+            assert conv_dispatch.direct(x, g, WINDOW) is None
+
+    def test_without_triton(self, monkeypatch, a100):
+        monkeypatch.setattr(conv_dispatch, "HAS_TRITON", False)
+        self.refused(*operands(), "Triton is not installed.*slower")
+
+    def test_old_gpu(self, monkeypatch, a100):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        self.refused(*operands(), "NVIDIA A100 is older than compute capability 8.0")
+
+    @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+    def test_float64(self, a100):
+        self.refused(*operands(dtype=torch.float64), "do not take torch.float64")
+
+    @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+    def test_large_example(self, a100):
+        x, g = (torch.empty(1, 2**15, 2**8, 2**8, device="meta") for _ in range(2))
+        self.refused(x, g, "too large")
+
+    @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+    def test_what_fails_once_is_not_tried_again(self, monkeypatch, a100):
+        tries = []
+
+        def broken(*arguments):
+            tries.append(arguments)
+            raise RuntimeError("Failed to find C compiler")
+
+        monkeypatch.setattr(conv_dispatch, "conv_gram_sqnorm", broken)
+        x, g = operands()
+        assert conv_dispatch.serves(x, g, WINDOW)
+        with pytest.warns(UserWarning, match="RuntimeError: Failed to find C compiler"):
+            assert conv_dispatch.gram(x, g, WINDOW) is None
+        assert conv_dispatch.gram(x, g, WINDOW) is None
+        assert len(tries) == 1
+        assert conv_dispatch.serves(*operands(c=7), WINDOW)  # other shapes are tried
+
+    @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+    def test_memory_that_runs_out_is_told(self, monkeypatch, a100):
+        def greedy(*arguments):
+            raise torch.cuda.OutOfMemoryError("no memory")
+
+        monkeypatch.setattr(conv_dispatch, "conv_gram_sqnorm", greedy)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            conv_dispatch.gram(*operands(), WINDOW)
+
+    @pytest.mark.parametrize("missing", ["triton", "pyengm._cuda"])
+    def test_installation_without(self, missing, tmp_path):
+        """The ops work, and on CUDA their kernels do not ask for nvcc."""
+        code = f"""
+import sys; sys.modules[{missing!r}] = None
+import torch
+from pyengm.ops import conv_gram_sqnorm
+x = torch.ones(1, 1, 1, 1)
+assert conv_gram_sqnorm(x, x, (1, 1)).item() == 1
+try:
+    conv_gram_sqnorm(x, x, (1, 1), backend="cuda")
+except ValueError as error:
+    assert "needs cuda tensors" in str(error)
+"""
+        # Elsewhere than in a checkout, whose pyengm/ has no kernels/ in it.
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+class TestModel:
+    def test_form(self):
+        """As modelled: Gram matrices for small images of many channels."""
+        for shape in (layer(3, 64, 32), layer(64, 64, 32), layer(128, 128, 16), layer(64, 128, 32, stride=2)):
+            assert not conv_tuning.gram_is_cheaper(shape)
+        for shape in (layer(256, 256, 8), layer(512, 512, 4), layer(256, 512, 8, stride=2)):
+            assert conv_tuning.gram_is_cheaper(shape)
+
+    def test_axes_of_the_offsets(self):
+        """One axis each where channels are equal and nothing is strided; both where one side has few channels."""
+        assert conv_cost_model.gram_tile(layer(256, 256, 8))[2:4] in ((True, False), (False, True))
+        assert conv_cost_model.gram_tile(layer(16, 512, 8))[2:4] == (True, True)
+        assert conv_cost_model.gram_tile(layer(512, 16, 8))[2:4] == (False, False)
+        assert conv_cost_model.gram_tile(layer(256, 256, 8, stride=2))[2:4] == (True, True)
+
+    def test_counts(self):
+        shape = layer(64, 100, 32)
+        assert conv_cost_model.DirectTile(64, 32, 64, 3, False, 4, 3).count(shape) == 2 * 2 * 3
+        assert conv_cost_model.GramTile(128, 64, True, True, 8, 3).count(shape) == 8 * 9 // 2
+
+
+class TestTiming:
+    SHAPE = layer(64, 64, 32)
+
+    @pytest.fixture(autouse=True)
+    def cache(self, tmp_path, monkeypatch):
+        self.path = tmp_path / "pyengm" / "tiles.json"
+        monkeypatch.setattr(conv_tuning, "_path", lambda: self.path)
+        conv_tuning.forget()
+        yield
+        conv_tuning.forget()
+
+    def test_the_best_is_kept(self):
+        times = {
+            form: {tile: 10.0 + k for k, tile in enumerate(reversed(tiles))}
+            for form, tiles in conv_tuning.candidates(self.SHAPE).items()
+        }
+        times["gram"] = {tile: us / 2 for tile, us in times["gram"].items()}
+        conv_tuning.remember(self.SHAPE, times)
+        for _ in range(2):
+            assert conv_tuning.best_direct_tile(self.SHAPE) == next(iter(times["direct"]))
+            assert conv_tuning.best_gram_tile(self.SHAPE) == next(iter(times["gram"]))
+            assert conv_tuning.gram_is_cheaper(self.SHAPE)
+            assert not conv_tuning.gram_is_cheaper(layer(64, 64, 32, dtype=torch.float32))
+            conv_tuning.forget()
+
+    @pytest.mark.parametrize("content", ["", "{", "[1]"])
+    def test_a_broken_file_counts_for_nothing(self, content):
+        self.path.parent.mkdir()
+        self.path.write_text(content)
+        assert conv_tuning.best_direct_tile(self.SHAPE) == conv_cost_model.direct_tile(self.SHAPE)
+        assert not conv_tuning.gram_is_cheaper(self.SHAPE)
+
+    @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+    def test_needs_a_gpu(self):
+        from pyengm.kernels.tune import tune
+
+        with pytest.raises(RuntimeError, match="on a GPU"):
+            tune(*operands(), WINDOW)
+
+    @pytest.mark.gpu
+    def test_on_the_gpu(self, monkeypatch):
+        from pyengm.kernels.tune import operands, tune
+
+        few = {form: tiles[:2] for form, tiles in conv_tuning.candidates(self.SHAPE).items()}
+        monkeypatch.setattr(conv_tuning, "candidates", lambda shape: few)
+        x, g, window = operands(64, 64, 32, 1, 3, n=8, dtype=torch.bfloat16)
+        times = tune(x, g, window)
+        assert {form: list(tiles) for form, tiles in times.items()} == few
+        assert conv_tuning.best_direct_tile(self.SHAPE) == min(few["direct"], key=times["direct"].__getitem__)
+
+
+class TestOps:
+    def test_outputs_on_cuda(self):
+        """As torch.compile plans them, without a GPU: float32 for 16 bits, channels innermost."""
+        raw = operands(dtype=torch.bfloat16, device="meta")
+        with FakeTensorMode() as mode:
+            x, g = (FakeTensor(mode, t, torch.device("cuda:0")) for t in raw)
+            squares, gradients = conv_gradients(x, g, *WINDOW)
+            for got in (squares, conv_gram_sqnorm(x, g, *WINDOW), conv_direct_sqnorm(x, g, *WINDOW)):
+                assert (got.dtype, got.shape, got.device.type) == (torch.float32, (2,), "cuda")
+        assert gradients.dtype == torch.float32
+        assert gradients.movedim(2, -1).is_contiguous()
+
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+    def test_corrected(self, device):
+        x, g = operands(device=device)
+        sums, means = torch.randn(2, 2, 4, device=device), torch.randn(2, 4, 3, 3, 3, device=device)
+        gradients = conv_gradients(x.double(), g.double(), *WINDOW, backend="reference")[1]
+        gradients = gradients - torch.einsum("nro,rockl->nockl", sums.double(), means.double())
+        for backend in {None, "reference", device} & {None, *available_backends()}:
+            got = conv_corrected_sqnorm(x, g, sums, means, *WINDOW, backend=backend)
+            expected = gradients.square().sum((1, 2, 3, 4))
+            torch.testing.assert_close(got.double(), expected, rtol=3e-5, atol=0)  # as in test_conv_sqnorm
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"sums": torch.zeros(2, 4)}, r"sums of shape \(2, 1, 4\)"),
+            ({"sums": torch.zeros(2, 1, 4).double()}, "in torch.float32"),
+            ({"means": torch.zeros(1, 1, 3, 3, 3)}, r"means of shape \(1, 4, 3, 3, 3\)"),
+            ({"x": torch.zeros(2, 3, 5, 5).bfloat16()}, "float32 or float64"),
+        ],
+    )
+    def test_bad_arguments(self, change, message):
+        x, g = operands()
+        good = {"x": x, "g": g, "sums": torch.zeros(2, 1, 4), "means": torch.zeros(1, 4, 3, 3, 3), "kernel": (3, 3)}
+        with pytest.raises(ValueError, match=message):
+            conv_corrected_sqnorm(**(good | {"padding": (1, 1)} | change))
+
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+    def test_linear(self, device):
+        for t, i, o in ((7, 5, 3), (3, 40, 50)):  # the first is cheaper by gradients, the other by Gram matrices
+            a, g = (torch.randn(2, t, k, device=device) for k in (i, o))
+            expected = (g.double().mT @ a.double()).square().sum((1, 2))
+            torch.testing.assert_close(linear_sqnorm(a, g).double(), expected, rtol=3e-5, atol=0)
+
+    @pytest.mark.gpu
+    def test_opcheck(self):
+        x, g = operands(device="cuda")
+        for op in (torch.ops.pyengm.conv_gram_sqnorm, torch.ops.pyengm.conv_gradients):
+            torch.library.opcheck(op.default, (x, g, *map(list, WINDOW)))
+
+    @pytest.mark.gpu
+    def test_the_reference_in_their_place(self, monkeypatch):
+        x, g = operands(dtype=torch.bfloat16, device="cuda")
+        ours = conv_gradients(x, g, *WINDOW)
+        monkeypatch.setattr(conv_dispatch, "HAS_TRITON", False)
+        with pytest.warns(UserWarning, match="Triton is not installed"):
+            theirs = conv_gradients(x, g, *WINDOW)
+        for own, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(own, other, rtol=3e-5, atol=1e-4)
+            assert own.stride() == other.stride()
+
+
+class TestOperandsOf16Bits:
+    """What pergrad makes of a convolution whose operands a GPU keeps in 16 bits."""
+
+    GEOMETRY = Geometry((2, 1), (1, 1), (1, 1), False, (0, 0), 1)
+
+    def conv(self, dtype: torch.dtype, device: str) -> tuple[Conv, Conv]:
+        """One with operands of dtype, one with the same numbers in float64 on the CPU."""
+        x, g, weight = torch.randn(4, 1, 6, 9, 8), torch.randn(4, 1, 20, 5, 8), torch.zeros(20, 6, 3, 3)
+        x, g = x.to(device, dtype), g.to(device, dtype)
+        conv = Conv(x, g, weight.to(device), self.GEOMETRY)
+        conv.x, conv.g = x, g  # on the CPU too
+        return conv, Conv(x.double().cpu(), g.double().cpu(), weight.double(), self.GEOMETRY)
+
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_sums_over_the_batch(self, dtype, device):
+        ours, exact = self.conv(dtype, device)
+        weights = torch.tensor([1.0, 1e-3, 0.5, 2e-6], dtype=torch.float64)
+        for k in range(4):  # one example at a time, the vanishing ones too: rounded once as operand, once as result
+            chosen = torch.zeros(4, dtype=torch.float64).index_fill_(0, torch.tensor([k]), weights[k].item())
+            got, expected = ours.weighted(chosen.to(device)), exact.weighted(chosen)
+            assert got.dtype == torch.float32
+            atol = 2 * torch.finfo(dtype).eps * expected.abs().max().item()
+            torch.testing.assert_close(got.double().cpu(), expected, rtol=0, atol=atol)
+        rows, xhat = torch.randn(20, 54), torch.randn(4, 20, 5, 8)
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            found = ours.row_dots(rows.to(device)), ours.mean_row(), ours.mean_rows(xhat.to(device))
+        truth = exact.row_dots(rows.double()), exact.mean_row(), exact.mean_rows(xhat.double())
+        for got, expected in zip(found, truth, strict=True):
+            torch.testing.assert_close(got.double().cpu(), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+    @pytest.mark.gpu
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("keep", [False, True])
+    @pytest.mark.parametrize("triton", [True, False])
+    def test_squares(self, dtype, keep, triton, monkeypatch):
+        monkeypatch.setattr(conv_dispatch, "HAS_TRITON", HAS_TRITON and triton)
+        monkeypatch.setattr(conv_module, "KEEP", 100 if keep else 0)
+        ours, exact = self.conv(dtype, "cuda")
+        torch.testing.assert_close(ours.squares(keep).double().cpu(), exact.squares(), rtol=3e-5, atol=0)
+        assert (ours.kept is not None) == keep
+        largest = exact.dense(slice(None)).abs().max().item()
+        found, truth = ours.dense(slice(1, 3)).double().cpu(), exact.dense(slice(1, 3))
+        torch.testing.assert_close(found, truth, rtol=0, atol=3e-5 * largest)
+        if keep:
+            weights = torch.rand(4, dtype=torch.float64)
+            found, truth = ours.weighted(weights.cuda()).double().cpu(), exact.weighted(weights)
+            torch.testing.assert_close(found, truth, rtol=0, atol=1e-3 * largest)  # the product may run in tf32
+
+
+@pytest.mark.gpu
+class TestWalk:
+    """Norms and the clipped gradient of a small network, against float64 on the CPU."""
+
+    @staticmethod
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(),
+            nn.Conv2d(16, 48, 3, stride=2, padding=1, groups=2), nn.ReLU(),
+            nn.Conv2d(48, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5),
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("triton", [True, False])
+    def test_clipped(self, triton, monkeypatch):
+        monkeypatch.setattr(conv_dispatch, "HAS_TRITON", HAS_TRITON and triton)
+        x, y = torch.randn(6, 3, 12, 12), torch.arange(6) % 5
+        exact, ours = self.model().double(), self.model().cuda()
+        norms = per_example_grad_norms(F.cross_entropy(exact(x.double()), y, reduction="none"), exact.parameters())
+        alpha = norms.median().item()
+        clipped_backward(F.cross_entropy(exact(x.double()), y, reduction="none"), exact.parameters(), alpha)
+        x, y = x.cuda(), y.cuda()
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            losses = F.cross_entropy(ours(x), y, reduction="none")
+            used = clipped_backward(losses, ours.parameters(), alpha)
+        torch.testing.assert_close(used.norms.double().cpu(), norms, rtol=2e-4, atol=0)  # as test_walk has for float32
+        for p, q in zip(ours.parameters(), exact.parameters(), strict=True):
+            torch.testing.assert_close(p.grad.double().cpu(), q.grad, rtol=0, atol=2e-4 * norms.max().item())

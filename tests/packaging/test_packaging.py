@@ -1,0 +1,315 @@
+"""The package as users get it: sdist, wheel and editable install outside the checkout, the options of the build."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pybind11
+import pytest
+import setuptools
+from setuptools.errors import OptionError
+
+import pyengm
+
+ROOT = Path(__file__).resolve().parents[2]
+IGNORED = (".*", "build", "dist", "runs", "venv", "*.egg-info", "*.so", "__pycache__")
+PIP = (sys.executable, "-m", "pip")
+NO_NETWORK = ("--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir")
+QUICK = {"CXXFLAGS": "-O0"}  # for builds of which the speed does not matter
+
+# What every installation must do; -I keeps the working directory and PYTHONPATH out.
+PROBE = """
+import json
+from importlib.metadata import entry_points
+from pathlib import Path
+import torch
+import pyengm, pyengm.kernels, pyengm._C
+
+package = Path(pyengm.__file__).resolve().parent
+(command,) = entry_points(group="console_scripts", name="pyengm")
+print(json.dumps({
+    "package": str(package),
+    "native": str(Path(pyengm._C.__file__).resolve().parent),
+    "kernels": str(Path(pyengm.kernels.__file__).resolve().parent),
+    "version": pyengm.__version__,
+    "typed": (package / "py.typed").is_file(),
+    "command": command.load().__name__,
+    "op": pyengm.ops.clip_weights(torch.tensor([0.5, 4.0]), 1.0, backend="cpu").tolist(),
+}))
+"""
+
+
+def call(*command: str | Path, cwd: Path, succeeds: bool = True, **variables: str) -> str:
+    """Runs a command without CUDA unless asked for, with the tools of this environment; returns all it printed."""
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
+    env = {**os.environ, "PATH": path, "PYENGM_CUDA": "0", **variables}
+    done = subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert (done.returncode == 0) == succeeds, f"{command} exited with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def python(code: str, cwd: Path, **variables: str) -> str:
+    return call(sys.executable, "-I", "-c", code, cwd=cwd, **variables)
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> Path:
+    """The sdist, built from a copy so that nothing is written into the checkout."""
+    copy = tmp_path_factory.mktemp("checkout") / "pyengm"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*IGNORED), symlinks=True)
+    call(sys.executable, "-m", "build", "--sdist", "--no-isolation", cwd=copy)
+    (archive,) = (copy / "dist").iterdir()
+    return archive
+
+
+def unpack(sdist: Path, folder: Path) -> Path:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / sdist.name.removesuffix(".tar.gz")
+
+
+def build_wheel(sdist: Path, folder: Path, **variables: str) -> Path:
+    call(*PIP, "wheel", *NO_NETWORK, "-w", folder, sdist, cwd=folder, **variables)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory) -> Path:
+    return build_wheel(sdist, tmp_path_factory.mktemp("wheel"))
+
+
+class Venv:
+    """A fresh virtual environment that sees this one's packages through links: all of them but pyengm."""
+
+    def __init__(self, folder: Path):
+        call(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
+        self.folder, self.python = folder, folder / "venv/bin/python"
+        purelib = 'import sysconfig; print(sysconfig.get_path("purelib"))'
+        self.site = Path(call(self.python, "-c", purelib, cwd=folder).strip()).resolve()
+        links = folder / "links"
+        links.mkdir()
+        for site in (Path(entry) for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))):
+            for entry in site.iterdir():
+                if "pyengm" not in entry.name and not (links / entry.name).exists():
+                    (links / entry.name).symlink_to(entry)
+        (self.site / "links.pth").write_text(f"{links}\n")
+
+    def install(self, *what: str | Path) -> None:
+        call(*PIP, "--python", self.python, "install", *NO_NETWORK, *what, cwd=self.folder, **QUICK)
+
+    def run(self, code: str) -> str:
+        return call(self.python, "-I", "-c", code, cwd=self.folder)
+
+
+@pytest.mark.parametrize("form", ["sdist", "wheel", "editable"])
+def test_an_installation_works_outside_the_checkout(form, sdist, wheel, tmp_path):
+    venv = Venv(tmp_path.resolve())
+    package, kernels = venv.site / "pyengm", venv.site / "pyengm/kernels"
+    if form == "editable":
+        tree = unpack(sdist, venv.folder)
+        package, kernels = tree / "pyengm", tree / "pyengm/kernels"
+        venv.install("--editable", tree)
+    else:
+        venv.install(sdist if form == "sdist" else wheel)
+    assert json.loads(venv.run(PROBE).splitlines()[-1]) == {
+        "package": str(package),
+        "native": str(package),
+        "kernels": str(kernels),
+        "version": sdist.name.removeprefix("pyengm-").removesuffix(".tar.gz"),
+        "typed": True,
+        "command": "main",
+        "op": [1.0, 0.25],
+    }
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel):
+    files = set(zipfile.ZipFile(wheel).namelist())
+    modules = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("pyengm/**/*.py")}
+    modules |= {f"pyengm/{p.relative_to(ROOT).as_posix()}" for p in ROOT.glob("kernels/**/*.py")}
+    native = "pyengm/_C" + sysconfig.get_config_var("EXT_SUFFIX")
+    installed = {name for name in files if ".dist-info/" not in name}
+    data = {
+        p.relative_to(ROOT).as_posix()
+        for kind in ("paper_tables/*.yaml", "examples/*.sbatch")
+        for p in ROOT.glob(f"pyengm/{kind}")
+    }
+    assert installed == {*modules, *data, native, "pyengm/py.typed"}  # so no csrc, no tests and no libgomp either
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
+
+
+@pytest.mark.slow
+def test_the_cuda_module_works_from_a_wheel(sdist, tmp_path):
+    if load_setup().find_nvcc() is None:
+        pytest.skip("nvcc was not found")
+    venv = Venv(tmp_path.resolve())
+    venv.install(build_wheel(sdist, venv.folder, PYENGM_CUDA="1"))
+    probe = "import pyengm, pyengm._cuda; print(pyengm._cuda.__file__, *pyengm.ops.available_backends())"
+    file, *backends = venv.run(probe).splitlines()[-1].split()
+    assert Path(file).parent == venv.site / "pyengm"
+    assert backends == ["reference", "cpu", "cuda"]
+
+
+def load_setup() -> SimpleNamespace:
+    """The functions of setup.py, which is run without setting anything up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYENGM_CUDA", "0")
+        patch.setattr(setuptools, "setup", lambda **options: None)
+        return SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
+
+
+@pytest.fixture(scope="module")
+def setup_py() -> SimpleNamespace:
+    return load_setup()
+
+
+@pytest.fixture
+def no_nvcc(setup_py, monkeypatch) -> None:
+    monkeypatch.setattr(setup_py.shutil, "which", lambda *args, **kwargs: None)
+
+
+def test_cuda_1_fails_without_nvcc(setup_py, no_nvcc, monkeypatch):
+    monkeypatch.setenv("PYENGM_CUDA", "1")
+    with pytest.raises(OptionError, match=r"PYENGM_CUDA=1 asks .* nvcc was not found .* set CUDA_HOME"):
+        setup_py.find_nvcc()
+
+
+@pytest.mark.parametrize("wish", ["auto", "AUTO", None])
+def test_cuda_auto_goes_without_nvcc(setup_py, no_nvcc, monkeypatch, wish):
+    monkeypatch.setenv("PYENGM_CUDA", wish) if wish else monkeypatch.delenv("PYENGM_CUDA", raising=False)
+    assert setup_py.find_nvcc() is None
+
+
+@pytest.fixture
+def cuda_home(tmp_path) -> Path:
+    """A CUDA toolkit with an nvcc that must not be run."""
+    nvcc = tmp_path / "cuda/bin/nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    nvcc.chmod(0o755)
+    return tmp_path / "cuda"
+
+
+def test_cuda_home_comes_first_and_cuda_0_ignores_it(setup_py, cuda_home, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", str(cuda_home))
+    monkeypatch.setenv("PYENGM_CUDA", "1")
+    assert setup_py.find_nvcc() == str(cuda_home / "bin/nvcc")
+    monkeypatch.setenv("PYENGM_CUDA", "0")
+    assert setup_py.find_nvcc() is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"PYENGM_CUDA": "yes"}, "PYENGM_CUDA is 'yes'; expected auto, 0 or 1"),
+        (
+            {"PYENGM_CUDA": "1", "PYENGM_CUDA_ARCHS": "80,ampere"},
+            "PYENGM_CUDA_ARCHS has 'ampere'; expected entries such as 80, 9.0 or 90+PTX",
+        ),
+    ],
+)
+def test_a_bad_option_stops_the_build(sdist, cuda_home, tmp_path, variables, message):
+    build = (sys.executable, "setup.py", "build_ext")
+    printed = call(*build, cwd=unpack(sdist, tmp_path), succeeds=False, CUDA_HOME=str(cuda_home), **variables)
+    assert message in printed
+
+
+def test_arch_flags(setup_py):
+    flags = [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+    for archs in ("80,90+PTX", "8.0;9.0+ptx", " sm_80 sm_90+PTX ", "8.0, 90+PTX"):
+        assert setup_py.cuda_arch_flags(archs) == flags
+    assert setup_py.cuda_arch_flags("10.0") == ["-gencode=arch=compute_100,code=sm_100"]
+    assert setup_py.cuda_arch_flags("90a") == ["-gencode=arch=compute_90a,code=sm_90a"]
+
+
+@pytest.mark.parametrize("archs", ["", "8", "80,", "ampere", "80+SASS", "native"])
+def test_bad_archs(setup_py, archs):
+    with pytest.raises(OptionError, match="PYENGM_CUDA_ARCHS has"):
+        setup_py.cuda_arch_flags(archs)
+
+
+def test_a_second_build_compiles_only_what_changed(sdist, tmp_path):
+    tree = unpack(sdist, tmp_path)
+    changed = tree / "csrc/cpu/philox.cpp"
+
+    def build(**variables: str) -> list[str]:
+        """The steps that ninja ran, in their order: what follows [1/2] and the like."""
+        printed = call(sys.executable, "setup.py", "build_ext", cwd=tree, **QUICK, **variables)
+        return re.findall(r"^\[\d+/\d+\] (.+)$", printed, re.MULTILINE)
+
+    assert len(build()) == len(list(changed.parent.glob("*.cpp"))) + 1
+    assert build() == []
+    # As under build isolation, which installs pybind11 into another folder for each build.
+    moved = tmp_path / "isolated"
+    shutil.copytree(Path(pybind11.__file__).parent, moved / "pybind11")
+    for variables in ({}, {"PYTHONPATH": str(moved)}):
+        changed.touch()
+        compiled, linked = build(**variables)
+        assert f"-c {changed}" in compiled
+        assert "-c " not in linked
+    (headers,) = tree.glob("build/ninja*/pybind11-*")
+    assert headers.resolve().is_relative_to(moved.resolve())
+
+
+def test_this_installation_has_its_native_module():
+    assert "cpu" in pyengm.ops.available_backends(), (
+        f"{pyengm.__file__} has no pyengm._C: the tests would run on the references alone. "
+        'Install the package (pip install ".[test]") and start pytest itself, not python -m pytest'
+    )
+
+
+def test_everything_imports_without_triton(tmp_path):
+    code = """
+import sys
+sys.modules["triton"] = None  # its import fails, and find_spec says that there is none
+import pyengm, pyengm.cli, pyengm.kernels
+print(pyengm.kernels.HAS_TRITON)
+"""
+    assert python(code, tmp_path).splitlines()[-1] == "False"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/maps")
+def test_the_native_module_shares_the_openmp_runtime_of_torch(tmp_path):
+    code = """
+import pyengm
+lines = open("/proc/self/maps").read().splitlines()
+print(*{line.split()[-1] for line in lines if "libgomp" in line}, sep=chr(10))
+"""
+    runtimes = python(code, tmp_path).splitlines()
+    assert len(runtimes) == 1, f"expected one libgomp, that of torch, got {runtimes}"
+
+
+@pytest.mark.skipif("cuda" not in pyengm.ops.available_backends(), reason="pyengm._cuda was not built")
+def test_the_cuda_module_without_a_gpu(tmp_path):
+    code = """
+import pyengm._cuda
+try:
+    pyengm._cuda.clip_weights_f32(0, 0, 0, 0, 1, 1.0)  # device 0, default stream, null pointers, one example
+except RuntimeError as error:
+    print(error)
+"""
+    assert python(code, tmp_path, CUDA_VISIBLE_DEVICES="").splitlines()[-1].startswith("pyengm._cuda: ")
+
+
+def test_ninja_is_a_program_and_no_script(setup_py, tmp_path, monkeypatch):
+    """A script at ninja.BIN_DIR, as an older ninja in the environment outside a build leaves it, is passed over."""
+    script = tmp_path / "ninja"
+    script.write_text("#!/usr/bin/env python\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(setup_py.ninja, "BIN_DIR", str(tmp_path))
+    found = Path(setup_py.find_ninja())
+    assert found != script
+    assert not found.read_bytes().startswith(b"#!")

@@ -1,0 +1,553 @@
+"""Norms under batch norm in training mode: what is exact is exact, and what is calibrated sums up right."""
+
+import copy
+import io
+
+import pytest
+import torch
+from helpers.toy_models import Net, cross_entropy, images, norms_of, rows, weight
+from torch import nn
+
+from pyengm import per_example_grad_norms
+from pyengm.errors import ConfigError
+from pyengm.models import build
+from pyengm.pergrad import Estimator, clipped_backward, exact_norms, lowrank, plan, walk, weighted_backward
+from pyengm.pergrad.oracle import exact_squares
+
+SQUARES_ROUNDING = 1e-9  # relative, float64: what is subtracted is as large as what is left
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known(monkeypatch):
+    monkeypatch.setattr(plan, "_known", type(plan._known)())
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm whose statistics are the batch's, held constant."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.weight, self.bias, self.eps = layer.weight, layer.bias, layer.eps
+
+    def forward(self, x):
+        axes, shape = (0, *range(2, x.dim())), (1, -1, *[1] * (x.dim() - 2))
+        mean, var = x.detach().mean(axes), x.detach().var(axes, unbiased=False)
+        y = (x - mean.view(shape)) / (var.view(shape) + self.eps).sqrt()
+        return y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)
+
+
+def frozen(model):
+    """The model with the same parameters and frozen statistics."""
+    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    for module in list(twin.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                setattr(module, name, FrozenBatchNorm(child))
+    return twin
+
+
+def ready(model):
+    """Float64, and no parameter at the 0 or 1 that it starts with."""
+    model = model.double().train()
+    for p in model.parameters():
+        if p.dim() < 2:
+            p.data += 0.2 * torch.randn_like(p)
+    return model
+
+
+def head(features=None):
+    return nn.Sequential(nn.Flatten(), nn.Linear(features, 3))
+
+
+def pre_activation():
+    """Two batch norms at the end read one stream, to which two convolutions are added."""
+
+    def forward(m, x):
+        stream = m.a(x) + m.b(torch.tanh(x))
+        return m.h((torch.relu(m.n(stream)) + torch.tanh(m.o(stream + m.c(x)))).mean((2, 3)))
+
+    parts = {name: nn.Conv2d(3, 4, 3, padding=1) for name in "abc"}
+    return Net(forward, n=nn.BatchNorm2d(4), o=nn.BatchNorm2d(4), h=nn.Linear(4, 3), **parts)
+
+
+def two_readers():
+    """The output of a convolution goes to a batch norm and past it."""
+    return Net(
+        lambda m, x: (lambda z: m.h((torch.relu(m.n(z)) + z.tanh()).mean((2, 3))))(m.a(x)),
+        a=nn.Conv2d(3, 4, 3), n=nn.BatchNorm2d(4), h=nn.Linear(4, 3),
+    )  # fmt: skip
+
+
+def siamese():
+    """Frames of examples share one batch norm."""
+    return Net(
+        lambda m, x: m.h(torch.relu(m.n(m.a(x.reshape(-1, 1, 7, 6)))).mean((2, 3)).view(len(x), 3, 4).mean(1)),
+        a=nn.Conv2d(1, 4, 3), n=nn.BatchNorm2d(4), h=nn.Linear(4, 3),
+    )  # fmt: skip
+
+
+# In each of these every batch norm is reached from its layers by additions alone, and none follows behind it.
+COMPLETE = {
+    "conv": lambda: (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), head(80)), images(7)),
+    "conv without bias": lambda: (
+        nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), head(80)), images(7)
+    ),
+    "norm without weights": lambda: (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU(), head(80)), images(7)
+    ),
+    "stride": lambda: (
+        nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), head(48)), images(7)
+    ),
+    "groups": lambda: (
+        nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.BatchNorm2d(6), nn.ReLU(), head(120)), images(7, c=4)
+    ),
+    "depthwise": lambda: (
+        nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4), nn.ReLU(), head(80)), images(7, c=4)
+    ),
+    "more weights than pixels": lambda: (
+        nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU(), head(144)), images(7, 16, 2, 3)
+    ),
+    "groups, more weights than pixels": lambda: (
+        nn.Sequential(nn.Conv2d(16, 24, 3, padding=1, groups=2), nn.BatchNorm2d(24), nn.ReLU(), head(144)),
+        images(7, 16, 2, 3),
+    ),
+    "conv1d": lambda: (
+        nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), head(24)), torch.randn(7, 4, 6).double()
+    ),
+    "conv3d": lambda: (
+        nn.Sequential(nn.Conv3d(2, 3, 2), nn.BatchNorm3d(3), nn.ReLU(), head(24)), torch.randn(7, 2, 3, 3, 3).double()
+    ),
+    "linear": lambda: (nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)), rows(7)),
+    "linear without bias": lambda: (
+        nn.Sequential(nn.Linear(6, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)), rows(7)
+    ),
+    "pre-activation": lambda: (pre_activation(), images(7)),
+    "two readers": lambda: (two_readers(), images(7)),
+    "frames": lambda: (siamese(), images(7)),
+}  # fmt: skip
+DEEP = {
+    "transposed": lambda: (
+        nn.Sequential(nn.ConvTranspose2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), head(196)), images(7, 3, 3, 3)
+    ),
+    "conv after conv": lambda: (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5),
+                      nn.ReLU(), head(30)),
+        images(7),
+    ),
+    "input norm": lambda: (nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.ReLU(), head(80)), images(7)),
+    "preact_resnet18": lambda: (
+        build("preact_resnet18", width=4, image_size=16, num_classes=3), torch.rand(6, 3, 16, 16).double()
+    ),
+    "resnet18": lambda: (build("resnet18", width=4, image_size=16, num_classes=3), torch.rand(6, 3, 16, 16).double()),
+}  # fmt: skip
+NETS = {**COMPLETE, **DEEP}
+
+
+def fresh(name):
+    torch.manual_seed(0)
+    model, x = NETS[name]()
+    return ready(model), x
+
+
+def check_fit(norms, true):
+    """Factors are fitted so that over the calibrating examples the squares come out right, each relative to its own."""
+    torch.testing.assert_close((norms / true).square().mean().item(), 1.0, rtol=1e-6, atol=0)
+
+
+def start(model, x):
+    losses, params = cross_entropy(model, x), list(model.parameters())
+    return losses, params, walk.start(losses, params)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_statistics_held_constant(name):
+    model, x = fresh(name)
+    losses, params, found = start(model, x)
+    total, _ = found.squares()
+    twin = cross_entropy(frozen(model), x)
+    torch.testing.assert_close(twin, losses, rtol=1e-10, atol=0)
+    torch.testing.assert_close(total.sum(0).sqrt(), norms_of(twin, params), rtol=1e-10, atol=0)
+    losses.sum().backward()  # the graph is kept, and no hook on it
+
+
+@pytest.mark.parametrize("name", COMPLETE)
+def test_corrected_is_exact_where_the_correction_is_complete(name):
+    model, x = fresh(name)
+    losses, params, found = start(model, x)
+    total, _ = found.squares(corrected=True)
+    groups = [[params[k] for k in group.leaves] for group in found.plan.groups]
+    exact = exact_squares(losses, groups, range(len(x)))
+    scale = exact.sum(0)
+    assert ((total - exact).abs() <= SQUARES_ROUNDING * scale).all()
+    raw, _ = found.squares()
+    assert ((raw - exact).abs() > 1e-4 * scale).any()  # there is something to correct
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_low_rank_of_full_rank(name, monkeypatch):
+    """With as many vectors as examples nothing is left out."""
+    model, x = fresh(name)
+    losses, params, found = start(model, x)
+    total = lowrank.lowrank_squares(found, len(x)).sum(0)
+    torch.testing.assert_close(total.sqrt(), norms_of(losses, params), rtol=1e-6, atol=0)
+
+
+def test_low_rank_gets_better_with_rank():
+    model, x = fresh("resnet18")
+    losses, params, found = start(model, torch.cat([x, x.flip(2), x.flip(3)]))
+    true = norms_of(losses, params)
+    errors = [(lowrank.lowrank_squares(found, r).sum(0).sqrt() / true - 1).abs().median() for r in (1, 6, 12, 18)]
+    assert errors[3] < 1e-6 < errors[2] < errors[0]
+
+
+def test_norms_of_a_call():
+    model, x = fresh("resnet18")
+    params = list(model.parameters())
+    losses = cross_entropy(model, x)
+    true = norms_of(losses, params)
+    torch.testing.assert_close(per_example_grad_norms(losses, params, norms="exact"), true, rtol=1e-10, atol=0)
+    for norms in ("auto", "frozen", "corrected", "lowrank"):
+        found = per_example_grad_norms(losses, params, norms=norms)
+        assert found.dtype == torch.float64
+        # All 6 examples calibrate.
+        tolerance = 1e-6 if norms == "lowrank" else 0.6
+        assert (found / true - 1).abs().max() < tolerance
+        check_fit(found, true)
+
+
+@pytest.mark.parametrize("name", ["cnn4", "vgg8"])
+@pytest.mark.parametrize("norms", ["frozen", "corrected"])
+def test_calibrated_norms_correlate_with_exact_ones(name, norms):
+    torch.manual_seed(0)
+    model = ready(build(name, width=4, image_size=16, num_classes=3))
+    losses, params = cross_entropy(model, torch.rand(24, 3, 16, 16).double()), list(model.parameters())
+    true, found = norms_of(losses, params), per_example_grad_norms(losses, params, norms=norms)
+    assert torch.corrcoef(torch.stack([true, found]))[0, 1] > 0.5
+    assert (found / true - 1).abs().median() < 0.25
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_statistics_that_are_not_tracked_couple_in_both_modes(training):
+    torch.manual_seed(0)
+    layer = nn.BatchNorm2d(4, track_running_stats=False)
+    model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.ReLU(), head(80))).train(training)
+    losses, params = cross_entropy(model, images(7)), list(model.parameters())
+    assert len(walk.start(losses, params).frozen) == 1
+    norms = per_example_grad_norms(losses, params, norms="exact")
+    torch.testing.assert_close(norms, norms_of(losses, params), rtol=1e-10, atol=0)
+    norms = per_example_grad_norms(losses, params, norms="corrected")
+    torch.testing.assert_close(norms, norms_of(losses, params), rtol=1e-8, atol=0)
+
+
+def test_eval_mode_after_training_mode():
+    """The two modes run nodes of the same names."""
+    model, x = fresh("resnet18")
+    params = list(model.parameters())
+    for training in (True, False, True, False):
+        losses = cross_entropy(model.train(training), x)
+        assert bool(walk.start(losses, params).frozen) == training
+        if not training:
+            norms = per_example_grad_norms(losses, params)
+            torch.testing.assert_close(norms, norms_of(losses, params), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("track", [True, False])
+def test_instance_norm_couples_nothing(track):
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=track)
+    model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), head(80)))
+    losses, params = cross_entropy(model, images(7)), list(model.parameters())
+    assert not walk.start(losses, params).frozen
+    torch.testing.assert_close(per_example_grad_norms(losses, params), norms_of(losses, params), rtol=1e-10, atol=0)
+
+
+def test_one_example():
+    model, x = fresh("conv")
+    losses, params = cross_entropy(model, x[:1]), list(model.parameters())
+    torch.testing.assert_close(per_example_grad_norms(losses, params), norms_of(losses, params), rtol=1e-10, atol=0)
+
+
+class TestZeros:
+    """A norm layer or a head that starts at zero, as in the residual branches of many training recipes."""
+
+    def zeroed(self):
+        torch.manual_seed(0)
+        model = ready(
+            Net(
+                lambda m, x: (lambda z: m.h(torch.relu(z + m.n(m.a(z))).mean((2, 3))))(torch.relu(m.o(m.b(x)))),
+                a=nn.Conv2d(4, 4, 3, padding=1),
+                n=nn.BatchNorm2d(4),
+                b=nn.Conv2d(3, 4, 3),
+                o=nn.BatchNorm2d(4),
+                h=nn.Linear(4, 3),
+            )
+        )
+        nn.init.zeros_(model.n.weight)
+        return model, images(7)
+
+    @pytest.mark.parametrize("norms", ["frozen", "corrected", "lowrank"])
+    def test_every_kind_of_norms(self, norms):
+        model, x = self.zeroed()
+        params = list(model.parameters())
+        for gamma in (0.0, 1.0, 0.0):
+            nn.init.constant_(model.n.weight, gamma)
+            losses = cross_entropy(model, x)
+            found, true = per_example_grad_norms(losses, params, norms=norms), norms_of(losses, params)
+            check_fit(found, true)
+
+    @pytest.mark.parametrize("norms", ["frozen", "corrected"])
+    def test_factors_of_parameters_that_come_to_life(self, norms):
+        """Their factor was never fitted; the norms are calibrated all the same."""
+        model, x = self.zeroed()
+        estimator, params = Estimator(norms), list(model.parameters())
+        for gamma in (0.0, 1.0):
+            nn.init.constant_(model.n.weight, gamma)
+            losses = cross_entropy(model, x)
+            found, true = estimator.norms(losses, params, estimator.start(losses, params)), norms_of(losses, params)
+            assert (found / true - 1).abs().median() < 0.1
+
+    def test_frozen_squares(self):
+        model, x = self.zeroed()
+        params = list(model.parameters())
+        for gamma in (0.0, 1.0, 0.0, 1.0):
+            nn.init.constant_(model.n.weight, gamma)
+            total, _ = walk.start(cross_entropy(model, x), params).squares()
+            true = norms_of(cross_entropy(frozen(model), x), params)
+            torch.testing.assert_close(total.sum(0).sqrt(), true, rtol=1e-10, atol=0)
+
+
+def batches(model, number, n=9):
+    for seed in range(number):
+        generator = torch.Generator().manual_seed(seed)
+        yield cross_entropy(model, torch.randn(n, 3, 7, 6, generator=generator, dtype=torch.float64))
+
+
+def run(estimator, losses, params):
+    return estimator.norms(losses, params, estimator.start(losses, params))
+
+
+def counted(monkeypatch):
+    """The numbers of examples of which exact derivatives are taken."""
+    from pyengm.pergrad import norms
+
+    calls = []
+
+    def count(losses, groups, examples, *rest):
+        calls.append(len(examples))
+        return exact_squares(losses, groups, examples, *rest)
+
+    monkeypatch.setattr(norms, "exact_squares", count)
+    return calls
+
+
+class TestEstimator:
+    @pytest.mark.parametrize("kind", ["frozen", "corrected"])
+    def test_calibrating_examples_come_out_right_on_average(self, kind):
+        model, x = fresh("conv after conv")
+        losses, params = cross_entropy(model, x), list(model.parameters())
+        estimator = Estimator(kind, examples=len(x))
+        found = run(estimator, losses, params)
+        check_fit(found, norms_of(losses, params))
+
+    @pytest.mark.parametrize(("interval", "examples"), [(3, 4), (7, 20), (1, 2)])
+    def test_interval_and_number_of_examples(self, interval, examples, monkeypatch):
+        """At every interval-th call, and at some in between while the model is new."""
+        calls = counted(monkeypatch)
+        model, _ = fresh("conv after conv")
+        estimator, params, due = Estimator("frozen", interval=interval, examples=examples), list(model.parameters()), []
+        for k, losses in enumerate(batches(model, 3 * interval)):
+            before = len(calls)
+            run(estimator, losses, params)
+            due += [k] * (len(calls) - before)
+        assert set(calls) == {min(examples, 9)}
+        assert len(set(due)) == len(due)
+        assert {0, interval, 2 * interval} <= set(due)
+        assert [k for k in due if k > interval] == [k for k in due if k > interval and k % interval == 0]
+
+    def test_nothing_is_calibrated_where_nothing_couples(self, monkeypatch):
+        calls = counted(monkeypatch)
+        model, x = fresh("conv")
+        losses = cross_entropy(model.eval(), x)
+        norms = run(Estimator("frozen"), losses, list(model.parameters()))
+        torch.testing.assert_close(norms, norms_of(losses, model.parameters()), rtol=1e-10, atol=0)
+        assert calls == []
+
+    @pytest.mark.parametrize("kind", ["frozen", "corrected"])
+    def test_state_goes_on_as_if_nothing_had_happened(self, kind):
+        model, _ = fresh("conv after conv")
+        params = list(model.parameters())
+        first = Estimator(kind, interval=3, examples=4)
+        second = Estimator(kind, interval=3, examples=4)
+        for k, losses in enumerate(batches(model, 8)):
+            norms = run(first, losses, params)
+            if k == 4:
+                memory = io.BytesIO()
+                torch.save(first.state_dict(), memory)
+                memory.seek(0)
+                second.load_state_dict(torch.load(memory))
+            if k > 4:
+                assert run(second, losses, params).equal(norms)
+
+    @pytest.mark.parametrize("kind", ["frozen", "corrected"])
+    def test_errors_of_a_fit_are_those_of_the_one_before(self, kind):
+        model, _ = fresh("conv after conv")
+        params = list(model.parameters())
+        estimator = Estimator(kind, interval=3, examples=9)  # all of a batch
+        for k, losses in enumerate(batches(model, 8)):
+            before = copy.deepcopy(estimator)
+            before.gap = 10**9  # fits no more
+            run(estimator, losses, params)
+            if k == 0:
+                assert estimator.fit_errors is None  # nothing was there before it
+            elif before.age < estimator.age:
+                assert estimator.fit_errors is None
+            else:
+                expected = (run(before, losses, params) / norms_of(losses, params) - 1).abs()
+                found = estimator.fit_errors
+                torch.testing.assert_close(found.sort().values, expected.sort().values, rtol=1e-6, atol=1e-9)
+                assert found.max() > 1e-4
+        estimator.forget()
+        assert estimator.fit_errors is None
+
+    def test_errors_of_a_fit_leave_out_examples_without_a_gradient(self):
+        model, _ = fresh("conv after conv")
+        params = list(model.parameters())
+        estimator = Estimator("frozen", interval=1, examples=9)
+        for losses in batches(model, 2):
+            run(estimator, losses * (torch.arange(len(losses)) > 1), params)
+        assert estimator.fit_errors.shape == (7,)
+        assert estimator.fit_errors.isfinite().all()
+
+    def test_errors_of_fits_come_with_the_weights(self):
+        model, _ = fresh("conv after conv")
+        estimator, found = Estimator("frozen", interval=2, examples=4), []
+        for losses in batches(model, 4):
+            used = weighted_backward(losses, model.parameters(), lambda norms, _: norms, estimator)
+            found.append(used.fit_errors)
+        assert [errors is None for errors in found[:2]] == [True, False]
+        assert all(errors is None or errors.shape == (4,) for errors in found)
+        model.eval()  # nothing is estimated any more
+        used = weighted_backward(next(batches(model, 1)), model.parameters(), lambda norms, _: norms, estimator)
+        assert used.fit_errors is None
+
+    def test_other_parameters_are_calibrated_anew(self, monkeypatch):
+        calls = counted(monkeypatch)
+        model, x = fresh("conv after conv")
+        estimator, params = Estimator("frozen"), list(model.parameters())
+        for k, chosen in enumerate((params, params, params[:4], params[:4], params)):
+            before, losses = len(calls), cross_entropy(model, x)
+            norms = run(estimator, losses, chosen)
+            if k in (0, 2, 4):
+                assert len(calls) == before + 1
+                check_fit(norms, norms_of(losses, chosen))
+
+    def test_forgetting(self, monkeypatch):
+        calls = counted(monkeypatch)
+        model, x = fresh("conv")
+        estimator, params = Estimator("frozen"), list(model.parameters())
+        for _ in range(2):
+            run(estimator, cross_entropy(model, x), params)
+            estimator.forget()
+        assert len(calls) == 2
+
+    def test_a_broken_batch_spoils_no_factor(self):
+        model, x = fresh("conv")
+        estimator, params = Estimator("frozen", interval=1), list(model.parameters())
+        norms = run(estimator, cross_entropy(model, x), params)
+        broken = x.clone()
+        broken[2] = torch.inf
+        losses = model(broken).logsumexp(1).nan_to_num(1.0, 1.0, 1.0)
+        assert not run(estimator, losses, params).isfinite().all()
+        torch.testing.assert_close(run(estimator, cross_entropy(model, x), params), norms, rtol=1e-10, atol=0)
+
+    def test_last_batch_of_another_size(self):
+        model, _ = fresh("conv")
+        estimator, params = Estimator("frozen"), list(model.parameters())
+        for n in (9, 9, 4, 9, 2):
+            losses = next(batches(model, 1, n))
+            assert run(estimator, losses, params).shape == (n,)
+
+    def test_exact(self):
+        model, x = fresh("conv after conv")
+        losses, params = cross_entropy(model, x), list(model.parameters())
+        assert run(Estimator("exact"), losses, params).equal(exact_norms(losses, params))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"norms": "best"}, "norms is 'best'; known: auto, exact, frozen, corrected, lowrank"),
+            ({"interval": 0}, "got 0, 8"),
+            ({"examples": 0}, ", 0"),
+        ],
+    )
+    def test_wrong_options(self, options, message):
+        with pytest.raises(ConfigError, match=message):
+            Estimator(**options)
+
+
+def test_low_rank_of_computed_weights_is_refused():
+    torch.manual_seed(0)
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    model = ready(nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU(), head(80)))
+    losses, params = cross_entropy(model, images(7)), list(model.parameters())
+    with pytest.raises(Exception, match="low-rank"):
+        per_example_grad_norms(losses, params, norms="lowrank")
+    found = per_example_grad_norms(losses, params)
+    check_fit(found, norms_of(losses, params))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_float32_and_autocast(dtype):
+    model, x = fresh("conv")
+    model, x = model.float(), x.float()
+    params = list(model.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        losses, twin = cross_entropy(model, x), cross_entropy(frozen(model), x)
+    total, _ = walk.start(losses, params).squares()
+    rtol = 1e-1 if dtype == torch.bfloat16 else 1e-3
+    torch.testing.assert_close(total.sum(0).sqrt(), norms_of(twin, params).double(), rtol=rtol, atol=0)
+
+
+def test_clipping_takes_two_passes():
+    """The gradient is exactly that of the reweighted loss, statistics included."""
+    model, x = fresh("resnet18")
+    params = list(model.parameters())
+    used = clipped_backward(cross_entropy(model, x), params, 1.0)
+    expected = torch.autograd.grad((cross_entropy(model, x) * used.weights).mean(), params)
+    for p, g in zip(params, expected, strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-9, atol=1e-12)
+
+
+def test_a_scaled_input_of_a_norm():
+    """A parameter between a layer and its norm: nothing is corrected there, and the calibration still sums up."""
+    torch.manual_seed(0)
+    model = ready(
+        Net(lambda m, x: m.h(torch.relu(m.n(m.a(x) * m.w))), a=nn.Linear(6, 5), w=weight(5), n=nn.BatchNorm1d(5),
+            h=nn.Linear(5, 3))
+    )  # fmt: skip
+    losses, params = cross_entropy(model, rows(7)), list(model.parameters())
+    for norms in ("frozen", "corrected"):
+        found = per_example_grad_norms(losses, params, norms=norms)
+        check_fit(found, norms_of(losses, params))
+
+
+def _fit_with_others(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(80, 3)).double()
+    x, params = images() + rank, list(model.parameters())
+    estimator = Estimator("frozen", examples=2)
+    run(estimator, cross_entropy(model, x), params)
+    alone = per_example_grad_norms(cross_entropy(model, x), params)  # talks to nobody
+    torch.distributed.destroy_process_group()
+    torch.save((estimator.state_dict(), alone), f"{folder}/fit{rank}")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_processes_share_a_fit(tmp_path):
+    torch.multiprocessing.spawn(_fit_with_others, (str(tmp_path),), nprocs=2)
+    (first, one), (second, other) = (torch.load(tmp_path / f"fit{rank}", weights_only=False) for rank in range(2))
+    assert first["exact"].equal(second["exact"])
+    assert first["estimated"].equal(second["estimated"])
+    assert not one.equal(other)

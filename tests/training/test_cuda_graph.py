@@ -1,0 +1,465 @@
+"""A training step keeps the host waiting for nothing, and its attack can be captured; on a CPU by a stand-in."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyengm.attacks import PGD
+from pyengm.errors import ConfigError, DataError, NonFiniteError
+from pyengm.models import build
+from pyengm.ops import Key
+from pyengm.training import TrainConfig, build_components, builders, loop
+from pyengm.training.builders import speed_up
+from pyengm.training.config import PGD_METHODS
+from pyengm.training.metric_sums import read_sums
+from pyengm.training.steps.cuda_graph import WARM_UP, CudaGraph, Replay
+from pyengm.training.steps.graph_step import ReplayedStep, is_replayable
+from pyengm.utils.checks import Checks
+
+EPS = 0.1
+PLAIN = ("natural", *PGD_METHODS)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> TrainConfig:
+    path = tmp_path_factory.mktemp("indices") / "first.txt"
+    path.write_text("\n".join(map(str, range(120))))
+    return TrainConfig(indices=path, model="cnn4", width=2, epochs=1, batch_size=30, lr=0.05)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises at every operation that makes the host wait for the contents of a tensor on a GPU."""
+
+    NAMES = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "unique_consecutive")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1]
+        )
+        from_list = name == "lift_fresh"  # a tensor of Python numbers, which a GPU gets by a copy from the host
+        checked = name == "segment_reduce" and not (kwargs or {}).get("unsafe")
+        if name in self.NAMES or by_mask or from_list or checked:
+            raise AssertionError(f"{func} makes the host wait")
+        return func(*args, **(kwargs or {}))
+
+
+class TestNoWaiting:
+    @pytest.mark.parametrize(
+        "wait",
+        [
+            lambda t: t.sum().item(),
+            lambda t: bool((t > 0).all()),
+            lambda t: t[t > 0],
+            lambda t: t.nonzero(),
+            lambda t: t.equal(t.clone()),
+            lambda t: float(t[0]),
+            lambda t: t + torch.tensor([1.0, 2.0, 3.0]),
+        ],
+    )
+    def test_is_seen(self, wait):
+        with pytest.raises(AssertionError, match="makes the host wait"), NoWaiting():
+            wait(torch.rand(3))
+
+    @pytest.mark.parametrize("norm_layer", ["bn", "gn"])
+    @pytest.mark.parametrize("optimizer", ["msgd", "engm", "fengm", "nengm"])
+    @pytest.mark.parametrize("method", PLAIN)
+    def test_in_a_step(self, method, optimizer, norm_layer, tiny, monkeypatch):
+        # On a CPU torch looks at the labels here, on a GPU it does not.
+        monkeypatch.setattr(F, "one_hot", lambda y, k: (y[:, None] == torch.arange(k)).long())
+        parts, config = self._warm(replace(tiny, method=method, optimizer=optimizer, norm_layer=norm_layer))
+        batch = next(parts.batches.epoch(0))
+        with Checks().at("here"), NoWaiting():
+            loop.step(config, parts, [batch], 0)
+
+    def test_in_l2_and_in_bf16(self, tiny):
+        parts, config = self._warm(replace(tiny, method="pgd_at", norm="l2", precision="bf16"))
+        batch = next(parts.batches.epoch(0))
+        with Checks().at("here"), NoWaiting():
+            loop.step(config, parts, [batch], 0)
+
+    def _warm(self, config: TrainConfig):
+        """After steps that look at the structure of the graph, and, under batch norm, fit norms for a while to come."""
+        config = replace(config, steps=None if config.method in ("natural", "fgsm_rs") else 2).resolve()
+        parts = build_components(config)
+        parts.method.warmup = 0  # of AWP
+        batches = list(parts.batches.epoch(0))
+        for k in range(3):
+            loop.step(config, parts, [batches[k]], 0)
+        if hasattr(parts.optimizer, "norms"):
+            parts.optimizer.norms.gap = 100
+            loop.step(config, parts, [batches[0]], 0)
+        return parts, config
+
+
+def model_of(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return build("cnn4", num_classes=10, in_channels=1, image_size=8, width=4, norm="bn").to(dtype)
+
+
+def batch_of(n: int, seed: int = 0, device: str = "cpu") -> tuple[Tensor, Tensor, Key]:
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.rand(n, 1, 8, 8, generator=generator), torch.randint(0, 10, (n,), generator=generator)
+    return x.to(device), y.to(device), Key(1, seed, torch.arange(n, device=device))
+
+
+class TestChecks:
+    """What an attack and a backward pass say at once they say later, and with the place."""
+
+    def test_images_outside(self):
+        x, y, _ = batch_of(4)
+        checks = Checks()
+        with checks.at("epoch 1, batch 2"):
+            PGD(EPS, EPS, 1)(model_of(), x * 3, y)
+        with checks.at("epoch 1, batch 3"):
+            PGD(EPS, EPS, 1)(model_of(), x, y)
+        with pytest.raises(DataError, match=r"epoch 1, batch 2: expected images .* got values from .* to 2\.9"):
+            checks.read()
+        checks.read()  # nothing is left
+
+    def test_at_once_elsewhere(self):
+        x, y, _ = batch_of(4)
+        with pytest.raises(DataError, match=r"^expected images"):
+            PGD(EPS, EPS, 1)(model_of(), x * 3, y)
+        with pytest.raises(DataError, match=r"^expected labels of 0 or more, got -1"):
+            PGD(EPS, EPS, 1)(model_of(), x, y - y - 1)
+
+    @pytest.mark.parametrize("method", ["natural", "pgd_at"])
+    @pytest.mark.parametrize("optimizer", ["msgd", "engm"])
+    def test_a_step_with_a_nan(self, method, optimizer, tiny):
+        config = replace(tiny, method=method, optimizer=optimizer).resolve()
+        parts = build_components(config)
+        batches = list(parts.batches.epoch(0))
+        loop.step(config, parts, batches[:1], 0)
+        with torch.no_grad():
+            parts.model.head.weight.fill_(torch.nan)
+        checks = Checks()
+        with pytest.raises(NonFiniteError, match=r"^there: .*nan or infinite"):  # noqa: PT012
+            with checks.at("there"):
+                loop.step(config, parts, batches[1:2], 0)
+            checks.read()
+
+    def test_what_follows_from_a_check_that_failed_is_not_said(self):
+        checks = Checks()
+        x, y, _ = batch_of(4)
+        with pytest.raises(DataError, match=r"^here: expected labels of 0 or more, got -100"), checks.at("here"):
+            PGD(EPS, EPS, 1)(model_of(), x, torch.full_like(y, -100)).view(-7)
+
+    def test_other_errors_pass_with_the_place(self):
+        with pytest.raises(IndexError, match=r"^mine"), Checks().at("here"):
+            raise IndexError("mine")
+        with pytest.raises(ConfigError, match=r"^here: mine"), Checks().at("here"):
+            raise ConfigError("mine")
+
+
+class Again:
+    """In place of a CUDA graph: a capture is a call, a replay another one of the same function, on the same memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.captures = self.replays = self.warm_ups = 0
+
+    def warm_up(self, function):
+        self.warm_ups += 1
+        return function()
+
+    def capture(self, function):
+        self.captures += 1
+        self.function, self.results = function, function()
+        return self.results
+
+    def replay(self):
+        self.replays += 1
+        for kept, new in zip(self.results, self.function(), strict=True):
+            kept.copy_(new)
+
+
+def attack_of(norm: str = "linf", **options) -> PGD:
+    return PGD(EPS, EPS / 4, 3, norm=norm, **options)
+
+
+class TestReplay:
+    @pytest.mark.parametrize(("norm", "loss"), [("linf", "ce"), ("l2", "ce"), ("linf", "kl")])
+    def test_gives_what_the_attack_gives(self, norm, loss):
+        """Several batches, the weights moving, with a short batch in between, and gradients of the last step."""
+        made = []
+        plain, replayed, model = attack_of(norm, loss=loss), attack_of(norm, loss=loss), model_of()
+        replayed.replay = Replay(6, lambda device: made.append(Again(device)) or made[-1])
+        for step, n in enumerate([6, 6, 6, 6, 2, 6, 6]):
+            x, y, key = batch_of(n, seed=step)
+            grads = torch.zeros_like(x), torch.zeros_like(x)
+            expected = plain(model, x, y, key=key, gradient=grads[0])
+            kept = x.clone()
+            found = replayed(model, x, y, key=key, gradient=grads[1])
+            assert expected.equal(found)
+            assert grads[0].equal(grads[1])
+            assert x.equal(kept)
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.mul_(1.01)
+        assert [(g.warm_ups, g.captures, g.replays) for g in made] == [(WARM_UP, 1, 3)]
+
+    def test_results_are_the_callers_own(self):
+        attack, model = attack_of(), model_of()
+        attack.replay = Replay(6, Again)
+        found = []
+        for seed in range(WARM_UP + 3):
+            x, y, key = batch_of(6, seed)
+            found.append((attack(model, x, y, key=key), seed))
+        for x_adv, seed in found:
+            x, y, key = batch_of(6, seed)
+            assert attack_of()(model, x, y, key=key).equal(x_adv)
+
+    def test_another_form_is_captured_anew(self):
+        made = []
+        attack, model = attack_of(), model_of()
+        attack.replay = Replay(6, lambda device: made.append(Again(device)) or made[-1])
+        x, y, key = batch_of(6)
+        for _ in range(WARM_UP + 1):
+            attack(model, x, y, key=key)
+        attack.steps = 5
+        expected = PGD(EPS, EPS / 4, 5)(model, x, y, key=key)
+        for _ in range(WARM_UP + 1):
+            assert attack(model, x, y, key=key).equal(expected)
+        other = model_of(seed=1)
+        for _ in range(WARM_UP + 1):
+            assert attack(other, x, y, key=key).equal(PGD(EPS, EPS / 4, 5)(other, x, y, key=key))
+        assert [g.captures for g in made] == [1, 1, 1]
+
+    def test_a_nan_is_seen_in_a_replay(self):
+        attack, model = attack_of(), model_of()
+        attack.replay = Replay(6, Again)
+        x, y, key = batch_of(6)
+        for _ in range(WARM_UP + 2):
+            attack(model, x, y, key=key)
+        with torch.no_grad():
+            model.head.weight.fill_(torch.nan)
+        with pytest.raises(NonFiniteError, match="the attack's loss"):
+            attack(model, x, y, key=key)
+
+    def test_what_cannot_be_captured(self):
+        class Refusing(Again):
+            def capture(self, function):
+                raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+        attack = attack_of()
+        attack.replay = Replay(6, Refusing)
+        model, (x, y, key) = model_of(), batch_of(6)
+        for _ in range(WARM_UP):
+            attack(model, x, y, key=key)
+        with pytest.raises(ConfigError, match=r"cannot be captured .*: operation not permitted.*set cuda_graphs"):
+            attack(model, x, y, key=key)
+
+    def test_early_stop_and_restarts_run_as_they_are(self):
+        x, y, key = batch_of(6)
+        for options in ({"early_stop": True}, {"restarts": 2}):
+            attack = attack_of(**options)
+            attack.replay = None
+            expected = attack(model_of(), x, y, key=key)
+            attack.replay = lambda *args: pytest.fail("was to be captured")
+            assert attack(model_of(), x, y, key=key).equal(expected)
+
+    @pytest.mark.parametrize("method", ["pgd_at", "trades_awp", "fgsm_rs"])
+    def test_training_is_the_same(self, method, tiny):
+        """Every batch of two epochs, the short last one included; batch norm's running statistics see each once."""
+        weights = []
+        for captured in (False, True):
+            config = replace(tiny, method=method, steps=None if method == "fgsm_rs" else 2).resolve()
+            config = replace(config, attack_bn="eval")  # the stand-in runs at capture, a CUDA graph does not
+            parts = build_components(config)
+            parts.method.warmup = 0  # of AWP
+            made = []
+            if captured:
+                attack = getattr(parts.method, "base", parts.method).attack
+                attack.replay = Replay(
+                    config.batch_size, lambda device, made=made: made.append(Again(device)) or made[-1]
+                )
+            for epoch in range(2):
+                parts.method.start_epoch(parts.network, epoch)
+                for batch in parts.batches.epoch(epoch):
+                    loop.step(config, parts, [batch], epoch)
+            weights.append(parts.model.state_dict())
+            assert [g.replays for g in made] == ([6 - WARM_UP] if captured else [])
+        assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
+
+
+class TestReplayedStep:
+    @pytest.mark.parametrize("norm_layer", ["bn", "gn"])
+    @pytest.mark.parametrize("optimizer", ["msgd", "engm", "fengm", "nengm"])
+    @pytest.mark.parametrize("method", ["pgd_at", "trades", "mart", "fgsm_rs"])
+    def test_is_a_training_step(self, method, optimizer, norm_layer, tiny):
+        """Two epochs with a rate that changes at every step and short last batches: weights and sums, bit for bit."""
+        config = replace(tiny, method=method, steps=None if method == "fgsm_rs" else 2, attack_bn="eval", epochs=2)
+        config = replace(config, optimizer=optimizer, norm_layer=norm_layer, schedule="cyclic").resolve()
+        weights, sums, made = [], [], []
+        for captured in (False, True):
+            parts = build_components(config)
+            if captured and not is_replayable(parts.optimizer, parts.model):
+                assert (optimizer in ("engm", "fengm"), norm_layer) == (True, "bn")
+                return
+            if captured:
+                parts.train_step = ReplayedStep(
+                    Replay(config.batch_size, lambda device: made.append(Again(device)) or made[-1])
+                )
+            # The stand-in runs the pass at capture too, which a CUDA graph does not: statistics must not see it.
+            for module in parts.model.modules():
+                module.momentum = 0.0
+            parts.model.train()
+            for epoch in range(2):
+                for batch in parts.batches.epoch(epoch):
+                    sums.append(loop.step(config, parts, [batch], epoch))
+            weights.append({name: value for name, value in parts.model.named_parameters()})
+            assert all(p.grad is None for p in parts.model.parameters())
+        assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
+        assert torch.stack(sums[: len(sums) // 2]).equal(torch.stack(sums[len(sums) // 2 :]))
+        assert [(g.captures, g.replays) for g in made] == [(1, 6 - WARM_UP)]
+
+    def test_goes_with_averages_and_smoothed_labels(self, tiny):
+        config = replace(tiny, method="pgd_at", steps=2, norm_layer="gn", average="ema", label_smoothing=0.1).resolve()
+        averages, losses = [], []
+        for captured in (False, True):
+            parts = build_components(config)
+            if captured:
+                parts.train_step = ReplayedStep(Replay(config.batch_size, Again))
+            for epoch in range(2):
+                for batch in parts.batches.epoch(epoch):
+                    losses.append(read_sums(loop.step(config, parts, [batch], epoch))["loss"])
+            averages.append(parts.averaging.evaluated.state_dict())
+        assert all(value.equal(averages[1][name]) for name, value in averages[0].items())
+        assert losses[: len(losses) // 2] == losses[len(losses) // 2 :]
+
+    def test_a_nan_is_seen(self, tiny):
+        config = replace(tiny, norm_layer="gn", method="pgd_at").resolve()
+        parts = build_components(config)
+        parts.train_step = ReplayedStep(Replay(config.batch_size, Again))
+        parts.method.perturb = lambda model, x, *args: x.clone()  # only the outer pass meets the nan
+        batches = [batch for batch in parts.batches.epoch(0) if len(batch.y) == config.batch_size]
+        for k in range(WARM_UP + 2):
+            loop.step(config, parts, [batches[k % len(batches)]], 0)
+        with torch.no_grad():
+            parts.model.head.weight.fill_(torch.nan)
+        with pytest.raises(NonFiniteError, match="a loss or a gradient norm is nan or infinite"):
+            loop.step(config, parts, [batches[0]], 0)
+
+    def test_is_chosen_by_the_option(self, tiny, monkeypatch):
+        monkeypatch.setattr(builders, "speed_up", lambda *args: None)  # which refuses it on a CPU
+        monkeypatch.setattr(builders, "Replay", lambda n: Replay(n, Again))
+        for options, expected in (
+            ({"cuda_graphs": True, "optimizer": "msgd"}, True),
+            ({"cuda_graphs": True, "optimizer": "engm"}, False),
+            ({"cuda_graphs": True, "optimizer": "engm", "norm_layer": "gn"}, True),
+            ({"cuda_graphs": True, "optimizer": "aengm", "norm_layer": "gn"}, False),
+            ({"cuda_graphs": True, "optimizer": "msgd", "precision": "fp16"}, False),
+            ({"cuda_graphs": True, "optimizer": "msgd", "method": "pgd_at_awp"}, False),
+            ({"optimizer": "msgd"}, False),
+        ):
+            step = build_components(replace(tiny, **options).resolve()).train_step
+            assert isinstance(step, ReplayedStep) == expected, options
+
+
+class TestOptions:
+    @pytest.mark.parametrize("name", ["compile", "cuda_graphs"])
+    @pytest.mark.parametrize(
+        "options",
+        [{"method": "natural"}, {"method": "ssat"}, {"method": "fgsm_rs", "method_options": ("adaptive=true",)}],
+    )
+    def test_that_would_change_nothing(self, name, options, tiny):
+        with pytest.raises(ConfigError, match=rf"{name} is for attacks that are PGD alone.*{options['method']} has"):
+            build_components(replace(tiny, **{name: True}, **options).resolve())
+
+    def test_no_graphs_on_a_cpu(self, tiny):
+        with pytest.raises(ConfigError, match="cuda_graphs needs a CUDA device; the training is to run on cpu"):
+            build_components(replace(tiny, cuda_graphs=True, device="cpu").resolve())
+        assert build_components(replace(tiny, device="cpu").resolve()).method.attack.replay is None
+
+    def test_captures_on_a_gpu_where_asked_to(self, tiny):
+        for options, expected in (
+            ({}, False),
+            ({"precision": "bf16"}, False),
+            ({"cuda_graphs": True}, True),
+            ({"precision": "bf16", "cuda_graphs": True}, True),
+            ({"precision": "fp16", "cuda_graphs": True}, True),
+        ):
+            config = replace(tiny, **options).resolve()
+            parts = build_components(replace(config, cuda_graphs=False, device="cpu"))
+            speed_up(config, parts.method, parts.network, torch.device("cuda"))
+            assert (parts.method.attack.replay is not None) == expected, options
+
+    def test_compiled_attack(self, tiny, monkeypatch):
+        """The attack runs the compiled model, the outer step the plain one; both have the same parameters."""
+        compiled, by_torch = [], torch.compile
+
+        def compile_eagerly(model: nn.Module) -> nn.Module:
+            compiled.append(by_torch(model, backend="aot_eager"))
+            return compiled[-1]
+
+        monkeypatch.setattr(torch, "compile", compile_eagerly)
+        torch._dynamo.reset()
+        found = []
+        for options in ({}, {"compile": True}):
+            config = replace(tiny, steps=2, **options).resolve()
+            parts = build_components(config)
+            for batch in parts.batches.epoch(0):
+                loop.step(config, parts, [batch], 0)
+            found.append(torch.cat([p.detach().flatten() for p in parts.model.parameters()]))
+        assert parts.method.attack.compiled_model == (parts.network, compiled[0])
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+        torch.testing.assert_close(
+            *found, rtol=1e-3, atol=1e-4
+        )  # a sign step may go the other way at a gradient near 0
+        torch._dynamo.reset()
+
+
+@pytest.mark.gpu
+class TestCuda:
+    @pytest.mark.parametrize("precision", ["float32", "bf16"])
+    @pytest.mark.parametrize("method", ["pgd_at", "trades", "mart", "pgd_at_awp", "fgsm_rs"])
+    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    @pytest.mark.parametrize(("optimizer", "norm_layer"), [("msgd", "bn"), ("engm", "bn"), ("engm", "gn")])
+    def test_captured_is_eager_bitwise(self, optimizer, norm_layer, method, precision, norm, tiny, monkeypatch):
+        """Two epochs with a short last batch and a learning rate that changes at every step."""
+        monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+        monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+        weights = []
+        for cuda_graphs in (False, True):
+            steps = None if method == "fgsm_rs" else 2
+            config = replace(tiny, method=method, norm=norm, precision=precision, steps=steps, schedule="cyclic")
+            config = replace(config, device="cuda", cuda_graphs=cuda_graphs, epochs=2)
+            config = replace(config, optimizer=optimizer, norm_layer=norm_layer).resolve()
+            parts = build_components(config)
+            parts.method.warmup = 0  # of AWP
+            for epoch in range(2):
+                parts.method.start_epoch(parts.network, epoch)
+                for batch in parts.batches.epoch(epoch):
+                    loop.step(config, parts, [batch], epoch)
+            weights.append(parts.model.state_dict())
+        replay = getattr(parts.method, "base", parts.method).attack.replay
+        assert isinstance(replay._graph, CudaGraph)
+        assert replay._inputs is not None
+        if method != "pgd_at_awp" and (optimizer, norm_layer) != ("engm", "bn"):
+            assert parts.train_step._replay._inputs is not None
+        for name, value in weights[0].items():
+            assert value.equal(weights[1][name]), name
+
+    @pytest.mark.parametrize("optimizer", ["msgd", "engm", "fengm", "nengm"])
+    @pytest.mark.parametrize("norm_layer", ["bn", "gn"])
+    @pytest.mark.parametrize("cuda_graphs", [False, True])
+    def test_a_step_never_waits(self, optimizer, norm_layer, cuda_graphs, tiny):
+        config = replace(tiny, steps=2, optimizer=optimizer, norm_layer=norm_layer, device="cuda").resolve()
+        config = replace(config, cuda_graphs=cuda_graphs, average="ema", label_smoothing=0.1)
+        parts = build_components(config)
+        batches = list(parts.batches.epoch(0))
+        for k in range(WARM_UP + 1):
+            loop.step(config, parts, [batches[k % 3]], 0)
+        if hasattr(parts.optimizer, "norms"):
+            parts.optimizer.norms.gap = 100
+            loop.step(config, parts, [batches[0]], 0)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            with Checks().at("here"):
+                loop.step(config, parts, [batches[1]], 0)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

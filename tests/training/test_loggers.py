@@ -1,0 +1,530 @@
+"""Loggers: what they are told, that they are closed, and that a resumed run logs nothing twice."""
+
+import io
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from pyengm.cli import parse_train
+from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
+from pyengm.methods import StepOutput
+from pyengm.pergrad import ExampleWeights
+from pyengm.training import Interrupted, Logger, RunFolder, TrainConfig, build_components, fit, loop, timing
+from pyengm.training.checkpoints import Checkpoints
+from pyengm.training.loggers import JsonLines, Loggers, Terminal, build_logger
+from pyengm.training.metric_sums import means, measure, read_sums, write_sums, zero_sums
+from pyengm.training.signals import StopRequest
+from pyengm.training.timing import EpochTimer, peak_memory
+
+CPU = torch.device("cpu")
+BATCHES, IMAGES = 4, 108  # of 120 images, in batches of 30, 30, 30 and 18
+MEANS = {"loss", "train_robust", "clipped", "grad_norm_mean", "grad_norm_variance", "grad_norm_error"}
+HELD_OUT = {"natural", "natural_loss", "natural_ece", "robust", "robust_loss", "robust_ece"}
+EPOCH_TIMING = {"images_per_second", "seconds_training", "seconds_evaluation", "seconds_to_finish", "peak_memory_mib"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> TrainConfig:
+    """A run of a second: 120 digits, a net of a few hundred weights."""
+    path = tmp_path_factory.mktemp("indices") / "first.txt"
+    path.write_text("\n".join(map(str, range(120))))
+    return TrainConfig(indices=path, model="cnn4", width=2, epochs=3, steps=1, batch_size=30, lr=0.05)
+
+
+class Recorder(Logger):
+    """Keeps all that it is told."""
+
+    def __init__(self, *_):
+        self.calls = []
+
+    def start(self, *arguments):
+        self.calls.append(("start", *arguments))
+
+    def step(self, row, timing):
+        self.calls.append(("step", row, timing))
+
+    def epoch(self, row, timing):
+        self.calls.append(("epoch", row, timing))
+
+    def log(self, line):
+        self.calls.append(("say", line))
+
+    def close(self):
+        self.calls.append(("close",))
+
+    def told(self, name):
+        return [call[1:] for call in self.calls if call[0] == name]
+
+
+def train(path: Path, config: TrainConfig, *loggers: Logger) -> RunFolder:
+    config = replace(config, out=path).resolve()
+    parts = build_components(config)
+    run = RunFolder.create(config)
+    fit(config, parts, run, loggers)
+    return run
+
+
+def resume(run: RunFolder, *loggers: Logger) -> None:
+    config = TrainConfig.load(run.config).resolve()
+    fit(config, build_components(config), run, loggers)
+
+
+def interrupt(monkeypatch, when: int) -> None:
+    """Asks the run to stop at the batch of that number, counted over all processes from 1."""
+    original, steps = loop.step, []
+
+    def step(*arguments):
+        steps.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "step", step)
+    asked = property(lambda self: len(steps) == when, lambda self, value: None)
+    monkeypatch.setattr(StopRequest, "asked", asked, raising=False)
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny, tmp_path_factory):
+    recorder = Recorder()
+    return recorder, train(tmp_path_factory.mktemp("runs") / "run", tiny, recorder)
+
+
+class TestInTheLoop:
+    def test_order(self, recorded):
+        names = [call[0] for call in recorded[0].calls]
+        assert names == ["start", *3 * [*BATCHES * ["step"], "epoch"], "close"]
+
+    def test_start(self, recorded):
+        recorder, run = recorded
+        ((config, batches, epoch, batch),) = recorder.told("start")
+        assert TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}).epochs == 3
+        assert json.dumps(config)
+        assert config["indices"] == str(TrainConfig.load(run.config).indices)
+        assert (batches, epoch, batch) == (BATCHES, 0, 0)
+
+    def test_rows_of_epochs(self, recorded):
+        recorder, run = recorded
+        rows = [row for row, _ in recorder.told("epoch")]
+        assert rows == run.read_metrics()
+        for row in rows:
+            assert row.keys() == MEANS | HELD_OUT | {"epoch", "lr", "train_pgd", "catastrophic_overfitting", "best"}
+            assert row["grad_norm_mean"] > 0
+            assert row["grad_norm_variance"] > 0
+            assert 0 <= row["natural_ece"] <= 1
+            assert 0 <= row["robust_ece"] <= 1
+            assert row["natural_loss"] < row["robust_loss"]
+
+    def test_rows_of_steps_make_up_the_epoch(self, recorded):
+        recorder, _ = recorded
+        steps = [row for row, _ in recorder.told("step")]
+        assert [(row["epoch"], row["batch"]) for row in steps] == [(e, b) for e in range(3) for b in (1, 2, 3, 4)]
+        assert all(row.keys() == MEANS | {"epoch", "batch", "lr"} for row in steps)
+        for epoch, (row, _) in enumerate(recorder.told("epoch")):
+            own = [step for step in steps if step["epoch"] == epoch]
+            assert len({step["loss"] for step in own}) == BATCHES
+            for name in ("loss", "train_robust", "clipped", "grad_norm_mean"):
+                total = sum(step[name] * n for step, n in zip(own, (30, 30, 30, 18), strict=True))
+                assert total / IMAGES == pytest.approx(row[name], rel=1e-12), name
+            assert own[-1]["lr"] == row["lr"]
+
+    def test_timing(self, recorded):
+        recorder, run = recorded
+        lines = [json.loads(line) for line in run.timing.read_text().splitlines()]
+        assert lines == [{"epoch": row["epoch"], **timing} for row, timing in recorder.told("epoch")]
+        assert all(line.keys() == {"epoch"} | EPOCH_TIMING for line in lines)
+        for line in lines:
+            assert line["images_per_second"] * line["seconds_training"] == pytest.approx(IMAGES)
+            assert line["seconds_evaluation"] > 0
+            assert line["peak_memory_mib"] > 10
+        assert lines[-1]["seconds_to_finish"] == 0 < lines[0]["seconds_to_finish"] < 60
+        steps = [timing for _, timing in recorder.told("step")]
+        assert all(timing.keys() == {"images_per_second", "seconds_to_finish"} for timing in steps)
+
+    def test_rows_of_several_batches(self, tiny, tmp_path, monkeypatch):
+        """As on a GPU, where the loop looks seldom."""
+        monkeypatch.setattr(loop, "sync_interval", lambda device: 3)
+        recorder = Recorder()
+        train(tmp_path / "run", replace(tiny, epochs=1), recorder)
+        (first, _), (last, _) = recorder.told("step")
+        ((row, _),) = recorder.told("epoch")
+        assert (first["batch"], last["batch"]) == (3, 4)
+        assert (90 * first["loss"] + 18 * last["loss"]) / IMAGES == pytest.approx(row["loss"], rel=1e-12)
+
+    def test_gradient_norms_are_those_of_the_optimizer(self, tiny, tmp_path, monkeypatch):
+        norms = []
+
+        def spy(used, y):
+            norms.extend(weights.norms for _, weights in used)
+            return measure(used, y)
+
+        monkeypatch.setattr(loop, "measure", spy)
+        (row,) = train(tmp_path / "run", replace(tiny, epochs=1)).read_metrics()
+        norms = torch.cat(norms).double()
+        assert row["grad_norm_mean"] == pytest.approx(norms.mean().item(), rel=1e-9)
+        assert row["grad_norm_variance"] == pytest.approx(norms.var(correction=0).item(), rel=1e-6)
+
+    @pytest.mark.parametrize(
+        ("optimizer", "norm_layer", "norms", "error"),
+        [("msgd", "bn", False, False), ("nengm", "bn", False, False), ("engm", "gn", True, False)],
+    )
+    def test_what_was_not_measured_is_none(self, tiny, tmp_path, optimizer, norm_layer, norms, error):
+        config = replace(tiny, epochs=1, optimizer=optimizer, norm_layer=norm_layer)
+        (row,) = train(tmp_path / "run", config).read_metrics()
+        assert (row["grad_norm_mean"] is not None) == (row["grad_norm_variance"] is not None) == norms
+        assert (row["grad_norm_error"] is not None) == error
+
+    def test_error_of_fitted_norms(self, tiny, tmp_path):
+        rows = train(tmp_path / "run", replace(tiny, norm_layer="bn", optimizer="engm", epochs=2)).read_metrics()
+        assert 0 < rows[0]["grad_norm_error"] < 1
+
+    def test_nothing_is_held_out(self, tiny, tmp_path):
+        (row,) = train(tmp_path / "run", replace(tiny, epochs=1, select="none")).read_metrics()
+        assert not HELD_OUT & row.keys()
+
+    def test_catastrophe(self, tiny, tmp_path, monkeypatch):
+        left, recorder = iter([0.9, 0.1]), Recorder()
+        monkeypatch.setattr(loop, "training_accuracy", lambda *_: next(left))
+        with pytest.warns(UserWarning, match="catastrophic"):
+            train(tmp_path / "run", replace(tiny, catastrophic_overfitting="stop"), recorder)
+        assert recorder.told("epoch")[-1][0]["catastrophic_overfitting"]
+        assert not recorder.told("epoch")[-1][0]["best"]
+        assert "stopped" in recorder.told("say")[0][0]
+        assert recorder.calls[-1] == ("close",)
+
+
+class TestClosed:
+    def test_after_a_nan(self, tiny, tmp_path, monkeypatch):
+        def step(config, parts, group, epoch):
+            raise NonFiniteError("nan")
+
+        monkeypatch.setattr(loop, "step", step)
+        recorder = Recorder()
+        with pytest.raises(NonFiniteError):
+            train(tmp_path / "run", tiny, recorder)
+        assert [call[0] for call in recorder.calls] == ["start", "close"]
+
+    def test_after_an_interruption(self, tiny, tmp_path, monkeypatch):
+        interrupt(monkeypatch, 2)
+        recorder = Recorder()
+        with pytest.raises(Interrupted):
+            train(tmp_path / "run", tiny, recorder)
+        assert recorder.calls[-1] == ("close",)
+
+    def test_where_another_cannot_be_built(self, tiny, tmp_path, monkeypatch):
+        recorder = Recorder()
+        config = replace(tiny, out=tmp_path / "run").resolve()
+        parts = build_components(config)
+        with pytest.raises(ConfigError, match=r"is_ gave a bool; expected a pyengm\.training\.Logger"):
+            fit(replace(config, loggers=("operator:is_",)), parts, RunFolder.create(config), [recorder])
+        assert recorder.calls == [("close",)]
+
+    def test_where_the_saved_state_is_damaged(self, tiny, tmp_path):
+        run = train(tmp_path / "run", replace(tiny, epochs=1))
+        (run.checkpoints(2).all()[0] / "state.pt").write_bytes(b"no state")
+        recorder = Recorder()
+        with pytest.warns(UserWarning, match="damaged"), pytest.raises(CheckpointError, match="damaged"):
+            resume(run, recorder)
+        assert recorder.calls == [("close",)]
+
+    def test_each_although_others_fail(self):
+        class Broken(Recorder):
+            def start(self, *_):
+                raise OSError("no space")
+
+            def close(self):
+                super().close()
+                raise OSError("still none")
+
+        loggers = [Recorder(), Broken(), Recorder()]
+        with pytest.raises(OSError, match="still none"), Loggers(loggers) as log:
+            log.start({}, 1, 0, 0)
+        assert all(logger.told("close") == [()] for logger in loggers)
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["tensorbord", "", ":", "module:", ":factory"])
+    def test_unknown(self, name):
+        with pytest.raises(ConfigError, match=f"unknown logger '{name}'; known: tensorboard.*MODULE:FACTORY"):
+            TrainConfig(loggers=(name,))
+
+    def test_hint(self):
+        with pytest.raises(ConfigError, match="did you mean tensorboard"):
+            TrainConfig(loggers=("tensorbord",))
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("nowhere_to_be_found:make", "cannot import 'nowhere_to_be_found'.*No module named.*PYTHONPATH"),
+            ("broken_logger:make", "cannot import 'broken_logger'.*ZeroDivisionError"),
+            ("own_logger:mkae", r"own_logger has no function or class 'mkae' \(did you mean make\?\)"),
+            ("own_logger:NUMBER", "no function or class 'NUMBER'"),
+        ],
+    )
+    def test_that_cannot_work_stop_the_run_before_it_has_a_folder(self, tiny, tmp_path, monkeypatch, name, message):
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "broken_logger.py").write_text("1 / 0")
+        (tmp_path / "own_logger.py").write_text("NUMBER = 3\ndef make(folder, config): ...")
+        with pytest.raises(ConfigError, match=message):
+            train(tmp_path / "run", replace(tiny, loggers=(name,)))
+        assert not (tmp_path / "run").exists()
+        sys.modules.pop("own_logger", None)
+
+    def test_own(self, tiny, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "my_logger.py").write_text(
+            "from pyengm.training import Logger\n"
+            "class Mine(Logger):\n"
+            "    def __init__(self, folder, config):\n"
+            "        self.path, self.method = folder / 'mine.txt', config['method']\n"
+            "    def epoch(self, row, timing):\n"
+            "        with open(self.path, 'a') as file:\n"
+            "            print(self.method, row['epoch'], file=file)\n"
+        )
+        run = train(tmp_path / "run", replace(tiny, epochs=2, loggers=("my_logger:Mine",)))
+        assert (run.path / "mine.txt").read_text() == "pgd_at 0\npgd_at 1\n"
+        assert TrainConfig.load(run.config).loggers == ("my_logger:Mine",)
+
+    def test_of_a_resumed_run_may_change(self, tiny, tmp_path):
+        run = train(tmp_path / "run", replace(tiny, epochs=1))
+        config = parse_train(["--out", str(run.path), "--resume", "--loggers", "tensorboard", "own:make"])
+        assert config.loggers == ("tensorboard", "own:make")
+
+    def test_tensorboard_is_optional(self, tiny, monkeypatch):
+        for name in [n for n in sys.modules if n.startswith(("torch.utils.tensorboard", "tensorboard"))]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delitem(sys.modules, "pyengm.training.loggers.tensorboard", raising=False)
+        monkeypatch.setitem(sys.modules, "tensorboard", None)
+        with pytest.raises(ConfigError, match=r'not installed: pip install "pyengm\[tensorboard\]"'):
+            build_components(replace(tiny, loggers=("tensorboard",)).resolve())
+
+
+class TestJsonLines:
+    def test_drops_what_comes_again(self, tmp_path):
+        metrics, timing = tmp_path / "metrics.jsonl", tmp_path / "timing.jsonl"
+        metrics.write_text('{"epoch": 0}\n{"epoch": 1}\n{"epo')  # killed while it wrote
+        timing.write_text('{"epoch": 0}\n{"epoch": 1}\n')
+        logger = JsonLines(metrics, timing)
+        logger.start({}, 4, 1, 2)
+        logger.epoch({"epoch": 1, "loss": None}, {"seconds_training": 2.0})
+        assert metrics.read_text() == '{"epoch": 0}\n{"epoch": 1, "loss": null}\n'
+        assert timing.read_text() == '{"epoch": 0}\n{"epoch": 1, "seconds_training": 2.0}\n'
+
+    def test_a_resumed_run_has_the_metrics_of_an_uninterrupted_one(self, tiny, tmp_path, monkeypatch):
+        """In the middle of an epoch, so that sums over its steps and fits go on."""
+        config = replace(tiny, epochs=2, norm_layer="bn", optimizer="engm")
+        whole = train(tmp_path / "whole", config)
+        interrupt(monkeypatch, 3)
+        with pytest.raises(Interrupted):
+            train(tmp_path / "run", config)
+        monkeypatch.undo()
+        run, recorder = RunFolder.open(tmp_path / "run"), Recorder()
+        resume(run, recorder)
+        assert run.metrics.read_bytes() == whole.metrics.read_bytes()
+        assert [json.loads(line)["epoch"] for line in run.timing.read_text().splitlines()] == [0, 1]
+        assert recorder.calls[0][2:] == (BATCHES, 0, 3)
+        assert recorder.calls[1][1]["batch"] == 4
+        assert recorder.calls[1][1]["loss"] != whole.read_metrics()[0]["loss"]  # its own batch alone
+
+
+class TestTensorBoard:
+    @pytest.fixture
+    def curves(self):
+        accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
+
+        def read(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
+            events = accumulator(str(run.path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+            return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+        return read
+
+    def test_curves(self, tiny, tmp_path, curves):
+        run = train(tmp_path / "run", replace(tiny, loggers=("tensorboard",)))
+        found, rows = curves(run), run.read_metrics()
+        assert [step for step, _ in found["step/loss"]] == list(range(1, 3 * BATCHES + 1))
+        for name in ("loss", "robust", "natural_ece", "grad_norm_mean", "lr", "best"):
+            steps, values = zip(*found[f"epoch/{name}"], strict=True)
+            assert steps == (BATCHES, 2 * BATCHES, 3 * BATCHES)
+            assert values == pytest.approx([float(row[name]) for row in rows], rel=1e-6), name
+        assert {f"epoch/{name}" for name in EPOCH_TIMING} <= found.keys()
+        assert not {"epoch/epoch", "step/epoch", "step/batch"} & found.keys()
+
+    def test_a_resumed_run_has_nothing_twice(self, tiny, tmp_path, curves, monkeypatch):
+        config = replace(tiny, loggers=("tensorboard",))
+        whole = train(tmp_path / "whole", config)
+        original = Checkpoints.save
+
+        def die(self, epoch, *state):
+            if epoch == 2:
+                raise KeyboardInterrupt("killed")
+            original(self, epoch, *state)
+
+        monkeypatch.setattr(Checkpoints, "save", die)
+        with pytest.raises(KeyboardInterrupt, match="killed"):  # all of epoch 1 was logged, and goes again
+            train(tmp_path / "run", config)
+        run = RunFolder.open(tmp_path / "run")
+        assert len(curves(run)["epoch/loss"]) == 2
+        monkeypatch.undo()
+        interrupt(monkeypatch, 2)
+        with pytest.raises(Interrupted):
+            resume(run)
+        assert [step for step, _ in curves(run)["step/loss"]] == list(range(1, BATCHES + 3))
+        monkeypatch.undo()
+        resume(run)
+        found, expected = curves(run), curves(whole)
+        assert found.keys() == expected.keys()
+        for tag in expected:
+            if tag.split("/")[1] in MEANS | HELD_OUT | {"lr", "best", "train_pgd", "catastrophic_overfitting"}:
+                assert found[tag] == expected[tag], tag
+
+
+class TestTerminal:
+    ROW = {"epoch": 0, "loss": 1.25, "train_robust": 0.5, "clipped": 0.25, "best": True}  # noqa: RUF012
+
+    def test_lines(self, tiny, tmp_path, capsys):
+        train(tmp_path / "run", replace(tiny, epochs=2))
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+        assert len(lines) == 2
+        assert all("loss" in line and "PGD-20" in line and "natural" in line for line in lines)
+
+    def test_bars(self):
+        terminal = Terminal()
+        text = io.StringIO()
+        terminal._bars.live.console = Console(file=text, force_terminal=True, width=120)
+        terminal.start({"epochs": 3}, 40, 1, 5)
+        terminal.step({**self.ROW, "batch": 20}, {"seconds_to_finish": 3725.4})
+        terminal._bars.refresh()
+        terminal.close()
+        shown = text.getvalue()
+        assert "1/3" in shown
+        assert "20/40" in shown
+        assert "1:02:05 left" in shown
+        assert "loss 1.250" in shown
+
+    def test_closed_before_it_was_started(self):
+        Terminal().close()
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(timing, "perf_counter", lambda: self.now)
+
+
+class TestStopwatch:
+    def test_figures(self, monkeypatch):
+        clock = Clock(monkeypatch)
+        watch = EpochTimer(epochs=3, batches=4, device=CPU)
+        watch.start(0)
+        for _ in range(2):
+            watch.count(10)
+            clock.now += 2
+        assert watch.step(0, 2) == {"images_per_second": 5.0, "seconds_to_finish": 20.0}
+        watch.count(30)
+        clock.now += 3
+        assert watch.step(0, 3)["images_per_second"] == 10.0
+        watch.count(6)
+        clock.now += 1
+        watch.step(0, 4)
+        clock.now += 4  # evaluation
+        timing = watch.epoch(0)
+        assert timing.pop("peak_memory_mib") > 0
+        assert timing == {
+            "images_per_second": 7.0,
+            "seconds_training": 8.0,
+            "seconds_evaluation": 4.0,
+            "seconds_to_finish": 2 * (8 + 4),
+        }
+        clock.now += 1  # files
+        watch.start(0)
+        watch.count(10)
+        clock.now += 1
+        assert watch.step(1, 1)["seconds_to_finish"] == 7 * 1 + 2 * (4 + 1)
+
+    def test_an_epoch_that_was_begun_before(self, monkeypatch):
+        clock = Clock(monkeypatch)
+        watch = EpochTimer(epochs=2, batches=4, device=CPU)
+        watch.start(3)
+        watch.count(10)
+        clock.now += 2
+        assert watch.step(0, 4) == {"images_per_second": 5.0, "seconds_to_finish": 8.0}
+
+    def test_an_epoch_whose_steps_are_all_done(self, monkeypatch):
+        clock = Clock(monkeypatch)
+        watch = EpochTimer(epochs=2, batches=4, device=CPU)
+        watch.start(4)
+        clock.now += 2
+        timing = watch.epoch(0)
+        assert timing["images_per_second"] is timing["seconds_to_finish"] is None
+        assert (timing["seconds_training"], timing["seconds_evaluation"]) == (0, 2)
+
+    @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+    def test_peak_memory_of_the_process(self):
+        block = torch.ones(2**25)
+        status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
+        assert peak_memory(CPU) == pytest.approx(1024 * int(status.split()[0]), rel=0.05)
+        assert peak_memory(CPU) > 4 * block.numel()
+
+    @pytest.mark.gpu
+    def test_peak_memory_of_a_gpu(self):
+        device = torch.device("cuda", 0)
+        block = torch.ones(2**24, device=device)
+        del block
+        assert peak_memory(device) >= 2**26
+
+
+class TestSums:
+    def used(self, n: int, seed: int) -> tuple[list, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        norms = torch.rand(n, generator=generator)
+        outcome = StepOutput(torch.rand(n, generator=generator), torch.empty(n), torch.rand(n, 3, generator=generator))
+        weights = ExampleWeights(norms, (0.5 / norms).clamp(max=1), None, torch.rand(n // 2, generator=generator))
+        return [(outcome, weights)], torch.randint(0, 3, (n,), generator=generator)
+
+    def test_add_up(self):
+        """So that those of batches and processes can be added, before means are taken."""
+        (first, y1), (second, y2) = self.used(10, 1), self.used(7, 2)
+        both = measure(first, y1) + measure(second, y2)
+        weights = [first[0][1], second[0][1]]
+        norms = torch.cat([w.norms for w in weights]).double()
+        found = means(read_sums(both))
+        assert found["grad_norm_mean"] == pytest.approx(norms.mean().item())
+        assert found["grad_norm_variance"] == pytest.approx(norms.var(correction=0).item())
+        assert found["grad_norm_error"] == pytest.approx(torch.cat([w.fit_errors for w in weights]).mean().item())
+        assert found["clipped"] == pytest.approx((norms > 0.5).double().mean().item())
+        assert write_sums(read_sums(both), CPU).equal(both)
+
+    def test_norms_that_are_not_finite_are_left_out(self):
+        used, y = self.used(6, 3)
+        weights = used[0][1]
+        expected = weights.norms[2:].double()
+        weights.norms[:2] = torch.tensor([math.inf, math.nan])
+        found = means(read_sums(measure(used, y)))
+        assert found["grad_norm_mean"] == pytest.approx(expected.mean().item())
+        assert found["grad_norm_variance"] == pytest.approx(expected.var(correction=0).item())
+
+    def test_norms_that_are_all_the_same(self):
+        used, y = self.used(6, 4)
+        used[0][1].norms.fill_(0.1)
+        assert 0 <= means(read_sums(measure(used, y)))["grad_norm_variance"] < 1e-15
+
+    def test_nothing(self):
+        assert set(means(read_sums(zero_sums(CPU))).values()) == {None}
+
+
+def test_factory_gets_folder_and_options(tmp_path):
+    got = []
+    module = type(sys)("some_module")
+    module.make = lambda folder, config: got.append((folder, config)) or Recorder()
+    sys.modules["some_module"] = module
+    try:
+        assert isinstance(build_logger("some_module:make", tmp_path, {"seed": 3}), Recorder)
+    finally:
+        del sys.modules["some_module"]
+    assert got == [(tmp_path, {"seed": 3})]

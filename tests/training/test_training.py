@@ -1,0 +1,316 @@
+"""The loop: deterministic, resumable at every batch, and nothing lost when something goes wrong."""
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
+from pyengm.models import load_checkpoint
+from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, checkpoints, fit, loop
+from pyengm.training.checkpoints import Checkpoints, find_corruption
+from pyengm.training.loggers import JsonLines
+from pyengm.training.signals import StopRequest
+
+BATCHES = 4  # 108 of 120 images train, in batches of 30
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> TrainConfig:
+    """A run of a second: 120 digits, a net of a few hundred weights."""
+    path = tmp_path_factory.mktemp("indices") / "first.txt"
+    path.write_text("\n".join(map(str, range(120))))
+    return TrainConfig(indices=path, model="cnn4", width=2, epochs=3, steps=2, batch_size=30, lr=0.05)
+
+
+def start(path: Path, config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
+    config = replace(config, out=path).resolve()
+    return config, RunFolder.create(config)
+
+
+def train(path: Path, config: TrainConfig) -> RunFolder:
+    config, run = start(path, config)
+    fit(config, build_components(config), run)
+    return run
+
+
+def resume(run: RunFolder) -> RunFolder:
+    config = TrainConfig.load(run.config).resolve()
+    fit(config, build_components(config), run)
+    return run
+
+
+def contents(run: RunFolder) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def assert_same_files(run: RunFolder, other: RunFolder) -> None:
+    for path, expected in ((run.last, other.last), (run.best, other.best)):
+        weights, expected_weights = load_file(path), load_file(expected)
+        assert weights.keys() == expected_weights.keys()
+        for name, weight in weights.items():
+            assert torch.equal(weight, expected_weights[name]), name
+    assert run.read_metrics() == other.read_metrics()
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory) -> RunFolder:
+    return train(tmp_path_factory.mktemp("runs") / "finished", tiny)
+
+
+class TestLoop:
+    def test_leaves_the_files_of_a_run(self, finished):
+        rows = finished.read_metrics()
+        assert [row["epoch"] for row in rows] == [0, 1, 2]
+        assert all(0 <= row[name] <= 1 for row in rows for name in ("natural", "robust", "train_robust", "clipped"))
+        best = max(range(3), key=lambda i: (rows[i]["robust"], -i))
+        assert load_checkpoint(finished.best)[1].epoch == best
+        model, info = load_checkpoint(finished.last)
+        assert (info.epoch, info.data, info.norm, info.eps) == (2, "digits", "linf", 0.2)
+        assert not model.training
+        assert not list(finished.path.glob(".*tmp"))
+
+    def test_deterministic(self, tiny, finished, tmp_path):
+        assert_same_files(train(tmp_path / "again", tiny), finished)
+
+    @pytest.mark.parametrize("every", [2, 3, 100])
+    def test_looking_seldom_changes_nothing(self, tiny, finished, tmp_path, monkeypatch, every):
+        monkeypatch.setattr(loop, "sync_interval", lambda device: every)
+        assert_same_files(train(tmp_path / "again", tiny), finished)
+
+    def test_seed_counts(self, tiny, finished, tmp_path):
+        other = load_file(train(tmp_path / "other", replace(tiny, seed=1, epochs=1)).last)
+        assert not torch.equal(other["dense.weight"], load_file(finished.last)["dense.weight"])
+
+    @pytest.mark.parametrize("optimizer", ["engm", "msgd"])
+    @pytest.mark.parametrize("method", ["natural", "pgd_at"])
+    def test_every_method_learns_with_every_optimizer(self, tmp_path, method, optimizer):
+        config = TrainConfig(
+            model="cnn4",
+            width=4,
+            method=method,
+            optimizer=optimizer,
+            steps=None if method == "natural" else 2,
+            epochs=2,
+            eps=0.05,
+            batch_size=64,
+        )
+        rows = train(tmp_path / "run", config).read_metrics()
+        assert rows[-1]["natural"] > 0.5  # chance is 0.1
+        assert (rows[0]["clipped"] > 0) == (optimizer == "engm")
+
+    @pytest.mark.parametrize("select", ["none", "test"])
+    def test_selection(self, tiny, tmp_path, select):
+        run = train(tmp_path / "run", replace(tiny, select=select, epochs=2))
+        rows = run.read_metrics()
+        assert ("robust" in rows[0]) == (select == "test")
+        if select == "none":
+            assert load_checkpoint(run.best)[1].epoch == 1
+        parts = build_components(replace(tiny, select=select).resolve())
+        assert len(parts.batches.data) == 120
+        assert (parts.held_out is parts.test) == (select == "test")
+
+    def test_l2_threat(self, tiny, tmp_path):
+        run = train(tmp_path / "run", replace(tiny, norm="l2", epochs=1))
+        assert load_checkpoint(run.last)[1].eps == 0.5
+
+    def test_indices(self, tiny, tmp_path):
+        path = tmp_path / "some.txt"
+        path.write_text("3\n5\n8\n" + "\n".join(map(str, range(100, 160))))
+        parts = build_components(replace(tiny, indices=path, select="none").resolve())
+        assert parts.batches.data.index.tolist()[:4] == [3, 5, 8, 100]
+        path.write_text("three")
+        with pytest.raises(ConfigError, match="cannot read whole numbers"):
+            build_components(replace(tiny, indices=path).resolve())
+
+
+class TestResume:
+    def test_after_every_batch(self, tiny, finished, tmp_path, monkeypatch):
+        """Stopped at each batch in turn, the run ends as the uninterrupted one."""
+        _, run = start(tmp_path / "run", tiny)
+        monkeypatch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
+        for stop in range(3 * BATCHES):
+            with pytest.raises(
+                Interrupted, match=f"batch {stop % BATCHES + 1} of epoch {stop // BATCHES + 1};.*--resume"
+            ):
+                resume(run)
+        monkeypatch.undo()
+        assert_same_files(resume(run), finished)
+
+    @pytest.mark.parametrize("epoch", [0, 1, 2])
+    @pytest.mark.parametrize(
+        ("owner", "killed_before"),
+        [
+            (JsonLines, "epoch"),
+            (RunFolder, "save_weights"),
+            (Checkpoints, "save"),
+            (checkpoints, "_write"),
+            (Checkpoints, "_publish"),
+            (checkpoints, "_flush_folder"),
+        ],
+    )
+    def test_after_a_kill_between_files(self, tiny, finished, tmp_path, monkeypatch, epoch, owner, killed_before):
+        """A process that dies anywhere in the writing of an epoch leaves a run that resumes to the same end."""
+        config, run = start(tmp_path / "run", tiny)
+        original = getattr(owner, killed_before)
+
+        def die(*args):
+            if len(run.read_metrics()) + (owner is JsonLines) == epoch + 1:
+                raise KeyboardInterrupt("killed")
+            return original(*args)
+
+        monkeypatch.setattr(owner, killed_before, die)
+        with pytest.raises(KeyboardInterrupt, match="killed"):
+            fit(config, build_components(config), run)
+        monkeypatch.undo()
+        assert_same_files(resume(run), finished)
+
+    def test_a_finished_run_changes_nothing(self, finished, tmp_path):
+        shutil.copytree(finished.path, tmp_path / "copy")
+        assert_same_files(resume(RunFolder.open(tmp_path / "copy")), finished)
+
+    def test_damaged_state(self, finished, tmp_path):
+        shutil.copytree(finished.path, tmp_path / "copy")
+        run = RunFolder.open(tmp_path / "copy")
+        older, newer = run.checkpoints(2).all()
+        shorten(newer / "state.pt")
+        with pytest.warns(UserWarning, match=r"epoch-0003.*state\.pt is damaged.*going back"):
+            assert_same_files(resume(run), finished)
+        assert [path.name for path in run.checkpoints(2).all()] == [older.name, newer.name]
+        assert find_corruption(newer) is None
+        for path in run.checkpoints(2).all():
+            shorten(path / "process-0-of-1.pt")
+        with (
+            pytest.warns(UserWarning, match="going back"),
+            pytest.raises(CheckpointError, match=r"no checkpoint of .*copy is whole.*last\.safetensors"),
+        ):
+            resume(run)
+        assert load_checkpoint(run.last)[1].epoch == 2
+
+    def test_checkpoints_that_are_gone(self, finished, tmp_path):
+        """A run is not begun anew over what it has left."""
+        shutil.copytree(finished.path, tmp_path / "copy")
+        run = RunFolder.open(tmp_path / "copy")
+        shutil.rmtree(run.path / "checkpoints")
+        with pytest.raises(CheckpointError, match=r"no checkpoint to go on from; the weights are in .*last"):
+            resume(run)
+        assert run.read_metrics() == finished.read_metrics()
+
+    def test_state_of_another_architecture(self, tiny, finished, tmp_path):
+        config, run = start(tmp_path / "run", replace(tiny, width=3))
+        shutil.copytree(finished.path / "checkpoints", run.path / "checkpoints")
+        with pytest.raises(CheckpointError, match="another architecture"):
+            fit(config, build_components(config), run)
+
+
+class TestTrouble:
+    def test_nan_loss_keeps_the_last_good_weights(self, tiny, tmp_path, monkeypatch):
+        config, run = start(tmp_path / "run", tiny)
+        original = loop.step
+
+        def step(config, parts, batch, epoch):
+            if epoch == 1:
+                with torch.no_grad():
+                    parts.model.head.weight.fill_(float("nan"))
+            return original(config, parts, batch, epoch)
+
+        monkeypatch.setattr(loop, "step", step)
+        with pytest.raises(NonFiniteError, match=r"epoch 2, batch 1: .*last good weights are in .*last\.safetensors"):
+            fit(config, build_components(config), run)
+        model, info = load_checkpoint(run.last)
+        assert info.epoch == 0
+        assert all(p.isfinite().all() for p in model.parameters())
+        assert len(run.read_metrics()) == 1
+
+    @pytest.mark.parametrize("bad", [0, 1, 3])
+    def test_nan_loss_where_the_loop_looks_seldom(self, tiny, tmp_path, monkeypatch, bad):
+        """As on a GPU: the place is the right one, and nothing was written since."""
+        config, run = start(tmp_path / "run", tiny)
+        monkeypatch.setattr(loop, "sync_interval", lambda device: 3)
+        original, batches = loop.step, []
+
+        def step(config, parts, batch, epoch):
+            batches.append(epoch)
+            if len(batches) == BATCHES + bad + 1:
+                with torch.no_grad():
+                    parts.model.head.weight.fill_(float("nan"))
+            return original(config, parts, batch, epoch)
+
+        monkeypatch.setattr(loop, "step", step)
+        with pytest.raises(NonFiniteError, match=rf"epoch 2, batch {bad + 1}: .*last good weights are in .*last\.saf"):
+            fit(config, build_components(config), run)
+        model, info = load_checkpoint(run.last)
+        assert info.epoch == 0
+        assert all(p.isfinite().all() for p in model.parameters())
+        assert len(run.read_metrics()) == 1
+
+    def test_an_existing_folder_is_not_overwritten(self, tiny, finished):
+        before = contents(finished)
+        with pytest.raises(ConfigError, match=r"exists and is not overwritten.*--resume"):
+            start(finished.path, tiny)
+        assert contents(finished) == before
+
+    def test_a_file_is_not_overwritten(self, tiny, tmp_path):
+        path = tmp_path / "file"
+        path.write_text("mine")
+        with pytest.raises(ConfigError, match="not overwritten"):
+            start(path, tiny)
+        assert path.read_text() == "mine"
+
+    def test_default_folders_are_numbered(self, tiny, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        paths = [RunFolder.create(tiny.resolve()).path for _ in range(2)]
+        assert [str(path) for path in paths] == ["runs/digits-pgd_at-engm-001", "runs/digits-pgd_at-engm-002"]
+
+    def test_no_run_folder(self, tmp_path):
+        with pytest.raises(ConfigError, match="no run folder"):
+            RunFolder.open(tmp_path)
+
+    def test_unknown_model(self, tiny):
+        with pytest.raises(ConfigError, match=r"unknown model 'resnet81'.*resnet18"):
+            build_components(replace(tiny, model="resnet81").resolve())
+
+    def test_unknown_device(self, tiny):
+        with pytest.raises(ConfigError, match="cannot be used here"):
+            build_components(replace(tiny, device="cuda:77").resolve())
+
+    def test_first_signal_asks_second_interrupts(self):
+        before = signal.getsignal(signal.SIGINT)
+        with StopRequest() as stop:
+            assert not stop.asked
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.asked
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is before
+
+    def test_ctrl_c_saves(self, tiny, finished, tmp_path, monkeypatch):
+        config, run = start(tmp_path / "run", tiny)
+        original = loop.step
+
+        def step(config, parts, batch, epoch):
+            if epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return original(config, parts, batch, epoch)
+
+        monkeypatch.setattr(loop, "step", step)
+        with pytest.raises(Interrupted, match="stopped after batch 1 of epoch 2"):
+            fit(config, build_components(config), run)
+        monkeypatch.undo()
+        assert_same_files(resume(run), finished)
+
+
+class TestMetricsFile:
+    def test_lines_are_json(self, finished):
+        lines = finished.metrics.read_text().splitlines()
+        assert [json.loads(line) for line in lines] == finished.read_metrics()
