@@ -1,15 +1,15 @@
-"""Per-example gradients."""
+"""Per-example gradients: their norms, and the gradient of reweighted losses, from one backward pass."""
 
 from pyengm.errors import UnsupportedOperationError
-from pyengm.pergrad.backward import ExampleWeights, clipped_backward, weighted_backward
-from pyengm.pergrad.check import check_losses
-from pyengm.pergrad.norms import NORMS, Estimator, per_example_grad_norms
-from pyengm.pergrad.oracle import exact_norms
+from pyengm.pergrad.backward import PerExampleStats, clipped_backward, weighted_backward
+from pyengm.pergrad.exact import exact_norms
+from pyengm.pergrad.norm_estimator import NORMS, NormEstimator, per_example_grad_norms
+from pyengm.pergrad.validation import check_losses
 
 __all__ = [
     "NORMS",
-    "Estimator",
-    "ExampleWeights",
+    "NormEstimator",
+    "PerExampleStats",
     "UnsupportedOperationError",
     "check_losses",
     "clipped_backward",

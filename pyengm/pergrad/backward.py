@@ -8,22 +8,22 @@ from torch import Tensor
 
 from pyengm.errors import NonFiniteError, UnsupportedOperationError
 from pyengm.ops import clip_weights
-from pyengm.pergrad.check import check_losses
-from pyengm.pergrad.graph import walk
-from pyengm.pergrad.norms import Estimator
-from pyengm.pergrad.passes import DDP_SINK, idle_sinks
-from pyengm.pergrad.walk import Walk, start
+from pyengm.pergrad.validation import check_losses
+from pyengm.pergrad.autograd_graph import trace
+from pyengm.pergrad.norm_estimator import NormEstimator
+from pyengm.pergrad.hooks import DDP_SINK, disable_ddp_sink
+from pyengm.pergrad.engine import PerExampleBackward, prepare
 from pyengm.utils.checks import require
 
 # weigh(norms, input_norms) -> weights, (n,) each and detached; norms that were not asked for are None
-Weigh = Callable[[Tensor | None, Tensor | None], Tensor]
+WeightFn = Callable[[Tensor | None, Tensor | None], Tensor]
 OUTSIDE = "the losses do not depend on inputs; give the tensor that went into the model"
 
 
 @dataclass(frozen=True)
-class ExampleWeights:
+class PerExampleStats:
     """What a step did to each example: norms of its gradients in the parameters and in the inputs, where these were
-    computed, and its weight; (n,) each, detached. fit_errors: see `Estimator`."""
+    computed, and its weight; (n,) each, detached. fit_errors: see `NormEstimator`."""
 
     norms: Tensor | None
     weights: Tensor
@@ -31,7 +31,7 @@ class ExampleWeights:
     fit_errors: Tensor | None = None
 
 
-def clipped_backward(losses: Tensor, params: Iterable[Tensor], alpha: float, *, norms: str = "auto") -> ExampleWeights:
+def clipped_backward(losses: Tensor, params: Iterable[Tensor], alpha: float, *, norms: str = "auto") -> PerExampleStats:
     """Adds (1/n) sum_i min(alpha / ||g_i||, 1) g_i to .grad of the parameters: example clipping under any optimiser.
 
     losses: (n,), one per example, with their graph, which is freed; g_i is the gradient of loss i over all params
@@ -40,21 +40,21 @@ def clipped_backward(losses: Tensor, params: Iterable[Tensor], alpha: float, *, 
     Source: Dabouei et al. 2022, Eq. 5.
     """
     return weighted_backward(
-        losses, params, lambda lengths, _: clip_weights(lengths, alpha), Estimator(norms, shared=False)
+        losses, params, lambda lengths, _: clip_weights(lengths, alpha), NormEstimator(norms, shared=False)
     )
 
 
 def weighted_backward(
     losses: Tensor,
     params: Iterable[Tensor],
-    weigh: Weigh,
-    estimator: Estimator | None,
+    weigh: WeightFn,
+    estimator: NormEstimator | None,
     *,
     inputs: Tensor | None = None,
     input_norms: bool = False,
     scaler: torch.amp.GradScaler | None = None,
     accumulate: int = 1,
-) -> ExampleWeights:
+) -> PerExampleStats:
     """Adds (1 / (n accumulate)) sum_i w_i g_i to .grad of the parameters, w = weigh(norms, input_norms) held constant.
 
     One backward pass where examples do not couple: it gives the norms, and what it kept gives the gradient. Elsewhere
@@ -93,7 +93,7 @@ def weighted_backward(
             norms = estimator.norms(losses, params, found)
             fit_errors = estimator.fit_errors
         if input_norms:
-            with idle_sinks(walk(losses).nodes):
+            with disable_ddp_sink(trace(losses).nodes):
                 ones = torch.ones_like(losses)
                 (input_gradient,) = torch.autograd.grad(losses, inputs, ones, retain_graph=True, allow_unused=True)
     dtype = torch.promote_types(losses.dtype, torch.float32)
@@ -118,14 +118,14 @@ def weighted_backward(
             raise ValueError(OUTSIDE)
     if input_gradient is not None:
         inputs.grad = input_gradient * factors.to(inputs.dtype).view(-1, *[1] * (inputs.dim() - 1))
-    return ExampleWeights(norms, weights, lengths, fit_errors)
+    return PerExampleStats(norms, weights, lengths, fit_errors)
 
 
-def _start(losses: Tensor, params: list[Tensor], estimator: Estimator | None) -> Walk | None:
+def _start(losses: Tensor, params: list[Tensor], estimator: NormEstimator | None) -> PerExampleBackward | None:
     if estimator is not None:
         return estimator.start(losses, params)
     try:  # without norms two plain passes serve every model
-        return start(losses, params)
+        return prepare(losses, params)
     except UnsupportedOperationError:
         return None
 
@@ -141,7 +141,7 @@ def _input_norms(gradient: Tensor | None) -> Tensor:
     return torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64)
 
 
-def _one_pass(found: Walk) -> bool:
+def _one_pass(found: PerExampleBackward) -> bool:
     """Where examples do not couple, no reducer waits for the losses' own pass, and no gradient has to be sparse."""
     nodes = found.graph.nodes
     return not (found.frozen or any(node.name() == DDP_SINK or getattr(node, "_saved_sparse", False) for node in nodes))

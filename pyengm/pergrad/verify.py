@@ -5,25 +5,34 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from pyengm.pergrad.graph import Graph
-from pyengm.pergrad.oracle import exact_squares
-from pyengm.pergrad.plan import Plan
+from pyengm.errors import UnsupportedOperationError
+from pyengm.pergrad.autograd_graph import Graph
+from pyengm.pergrad.exact import exact_squares
+from pyengm.pergrad.weight_usage import WeightUsage
 
 TOLERANCE = 1e-3  # relative, in float32 and float64
 HALF_TOLERANCE = 3e-2  # 16-bit passes round to 8 bits
 
 
-def verify(losses: Tensor, params: Sequence[Tensor], graph: Graph, plan: Plan, squares: Tensor, way_out: str) -> None:
+def verify(
+    losses: Tensor,
+    params: Sequence[Tensor],
+    names: Sequence[str],
+    graph: Graph,
+    usage: WeightUsage,
+    squares: Tensor,
+    way_out: str,
+) -> None:
     """Compares the squared norms (groups, n) of two examples, that of the largest and that of the median norm.
 
-    Raises RuntimeError that names the parameters whose norms differ and the nodes that use them.
+    Raises UnsupportedOperationError that names the parameters whose norms differ and the nodes that use them.
     """
     norms = squares.sum(0).sqrt()
     if not norms.isfinite().all():
         return
     chosen = norms.argsort(descending=True)[[0, len(norms) // 2]]
-    absent = [k for k in range(len(params)) if not any(k in group.leaves for group in plan.groups)]
-    leaves = [*(group.leaves for group in plan.groups), absent]
+    absent = [k for k in range(len(params)) if not any(k in group.leaves for group in usage.groups)]
+    leaves = [*(group.leaves for group in usage.groups), absent]
     exact = exact_squares(losses, [[params[k] for k in group] for group in leaves], chosen.tolist()).sqrt()
     ours = torch.cat([squares, torch.zeros_like(norms)[None]])[:, chosen].sqrt()
     outputs = (output for node in graph.nodes for output in getattr(node, "_input_metadata", ()))
@@ -33,17 +42,17 @@ def verify(losses: Tensor, params: Sequence[Tensor], graph: Graph, plan: Plan, s
     wrong = ((ours - exact).abs() > allowed + 1e-9).any(1)
     if wrong.any():
         where = [
-            f"parameters {[(k, tuple(params[k].shape)) for k in group]} by {', '.join(_users(graph, plan, group))}"
+            f"parameters {', '.join(names[k] for k in group)} by {', '.join(_users(graph, usage, group))}"
             for group, bad in zip(leaves, wrong, strict=True)
             if bad
         ]
-        raise RuntimeError(
+        raise UnsupportedOperationError(
             f"the gradient norms {ours.norm(dim=0).tolist()} of examples {chosen.tolist()} should be "
-            f"{length.tolist()}; {way_out}, and please report the model. Wrong: {'; '.join(where)}"
+            f"{length.tolist()}. Wrong: {'; '.join(where)}"
         )
 
 
-def _users(graph: Graph, plan: Plan, leaves: Iterable[int]) -> list[str]:
-    weights = {k for k, weight in enumerate(plan.weights) if set(weight.leaves) & set(leaves)}
-    names = {graph.nodes[use.place].name() for use in plan.uses if set(use.slots.values()) & weights}
+def _users(graph: Graph, usage: WeightUsage, leaves: Iterable[int]) -> list[str]:
+    weights = {k for k, weight in enumerate(usage.weights) if set(weight.leaves) & set(leaves)}
+    names = {graph.nodes[use.place].name() for use in usage.uses if set(use.slots.values()) & weights}
     return sorted(names) or ["nodes that were not found"]

@@ -11,8 +11,8 @@ from torch import nn
 from pyengm import per_example_grad_norms
 from pyengm.errors import ConfigError
 from pyengm.models import build
-from pyengm.pergrad import Estimator, clipped_backward, exact_norms, lowrank, plan, walk, weighted_backward
-from pyengm.pergrad.oracle import exact_squares
+from pyengm.pergrad import NormEstimator, clipped_backward, exact_norms, lowrank, plan, walk, weighted_backward
+from pyengm.pergrad.exact import exact_squares
 
 SQUARES_ROUNDING = 1e-9  # relative, float64: what is subtracted is as large as what is left
 
@@ -299,7 +299,7 @@ class TestZeros:
     def test_factors_of_parameters_that_come_to_life(self, norms):
         """Their factor was never fitted; the norms are calibrated all the same."""
         model, x = self.zeroed()
-        estimator, params = Estimator(norms), list(model.parameters())
+        estimator, params = NormEstimator(norms), list(model.parameters())
         for gamma in (0.0, 1.0):
             nn.init.constant_(model.n.weight, gamma)
             losses = cross_entropy(model, x)
@@ -345,7 +345,7 @@ class TestEstimator:
     def test_calibrating_examples_come_out_right_on_average(self, kind):
         model, x = fresh("conv after conv")
         losses, params = cross_entropy(model, x), list(model.parameters())
-        estimator = Estimator(kind, examples=len(x))
+        estimator = NormEstimator(kind, examples=len(x))
         found = run(estimator, losses, params)
         check_fit(found, norms_of(losses, params))
 
@@ -354,7 +354,7 @@ class TestEstimator:
         """At every interval-th call, and at some in between while the model is new."""
         calls = counted(monkeypatch)
         model, _ = fresh("conv after conv")
-        estimator, params, due = Estimator("frozen", interval=interval, examples=examples), list(model.parameters()), []
+        estimator, params, due = NormEstimator("frozen", interval=interval, examples=examples), list(model.parameters()), []
         for k, losses in enumerate(batches(model, 3 * interval)):
             before = len(calls)
             run(estimator, losses, params)
@@ -368,7 +368,7 @@ class TestEstimator:
         calls = counted(monkeypatch)
         model, x = fresh("conv")
         losses = cross_entropy(model.eval(), x)
-        norms = run(Estimator("frozen"), losses, list(model.parameters()))
+        norms = run(NormEstimator("frozen"), losses, list(model.parameters()))
         torch.testing.assert_close(norms, norms_of(losses, model.parameters()), rtol=1e-10, atol=0)
         assert calls == []
 
@@ -376,8 +376,8 @@ class TestEstimator:
     def test_state_goes_on_as_if_nothing_had_happened(self, kind):
         model, _ = fresh("conv after conv")
         params = list(model.parameters())
-        first = Estimator(kind, interval=3, examples=4)
-        second = Estimator(kind, interval=3, examples=4)
+        first = NormEstimator(kind, interval=3, examples=4)
+        second = NormEstimator(kind, interval=3, examples=4)
         for k, losses in enumerate(batches(model, 8)):
             norms = run(first, losses, params)
             if k == 4:
@@ -392,7 +392,7 @@ class TestEstimator:
     def test_errors_of_a_fit_are_those_of_the_one_before(self, kind):
         model, _ = fresh("conv after conv")
         params = list(model.parameters())
-        estimator = Estimator(kind, interval=3, examples=9)  # all of a batch
+        estimator = NormEstimator(kind, interval=3, examples=9)  # all of a batch
         for k, losses in enumerate(batches(model, 8)):
             before = copy.deepcopy(estimator)
             before.gap = 10**9  # fits no more
@@ -412,7 +412,7 @@ class TestEstimator:
     def test_errors_of_a_fit_leave_out_examples_without_a_gradient(self):
         model, _ = fresh("conv after conv")
         params = list(model.parameters())
-        estimator = Estimator("frozen", interval=1, examples=9)
+        estimator = NormEstimator("frozen", interval=1, examples=9)
         for losses in batches(model, 2):
             run(estimator, losses * (torch.arange(len(losses)) > 1), params)
         assert estimator.fit_errors.shape == (7,)
@@ -420,7 +420,7 @@ class TestEstimator:
 
     def test_errors_of_fits_come_with_the_weights(self):
         model, _ = fresh("conv after conv")
-        estimator, found = Estimator("frozen", interval=2, examples=4), []
+        estimator, found = NormEstimator("frozen", interval=2, examples=4), []
         for losses in batches(model, 4):
             used = weighted_backward(losses, model.parameters(), lambda norms, _: norms, estimator)
             found.append(used.fit_errors)
@@ -433,7 +433,7 @@ class TestEstimator:
     def test_other_parameters_are_calibrated_anew(self, monkeypatch):
         calls = counted(monkeypatch)
         model, x = fresh("conv after conv")
-        estimator, params = Estimator("frozen"), list(model.parameters())
+        estimator, params = NormEstimator("frozen"), list(model.parameters())
         for k, chosen in enumerate((params, params, params[:4], params[:4], params)):
             before, losses = len(calls), cross_entropy(model, x)
             norms = run(estimator, losses, chosen)
@@ -444,7 +444,7 @@ class TestEstimator:
     def test_forgetting(self, monkeypatch):
         calls = counted(monkeypatch)
         model, x = fresh("conv")
-        estimator, params = Estimator("frozen"), list(model.parameters())
+        estimator, params = NormEstimator("frozen"), list(model.parameters())
         for _ in range(2):
             run(estimator, cross_entropy(model, x), params)
             estimator.forget()
@@ -452,7 +452,7 @@ class TestEstimator:
 
     def test_a_broken_batch_spoils_no_factor(self):
         model, x = fresh("conv")
-        estimator, params = Estimator("frozen", interval=1), list(model.parameters())
+        estimator, params = NormEstimator("frozen", interval=1), list(model.parameters())
         norms = run(estimator, cross_entropy(model, x), params)
         broken = x.clone()
         broken[2] = torch.inf
@@ -462,7 +462,7 @@ class TestEstimator:
 
     def test_last_batch_of_another_size(self):
         model, _ = fresh("conv")
-        estimator, params = Estimator("frozen"), list(model.parameters())
+        estimator, params = NormEstimator("frozen"), list(model.parameters())
         for n in (9, 9, 4, 9, 2):
             losses = next(batches(model, 1, n))
             assert run(estimator, losses, params).shape == (n,)
@@ -470,7 +470,7 @@ class TestEstimator:
     def test_exact(self):
         model, x = fresh("conv after conv")
         losses, params = cross_entropy(model, x), list(model.parameters())
-        assert run(Estimator("exact"), losses, params).equal(exact_norms(losses, params))
+        assert run(NormEstimator("exact"), losses, params).equal(exact_norms(losses, params))
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -482,7 +482,7 @@ class TestEstimator:
     )
     def test_wrong_options(self, options, message):
         with pytest.raises(ConfigError, match=message):
-            Estimator(**options)
+            NormEstimator(**options)
 
 
 def test_low_rank_of_computed_weights_is_refused():
@@ -537,7 +537,7 @@ def _fit_with_others(rank, folder):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(80, 3)).double()
     x, params = images() + rank, list(model.parameters())
-    estimator = Estimator("frozen", examples=2)
+    estimator = NormEstimator("frozen", examples=2)
     run(estimator, cross_entropy(model, x), params)
     alone = per_example_grad_norms(cross_entropy(model, x), params)  # talks to nobody
     torch.distributed.destroy_process_group()

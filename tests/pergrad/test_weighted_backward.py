@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pyengm import per_example_grad_norms
 from pyengm.errors import ConfigError, NonFiniteError, UnsupportedOperationError
 from pyengm.optim import ENGM
-from pyengm.pergrad import Estimator, backward, clipped_backward, plan, weighted_backward
+from pyengm.pergrad import NormEstimator, backward, clipped_backward, plan, weighted_backward
 
 ROUNDING = 1e-10  # of the longest gradient, float64
 
@@ -144,7 +144,7 @@ def test_weights_of_any_kind(passes):
     model, loss, x = fresh("encoder layer")
     params = list(model.parameters())
     found = gradients(loss(model, x), params)
-    used = weighted_backward(loss(model, x), params, lambda norms, _: norms.argsort().to(norms) - 2, Estimator())
+    used = weighted_backward(loss(model, x), params, lambda norms, _: norms.argsort().to(norms) - 2, NormEstimator())
     torch.testing.assert_close(filled(params), used.weights.double() @ found / len(x), rtol=1e-9, atol=1e-12)
     assert used.weights.tolist() == (found.norm(dim=1).argsort() - 2).tolist()
 
@@ -158,7 +158,7 @@ def test_micro_batches_add_up_to_the_mean(passes):
     for part in (x[:2], x[2:4]):
         y = torch.arange(4)[:2] + (0 if part.data_ptr() == x.data_ptr() else 2)
         losses = nn.functional.cross_entropy(model(part), y % 3, reduction="none")
-        weighted_backward(losses, params, lambda norms, _: torch.ones_like(norms), Estimator(), accumulate=2)
+        weighted_backward(losses, params, lambda norms, _: torch.ones_like(norms), NormEstimator(), accumulate=2)
     torch.testing.assert_close(filled(params), whole, rtol=1e-10, atol=1e-13)
     model.zero_grad()
     clipped_backward(loss(model, x[:4]), params, 1e30)
@@ -188,7 +188,7 @@ def test_input_gradients(name, asked, passes):
         loss(model, x),
         params,
         lambda norms, _: (alpha / norms).clamp(max=1),
-        Estimator(),
+        NormEstimator(),
         inputs=x,
         input_norms=asked,
     )
@@ -217,10 +217,10 @@ def test_input_norms_alone(name, passes):
 def test_inputs_that_do_not_fit():
     model, loss, x = fresh("residual, in place")
     with pytest.raises(ValueError, match="require grad"):
-        weighted_backward(loss(model, x), model.parameters(), lambda norms, _: norms, Estimator(), inputs=x)
+        weighted_backward(loss(model, x), model.parameters(), lambda norms, _: norms, NormEstimator(), inputs=x)
     other = x.clone().requires_grad_()
     with pytest.raises(ValueError, match="do not depend on inputs"):
-        weighted_backward(loss(model, x), model.parameters(), lambda norms, _: norms, Estimator(), inputs=other)
+        weighted_backward(loss(model, x), model.parameters(), lambda norms, _: norms, NormEstimator(), inputs=other)
 
 
 class TestGradScaler:
@@ -238,7 +238,7 @@ class TestGradScaler:
         found, alpha, weights, mean = expected(loss(model, x), params)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         used = weighted_backward(
-            loss(model, x), params, lambda norms, _: (alpha / norms).clamp(max=1), Estimator(), scaler=scaler
+            loss(model, x), params, lambda norms, _: (alpha / norms).clamp(max=1), NormEstimator(), scaler=scaler
         )
         torch.testing.assert_close(used.norms, found.norm(dim=1), rtol=1e-10, atol=0)
         torch.testing.assert_close(used.weights, weights, rtol=1e-10, atol=0)

@@ -9,9 +9,9 @@ from pyengm.data import Transform
 from pyengm.methods.base import Method, StepOutput
 from pyengm.ops import Key
 from pyengm.optim import PerExampleSGD
-from pyengm.pergrad import ExampleWeights
+from pyengm.pergrad import PerExampleStats
 
-StepStats = list[tuple[StepOutput, ExampleWeights | None]]
+StepStats = list[tuple[StepOutput, PerExampleStats | None]]
 
 
 def train_step(

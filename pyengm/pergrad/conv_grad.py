@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pyengm.kernels import conv_dispatch, conv_tuning
 from pyengm.kernels.conv_shape import HALF, ConvShape
 from pyengm.ops import conv_direct_sqnorm, conv_gradients, conv_gram_sqnorm
-from pyengm.pergrad.gradients import CHUNK_ELEMENTS, Dense, Gradient, Outer, row_squares
+from pyengm.pergrad.per_example_grad import CHUNK_ELEMENTS, DenseGrad, PerExampleGrad, OuterProductGrad, row_squares
 
 KEEP = 1.5  # gradients of up to this many times the numbers of the operands are kept, not computed anew
 GRAM_PRODUCT = 1.2  # cost of a product of the Gram form, in products of the direct form; measured on AVX-512
@@ -58,7 +58,7 @@ class Flat(NamedTuple):
         return GRAM_PRODUCT * (phases * pixels**2 * c + t**2 * o) / 2 < math.prod(self.kernel) * c * o * t
 
 
-class ChannelsInnermost(Dense):
+class ChannelsInnermost(DenseGrad):
     """values (n, O, C, *kernel), in memory (n, O, *kernel, C), as GPU kernels store them."""
 
     def weighted(self, weights: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class ChannelsInnermost(Dense):
         return (weights.to(values) @ values.flatten(1)).view(values.shape[1:]).movedim(-1, 1)
 
 
-class Conv(Gradient):
+class ConvGrad(PerExampleGrad):
     """x (n, U, C, *positions in), g (n, U, O, *positions out): U pictures of each example.
 
     Operands of 16 bits go to the kernels of a GPU as they are, and become float32 elsewhere; so are all results.
@@ -77,14 +77,14 @@ class Conv(Gradient):
         if not (x.is_cuda and len(self.shape) in (3, 4)):
             x, g = _wide(x), _wide(g)
         self.x, self.g, self.weight, self.geometry = x, g, weight, geometry
-        self.kept: Dense | None = None
+        self.kept: DenseGrad | None = None
 
     def squares(self, keep: bool = False) -> Tensor:
         flat = self._flat()
         native = flat is not None and flat.has_kernels()
         if keep and self.n * self.shape.numel() <= KEEP * (self.x.numel() + self.g.numel()):
             squares, gradients = conv_gradients(*flat) if native else (None, self.dense(slice(None)))
-            store = ChannelsInnermost if native and gradients.is_cuda else Dense
+            store = ChannelsInnermost if native and gradients.is_cuda else DenseGrad
             self.kept = store(gradients.view(self.n, *self.shape))
             self.x = self.g = self.x.new_empty(0)
             return self.kept.squares() if squares is None else squares.view(self.n, -1).sum(1)
@@ -99,7 +99,7 @@ class Conv(Gradient):
     def dense(self, examples: slice) -> Tensor:
         if self.kept is not None:
             return self.kept.dense(examples)
-        part = Conv(self.x[examples], self.g[examples], self.weight, self.geometry)
+        part = ConvGrad(self.x[examples], self.g[examples], self.weight, self.geometry)
         flat = part._flat()
         if flat is not None and flat.has_kernels():
             return conv_gradients(*flat)[1].view(-1, *self.shape)
@@ -119,7 +119,7 @@ class Conv(Gradient):
         return _wide(self._weight_gradient(g.flatten(0, 1), x.flatten(0, 1)))
 
     @classmethod
-    def joined(cls, uses: Sequence["Conv"]) -> "Conv | None":
+    def joined(cls, uses: Sequence["ConvGrad"]) -> "ConvGrad | None":
         first = uses[0]
         if any((use.geometry, use.x.shape[2:]) != (first.geometry, first.x.shape[2:]) for use in uses):
             return None
@@ -174,14 +174,14 @@ class Conv(Gradient):
         x, g = (t.squeeze(1).unflatten(1, (k.groups, -1)).flatten(0, 1) for t in (x, g))
         return Flat(x, g, *window)
 
-    def _unfolded(self) -> Iterator[Outer]:
+    def _unfolded(self) -> Iterator[OuterProductGrad]:
         """As matrix products over unfolded pictures, a block of them at a time; elsewhere than on the CPU."""
         flat = self._flat()
         step = max(1, CHUNK_ELEMENTS // (math.prod(flat.kernel) * flat.x.shape[1] * flat.g.shape[2:].numel()))
         for x, g in zip(_wide(flat.x).split(step), _wide(flat.g).split(step), strict=True):
             patches = F.unfold(x, flat.kernel, flat.dilation, flat.padding, flat.stride)  # (m, I, T)
             shape = torch.Size((g.shape[1], patches.shape[1]))
-            yield Outer(g.flatten(2).mT[:, None], patches.mT[:, None], shape)  # (m, O, I)
+            yield OuterProductGrad(g.flatten(2).mT[:, None], patches.mT[:, None], shape)  # (m, O, I)
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -15,18 +15,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyengm.pergrad.conv import Conv
-from pyengm.pergrad.frozen import FrozenNorm
-from pyengm.pergrad.gradients import Dense, Gradient, Outer, row_squares
+from pyengm.pergrad.conv_grad import ConvGrad
+from pyengm.pergrad.batch_norm.frozen import FrozenNorm
+from pyengm.pergrad.per_example_grad import DenseGrad, PerExampleGrad, OuterProductGrad, row_squares
 
 CACHED_ELEMENTS = 2**17  # of gradients at a time that stay in the level-two cache
 Sums = tuple[Tensor, Tensor]  # S1, S2 per example: (n, C) each
 
 
-class Corrected(Gradient):
+class CorrectedGrad(PerExampleGrad):
     """own - sum_k sums_k means_k: own of a weight (O, *) or, by column, (I, O); sums (n, O), means (O or 1, I)."""
 
-    def __init__(self, own: Conv | Outer, sums: Sequence[Tensor], means: Sequence[Tensor]):
+    def __init__(self, own: ConvGrad | OuterProductGrad, sums: Sequence[Tensor], means: Sequence[Tensor]):
         self.own, self.n, self.shape, self.sums, self.means = own, own.n, own.shape, sums, means
 
     def squares(self, keep: bool = False) -> Tensor:
@@ -50,20 +50,20 @@ class Corrected(Gradient):
 
     def _ranks(self, sums: Sequence[Tensor]) -> Tensor:
         rows = sum(s[:, :, None] * mean for s, mean in zip(sums, self.means, strict=True))  # (m, O, I)
-        return (rows.mT if isinstance(self.own, Outer) else rows).reshape(-1, *self.shape)
+        return (rows.mT if isinstance(self.own, OuterProductGrad) else rows).reshape(-1, *self.shape)
 
 
-def correct(own: dict[int, Gradient], norms: Sequence[FrozenNorm], sums: dict[int, Sums]) -> dict[int, Gradient]:
+def correct(own: dict[int, PerExampleGrad], norms: Sequence[FrozenNorm], sums: dict[int, Sums]) -> dict[int, PerExampleGrad]:
     """The gradients of one layer's weights and bias, from those under constant statistics and the sums of the norms."""
     norms = [norm for norm in norms if norm.place in sums]
     if not norms:
         return own
     first = torch.stack([sums[norm.place][0] for norm in norms]).sum(0)
-    found: dict[int, Gradient] = {}
+    found: dict[int, PerExampleGrad] = {}
     for slot, gradient in own.items():
-        if isinstance(gradient, Dense):  # a bias: the mean of its input, 1, is 1, and that of xhat is 0
-            found[slot] = Dense(gradient.values - first.view_as(gradient.values), gradient.shape)
+        if isinstance(gradient, DenseGrad):  # a bias: the mean of its input, 1, is 1, and that of xhat is 0
+            found[slot] = DenseGrad(gradient.values - first.view_as(gradient.values), gradient.shape)
         else:
             means = [gradient.mean_row(), *(gradient.mean_rows(norm.normalized()) for norm in norms)]
-            found[slot] = Corrected(gradient, [first, *(sums[norm.place][1] for norm in norms)], means)
+            found[slot] = CorrectedGrad(gradient, [first, *(sums[norm.place][1] for norm in norms)], means)
     return found

@@ -15,7 +15,7 @@ SMALL = 4096  # numbers of a weight that is served together with others
 CHUNK_ELEMENTS = 2**24  # of products or gradients held at a time: 64 MiB in float32
 
 
-class Gradient(ABC):
+class PerExampleGrad(ABC):
     """Gradients of n examples with respect to one weight of a given shape."""
 
     n: int
@@ -26,7 +26,7 @@ class Gradient(ABC):
         step = max(1, CHUNK_ELEMENTS // self.shape.numel())
         return torch.cat([row_squares(self.dense(slice(k, k + step))) for k in range(0, self.n, step)])
 
-    def settle(self) -> None:
+    def materialize(self) -> None:
         """Takes what it needs of the graph, before that is freed."""
 
     @abstractmethod
@@ -38,7 +38,7 @@ class Gradient(ABC):
         """sum_i weights_i g_i, of the weight's shape; weights (n,)."""
 
     @classmethod
-    def joined(cls, uses: Sequence["Gradient"]) -> "Gradient | None":
+    def joined(cls, uses: Sequence["PerExampleGrad"]) -> "PerExampleGrad | None":
         """One gradient for the sum over several uses of the weight, or None where the form does not allow it."""
         return None
 
@@ -49,19 +49,19 @@ def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(numbers, device=device)
 
 
-def join(uses: Sequence[Gradient]) -> Gradient:
+def merge(uses: Sequence[PerExampleGrad]) -> PerExampleGrad:
     """The gradients of a weight that is used several times: sums over the uses, cross terms included."""
     if len(uses) == 1:
         return uses[0]
     kind = type(uses[0])
     one = kind.joined(uses) if all(type(use) is kind for use in uses) else None
-    return one if one is not None else Sum(uses)
+    return one if one is not None else SumGrad(uses)
 
 
-class Sum(Gradient):
+class SumGrad(PerExampleGrad):
     """Uses of different forms."""
 
-    def __init__(self, uses: Sequence[Gradient]):
+    def __init__(self, uses: Sequence[PerExampleGrad]):
         self.n, self.shape, self.uses = uses[0].n, uses[0].shape, uses
 
     def dense(self, examples: slice) -> Tensor:
@@ -71,7 +71,7 @@ class Sum(Gradient):
         return torch.stack([use.weighted(weights) for use in self.uses]).sum(0)
 
 
-class Dense(Gradient):
+class DenseGrad(PerExampleGrad):
     """values: (n, *shape)."""
 
     def __init__(self, values: Tensor, shape: torch.Size | None = None):
@@ -88,21 +88,21 @@ class Dense(Gradient):
         return (weights.to(self.values) @ self.values.reshape(self.n, -1)).view(self.shape)
 
     @classmethod
-    def joined(cls, uses: Sequence["Dense"]) -> "Dense":
+    def joined(cls, uses: Sequence["DenseGrad"]) -> "DenseGrad":
         return cls(torch.stack([use.values for use in uses]).sum(0))
 
 
-class Together:
+class StackedGrads:
     """Gradients of many small weights (biases, norm layers): one product for all of them where each would take one."""
 
-    def __init__(self, gradients: dict[int, Dense]):
+    def __init__(self, gradients: dict[int, DenseGrad]):
         self.gradients = gradients
         self._values = torch.cat([g.values.reshape(g.n, -1) for g in gradients.values()], 1)  # (n, P)
         self._lengths = [g.shape.numel() for g in gradients.values()]
 
     @staticmethod
-    def takes(gradient: Gradient) -> bool:
-        return isinstance(gradient, Dense) and gradient.shape.numel() <= SMALL
+    def takes(gradient: PerExampleGrad) -> bool:
+        return isinstance(gradient, DenseGrad) and gradient.shape.numel() <= SMALL
 
     def squares(self) -> Tensor:
         """(weights, n) float64."""
@@ -116,7 +116,7 @@ class Together:
         return {k: part.view(g.shape) for (k, g), part in zip(self.gradients.items(), parts, strict=True)}
 
 
-class Outer(Gradient):
+class OuterProductGrad(PerExampleGrad):
     """sum_t a_t^T g_t for a (n, B, T, I) and g (n, B, T, O); B I O numbers in the shape of the weight."""
 
     def __init__(self, a: Tensor, g: Tensor, shape: torch.Size):
@@ -161,12 +161,12 @@ class Outer(Gradient):
         return xhat.mT @ self.a[:, 0].flatten(0, 1) / len(xhat)
 
     @classmethod
-    def joined(cls, uses: Sequence["Outer"]) -> "Outer":
+    def joined(cls, uses: Sequence["OuterProductGrad"]) -> "OuterProductGrad":
         return cls(torch.cat([use.a for use in uses], 2), torch.cat([use.g for use in uses], 2), uses[0].shape)
 
 
-class Lookup(Gradient):
-    """Rows of a table (V, D): row index_t gets g_t, for index (n, T) and g (n, T, D)."""
+class EmbeddingGrad(PerExampleGrad):
+    """RowLayout of a table (V, D): row index_t gets g_t, for index (n, T) and g (n, T, D)."""
 
     def __init__(self, index: Tensor, g: Tensor, shape: torch.Size):
         self.n, self.shape, self.index, self.g = len(index), shape, index, g
@@ -191,7 +191,7 @@ class Lookup(Gradient):
         return self.g.new_zeros(self.shape).index_add_(0, self.index.flatten(), g.flatten(0, 1))
 
     @classmethod
-    def joined(cls, uses: Sequence["Lookup"]) -> "Lookup":
+    def joined(cls, uses: Sequence["EmbeddingGrad"]) -> "EmbeddingGrad":
         return cls(torch.cat([use.index for use in uses], 1), torch.cat([use.g for use in uses], 1), uses[0].shape)
 
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pyengm.pergrad.graph import Graph, Node
-from pyengm.pergrad.rules import channel_sums, saved, wide
+from pyengm.pergrad.autograd_graph import Graph, Node
+from pyengm.pergrad.rules.norm import channel_sums
+from pyengm.pergrad.rules.weights import saved, to_float32
 
 NAMES = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
 LAYERS = {"AddmmBackward0", "ConvolutionBackward0", "MmBackward0"}
@@ -20,12 +21,12 @@ class FrozenNorm:
 
     def scale(self) -> Tensor:
         """gamma / sigma, (C,)."""
-        rstd, weight = wide(saved(self.node, "result2")), saved(self.node, "weight")
-        return rstd if weight is None else rstd * wide(weight)
+        rstd, weight = to_float32(saved(self.node, "result2")), saved(self.node, "weight")
+        return rstd if weight is None else rstd * to_float32(weight)
 
     def deviation(self) -> Tensor:
         """sigma, (C,)."""
-        return 1 / wide(saved(self.node, "result2"))
+        return 1 / to_float32(saved(self.node, "result2"))
 
     def input_gradient(self, g: Tensor) -> Tensor:
         """The gradient of the input under constant statistics."""
@@ -33,13 +34,13 @@ class FrozenNorm:
 
     def normalized(self) -> Tensor:
         """xhat, (N, C, *)."""
-        x, mean, rstd = (wide(saved(self.node, name)) for name in ("input", "result1", "result2"))
+        x, mean, rstd = (to_float32(saved(self.node, name)) for name in ("input", "result1", "result2"))
         return (x - _along_channels(mean, x)).mul_(_along_channels(rstd, x))
 
     def sums(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Per picture and channel S1 = sum_t g_t and S2 = sum_t g_t xhat_t, g the gradient of the input, from g of the
         output: (N, C) each. What a picture adds to the derivatives of the batch's mean and variance."""
-        x, mean, rstd = (wide(saved(self.node, name)) for name in ("input", "result1", "result2"))
+        x, mean, rstd = (to_float32(saved(self.node, name)) for name in ("input", "result1", "result2"))
         total, dot = channel_sums(g, x)
         scale = self.scale()
         return total * scale, (dot - total * mean) * (rstd * scale)
@@ -58,7 +59,7 @@ def frozen_norms(graph: Graph) -> list[FrozenNorm]:
     ]
 
 
-def feeders(graph: Graph, frozen: list[FrozenNorm]) -> dict[int, list[FrozenNorm]]:
+def upstream_layers(graph: Graph, frozen: list[FrozenNorm]) -> dict[int, list[FrozenNorm]]:
     """For each layer the batch norms that its output reaches through additions alone, once for every path."""
     found: dict[int, list[FrozenNorm]] = {}
     for norm in frozen:

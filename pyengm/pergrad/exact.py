@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from pyengm.pergrad.check import check_losses
-from pyengm.pergrad.graph import walk
-from pyengm.pergrad.passes import idle_sinks
+from pyengm.pergrad.validation import check_losses
+from pyengm.pergrad.autograd_graph import trace
+from pyengm.pergrad.hooks import disable_ddp_sink
 
 CHUNK = 16  # of a batched pass on a GPU: more examples gain no speed and take memory for every activation
 CHUNK_BYTES = 2**28  # of gradients held at a time
@@ -43,10 +43,10 @@ def exact_squares(
         fits = CHUNK_BYTES // max(1, sum(p.nbytes for p in params))
         chunk = max(1, min(CHUNK, fits)) if losses.is_cuda else 1
     squares = torch.zeros(len(groups), len(examples), dtype=torch.float64, device=losses.device)
-    nodes = [] if losses.grad_fn is None else walk(losses).nodes
+    nodes = [] if losses.grad_fn is None else trace(losses).nodes
     for start in range(0, len(examples) if params else 0, chunk):
         some = list(examples[start : start + chunk])
-        with idle_sinks(nodes):
+        with disable_ddp_sink(nodes):
             grads = _gradients(losses, params, some)
         for k, grad in zip(row, grads, strict=True):
             if grad is not None:

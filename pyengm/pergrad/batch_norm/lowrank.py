@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from pyengm.errors import UnsupportedOperationError
-from pyengm.pergrad.gradients import Gradient
-from pyengm.pergrad.passes import arithmetic, idle_sinks
-from pyengm.pergrad.walk import Walk
+from pyengm.pergrad.per_example_grad import PerExampleGrad
+from pyengm.pergrad.hooks import full_precision, disable_ddp_sink
+from pyengm.pergrad.engine import PerExampleBackward
 
 
-def lowrank_squares(found: Walk, rank: int) -> Tensor:
+def lowrank_squares(found: PerExampleBackward, rank: int) -> Tensor:
     """||A_i||^2 by group of parameters, (groups, n) float64. The graph is kept."""
-    with arithmetic(found.losses.device):
+    with full_precision(found.losses.device):
         return _lowrank_squares(found, rank)
 
 
-def _lowrank_squares(found: Walk, rank: int) -> Tensor:
-    if not all(group.plain for group in found.plan.groups):
+def _lowrank_squares(found: PerExampleBackward, rank: int) -> Tensor:
+    if not all(group.plain for group in found.usage.groups):
         raise UnsupportedOperationError("low-rank norms are for models whose weights are their parameters")
-    kept: dict[int, Gradient] = {}
+    kept: dict[int, PerExampleGrad] = {}
     sums: list[Tensor] = []
     total, _ = found.squares(kept=kept, corrected=True, sums=sums)
     u = torch.cat([s.double() for s in sums], 1)
@@ -33,11 +33,11 @@ def _lowrank_squares(found: Walk, rank: int) -> Tensor:
     edges = {k: found.edge(k) for k in kept}
     missing: dict[int, list[Tensor]] = {k: [] for k in kept}
     for column in v.T:
-        with idle_sinks(found.graph.nodes):
+        with disable_ddp_sink(found.graph.nodes):
             exact = torch.autograd.grad(found.losses, list(edges.values()), column.to(found.losses), retain_graph=True)
         for k, a in zip(edges, exact, strict=True):
             missing[k].append(a - kept[k].weighted(column).to(a))
-    for row, group in enumerate(found.plan.groups):
+    for row, group in enumerate(found.usage.groups):
         (k,) = group.weights
         if k in kept:
             r = torch.stack(missing[k]).flatten(1).double()  # (r, P)

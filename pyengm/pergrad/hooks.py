@@ -8,20 +8,20 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.utils import checkpoint
 
-from pyengm.pergrad.frozen import FrozenNorm
-from pyengm.pergrad.graph import Graph, Node
+from pyengm.pergrad.batch_norm.frozen import FrozenNorm
+from pyengm.pergrad.autograd_graph import Graph, Node
 
 GraphExecGroup = getattr(checkpoint, "GraphExecGroup", contextlib.nullcontext)  # torch before 2.10 has none
 DDP_SINK = "_DDPSinkBackward"
 SINK_FLAG = "_static_graph_delay_allreduce_enqueued"
 
-Visit = Callable[[int, Tensor], None]
+Visit = Callable[[int, tuple[Tensor | None, ...]], None]  # of a node and the gradients of its outputs
 
 
 def visit_gradients(
     graph: Graph,
     losses: Tensor,
-    weights: Tensor,
+    weights: Tensor | None,
     places: Iterable[int],
     visit: Visit,
     *,
@@ -29,13 +29,15 @@ def visit_gradients(
     inputs: Tensor | None = None,
     also: Iterable[tuple[int, int]] = (),
     retain_graph: bool = True,
+    roots: tuple[list[GradientEdge], list[Tensor]] | None = None,
 ) -> Tensor | None:
     """One backward pass of sum_i weights_i L_i that computes no weight gradient.
 
-    visit(place, g) is called once with the output gradient g of each of the places, unless g is undefined (zero).
+    visit(place, grads) is called once with the gradients of the outputs of each of the places, unless all are undefined (zero).
     inputs: a tensor of the graph; its gradient is returned. also: places and outputs whose gradients are computed too,
     because a visitor calls backward functions, which leave out what the pass does not need. The nodes in frozen pass
-    on the input gradients that they compute themselves.
+    on the input gradients that they compute themselves. roots: nodes at which the pass begins in place of the losses, and
+    the gradients of their outputs.
     """
     places = list(places)
     group = GraphExecGroup()  # one for the pass: checkpointed parts are recomputed once for all hooks
@@ -51,22 +53,23 @@ def visit_gradients(
     interior = [place for place in places if place in running]
     frontier = [place for place in places if place not in running]
 
-    def quietly(place: int, g: Tensor | None) -> None:
-        if g is not None:
-            with arithmetic(g.device), _entered(group):
-                visit(place, g)
+    def quietly(place: int, grads: tuple[Tensor | None, ...]) -> None:
+        first = next((g for g in grads if g is not None), None)
+        if first is not None:
+            with full_precision(first.device), _entered(group):
+                visit(place, grads)
 
     def freeze(node: FrozenNorm, into: tuple, out: tuple) -> tuple | None:
         if out[0] is None or into[0] is None:
             return None
-        with arithmetic(out[0].device), _entered(group):
+        with full_precision(out[0].device), _entered(group):
             g = node.input_gradient(out[0])
         return (g.to(into[0].dtype), *into[1:])
 
     hooks = []
     try:
         for place in interior:  # a prehook, so that its gradient is freed as soon as the pass is through
-            hooks.append(graph.nodes[place].register_prehook(lambda grads, place=place: quietly(place, _first(grads))))
+            hooks.append(graph.nodes[place].register_prehook(lambda grads, place=place: quietly(place, tuple(grads))))
         for node in frozen:
             if node.place in running:
                 hook = graph.nodes[node.place].register_hook(lambda into, out, node=node: freeze(node, into, out))
@@ -75,14 +78,15 @@ def visit_gradients(
         targets += [GradientEdge(graph.nodes[place], output) for place, output in also]
         targets += [wanted] if inputs is not None else []
         options = {"retain_graph": retain_graph, "allow_unused": True}
-        with idle_sinks(graph.nodes):
-            grads = torch.autograd.grad(losses, targets, weights, **options) if targets else []
+        with disable_ddp_sink(graph.nodes):
+            heads, given = (losses, weights) if roots is None else roots
+            grads = torch.autograd.grad(heads, targets, given, **options) if targets else []
     finally:
         for hook in hooks:
             hook.remove()
     left = iter(grads)
     for place in frontier:
-        quietly(place, _first([next(left) for _ in edges[place]]))
+        quietly(place, tuple(next(left) for _ in edges[place]))
     return grads[-1] if inputs is not None else None
 
 
@@ -90,13 +94,8 @@ def _outputs(node: Node) -> list[GradientEdge]:
     return [GradientEdge(node, k) for k in range(len(node._input_metadata))]
 
 
-def _first(grads: Iterable[Tensor | None]) -> Tensor | None:
-    """Of nodes that are asked about only splits have several outputs with gradients, which share their fate."""
-    return next((g for g in grads if g is not None), None)
-
-
 @contextlib.contextmanager
-def arithmetic(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """Own sums and products build no graph and keep their precision, whatever modes the caller is in."""
     if torch.is_grad_enabled() or torch.is_autocast_enabled(device.type):
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -112,7 +111,7 @@ def _entered(group):
 
 
 @contextlib.contextmanager
-def idle_sinks(nodes: Iterable[Node]) -> Iterator[None]:
+def disable_ddp_sink(nodes: Iterable[Node]) -> Iterator[None]:
     """Lets passes through DistributedDataParallel's sinks without starting its reduction.
 
     Under static_graph a sink starts the all-reduce at the first pass that it sees, which must be the one that fills

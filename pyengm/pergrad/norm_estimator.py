@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from pyengm.errors import ConfigError
-from pyengm.pergrad.check import check_losses
-from pyengm.pergrad.lowrank import lowrank_squares
-from pyengm.pergrad.oracle import exact_norms, exact_squares
-from pyengm.pergrad.walk import Walk, start
+from pyengm.pergrad.validation import check_losses
+from pyengm.pergrad.batch_norm.lowrank import lowrank_squares
+from pyengm.pergrad.exact import exact_norms, exact_squares
+from pyengm.pergrad.engine import PerExampleBackward, prepare
 from pyengm.utils.distributed import all_reduce_sum, is_running
 
 NORMS = ("auto", "exact", "frozen", "corrected", "lowrank")
@@ -20,7 +20,7 @@ DRIFT = 0.05  # relative error of the norms at which a fit is too old
 STATE = ("gap", "age", "drift", "_leaves", "_exact", "_estimated")
 
 
-class Estimator:
+class NormEstimator:
     """A way to get per-example gradient norms, with what it has learned about the model.
 
     norms: see `per_example_grad_norms`. Under batch norm in training mode "frozen" and "corrected" put a factor on
@@ -55,12 +55,12 @@ class Estimator:
         """Whether the next call fits anew."""
         return self._exact is None or self.age >= self.gap
 
-    def start(self, losses: Tensor, params: list[Tensor]) -> Walk | None:
+    def start(self, losses: Tensor, params: list[Tensor]) -> PerExampleBackward | None:
         """The walk that the norms need, None where they take one backward pass per example."""
         plain = self.kind == "exact" or losses.numel() == 1 or losses.grad_fn is None
-        return None if plain else start(losses, params)
+        return None if plain else prepare(losses, params)
 
-    def norms(self, losses: Tensor, params: list[Tensor], found: Walk | None) -> Tensor:
+    def norms(self, losses: Tensor, params: list[Tensor], found: PerExampleBackward | None) -> Tensor:
         """(n,) norms in float32 or better; found: what `start` gave."""
         dtype = torch.promote_types(losses.dtype, torch.float32)
         self.fit_errors = None
@@ -73,8 +73,8 @@ class Estimator:
         total, _ = found.squares(corrected=(DEFAULT if self.kind == "auto" else self.kind) == "corrected")
         return (total * self._factors(found, total)[:, None]).sum(0).sqrt().to(dtype)
 
-    def _factors(self, found: Walk, total: Tensor) -> Tensor:
-        leaves = [group.leaves for group in found.plan.groups]
+    def _factors(self, found: PerExampleBackward, total: Tensor) -> Tensor:
+        leaves = [group.leaves for group in found.usage.groups]
         if leaves != self._leaves:
             self.forget()
             self._leaves = leaves
@@ -94,9 +94,9 @@ class Estimator:
     def _among_others(self) -> bool:
         return self.shared and is_running()
 
-    def _fit(self, found: Walk, total: Tensor) -> None:
+    def _fit(self, found: PerExampleBackward, total: Tensor) -> None:
         chosen = _spread(total.sum(0), self.examples)
-        groups = [[found.params[k] for k in group.leaves] for group in found.plan.groups]
+        groups = [[found.params[k] for k in group.leaves] for group in found.usage.groups]
         exact, estimated = exact_squares(found.losses, groups, chosen), total[:, chosen]
         relative = exact.sum(0).reciprocal().nan_to_num(posinf=0)  # so that every example counts the same
         both = torch.stack([exact @ relative, estimated @ relative])
@@ -150,10 +150,10 @@ def per_example_grad_norms(losses: Tensor, params: Iterable[Tensor], norms: str 
     statistics right behind each layer, "lowrank" takes 16 further backward passes, and "exact" one for every example.
     The graph is kept, .grad is not touched, and parameters that the losses do not depend on count as 0.
     The first call for a model and shape takes some more passes that find and check what belongs to which example.
-    Raises ConfigError for another value of norms; UnsupportedOperationError, naming node and parameter, for what no rule serves and
+    Raises ConfigError for another value of norms; UnsupportedOperationError, error_context node and parameter, for what no rule serves and
     for operations that mix examples; ValueError for losses of another shape or without a graph, or when no parameter
     requires grad; NonFiniteError for losses that are not finite. Source: Dabouei et al. 2022, Eq. 5.
     """
-    estimator, params = Estimator(norms, shared=False), list(params)
+    estimator, params = NormEstimator(norms, shared=False), list(params)
     check_losses(losses)
     return estimator.norms(losses, params, estimator.start(losses, params))

@@ -1,0 +1,176 @@
+"""The autograd graph below per-example losses, traced from the losses: nothing is attached to the model."""
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyengm.pergrad.layout import Shape
+from pyengm.pergrad.rules import LAYOUT_FIELDS
+from pyengm.pergrad.rules.registry import plain
+
+Node = Any  # torch makes its node types at run time, and they share no public base with these attributes
+
+LEAF = "torch::autograd::AccumulateGrad"
+
+# Between a parameter and its consumer these move or cast elements, which leaves the norm of a gradient as it is.
+TRANSPARENT = {
+    "AliasBackward0",
+    "PermuteBackward0",
+    "ReshapeAliasBackward0",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
+    "TBackward0",
+    "ToCopyBackward0",
+    "TransposeBackward0",
+    "UnsafeViewBackward0",
+    "UnsqueezeBackward0",
+    "ViewBackward0",
+}
+
+# Saved operands whose being a tensor or a scalar tells a product of parameters from one with data.
+OPERANDS = {"MulBackward0": ("other", "self"), "DivBackward0": ("other", "self")}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in an order in which each comes before all that it sends gradients to; the losses' own node is the first.
+
+    children[k]: for each input slot of node k the place of the node that made the input and the number of its output,
+    or None where no gradient flows. shapes[k]: of the outputs of node k. fields[k]: the saved fields that the layout
+    rule of node k reads. root: the number of the output of node 0 that the losses are.
+    """
+
+    nodes: list[Node]
+    children: list[tuple[tuple[int, int] | None, ...]]
+    shapes: list[tuple[Shape, ...]]
+    fields: list[Mapping[str, Any]]
+    root: int
+
+    def key(self, leaves: Iterable[Tensor]) -> Hashable:
+        """All that proofs depend on, apart from the contents of indices; it tells these leaves from each other."""
+        number = {id(leaf): k for k, leaf in enumerate(leaves)}
+        rows = []
+        for node, children, fields in zip(self.nodes, self.children, self.fields, strict=True):
+            name = node.name()
+            if name == LEAF:
+                rows.append((number.get(id(node.variable)), tuple(node.variable.shape)))
+                continue
+            outputs = tuple((tuple(output.shape), output.dtype) for output in node._input_metadata)
+            operands = tuple(_is_scalar(node, field) for field in OPERANDS.get(name, ()))
+            rows.append((name, children, outputs, operands, tuple((f, _hashable(v)) for f, v in fields.items())))
+        return tuple(rows), self.root
+
+    def leaf(self, place: int) -> Tensor | None:
+        """The leaf tensor of a node that only collects a leaf's gradient."""
+        node = self.nodes[place]
+        return node.variable if node.name() == LEAF else None
+
+    def leaf_below(self, place: int) -> tuple[Tensor | None, tuple]:
+        """The leaf that only transparent nodes separate from here, if there is one, and a description of them."""
+        chain = []
+        while self.nodes[place].name() in TRANSPARENT and self.children[place][0] is not None:
+            chain.append(_transparent(self.nodes[place]))
+            (place, _), *_ = self.children[place]  # type: ignore[misc]
+        return self.leaf(place), tuple(chain)
+
+    def shape(self, place: int, output: int = 0) -> torch.Size:
+        """Shape of a node's output (of the tensor that the forward pass made there)."""
+        return torch.Size(self.shapes[place][output])
+
+    def input_shapes(self, place: int) -> tuple[Shape | None, ...]:
+        """Shapes of a node's inputs, None for constants."""
+        return tuple(None if child is None else self.shapes[child[0]][child[1]] for child in self.children[place])
+
+    def above(self, places: Iterable[int]) -> set[int]:
+        """All nodes from which one of these is reached, themselves excluded; backward passes to them run just those."""
+        parents: list[list[int]] = [[] for _ in self.nodes]
+        for parent, slots in enumerate(self.children):
+            for slot in slots:
+                if slot is not None:
+                    parents[slot[0]].append(parent)
+        return _reached(places, parents)
+
+    def below(self, places: Iterable[int]) -> set[int]:
+        """All nodes that one of these sends gradients to, themselves excluded."""
+        return _reached(places, [[slot[0] for slot in slots if slot is not None] for slots in self.children])
+
+
+def _reached(places: Iterable[int], edges: list[list[int]]) -> set[int]:
+    found: set[int] = set()
+    stack = list(places)
+    while stack:
+        for place in edges[stack.pop()]:
+            if place not in found:
+                found.add(place)
+                stack.append(place)
+    return found
+
+
+def trace(losses: Tensor) -> Graph:
+    """The graph of the losses."""
+    order: list[Node] = []
+    seen: set[Node] = {losses.grad_fn}
+    stack: list[tuple[Node, bool]] = [(losses.grad_fn, False)]
+    while stack:  # depth first, children before their parents
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+            continue
+        stack.append((node, True))
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append((child, False))
+    order = _topological(losses.grad_fn, order)
+    place = {node: k for k, node in enumerate(order)}
+    children = [
+        tuple(None if child is None else (place[child], output) for child, output in node.next_functions)
+        for node in order
+    ]
+    shapes = [tuple(tuple(output.shape) for output in getattr(node, "_input_metadata", ())) for node in order]
+    return Graph(order, children, shapes, [_fields(node) for node in order], losses.output_nr)
+
+
+def _topological(top: Node, nodes: list[Node]) -> list[Node]:
+    waiting = dict.fromkeys(nodes, 0)
+    for node in nodes:
+        for child, _ in node.next_functions:
+            if child is not None:
+                waiting[child] += 1
+    ready, order = [top], []
+    while ready:
+        node = ready.pop()
+        order.append(node)
+        for child, _ in node.next_functions:
+            if child is not None:
+                waiting[child] -= 1
+                if not waiting[child]:
+                    ready.append(child)
+    return order
+
+
+def _fields(node: Node) -> dict[str, Any]:
+    return {name: plain(getattr(node, f"_saved_{name}", None)) for name in LAYOUT_FIELDS.get(node.name(), ())}
+
+
+def _hashable(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype
+    return tuple(map(_hashable, value)) if isinstance(value, tuple) else value
+
+
+def _is_scalar(node: Node, field: str) -> bool:
+    value = getattr(node, f"_saved_{field}", None)
+    return value is None or value.dim() == 0
+
+
+def _transparent(node: Node) -> tuple:
+    fields = ("_saved_dims", "_saved_dim", "_saved_dim0", "_saved_dim1")
+    shapes = tuple(tuple(output.shape) for output in node._input_metadata)
+    name = node.name()
+    if name == "ToCopyBackward0":  # a cast, which two passes of a model may have made each for itself
+        return name, shapes
+    return name, shapes, *(str(getattr(node, field, None)) for field in fields)

@@ -1,0 +1,257 @@
+"""Per-example gradients from one backward pass over the autograd graph."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.utils.checkpoint import CheckpointError
+
+from pyengm.errors import UnsupportedOperationError
+from pyengm.pergrad.autograd_graph import Graph, trace
+from pyengm.pergrad.batch_norm.corrected import Sums, correct
+from pyengm.pergrad.batch_norm.frozen import FrozenNorm, frozen_norms, upstream_layers
+from pyengm.pergrad.hooks import full_precision, visit_gradients
+from pyengm.pergrad.per_example_grad import DenseGrad, PerExampleGrad, StackedGrads, merge, row_squares
+from pyengm.pergrad.probe import probe
+from pyengm.pergrad.row_layout import RowLayout
+from pyengm.pergrad.rules.fallback import NodeCallGrad
+from pyengm.pergrad.rules.weights import to_float32
+from pyengm.pergrad.validation import Params, check_losses, check_visible, named_params
+from pyengm.pergrad.verify import verify
+from pyengm.pergrad.weight_usage import TiedParams, WeightUsage, WeightUse, error_context, usage_of
+
+WAY_OUT = 'norms="exact" takes one backward pass per example instead'
+CHUNK = 16  # examples of a batched pass on a GPU
+
+
+def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
+    """Finds the parameters in the graph of the losses (n,); nothing in it is changed.
+
+    The first call for a structure of graph derives the owners of all gradients and, where batch statistics do not make
+    the examples depend on each other, compares two norms with exact derivatives.
+    Raises UnsupportedOperationError for what no rule supports, where examples are not independent and where the
+    comparison fails, and what `exact_norms` raises.
+    """
+    check_losses(losses)
+    tensors, names = named_params(params)
+    graph = trace(losses)
+    check_visible(graph, opaque=True)
+    frozen = frozen_norms(graph)
+    try:
+        usage, is_new = usage_of(graph, len(losses), tensors, names, frozen)
+        found = PerExampleBackward(losses, tensors, names, graph, probe(graph, losses, names, usage, frozen), frozen)
+        if is_new and not frozen:
+            verify(losses, tensors, names, graph, found.usage, found.squares()[0], WAY_OUT)
+    except (UnsupportedOperationError, CheckpointError) as error:
+        raise UnsupportedOperationError(f"{error}; {WAY_OUT}") from error
+    return found
+
+
+@dataclass
+class PerExampleBackward:
+    """Losses with their graph, and where it uses the parameters; made by `prepare`.
+
+    frozen: batch norms whose statistics make the examples depend on each other.
+    """
+
+    losses: Tensor
+    params: list[Tensor]
+    names: list[str]
+    graph: Graph
+    usage: WeightUsage
+    frozen: list[FrozenNorm]
+
+    def squares(
+        self,
+        *,
+        inputs: Tensor | None = None,
+        kept: dict[int, PerExampleGrad] | None = None,
+        corrected: bool = False,
+        sums: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """||dL_i / d group||^2 for the groups of parameters, (groups, n) float64, and the gradient of given inputs.
+
+        Batch statistics count as constants. kept: takes the gradients of every weight, for `deliver`; the graph's
+        activations are then freed on the way, unless they may be needed once more. corrected: statistics count
+        between a layer and the batch norms that its output reaches through additions alone. sums: takes the
+        derivatives of every batch norm's mean and deviation, (n, C) each.
+        """
+        groups = self.usage.groups
+        total = torch.zeros(len(groups), len(self.losses), dtype=torch.float64, device=self.losses.device)
+        pending: dict[int, PerExampleGrad] = {}
+        small: dict[int, DenseGrad] = {}
+        group_of = {k: row for row, group in enumerate(groups) for k in group.weights}
+
+        def done(k: int, gradient: PerExampleGrad) -> None:
+            group = group_of[k]
+            if groups[group].plain and isinstance(gradient, DenseGrad) and StackedGrads.takes(gradient):
+                small[k] = gradient
+            elif groups[group].plain:
+                total[group] += gradient.squares(keep=kept is not None).to(total)
+            else:
+                pending[k] = gradient
+            if kept is not None:
+                kept[k] = gradient
+
+        with full_precision(self.losses.device):
+            input_gradient = self._collect(done, inputs, kept is not None, corrected, sums)
+            if small:
+                for k, squares in zip(small, StackedGrads(small).squares().to(total), strict=True):
+                    total[group_of[k]] += squares
+            for row, group in enumerate(groups):
+                if not group.plain and any(k in pending for k in group.weights):
+                    total[row] = self._pulled_squares(group, pending).to(total)
+        return total, input_gradient
+
+    def gradients(self, inputs: Tensor | None) -> tuple[dict[int, PerExampleGrad], Tensor | None]:
+        """The gradients of every weight for `deliver`, without norms, and that of the inputs; activations are freed."""
+        kept: dict[int, PerExampleGrad] = {}
+        with full_precision(self.losses.device):
+            input_gradient = self._collect(kept.__setitem__, inputs, True, False, None)
+        return kept, input_gradient
+
+    def deliver(self, kept: dict[int, PerExampleGrad], weights: Tensor) -> None:
+        """Adds sum_i weights_i g_i to .grad of the parameters, through autograd, so that hooks and reducers run."""
+        if kept:
+            with full_precision(self.losses.device):
+                small = {
+                    k: gradient
+                    for k, gradient in kept.items()
+                    if isinstance(gradient, DenseGrad) and StackedGrads.takes(gradient)
+                }
+                grads = StackedGrads(small).weighted(weights) if small else {}
+                grads |= {k: gradient.weighted(weights) for k, gradient in kept.items() if k not in small}
+            torch.autograd.backward([self.edge(k) for k in grads], list(grads.values()))
+
+    def edge(self, k: int) -> GradientEdge:
+        """Where the gradient of weight k flows."""
+        weight = self.usage.weights[k]
+        return GradientEdge(self.graph.nodes[weight.place], weight.output)
+
+    def _collect(
+        self,
+        done: Callable[[int, PerExampleGrad], None],
+        inputs: Tensor | None,
+        keep: bool,
+        corrected: bool,
+        statistics: list[Tensor] | None,
+    ) -> Tensor | None:
+        """Calls done(weight, gradient) as soon as a weight's last use has been visited."""
+        collector = _Collector(self, done, keep and not self.frozen, corrected, statistics)
+        called = {k for use in self.usage.uses if use.rule is None for k in use.slots.values()}
+        input_gradient = visit_gradients(
+            self.graph,
+            self.losses,
+            torch.ones_like(self.losses),
+            {*collector.uses, *collector.norms},
+            collector.visit,
+            frozen=self.frozen,
+            inputs=inputs,
+            also=[(self.usage.weights[k].place, self.usage.weights[k].output) for k in called],
+            retain_graph=not collector.frees,
+        )
+        collector.finish()
+        return input_gradient
+
+    def rows_of_norms(self, fed: dict[int, list[FrozenNorm]]) -> dict[int, RowLayout]:
+        """The layouts of batch norms' outputs: their own, or that of a layer that feeds them, or batch first."""
+        uses = {use.place: use.rows for use in self.usage.uses if use.rows is not None}
+        rows = {norm.place: uses[layer] for layer, norms in fed.items() if layer in uses for norm in norms}
+        n = len(self.losses)
+        for place in (norm.place for norm in self.frozen if norm.place not in rows):
+            images = self.graph.shape(place)[0]
+            if place in uses or images % n == 0:
+                rows[place] = uses.get(place, RowLayout(n, images // n))
+        return rows
+
+    def _pulled_squares(self, group: TiedParams, gradients: dict[int, PerExampleGrad]) -> Tensor:
+        """Squared norms where parameters and weights differ: every example's gradient pulled back to the parameters."""
+        leaves = [self.params[k] for k in group.leaves]
+        present = [k for k in group.weights if k in gradients]
+        edges = [self.edge(k) for k in present]
+        step = CHUNK if self.losses.is_cuda else 1
+        totals = []
+        for i in range(0, len(self.losses), step):
+            rows = [gradients[k].dense(slice(i, i + step)) for k in present]
+            if step == 1:
+                pulled = torch.autograd.grad(
+                    edges, leaves, [row[0] for row in rows], retain_graph=True, allow_unused=True
+                )
+                pulled = [None if p is None else p[None] for p in pulled]
+            else:
+                pulled = torch.autograd.grad(
+                    edges, leaves, rows, is_grads_batched=True, retain_graph=True, allow_unused=True
+                )
+            squares = [row_squares(to_float32(p)).double() for p in pulled if p is not None]
+            totals.append(torch.stack(squares).sum(0))
+        return torch.cat(totals)
+
+
+class _Collector:
+    """Gathers the gradients of weights on their way through one backward pass.
+
+    frees: whether the pass frees the graph as it goes, so that gradients take what they need of it at once.
+    """
+
+    def __init__(
+        self,
+        backward: PerExampleBackward,
+        done: Callable[[int, PerExampleGrad], None],
+        frees: bool,
+        corrected: bool,
+        statistics: list[Tensor] | None,
+    ):
+        self.backward, self.done, self.frees, self.statistics = backward, done, frees, statistics
+        usage, graph, frozen = backward.usage, backward.graph, backward.frozen
+        self.uses = {use.place: use for use in usage.uses}
+        self.fed = upstream_layers(graph, frozen) if corrected else {}
+        self.rows = backward.rows_of_norms(self.fed) if corrected else {}
+        self.norms = {norm.place: norm for norm in frozen if norm.place in self.rows}
+        self._sums: dict[int, Sums] = {}
+        self._missing = Counter(k for use in usage.uses for k in use.slots.values())
+        self._arrived: dict[int, list[PerExampleGrad]] = {}
+
+    def visit(self, place: int, grads: tuple[Tensor | None, ...]) -> None:
+        if place in self.norms and grads[0] is not None:
+            self._count_statistics(place, grads[0])
+        if place not in self.uses:
+            return
+        use = self.uses[place]
+        for slot, gradient in correct(self._gradients(use, grads), self.fed.get(place, ()), self._sums).items():
+            k = use.slots[slot]
+            if self.frees:
+                gradient.materialize()
+            self._arrived.setdefault(k, []).append(gradient)
+            self._missing[k] -= 1
+            if not self._missing[k]:
+                self.done(k, merge(self._arrived.pop(k)))
+
+    def finish(self) -> None:
+        """Some uses have undefined gradients, which count as zero."""
+        for k, gradients in self._arrived.items():
+            self.done(k, merge(gradients))
+        self._arrived.clear()
+
+    def _gradients(self, use: WeightUse, grads: tuple[Tensor | None, ...]) -> dict[int, PerExampleGrad]:
+        backward, node = self.backward, self.backward.graph.nodes[use.place]
+        weights = backward.usage.weights
+        shapes = {slot: weights[k].shape for slot, k in use.slots.items()}
+        n = len(backward.losses)
+        with error_context(node, backward.names, [weights[k] for k in use.slots.values()]):
+            if use.rule is None:
+                owners = [torch.zeros(1, dtype=torch.long) if o is None else o for o in use.owners]
+                return {slot: NodeCallGrad(node, slot, shape, grads, owners, n) for slot, shape in shapes.items()}
+            g = grads[0]
+            if g is None or use.rows is None:
+                return {}
+            return use.rule.gradients(node, shapes, g if use.rule.accepts_half else to_float32(g), use.rows)
+
+    def _count_statistics(self, place: int, g: Tensor) -> None:
+        first, second = (self.rows[place].split(s).sum(1) for s in self.norms[place].sums(to_float32(g)))
+        self._sums[place] = first, second
+        if self.statistics is not None:
+            deviation = self.norms[place].deviation()
+            self.statistics.extend(s * deviation for s in (first, second))

@@ -1,0 +1,143 @@
+"""Ownership found by experiment, at every call, for the part of a graph of which nothing is proven.
+
+The gradients that enter this part are multiplied by a sign for each example, once for every bit of its number. What
+belongs to one example alone changes its sign with that example's, and its size under no code: a change of sign is exact
+in floating-point numbers. What several examples share changes its size under some code, as random factors on the
+entering gradients keep shares from cancelling.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from pyengm.errors import UnsupportedOperationError
+from pyengm.pergrad.autograd_graph import Graph
+from pyengm.pergrad.batch_norm.frozen import FrozenNorm
+from pyengm.pergrad.hooks import visit_gradients
+from pyengm.pergrad.layout import Shape
+from pyengm.pergrad.row_layout import RowLayout
+from pyengm.pergrad.weight_usage import WeightUsage, WeightUse, error_context
+
+DIRECTIONS = 4  # no gradient is at a right angle to all of them
+ROUNDING = 32  # times the machine epsilon, of a row's norm; atomic sums on a GPU change their order
+GPU_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class RowProjection:
+    """Random projections (R, K) of the rows of a gradient, and their norms (R,)."""
+
+    values: Tensor
+    norms: Tensor
+
+    @staticmethod
+    def of(g: Tensor, view: Shape, axes: Sequence[int]) -> "RowProjection":
+        """The rows of g, viewed as `view`, along these axes."""
+        others = [axis for axis in range(len(view)) if axis not in axes]
+        rows = torch.Size(view[axis] for axis in axes).numel()
+        matrix = g.detach().reshape(view).permute(*axes, *others).reshape(rows, -1).double()
+        if matrix.shape[1] == 1:
+            return RowProjection(matrix, matrix[:, 0].abs())
+        generator = torch.Generator().manual_seed(0)
+        directions = torch.randn(matrix.shape[1], DIRECTIONS, dtype=torch.float64, generator=generator)
+        return RowProjection(matrix @ directions.to(matrix.device), matrix.norm(dim=1))
+
+
+def probe(
+    graph: Graph, losses: Tensor, names: Sequence[str], usage: WeightUsage, frozen: Sequence[FrozenNorm]
+) -> WeightUsage:
+    """The usage with the rows of all uses filled in, for these losses alone.
+
+    Raises UnsupportedOperationError, naming node and parameters, where examples are not independent.
+    """
+    if not usage.probed:
+        return usage
+    n, entering = len(losses), _entering(graph, losses, usage, frozen)
+    numbers = torch.arange(n, device=losses.device)
+    codes = [torch.ones_like(numbers), *(1 - 2 * (numbers >> bit & 1) for bit in range((n - 1).bit_length()))]
+    uses = {use.place: use for use in usage.probed}
+    seen: dict[int, list[list[RowProjection | None]]] = {place: [] for place in uses}
+
+    def project(place: int, grads: tuple[Tensor | None, ...]) -> None:
+        seen[place].append([None if g is None else _project(graph, usage, uses[place], g) for g in grads])
+
+    for code in codes:
+        signed = [g * torch.cat([code, code.new_ones(1)]).to(g.dtype)[owners.to(g.device)] for _, g, owners in entering]
+        roots = [edge for edge, _, _ in entering], signed
+        visit_gradients(graph, losses, None, uses, project, frozen=frozen, roots=roots)
+    signs = torch.stack(codes)
+    found = [_with_rows(graph, names, usage, use, seen, signs) if use.is_probed else use for use in usage.uses]
+    return replace(usage, uses=[use for use in found if use is not None])
+
+
+def _entering(
+    graph: Graph, losses: Tensor, usage: WeightUsage, frozen: Sequence[FrozenNorm]
+) -> list[tuple[GradientEdge, Tensor, Tensor]]:
+    """The gradients of the nodes above the unproven part, times random factors, and whose their elements are."""
+    found: list[tuple[GradientEdge, Tensor, Tensor]] = []
+    generator = torch.Generator().manual_seed(0)
+
+    def take(place: int, grads: tuple[Tensor | None, ...]) -> None:
+        for output, g in enumerate(grads):
+            owners = usage.entering[place].get(output)
+            if g is not None and owners is not None:
+                factors = torch.rand(g.shape, generator=generator, dtype=torch.float32).add_(0.5).to(g)
+                found.append((GradientEdge(graph.nodes[place], output), g.detach() * factors, owners))
+
+    visit_gradients(graph, losses, torch.ones_like(losses), usage.entering, take, frozen=frozen)
+    return found
+
+
+def _project(graph: Graph, usage: WeightUsage, use: WeightUse, g: Tensor) -> RowProjection:
+    shape = tuple(g.shape)
+    if use.rule is None:
+        return RowProjection.of(g, shape, range(len(shape)))
+    shapes = {slot: usage.weights[k].shape for slot, k in use.slots.items()}
+    return RowProjection.of(g, *use.rule.rows(graph.nodes[use.place], shapes, shape))
+
+
+def _with_rows(
+    graph: Graph,
+    names: Sequence[str],
+    usage: WeightUsage,
+    use: WeightUse,
+    seen: dict[int, list[list[RowProjection | None]]],
+    signs: Tensor,
+) -> WeightUse | None:
+    """The use with its rows, or None where its gradients are undefined, which counts as zero."""
+    n, by_code = signs.shape[1], seen[use.place]
+    if len(by_code) < len(signs):
+        return None
+    with error_context(graph.nodes[use.place], names, [usage.weights[k] for k in use.slots.values()]):
+        owners = []
+        for output in range(len(by_code[0])):
+            projections = [code[output] for code in by_code]
+            if any(p is None for p in projections):
+                owners.append(None)
+                continue
+            owners.append(_owners([p for p in projections if p is not None], signs, usage))
+        if use.rule is not None:
+            return replace(use, rows=RowLayout.of(owners[0].cpu().numpy(), n))
+        shapes = graph.shapes[use.place]
+        return replace(use, owners=tuple(None if o is None else o.view(s) for o, s in zip(owners, shapes, strict=True)))
+
+
+def _owners(projections: Sequence[RowProjection], signs: Tensor, usage: WeightUsage) -> Tensor:
+    """The example that each row belongs to, (R,); -1 for rows of zeros."""
+    values = torch.stack([p.values for p in projections])  # (codes, R, K)
+    norms = torch.stack([p.norms for p in projections]).amax(0)
+    live = norms.isfinite() & (norms > 0)
+    clearest = values[0].abs().argmax(1)[None, :, None].expand(len(values), -1, 1)
+    measured = values.gather(2, clearest)[:, :, 0]  # (codes, R)
+    tolerance = norms * (GPU_TOLERANCE if values.is_cuda else ROUNDING * torch.finfo(torch.float64).eps)
+    changed = ((values.abs() - values[0].abs()).abs() > tolerance[:, None]).any(2).any(0)
+    bits = ((measured * measured[0].sign())[1:] < 0).long()
+    owner = (bits << torch.arange(len(bits), device=bits.device)[:, None]).sum(0)
+    if changed[live].any() or (owner[live] >= signs.shape[1]).any():
+        reasons = ", ".join(sorted(set(usage.unproven.values())))
+        raise UnsupportedOperationError(f"the examples are not independent: its gradient mixes them ({reasons})")
+    return torch.where(live, owner, -1)
+

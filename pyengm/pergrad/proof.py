@@ -1,0 +1,195 @@
+"""The proof of a graph's layouts: whose the elements of every gradient are, derived node by node from the losses down.
+
+A tensor that examples share is a weight: a parameter, a table computed from parameters, or a sum over the batch that
+nothing else than weights lies below. Where a shared tensor is made of activations that belong to single examples as
+well, the examples are not independent, or the contents of a constant decide (a mask, a one-hot matrix). There, and
+below nodes without a rule, nothing is proven: ownership is probed at every call, for the part of the graph below that
+edge alone.
+"""
+
+import hashlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from pyengm.pergrad.autograd_graph import LEAF, OPERANDS, TRANSPARENT, Graph
+from pyengm.pergrad.layout import NOBODY, SHARED, Layout, UnprovenError, merge, one_per_loss
+from pyengm.pergrad.rules import LAYOUT_RULES
+from pyengm.pergrad.rules.registry import NodeView
+
+Edge = tuple[int, int]  # a node and one of its input slots
+
+# Of parameters alone these make what is a parameter still; more in this list saves probing, and cannot make it wrong.
+PURE = TRANSPARENT | {
+    f"{name}Backward{k}"
+    for k in range(3)
+    for name in (
+        "Abs Add Addmm Bmm Cat Clamp ClampMin Clone Cumsum Div Erf Exp Expand Flip Gelu LinalgVectorNorm Log Mean Mm Mul "
+        "Neg Norm Pow Reciprocal Relu Repeat Rsqrt Select Sigmoid Silu Slice Softmax Softplus Split Sqrt Stack StdMean Sub "
+        "Sum Tanh Tril Triu Unbind Var VarMean"
+    ).split()
+}
+
+
+@dataclass
+class Proof:
+    """layouts[k][output]: of the gradients of node k's outputs; absent in the unproven part.
+
+    unproven: edges below which ownership has to be probed, with the reason. probed: the nodes there. pure: whether a node is made of
+    parameters alone. contents: nodes
+    whose rule read the values of an index, with a digest of these values.
+    """
+
+    layouts: list[dict[int, Layout]]
+    unproven: dict[Edge, str] = field(default_factory=dict)
+    probed: set[int] = field(default_factory=set)
+    pure: list[bool] = field(default_factory=list)
+    contents: dict[int, Hashable] = field(default_factory=dict)
+
+    def holds_for(self, graph: Graph) -> bool:
+        """Whether the values of the indices that the proof has read are those of this graph."""
+        return all(digest(graph.fields[place]) == found for place, found in self.contents.items())
+
+
+def digest(fields: Any) -> Hashable:
+    """A digest of the values of all tensors among the fields of a node."""
+    found = hashlib.sha256()
+
+    def take(value: Any) -> None:
+        if isinstance(value, Tensor):
+            found.update(value.detach().contiguous().cpu().numpy().tobytes())
+        elif isinstance(value, tuple):
+            for one in value:
+                take(one)
+
+    for value in fields.values():
+        take(value)
+    return found.digest()
+
+
+def prove(graph: Graph, n: int, frozen: Sequence[int] = ()) -> Proof:
+    """The layouts of the graph of n losses. frozen: batch norms whose statistics count as constants."""
+    pure = _pure_nodes(graph)
+    unproven: dict[Edge, str] = {}
+    while True:
+        attempt = _Attempt(graph, n, set(frozen), pure, unproven)
+        attempt.run()
+        found = attempt.sources()
+        if not found:
+            return attempt.proof
+        unproven = attempt.proof.unproven | found
+
+
+def _pure_nodes(graph: Graph) -> list[bool]:
+    """Whether a node's output is made of parameters alone."""
+    pure = [False] * len(graph.nodes)
+    for k in range(len(graph.nodes) - 1, -1, -1):
+        name, children = graph.nodes[k].name(), graph.children[k]
+        if name == LEAF:
+            pure[k] = True
+        elif name in PURE and any(child is not None for child in children):
+            pure[k] = all(
+                pure[child[0]] if child is not None else _is_number(graph, k, slot)
+                for slot, child in enumerate(children)
+            )
+    return pure
+
+
+def _is_number(graph: Graph, place: int, slot: int) -> bool:
+    """Whether an operand without a gradient is known to be a number, not a tensor of data."""
+    node = graph.nodes[place]
+    operands = OPERANDS.get(node.name())
+    if operands is None or slot > 1:
+        return False
+    value = getattr(node, f"_saved_{operands[1 - slot]}", None)  # the derivative of one operand is the other
+    return value is None or value.dim() == 0
+
+
+class _Attempt:
+    """One pass from the losses down, with a set of edges below which nothing is proven."""
+
+    def __init__(self, graph: Graph, n: int, frozen: set[int], pure: list[bool], unproven: dict[Edge, str]):
+        self.graph, self.frozen, self.pure = graph, frozen, pure
+        self.proof = Proof([{} for _ in graph.nodes], dict(unproven), pure=pure)
+        self.proof.layouts[0][graph.root] = one_per_loss(n)
+        self.shared_by: dict[int, set[Edge]] = {}  # for shared nodes: the edges at which that began
+        self.conflicts: set[int] = set()
+
+    def run(self) -> None:
+        for place, node in enumerate(self.graph.nodes):
+            if node.name() != LEAF:
+                self._descend(place)
+
+    def sources(self) -> dict[Edge, str]:
+        """The edges at which tensors became shared that belong to single examples elsewhere."""
+        names = self.graph.nodes
+        return {
+            edge: f"{names[edge[0]].name()} sums over examples in its slot {edge[1]}"
+            for place in self.conflicts
+            for edge in self.shared_by.get(place, ())
+        }
+
+    def _descend(self, place: int) -> None:
+        proof, layouts, children = self.proof, self.proof.layouts[place], self.graph.children[place]
+        if place in proof.probed:
+            proof.probed.update(child[0] for child in children if child is not None and not self._is_weight(child[0]))
+            return
+        if not layouts:
+            return
+        if SHARED in layouts.values():
+            below: Sequence[Layout | None] = [SHARED] * len(children)
+            if any(layout not in (SHARED, NOBODY) for layout in layouts.values()):
+                self.conflicts.add(place)
+        else:
+            try:
+                below = self._rule(place)
+            except UnprovenError as reason:
+                for slot, child in enumerate(children):
+                    if child is not None and not self._is_weight(child[0]):
+                        proof.unproven.setdefault((place, slot), f"{self.graph.nodes[place].name()}: {reason}")
+                below = [SHARED] * len(children)
+        for slot, (child, layout) in enumerate(zip(children, below, strict=True)):
+            if child is None or layout is None:
+                continue
+            if (place, slot) in proof.unproven:
+                proof.probed.add(child[0])
+            else:
+                self._arrive(place, slot, child, layout)
+
+    def _is_weight(self, place: int) -> bool:
+        return self.pure[place]
+
+    def _rule(self, place: int) -> Sequence[Layout | None]:
+        graph, node = self.graph, self.graph.nodes[place]
+        name = node.name()
+        if name not in LAYOUT_RULES:
+            raise UnprovenError("there is no layout rule for it")
+        first = graph.children[place][0] if graph.children[place] else None
+        fields = graph.fields[place]
+        if place in self.frozen:
+            fields = {**fields, "training": False}
+        child = "" if first is None else graph.nodes[first[0]].name()
+        view = NodeView(name, graph.shapes[place], graph.input_shapes(place), fields, child)
+        below = LAYOUT_RULES[name](view, self.proof.layouts[place])
+        if view.read_contents:
+            self.proof.contents[place] = digest(graph.fields[place])
+        return below
+
+    def _arrive(self, place: int, slot: int, child: tuple[int, int], layout: Layout) -> None:
+        at, output = child
+        if at in self.proof.probed:
+            return
+        before = self.proof.layouts[at].get(output)
+        after = layout if before is None else merge(before, layout)
+        if after is None:
+            after = SHARED
+            if not self._is_weight(at):
+                self.conflicts.add(at)
+        if layout == SHARED:
+            began = self.shared_by.get(place) if SHARED in self.proof.layouts[place].values() else None
+            self.shared_by.setdefault(at, set()).update(began or {(place, slot)})
+        elif after == SHARED and before not in (None, SHARED):
+            self.shared_by.setdefault(at, set()).add((place, slot))  # two examples' own parts overlap
+        self.proof.layouts[at][output] = after

@@ -1,0 +1,30 @@
+"""Layout rules of elementwise operations: every input has the layout of the output, up to broadcasting."""
+
+from collections.abc import Mapping
+
+from pyengm.pergrad.layout import Layout, Shape, carry
+from pyengm.pergrad.rules.registry import Layouts, NodeView, layout_rule
+
+
+def aligned_axes(source: Shape, target: Shape) -> dict[int, int]:
+    """Axes that correspond under broadcasting, which aligns shapes at the right."""
+    shift = len(target) - len(source)
+    return {axis: axis + shift for axis in range(len(source)) if axis + shift >= 0}
+
+
+@layout_rule("""
+    Abs Acos Acosh Add AddBackward1 Addcdiv Addcmul Alias Angle Asin Asinh Atan Atan2 Atanh BinaryCrossEntropy
+    BinaryCrossEntropyWithLogits Ceil Celu CeluBackward1 Clamp ClampBackward1 ClampMax ClampMaxBackward1 ClampMin
+    ClampMinBackward1 Clone Complex Conj ConjPhysical Contiguous Copy CopyBackwards torch::autograd::CopyBackwards Cos
+    Cosh Deg2Rad Digamma Div DivBackward1 DivBackward2 DivBackward3 Elu EluBackward1 Erf Erfc Erfinv Exp Exp2 Expand
+    Expm1 Fill FillBackward1 FillBackward2 Floor Fmax Fmin Fmod FmodBackward1 Frac FusedDropout Gelu Hardshrink
+    Hardsigmoid Hardswish Hardtanh HuberLoss Hypot Imag LeakyRelu LeakyReluBackward1 Lerp LerpBackward1 Lgamma Lift
+    LiftFresh Log Log10 Log1P Log2 LogSigmoid Logaddexp Logaddexp2 Logit MaskedFill MaskedFillBackward1 Maximum Minimum
+    Mish MseLoss Mul MulBackward1 NanToNum NativeDropout Neg NegView Pow PowBackward1 PowBackward2 PreluKernel Rad2Deg
+    Real Reciprocal Relu Remainder RemainderBackward1 Round RoundBackward1 RreluWithNoise Rsqrt Rsub RsubBackward1 Sgn
+    Sigmoid Sign Silu Sin Sinc Sinh SmoothL1Loss SoftMarginLoss Softplus Softshrink SpecialEntr Sqrt Sub SubBackward1 Tan
+    Tanh Threshold ThresholdBackward1 ToCopy Tril Triu Trunc Where Xlogy XlogyBackward1 XlogyBackward2 Zero
+""")
+def elementwise(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
+    layout, shape = layouts[0], node.outputs[0]
+    return [None if to is None else carry(layout, shape, to, aligned_axes(shape, to)) for to in node.inputs]

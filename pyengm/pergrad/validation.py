@@ -1,0 +1,99 @@
+"""What the engine takes: losses, parameters, and a graph that it can see."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pyengm.errors import NonFiniteError, UnsupportedOperationError
+from pyengm.pergrad.autograd_graph import Graph
+from pyengm.utils.checks import require
+
+HIDDEN = {  # nodes whose layers no pass with `inputs=` reaches: torch refuses it, or leaves their parameters out
+    "CheckpointFunctionBackward": "pass use_reentrant=False to torch.utils.checkpoint",
+}
+OPAQUE = {  # nodes that hide a model's own graph, though its gradients are right
+    "CompiledFunctionBackward": "run the model itself in the outer step and compile only the attack",
+}
+
+
+def check_losses(losses: Tensor) -> None:
+    """Raises ValueError unless losses are (n,) with a graph, NonFiniteError unless all are finite."""
+    if losses.dim() != 1:
+        raise ValueError(
+            f"expected per-example losses of shape (n,), got {tuple(losses.shape)}; "
+            'compute the loss with reduction="none", one value per example'
+        )
+    if losses.numel() == 0:
+        raise ValueError("expected at least one per-example loss, got none")
+    if not losses.requires_grad:
+        raise ValueError("the losses do not depend on anything that requires grad; was the forward pass under no_grad?")
+    finite = torch.isfinite(losses.detach())
+    require(finite.all(), _not_finite, finite)
+
+
+def _not_finite(finite: Tensor) -> NonFiniteError:
+    bad = (~finite).nonzero().flatten().tolist()
+    return NonFiniteError(
+        f"{len(bad)} of {len(finite)} losses are nan or infinite (first at position {bad[0]} of the batch); "
+        "lower the learning rate or look at the images and labels at these positions"
+    )
+
+
+Params = nn.Module | Mapping[str, Tensor] | Iterable[Tensor] | Iterable[tuple[str, Tensor]]
+
+
+def named_params(params: Params) -> tuple[list[Tensor], list[str]]:
+    """The parameters that require grad, each once, and what messages call them.
+
+    Args:
+        params: a module, named parameters (pairs or a mapping), or an iterable of leaf tensors.
+
+    Raises:
+        ValueError: for a single tensor, tensors that are no leaves of the graph, and where none requires grad.
+        UnsupportedOperationError: for parameters that FSDP2 has sharded.
+    """
+    if isinstance(params, Tensor):
+        raise ValueError(
+            f"expected the parameters of a model, got one tensor of shape {tuple(params.shape)}; give a list: [tensor]"
+        )
+    if isinstance(params, nn.Module):
+        params = params.named_parameters()
+    elif isinstance(params, Mapping):
+        params = params.items()
+    pairs = [p if isinstance(p, tuple) else (None, p) for p in params]
+    named: dict[Tensor, str] = {}
+    for k, (name, p) in enumerate(pairs):
+        if not isinstance(p, Tensor):
+            raise ValueError(f"expected tensors as parameters, got {type(p).__name__} at position {k}")
+        if not p.requires_grad:
+            continue
+        if not p.is_leaf:
+            raise ValueError(
+                f"the parameter at position {k}, of shape {tuple(p.shape)}, is computed from others; give the leaves, such "
+                "as model.parameters() (a parametrised layer computes its weight from them)"
+            )
+        if type(p).__name__ == "DTensor":
+            raise UnsupportedOperationError(
+                "parameters sharded by FSDP2 (DTensor) are not in the graph; use DistributedDataParallel"
+            )
+        if p.is_complex():
+            raise UnsupportedOperationError(
+                f"the parameter at position {k} is complex; keep its real and imaginary parts (torch.view_as_real)"
+            )
+        named.setdefault(p, name or f"{k} of shape {tuple(p.shape)}")
+    if not named:
+        raise ValueError("none of the parameters requires grad")
+    return list(named), list(named.values())
+
+
+def check_visible(graph: Graph, *, opaque: bool) -> None:
+    """Raises UnsupportedOperationError for graphs that hide layers of the model.
+
+    opaque: whether nodes count whose gradients are right but whose own graph is hidden.
+    """
+    for node in graph.nodes:
+        name = node.name()
+        way = HIDDEN.get(name) or (OPAQUE.get(name) if opaque else None)
+        if way is not None:
+            raise UnsupportedOperationError(f"{name} hides the graph of the model: {way}")
