@@ -1,6 +1,6 @@
 """The gradient of reweighted losses, whose weights come from per-example gradient norms."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,22 +8,29 @@ from torch import Tensor
 
 from pyengm.errors import NonFiniteError, UnsupportedOperationError
 from pyengm.ops import clip_weights
-from pyengm.pergrad.validation import check_losses
 from pyengm.pergrad.autograd_graph import trace
-from pyengm.pergrad.norm_estimator import NormEstimator
-from pyengm.pergrad.hooks import DDP_SINK, disable_ddp_sink
 from pyengm.pergrad.engine import PerExampleBackward, prepare
+from pyengm.pergrad.hooks import DDP_SINK, disable_ddp_sink
+from pyengm.pergrad.norm_estimator import NormEstimator
+from pyengm.pergrad.per_example_grad import PerExampleGrad
+from pyengm.pergrad.validation import Params, check_losses, check_visible, named_params
 from pyengm.utils.checks import require
 
-# weigh(norms, input_norms) -> weights, (n,) each and detached; norms that were not asked for are None
+# weigh(norms, input_norms) -> weights, (n,) each and detached; norms that were not requested are None
 WeightFn = Callable[[Tensor | None, Tensor | None], Tensor]
 OUTSIDE = "the losses do not depend on inputs; give the tensor that went into the model"
 
 
 @dataclass(frozen=True)
 class PerExampleStats:
-    """What a step did to each example: norms of its gradients in the parameters and in the inputs, where these were
-    computed, and its weight; (n,) each, detached. fit_errors: see `NormEstimator`."""
+    """What a step did to each example.
+
+    Attributes:
+        norms: (n,) norms of the gradients in the parameters, detached; None where they were not computed.
+        weights: (n,) weights of the examples, detached.
+        input_norms: (n,) norms of the gradients in the inputs, detached; None where they were not computed.
+        fit_errors: see `NormEstimator`.
+    """
 
     norms: Tensor | None
     weights: Tensor
@@ -31,22 +38,37 @@ class PerExampleStats:
     fit_errors: Tensor | None = None
 
 
-def clipped_backward(losses: Tensor, params: Iterable[Tensor], alpha: float, *, norms: str = "auto") -> PerExampleStats:
+def clipped_backward(losses: Tensor, params: Params, alpha: float, *, norms: str = "auto") -> PerExampleStats:
     """Adds (1/n) sum_i min(alpha / ||g_i||, 1) g_i to .grad of the parameters: example clipping under any optimiser.
 
-    losses: (n,), one per example, with their graph, which is freed; g_i is the gradient of loss i over all params
-    jointly. alpha: the longest gradient an example may contribute, > 0. norms: as for `per_example_grad_norms`.
-    Raises what `per_example_grad_norms` raises, and NonFiniteError where a norm is not finite.
-    Source: Dabouei et al. 2022, Eq. 5.
+    Args:
+        losses: (n,), one per example, with their graph, which is freed. g_i is the gradient of loss i over all
+            parameters jointly.
+        params: a module, named parameters, or an iterable of leaf tensors.
+        alpha: the largest norm that the gradient of an example may have, > 0.
+        norms: as for `per_example_grad_norms`.
+
+    Returns:
+        Norms and weights of the examples.
+
+    Raises:
+        NonFiniteError: where a norm is not finite.
+        Exception: what `per_example_grad_norms` raises.
+
+    References:
+        Dabouei et al. 2022, Eq. 5.
     """
-    return weighted_backward(
-        losses, params, lambda lengths, _: clip_weights(lengths, alpha), NormEstimator(norms, shared=False)
-    )
+
+    def clip(found: Tensor | None, _: Tensor | None) -> Tensor:
+        assert found is not None
+        return clip_weights(found, alpha)
+
+    return weighted_backward(losses, params, clip, NormEstimator(norms, shared=False))
 
 
 def weighted_backward(
     losses: Tensor,
-    params: Iterable[Tensor],
+    params: Params,
     weigh: WeightFn,
     estimator: NormEstimator | None,
     *,
@@ -57,77 +79,142 @@ def weighted_backward(
 ) -> PerExampleStats:
     """Adds (1 / (n accumulate)) sum_i w_i g_i to .grad of the parameters, w = weigh(norms, input_norms) held constant.
 
-    One backward pass where examples do not couple: it gives the norms, and what it kept gives the gradient. Elsewhere
-    a second backward pass, of the weighted losses, gives the gradient.
-    losses: (n,) with their graph, which is freed. estimator: how norms are found; None computes none.
-    inputs: (n, ...), a tensor that the losses depend on; its .grad becomes the gradient of the same weighted mean
-    (where input_norms are asked for under batch norm in training mode: of sum_i L_i, each row times its weight).
-    input_norms: whether weigh is given norms of the gradient of sum_i L_i in inputs. scaler: its scale is put on the
-    gradients, as by `scaler.scale(loss).backward()`, and a norm that is not finite makes all of them nan, so that it
-    skips the step and backs off; without one it raises NonFiniteError.
-    Raises what `per_example_grad_norms` raises, and ValueError for inputs of another length or outside the graph.
+    Where the examples are independent, one backward pass gives the norms, and what it kept gives the gradient.
+    Elsewhere a second backward pass, of the weighted losses, gives the gradient.
+
+    Args:
+        losses: (n,) with their graph, which is freed.
+        params: a module, named parameters, or an iterable of leaf tensors.
+        weigh: computes the weights (n,) from the norms and the input norms.
+        estimator: how norms are computed; None computes none.
+        inputs: (n, ...), a tensor that the losses depend on; its .grad becomes the gradient of the same weighted mean
+            (with input_norms under batch norm in training mode: of sum_i L_i, each row times its weight).
+        input_norms: whether weigh receives the norms of the gradient of sum_i L_i in inputs.
+        scaler: its scale is put on the gradients, as by `scaler.scale(loss).backward()`, and a norm that is not finite
+            makes all of them nan, so that it skips the step and backs off; without one it raises NonFiniteError.
+        accumulate: the number of such calls that make up one step.
+
+    Raises:
+        ValueError: for inputs of another length or outside the graph.
+        Exception: what `per_example_grad_norms` raises.
     """
     check_losses(losses)
-    params = [p for p in params if p.requires_grad]
+    tensors, _ = named_params(params)
     if inputs is not None and (not inputs.requires_grad or len(inputs) != len(losses)):
         raise ValueError(
             f"expected inputs of shape ({len(losses)}, ...) that require grad, got {tuple(inputs.shape)}; "
             "call x_adv.requires_grad_() before the forward pass"
         )
-    scale = 1.0
-    if scaler is not None:
-        losses, scale = scaler.scale([losses, torch.ones((), device=losses.device)])
-    found = _start(losses, params, estimator)
-    kept, norms, input_gradient, fit_errors = None, None, None, None
-    if found is not None and _one_pass(found):
-        if estimator is None:
-            kept, input_gradient = found.gradients(inputs)
-        else:
-            kept = {}
-            total, input_gradient = found.squares(inputs=inputs, kept=kept)
-            norms = total.sum(0).sqrt()
-        if inputs is not None and input_gradient is None:
-            raise ValueError(OUTSIDE)
+    scale = losses.new_ones((), dtype=torch.float32)
+    if scaler is not None:  # in float32, as a scaled loss may leave the range of float16
+        losses, scale = scaler.scale([losses.float(), scale])
+    backward = _prepared(losses, params, estimator)
+    if backward is not None and _one_pass(backward):
+        found = _norms_in_one_pass(backward, estimator, inputs)
     else:
-        if estimator is not None:
-            norms = estimator.norms(losses, params, found)
-            fit_errors = estimator.fit_errors
-        if input_norms:
-            with disable_ddp_sink(trace(losses).nodes):
-                ones = torch.ones_like(losses)
-                (input_gradient,) = torch.autograd.grad(losses, inputs, ones, retain_graph=True, allow_unused=True)
-    dtype = torch.promote_types(losses.dtype, torch.float32)
-    norms = None if norms is None else (norms / scale).to(dtype)
-    lengths = (_input_norms(input_gradient) / scale).to(dtype) if input_norms else None
-    finite = torch.ones_like(losses, dtype=torch.bool)
-    for found_norms in (norms, lengths):
-        if found_norms is not None:
-            finite &= found_norms.isfinite()
-    if scaler is None:
-        require(finite.all(), _not_finite, finite)
-    weights = weigh(norms, lengths)
-    factors = weights / (len(weights) * accumulate)
-    if scaler is not None:
-        factors = torch.where(finite.all(), factors, torch.nan)
-    asked = [] if inputs is None or input_gradient is not None else [inputs]
-    if kept is not None:
-        found.deliver(kept, factors)
-    else:
-        torch.autograd.backward(losses, factors.to(losses.dtype), inputs=params + asked)
-        if asked and inputs.grad is None:
-            raise ValueError(OUTSIDE)
-    if input_gradient is not None:
-        inputs.grad = input_gradient * factors.to(inputs.dtype).view(-1, *[1] * (inputs.dim() - 1))
-    return PerExampleStats(norms, weights, lengths, fit_errors)
+        found = _norms_before_the_gradient(losses, tensors, backward, estimator, inputs if input_norms else None)
+    stats, factors = _weights(losses, found, weigh, input_norms, scale, scaler is not None, accumulate)
+    _deliver(losses, tensors, backward, found, factors, inputs)
+    return stats
 
 
-def _start(losses: Tensor, params: list[Tensor], estimator: NormEstimator | None) -> PerExampleBackward | None:
+@dataclass
+class _Found:
+    """kept: gradients of the weights for `PerExampleBackward.deliver`, None where a second pass is needed."""
+
+    kept: dict[int, PerExampleGrad] | None = None
+    norms: Tensor | None = None
+    input_gradient: Tensor | None = None
+    fit_errors: Tensor | None = None
+
+
+def _prepared(losses: Tensor, params: Params, estimator: NormEstimator | None) -> PerExampleBackward | None:
     if estimator is not None:
-        return estimator.start(losses, params)
-    try:  # without norms two plain passes serve every model
+        return estimator.prepare(losses, params)
+    check_visible(trace(losses), opaque=False)
+    try:  # without norms two plain passes support every model
         return prepare(losses, params)
     except UnsupportedOperationError:
         return None
+
+
+def _one_pass(backward: PerExampleBackward) -> bool:
+    """Where examples are independent, no reducer waits for the losses' own pass, and no gradient has to be sparse."""
+    if backward.frozen:
+        return False
+    nodes = backward.graph.nodes
+    return not any(node.name() == DDP_SINK or getattr(node, "_saved_sparse", False) for node in nodes)
+
+
+def _norms_in_one_pass(backward: PerExampleBackward, estimator: NormEstimator | None, inputs: Tensor | None) -> _Found:
+    if estimator is None:
+        kept, input_gradient = backward.gradients(inputs)
+        found = _Found(kept, None, input_gradient)
+    else:
+        kept = {}
+        squares, input_gradient = backward.squares(inputs=inputs, kept=kept)
+        found = _Found(kept, squares.sum(0).sqrt(), input_gradient)
+    if inputs is not None and found.input_gradient is None:
+        raise ValueError(OUTSIDE)
+    return found
+
+
+def _norms_before_the_gradient(
+    losses: Tensor,
+    params: list[Tensor],
+    backward: PerExampleBackward | None,
+    estimator: NormEstimator | None,
+    inputs: Tensor | None,
+) -> _Found:
+    found = _Found()
+    if estimator is not None:
+        found.norms = estimator.norms(losses, params, backward)
+        found.fit_errors = estimator.fit_errors
+    if inputs is not None:
+        with disable_ddp_sink(trace(losses).nodes):
+            ones = torch.ones_like(losses)
+            (found.input_gradient,) = torch.autograd.grad(losses, inputs, ones, retain_graph=True, allow_unused=True)
+    return found
+
+
+def _weights(
+    losses: Tensor, found: _Found, weigh: WeightFn, input_norms: bool, scale: Tensor, scaled: bool, accumulate: int
+) -> tuple[PerExampleStats, Tensor]:
+    """Norms and weights without the scale, and the factors of the losses in the gradient."""
+    dtype = torch.promote_types(losses.dtype, torch.float32)
+    norms = None if found.norms is None else (found.norms / scale).to(dtype)
+    of_inputs = (_input_norms(found.input_gradient) / scale).to(dtype) if input_norms else None
+    finite = torch.ones_like(losses, dtype=torch.bool)
+    for some in (norms, of_inputs):
+        if some is not None:
+            finite &= some.isfinite()
+    if not scaled:
+        require(finite.all(), _not_finite, finite)
+    weights = weigh(norms, of_inputs)
+    factors = weights / (len(weights) * accumulate)
+    if scaled:
+        factors = torch.where(finite.all(), factors, torch.nan)
+    return PerExampleStats(norms, weights, of_inputs, found.fit_errors), factors
+
+
+def _deliver(
+    losses: Tensor,
+    params: Sequence[Tensor],
+    backward: PerExampleBackward | None,
+    found: _Found,
+    factors: Tensor,
+    inputs: Tensor | None,
+) -> None:
+    """Adds the weighted gradient to .grad of the parameters and sets that of the inputs."""
+    if found.kept is not None and backward is not None:
+        backward.deliver(found.kept, factors)
+    else:
+        leaves = [*params, inputs] if inputs is not None and found.input_gradient is None else params
+        torch.autograd.backward(losses, factors.to(losses.dtype), inputs=list(leaves))
+        if len(leaves) > len(params) and inputs is not None and inputs.grad is None:
+            raise ValueError(OUTSIDE)
+    if inputs is not None and found.input_gradient is not None:
+        inputs.grad = found.input_gradient * factors.to(inputs.dtype).view(-1, *[1] * (inputs.dim() - 1))
 
 
 def _not_finite(finite: Tensor) -> NonFiniteError:
@@ -139,9 +226,3 @@ def _input_norms(gradient: Tensor | None) -> Tensor:
     if gradient is None:
         raise ValueError(OUTSIDE)
     return torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64)
-
-
-def _one_pass(found: PerExampleBackward) -> bool:
-    """Where examples do not couple, no reducer waits for the losses' own pass, and no gradient has to be sparse."""
-    nodes = found.graph.nodes
-    return not (found.frozen or any(node.name() == DDP_SINK or getattr(node, "_saved_sparse", False) for node in nodes))

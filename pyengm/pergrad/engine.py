@@ -19,7 +19,7 @@ from pyengm.pergrad.probe import probe
 from pyengm.pergrad.row_layout import RowLayout
 from pyengm.pergrad.rules.fallback import NodeCallGrad
 from pyengm.pergrad.rules.weights import to_float32
-from pyengm.pergrad.validation import Params, check_losses, check_visible, named_params
+from pyengm.pergrad.validation import Params, check_losses, check_plain, check_visible, named_params
 from pyengm.pergrad.verify import verify
 from pyengm.pergrad.weight_usage import TiedParams, WeightUsage, WeightUse, error_context, usage_of
 
@@ -41,7 +41,10 @@ def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
     check_visible(graph, opaque=True)
     frozen = frozen_norms(graph)
     try:
+        check_plain(tensors, names)
         usage, is_new = usage_of(graph, len(losses), tensors, names, frozen)
+        if not usage.uses:
+            raise ValueError("the losses depend on none of the parameters; are they those of another model?")
         found = PerExampleBackward(losses, tensors, names, graph, probe(graph, losses, names, usage, frozen), frozen)
         if is_new and not frozen:
             verify(losses, tensors, names, graph, found.usage, found.squares()[0], WAY_OUT)
@@ -84,12 +87,14 @@ class PerExampleBackward:
         pending: dict[int, PerExampleGrad] = {}
         small: dict[int, DenseGrad] = {}
         group_of = {k: row for row, group in enumerate(groups) for k in group.weights}
+        hooked = {k for k, p in enumerate(self.params) if p._backward_hooks}  # which may change a gradient
+        plain = [group.plain and hooked.isdisjoint(group.leaves) for group in groups]
 
         def done(k: int, gradient: PerExampleGrad) -> None:
             group = group_of[k]
-            if groups[group].plain and isinstance(gradient, DenseGrad) and StackedGrads.takes(gradient):
+            if plain[group] and isinstance(gradient, DenseGrad) and StackedGrads.takes(gradient):
                 small[k] = gradient
-            elif groups[group].plain:
+            elif plain[group]:
                 total[group] += gradient.squares(keep=kept is not None).to(total)
             else:
                 pending[k] = gradient
@@ -102,7 +107,7 @@ class PerExampleBackward:
                 for k, squares in zip(small, StackedGrads(small).squares().to(total), strict=True):
                     total[group_of[k]] += squares
             for row, group in enumerate(groups):
-                if not group.plain and any(k in pending for k in group.weights):
+                if not plain[row] and any(k in pending for k in group.weights):
                     total[row] = self._pulled_squares(group, pending).to(total)
         return total, input_gradient
 
@@ -168,7 +173,7 @@ class PerExampleBackward:
         return rows
 
     def _pulled_squares(self, group: TiedParams, gradients: dict[int, PerExampleGrad]) -> Tensor:
-        """Squared norms where parameters and weights differ: every example's gradient pulled back to the parameters."""
+        """Squared norms where weights are no parameters, or hooks change gradients: every example's is pulled back."""
         leaves = [self.params[k] for k in group.leaves]
         present = [k for k in group.weights if k in gradients]
         edges = [self.edge(k) for k in present]

@@ -3,12 +3,12 @@
 Exact for every model, batch norm in training mode included; the cost grows with the batch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pyengm.pergrad.validation import check_losses
+from pyengm.pergrad.validation import Params, check_losses, check_visible, named_params
 from pyengm.pergrad.autograd_graph import trace
 from pyengm.pergrad.hooks import disable_ddp_sink
 
@@ -16,7 +16,7 @@ CHUNK = 16  # of a batched pass on a GPU: more examples gain no speed and take m
 CHUNK_BYTES = 2**28  # of gradients held at a time
 
 
-def exact_norms(losses: Tensor, params: Iterable[Tensor], chunk: int | None = None) -> Tensor:
+def exact_norms(losses: Tensor, params: Params, chunk: int | None = None) -> Tensor:
     """||dL_i / dparams|| for each of the losses L (n,), over all params jointly; (n,) in float32 or better.
 
     Parameters that do not require grad, or that the losses do not depend on, count as 0. chunk: examples per
@@ -26,10 +26,8 @@ def exact_norms(losses: Tensor, params: Iterable[Tensor], chunk: int | None = No
     NonFiniteError for losses that are not finite. Source: Dabouei et al. 2022, Eq. 5.
     """
     check_losses(losses)
-    trainable = [p for p in dict.fromkeys(params) if p.requires_grad]  # each once
-    if not trainable:
-        raise ValueError("none of the parameters requires grad")
-    squares = exact_squares(losses, [trainable], range(losses.numel()), chunk)[0]
+    tensors, _ = named_params(params)
+    squares = exact_squares(losses, [tensors], range(losses.numel()), chunk)[0]
     return squares.sqrt().to(torch.promote_types(losses.dtype, torch.float32))
 
 
@@ -43,14 +41,19 @@ def exact_squares(
         fits = CHUNK_BYTES // max(1, sum(p.nbytes for p in params))
         chunk = max(1, min(CHUNK, fits)) if losses.is_cuda else 1
     squares = torch.zeros(len(groups), len(examples), dtype=torch.float64, device=losses.device)
-    nodes = [] if losses.grad_fn is None else trace(losses).nodes
+    nodes = []
+    if losses.grad_fn is not None:
+        graph = trace(losses)
+        check_visible(graph, opaque=False)
+        nodes = graph.nodes
     for start in range(0, len(examples) if params else 0, chunk):
         some = list(examples[start : start + chunk])
         with disable_ddp_sink(nodes):
             grads = _gradients(losses, params, some)
         for k, grad in zip(row, grads, strict=True):
             if grad is not None:
-                grad = (grad.to_dense() if grad.is_sparse else grad).reshape(len(grad), -1)
+                grad = grad.to_dense() if grad.is_sparse else grad
+                grad = (torch.view_as_real(grad) if grad.is_complex() else grad).reshape(len(grad), -1)
                 norms = torch.linalg.vector_norm(grad, dim=1, dtype=torch.float64)
                 squares[k, start : start + chunk] += norms.square().to(losses.device)
     return squares

@@ -1,13 +1,12 @@
 """Per-example gradient norms for whoever asks: exact, or calibrated where batch statistics couple the examples."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyengm.errors import ConfigError
-from pyengm.pergrad.validation import check_losses
+from pyengm.pergrad.validation import Params, check_losses, named_params
 from pyengm.pergrad.batch_norm.lowrank import lowrank_squares
 from pyengm.pergrad.exact import exact_norms, exact_squares
 from pyengm.pergrad.engine import PerExampleBackward, prepare
@@ -55,13 +54,13 @@ class NormEstimator:
         """Whether the next call fits anew."""
         return self._exact is None or self.age >= self.gap
 
-    def start(self, losses: Tensor, params: list[Tensor]) -> PerExampleBackward | None:
-        """The walk that the norms need, None where they take one backward pass per example."""
+    def prepare(self, losses: Tensor, params: Params) -> PerExampleBackward | None:
+        """What the norms need, None where they take one backward pass per example."""
         plain = self.kind == "exact" or losses.numel() == 1 or losses.grad_fn is None
         return None if plain else prepare(losses, params)
 
     def norms(self, losses: Tensor, params: list[Tensor], found: PerExampleBackward | None) -> Tensor:
-        """(n,) norms in float32 or better; found: what `start` gave."""
+        """(n,) norms in float32 or better; found: what `prepare` returned."""
         dtype = torch.promote_types(losses.dtype, torch.float32)
         self.fit_errors = None
         if found is None:
@@ -141,7 +140,7 @@ def _spread(norms: Tensor, m: int) -> list[int]:
     return norms.argsort().cpu()[places].tolist()
 
 
-def per_example_grad_norms(losses: Tensor, params: Iterable[Tensor], norms: str = "auto") -> Tensor:
+def per_example_grad_norms(losses: Tensor, params: Params, norms: str = "auto") -> Tensor:
     """||dL_i / dparams|| for per-example losses L (n,), over all params jointly; (n,) in float32 or better.
 
     norms: "auto" takes all of them, exactly, from one backward pass where examples do not couple. Where batch norm in
@@ -150,10 +149,11 @@ def per_example_grad_norms(losses: Tensor, params: Iterable[Tensor], norms: str 
     statistics right behind each layer, "lowrank" takes 16 further backward passes, and "exact" one for every example.
     The graph is kept, .grad is not touched, and parameters that the losses do not depend on count as 0.
     The first call for a model and shape takes some more passes that find and check what belongs to which example.
-    Raises ConfigError for another value of norms; UnsupportedOperationError, error_context node and parameter, for what no rule serves and
+    Raises ConfigError for another value of norms; UnsupportedOperationError, naming node and parameter, for what no rule serves and
     for operations that mix examples; ValueError for losses of another shape or without a graph, or when no parameter
     requires grad; NonFiniteError for losses that are not finite. Source: Dabouei et al. 2022, Eq. 5.
     """
-    estimator, params = NormEstimator(norms, shared=False), list(params)
+    estimator = NormEstimator(norms, shared=False)
     check_losses(losses)
-    return estimator.norms(losses, params, estimator.start(losses, params))
+    tensors, _ = named_params(params)
+    return estimator.norms(losses, tensors, estimator.prepare(losses, params))

@@ -12,6 +12,7 @@ from pyengm.utils.checks import require
 HIDDEN = {  # nodes whose layers no pass with `inputs=` reaches: torch refuses it, or leaves their parameters out
     "CheckpointFunctionBackward": "pass use_reentrant=False to torch.utils.checkpoint",
 }
+SHARDED = {"DTensor": "parameters sharded by FSDP2", "FlatParameter": "parameters flattened by FSDP"}
 OPAQUE = {  # nodes that hide a model's own graph, though its gradients are right
     "CompiledFunctionBackward": "run the model itself in the outer step and compile only the attack",
 }
@@ -51,7 +52,7 @@ def named_params(params: Params) -> tuple[list[Tensor], list[str]]:
 
     Raises:
         ValueError: for a single tensor, tensors that are no leaves of the graph, and where none requires grad.
-        UnsupportedOperationError: for parameters that FSDP2 has sharded.
+        UnsupportedOperationError: for parameters that FSDP has sharded or flattened.
     """
     if isinstance(params, Tensor):
         raise ValueError(
@@ -73,13 +74,9 @@ def named_params(params: Params) -> tuple[list[Tensor], list[str]]:
                 f"the parameter at position {k}, of shape {tuple(p.shape)}, is computed from others; give the leaves, such "
                 "as model.parameters() (a parametrised layer computes its weight from them)"
             )
-        if type(p).__name__ == "DTensor":
+        if type(p).__name__ in SHARDED:
             raise UnsupportedOperationError(
-                "parameters sharded by FSDP2 (DTensor) are not in the graph; use DistributedDataParallel"
-            )
-        if p.is_complex():
-            raise UnsupportedOperationError(
-                f"the parameter at position {k} is complex; keep its real and imaginary parts (torch.view_as_real)"
+                f"{SHARDED[type(p).__name__]} are not the tensors in the graph; use DistributedDataParallel"
             )
         named.setdefault(p, name or f"{k} of shape {tuple(p.shape)}")
     if not named:
@@ -97,3 +94,10 @@ def check_visible(graph: Graph, *, opaque: bool) -> None:
         way = HIDDEN.get(name) or (OPAQUE.get(name) if opaque else None)
         if way is not None:
             raise UnsupportedOperationError(f"{name} hides the graph of the model: {way}")
+
+
+def check_plain(params: Iterable[Tensor], names: Iterable[str]) -> None:
+    """Raises UnsupportedOperationError for parameters whose per-example gradients only whole backward passes give."""
+    for p, name in zip(params, names, strict=True):
+        if p.is_complex():
+            raise UnsupportedOperationError(f"parameter {name} is complex")
