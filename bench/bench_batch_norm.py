@@ -69,9 +69,9 @@ def test_adversarial_step(price, benchmark, kind, model_name):
 
 
 def _seconds(estimator: NormEstimator, losses: torch.Tensor, params: list[torch.Tensor]) -> float:
-    found = estimator.start(losses, params)
+    found = estimator.prepare(losses, params)
     if estimator.gap > 1:  # a plan's groups and a fit, as after the first call
-        estimator._leaves = [group.leaves for group in found.plan.groups]
+        estimator._leaves = [group.leaves for group in found.usage.groups]
         estimator._exact = estimator._estimated = torch.ones(len(estimator._leaves), dtype=torch.float64)
     start = time.perf_counter()
     estimator.norms(losses, params, found)

@@ -74,7 +74,7 @@ def main() -> None:
             )
         batch = [order[k] for k in torch.randperm(len(order), generator=generator)[: options.batch]]
         of = losses(batch)
-        norms = {name: estimator.norms(of, params, estimator.start(of, params)) for name, estimator in live.items()}
+        norms = {name: estimator.norms(of, params, estimator.prepare(of, params)) for name, estimator in live.items()}
         optimizer.zero_grad()
         of.backward(clip_weights(norms["frozen"], ALPHA) / len(of))
         optimizer.step()

@@ -43,7 +43,7 @@ def norm_errors(
     length = _length(losses, params, right)
     found = {}
     for name, estimator in estimators.items():
-        norms = estimator.norms(losses, params, estimator.start(losses, params))
+        norms = estimator.norms(losses, params, estimator.prepare(losses, params))
         relative = norms / exact - 1
         found[name] = NormErrors(
             relative.abs().median().item(),

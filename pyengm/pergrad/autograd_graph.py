@@ -30,9 +30,6 @@ TRANSPARENT = {
     "ViewBackward0",
 }
 
-# Saved operands whose being a tensor or a scalar tells a product of parameters from one with data.
-OPERANDS = {"MulBackward0": ("other", "self"), "DivBackward0": ("other", "self")}
-
 
 @dataclass(frozen=True)
 class Graph:
@@ -59,8 +56,7 @@ class Graph:
                 rows.append((number.get(id(node.variable)), tuple(node.variable.shape)))
                 continue
             outputs = tuple((tuple(output.shape), output.dtype) for output in node._input_metadata)
-            operands = tuple(_is_scalar(node, field) for field in OPERANDS.get(name, ()))
-            rows.append((name, children, outputs, operands, tuple((f, _hashable(v)) for f, v in fields.items())))
+            rows.append((name, children, outputs, tuple((f, _hashable(v)) for f, v in fields.items())))
         return tuple(rows), self.root
 
     def leaf(self, place: int) -> Tensor | None:
@@ -160,11 +156,6 @@ def _hashable(value: Any) -> Hashable:
     if isinstance(value, Tensor):
         return tuple(value.shape), value.dtype
     return tuple(map(_hashable, value)) if isinstance(value, tuple) else value
-
-
-def _is_scalar(node: Node, field: str) -> bool:
-    value = getattr(node, f"_saved_{field}", None)
-    return value is None or value.dim() == 0
 
 
 def _transparent(node: Node) -> tuple:

@@ -13,6 +13,7 @@ from pyengm.pergrad.engine import PerExampleBackward, prepare
 from pyengm.pergrad.hooks import DDP_SINK, disable_ddp_sink
 from pyengm.pergrad.norm_estimator import NormEstimator
 from pyengm.pergrad.per_example_grad import PerExampleGrad
+from pyengm.pergrad.rules.weights import to_float32
 from pyengm.pergrad.validation import Params, check_losses, check_visible, named_params
 from pyengm.utils.checks import require
 
@@ -99,7 +100,7 @@ def weighted_backward(
         Exception: what `per_example_grad_norms` raises.
     """
     check_losses(losses)
-    tensors, _ = named_params(params)
+    tensors, names = named_params(params)
     if inputs is not None and (not inputs.requires_grad or len(inputs) != len(losses)):
         raise ValueError(
             f"expected inputs of shape ({len(losses)}, ...) that require grad, got {tuple(inputs.shape)}; "
@@ -107,8 +108,8 @@ def weighted_backward(
         )
     scale = losses.new_ones((), dtype=torch.float32)
     if scaler is not None:  # in float32, as a scaled loss may leave the range of float16
-        losses, scale = scaler.scale([losses.float(), scale])
-    backward = _prepared(losses, params, estimator)
+        losses, scale = scaler.scale([to_float32(losses), scale])
+    backward = _prepared(losses, list(zip(names, tensors, strict=True)), estimator)
     if backward is not None and _one_pass(backward):
         found = _norms_in_one_pass(backward, estimator, inputs)
     else:

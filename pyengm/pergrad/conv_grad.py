@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pyengm.kernels import conv_dispatch, conv_tuning
 from pyengm.kernels.conv_shape import HALF, ConvShape
 from pyengm.ops import conv_direct_sqnorm, conv_gradients, conv_gram_sqnorm
-from pyengm.pergrad.per_example_grad import CHUNK_ELEMENTS, DenseGrad, PerExampleGrad, OuterProductGrad, row_squares
+from pyengm.pergrad.per_example_grad import CHUNK_ELEMENTS, DenseGrad, OuterProductGrad, PerExampleGrad, row_squares
 
 KEEP = 1.5  # gradients of up to this many times the numbers of the operands are kept, not computed anew
 GRAM_PRODUCT = 1.2  # cost of a product of the Gram form, in products of the direct form; measured on AVX-512

@@ -10,6 +10,7 @@ from torch.autograd.graph import GradientEdge
 from torch.utils.checkpoint import CheckpointError
 
 from pyengm.errors import UnsupportedOperationError
+from pyengm.pergrad import weight_usage
 from pyengm.pergrad.autograd_graph import Graph, trace
 from pyengm.pergrad.batch_norm.corrected import Sums, correct
 from pyengm.pergrad.batch_norm.frozen import FrozenNorm, frozen_norms, upstream_layers
@@ -19,11 +20,10 @@ from pyengm.pergrad.probe import probe
 from pyengm.pergrad.row_layout import RowLayout
 from pyengm.pergrad.rules.fallback import NodeCallGrad
 from pyengm.pergrad.rules.weights import to_float32
-from pyengm.pergrad.validation import Params, check_losses, check_plain, check_visible, named_params
+from pyengm.pergrad.validation import Params, check_losses, check_plain, check_reached, check_visible, named_params
 from pyengm.pergrad.verify import verify
-from pyengm.pergrad.weight_usage import TiedParams, WeightUsage, WeightUse, error_context, usage_of
+from pyengm.pergrad.weight_usage import TiedParams, WeightUsage, WeightUse, error_context, with_way_out
 
-WAY_OUT = 'norms="exact" takes one backward pass per example instead'
 CHUNK = 16  # examples of a batched pass on a GPU
 
 
@@ -38,18 +38,23 @@ def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
     check_losses(losses)
     tensors, names = named_params(params)
     graph = trace(losses)
-    check_visible(graph, opaque=True)
+    check_visible(graph, opaque=False)
+    check_reached(graph, tensors)
     frozen = frozen_norms(graph)
     try:
+        check_visible(graph, opaque=True)
         check_plain(tensors, names)
-        usage, is_new = usage_of(graph, len(losses), tensors, names, frozen)
-        if not usage.uses:
-            raise ValueError("the losses depend on none of the parameters; are they those of another model?")
+        key = graph.key(tensors), len(losses)
+        usage, proof = weight_usage.get(key, graph), None
+        if usage is None:
+            usage, proof = weight_usage.find_usage(graph, len(losses), tensors, names, frozen)
         found = PerExampleBackward(losses, tensors, names, graph, probe(graph, losses, names, usage, frozen), frozen)
-        if is_new and not frozen:
-            verify(losses, tensors, names, graph, found.usage, found.squares()[0], WAY_OUT)
+        if proof is not None:
+            if not frozen:
+                verify(losses, tensors, names, graph, found.usage, found.squares()[0])
+            weight_usage.put(key, usage, proof)
     except (UnsupportedOperationError, CheckpointError) as error:
-        raise UnsupportedOperationError(f"{error}; {WAY_OUT}") from error
+        raise UnsupportedOperationError(with_way_out(str(error))) from error
     return found
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyengm.pergrad.validation import Params, check_losses, check_visible, named_params
 from pyengm.pergrad.autograd_graph import trace
 from pyengm.pergrad.hooks import disable_ddp_sink
+from pyengm.pergrad.validation import Params, check_losses, check_reached, check_visible, named_params
 
 CHUNK = 16  # of a batched pass on a GPU: more examples gain no speed and take memory for every activation
 CHUNK_BYTES = 2**28  # of gradients held at a time
@@ -27,6 +27,8 @@ def exact_norms(losses: Tensor, params: Params, chunk: int | None = None) -> Ten
     """
     check_losses(losses)
     tensors, _ = named_params(params)
+    if losses.grad_fn is not None:
+        check_reached(trace(losses), tensors)
     squares = exact_squares(losses, [tensors], range(losses.numel()), chunk)[0]
     return squares.sqrt().to(torch.promote_types(losses.dtype, torch.float32))
 

@@ -1,6 +1,7 @@
 """Backward passes over a graph that hand the output gradients of chosen nodes to a visitor."""
 
 import contextlib
+from contextlib import AbstractContextManager
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -8,8 +9,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.utils import checkpoint
 
-from pyengm.pergrad.batch_norm.frozen import FrozenNorm
 from pyengm.pergrad.autograd_graph import Graph, Node
+from pyengm.pergrad.batch_norm.frozen import FrozenNorm
 
 GraphExecGroup = getattr(checkpoint, "GraphExecGroup", contextlib.nullcontext)  # torch before 2.10 has none
 DDP_SINK = "_DDPSinkBackward"
@@ -102,6 +103,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
     else:  # as within most passes; entering the modes takes longer than many a visit
         yield
+
+
+def recomputed_once() -> AbstractContextManager:
+    """Reads of saved tensors within recompute a checkpointed part for themselves, and leave it to be recomputed again."""
+    return _entered(GraphExecGroup())
 
 
 def _entered(group):

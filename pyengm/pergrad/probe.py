@@ -126,7 +126,7 @@ def _with_rows(
 
 
 def _owners(projections: Sequence[RowProjection], signs: Tensor, usage: WeightUsage) -> Tensor:
-    """The example that each row belongs to, (R,); -1 for rows of zeros."""
+    """The example that each row belongs to, (R,); -1 for rows of zeros, and a guess for rows that are not finite."""
     values = torch.stack([p.values for p in projections])  # (codes, R, K)
     norms = torch.stack([p.norms for p in projections]).amax(0)
     live = norms.isfinite() & (norms > 0)
@@ -139,5 +139,20 @@ def _owners(projections: Sequence[RowProjection], signs: Tensor, usage: WeightUs
     if changed[live].any() or (owner[live] >= signs.shape[1]).any():
         reasons = ", ".join(sorted(set(usage.unproven.values())))
         raise UnsupportedOperationError(f"the examples are not independent: its gradient mixes them ({reasons})")
-    return torch.where(live, owner, -1)
+    broken = ~norms.isfinite()
+    found = torch.where(live, owner, -1)
+    return _with_broken_rows(found, broken, signs.shape[1]) if broken.any() else found
 
+
+def _with_broken_rows(owners: Tensor, broken: Tensor, n: int) -> Tensor:
+    """Rows that are not finite have no signs: they go to the example that a regular layout has there, else to the first.
+
+    So no such row is lost, and a norm that is not finite shows it.
+    """
+    rows = torch.arange(len(owners), device=owners.device)
+    per_example = len(owners) // n if len(owners) % n == 0 else 0
+    for inner in (k for k in range(per_example, 0, -1) if per_example % k == 0):
+        regular = rows // inner % n
+        if ((owners < 0) | (owners == regular)).all():
+            return torch.where(broken, regular, owners)
+    return torch.where(broken, 0, owners)

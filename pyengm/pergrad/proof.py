@@ -8,16 +8,16 @@ edge alone.
 """
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
-from pyengm.pergrad.autograd_graph import LEAF, OPERANDS, TRANSPARENT, Graph
+from pyengm.pergrad.autograd_graph import LEAF, TRANSPARENT, Graph
+from pyengm.pergrad.hooks import recomputed_once
 from pyengm.pergrad.layout import NOBODY, SHARED, Layout, UnprovenError, merge, one_per_loss
 from pyengm.pergrad.rules import LAYOUT_RULES
-from pyengm.pergrad.rules.registry import NodeView
+from pyengm.pergrad.rules.registry import Contents, NodeView, contents_of
 
 Edge = tuple[int, int]  # a node and one of its input slots
 
@@ -25,12 +25,58 @@ Edge = tuple[int, int]  # a node and one of its input slots
 PURE = TRANSPARENT | {
     f"{name}Backward{k}"
     for k in range(3)
-    for name in (
-        "Abs Add Addmm Bmm Cat Clamp ClampMin Clone Cumsum Div Erf Exp Expand Flip Gelu LinalgVectorNorm Log Mean Mm Mul "
-        "Neg Norm Pow Reciprocal Relu Repeat Rsqrt Select Sigmoid Silu Slice Softmax Softplus Split Sqrt Stack StdMean Sub "
-        "Sum Tanh Tril Triu Unbind Var VarMean"
-    ).split()
+    for name in [
+        "Abs",
+        "Add",
+        "Addmm",
+        "Bmm",
+        "Cat",
+        "Clamp",
+        "ClampMin",
+        "Clone",
+        "Cumsum",
+        "Div",
+        "Erf",
+        "Exp",
+        "Expand",
+        "Flip",
+        "Gelu",
+        "LinalgVectorNorm",
+        "Log",
+        "Mean",
+        "Mm",
+        "Mul",
+        "Neg",
+        "Norm",
+        "Pow",
+        "Reciprocal",
+        "Relu",
+        "Repeat",
+        "Rsqrt",
+        "Select",
+        "Sigmoid",
+        "Silu",
+        "Slice",
+        "Softmax",
+        "Softplus",
+        "Split",
+        "Sqrt",
+        "Stack",
+        "StdMean",
+        "Sub",
+        "Sum",
+        "Tanh",
+        "Tril",
+        "Triu",
+        "Unbind",
+        "Var",
+        "VarMean",
+    ]
 }
+
+
+# The saved operands of products: the derivative of the one in slot 0 is the first, of the one in slot 1 the second.
+OPERANDS = {"MulBackward0": ("other", "self"), "DivBackward0": ("other", "self")}
 
 
 @dataclass
@@ -39,34 +85,23 @@ class Proof:
 
     unproven: edges below which ownership has to be probed, with the reason. probed: the nodes there. pure: whether a node is made of
     parameters alone. contents: nodes
-    whose rule read the values of an index, with a digest of these values.
+    whose rule read values, where, and a digest of these.
     """
 
     layouts: list[dict[int, Layout]]
     unproven: dict[Edge, str] = field(default_factory=dict)
     probed: set[int] = field(default_factory=set)
     pure: list[bool] = field(default_factory=list)
-    contents: dict[int, Hashable] = field(default_factory=dict)
+    contents: list[tuple[int, Contents, bytes]] = field(default_factory=list)
 
     def holds_for(self, graph: Graph) -> bool:
         """Whether the values of the indices that the proof has read are those of this graph."""
-        return all(digest(graph.fields[place]) == found for place, found in self.contents.items())
+        return all(digest(contents_of(graph.fields[place], where)) == found for place, where, found in self.contents)
 
 
-def digest(fields: Any) -> Hashable:
-    """A digest of the values of all tensors among the fields of a node."""
-    found = hashlib.sha256()
-
-    def take(value: Any) -> None:
-        if isinstance(value, Tensor):
-            found.update(value.detach().contiguous().cpu().numpy().tobytes())
-        elif isinstance(value, tuple):
-            for one in value:
-                take(one)
-
-    for value in fields.values():
-        take(value)
-    return found.digest()
+def digest(values: Tensor) -> bytes:
+    """A digest of the values of a tensor."""
+    return hashlib.sha256(values.detach().contiguous().cpu().numpy().tobytes()).digest()
 
 
 def prove(graph: Graph, n: int, frozen: Sequence[int] = ()) -> Proof:
@@ -103,7 +138,8 @@ def _is_number(graph: Graph, place: int, slot: int) -> bool:
     operands = OPERANDS.get(node.name())
     if operands is None or slot > 1:
         return False
-    value = getattr(node, f"_saved_{operands[1 - slot]}", None)  # the derivative of one operand is the other
+    with recomputed_once():
+        value = getattr(node, f"_saved_{operands[1 - slot]}", None)
     return value is None or value.dim() == 0
 
 
@@ -173,8 +209,8 @@ class _Attempt:
         child = "" if first is None else graph.nodes[first[0]].name()
         view = NodeView(name, graph.shapes[place], graph.input_shapes(place), fields, child)
         below = LAYOUT_RULES[name](view, self.proof.layouts[place])
-        if view.read_contents:
-            self.proof.contents[place] = digest(graph.fields[place])
+        for where in view.read_contents:
+            self.proof.contents.append((place, where, digest(contents_of(fields, where))))
         return below
 
     def _arrive(self, place: int, slot: int, child: tuple[int, int], layout: Layout) -> None:

@@ -25,7 +25,7 @@ class RowLayout:
         total = len(owners)
         if total % n == 0:
             change = int(np.argmax(owners != owners[0])) or total
-            if (np.arange(total) // change % n == owners).all():
+            if total % (n * change) == 0 and (np.arange(total) // change % n == owners).all():
                 return RowLayout(n, change)
         counts = np.bincount(owners[owners >= 0], minlength=n)
         order = np.full((n, max(int(counts.max()), 1)), total)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.errors import NonFiniteError, UnsupportedOperationError
-from pyengm.pergrad.autograd_graph import Graph
+from pyengm.pergrad.autograd_graph import LEAF, Graph
 from pyengm.utils.checks import require
 
 HIDDEN = {  # nodes whose layers no pass with `inputs=` reaches: torch refuses it, or leaves their parameters out
@@ -101,3 +101,10 @@ def check_plain(params: Iterable[Tensor], names: Iterable[str]) -> None:
     for p, name in zip(params, names, strict=True):
         if p.is_complex():
             raise UnsupportedOperationError(f"parameter {name} is complex")
+
+
+def check_reached(graph: Graph, params: Iterable[Tensor]) -> None:
+    """Raises ValueError where none of the parameters is a leaf of the graph."""
+    leaves = {id(node.variable) for node in graph.nodes if node.name() == LEAF}
+    if leaves.isdisjoint(map(id, params)):
+        raise ValueError("the losses depend on none of the parameters; are they those of another model?")

@@ -21,7 +21,6 @@ def verify(
     graph: Graph,
     usage: WeightUsage,
     squares: Tensor,
-    way_out: str,
 ) -> None:
     """Compares the squared norms (groups, n) of two examples, that of the largest and that of the median norm.
 

@@ -22,6 +22,7 @@ from pyengm.pergrad.row_layout import RowLayout
 from pyengm.pergrad.rules.fallback import NodeCallGrad
 from pyengm.pergrad.rules.weights import WeightRule, weight_rule_of
 
+WAY_OUT = 'norms="exact" takes one backward pass per example instead'
 MAX_REMEMBERED = 64  # graphs
 
 
@@ -108,7 +109,9 @@ def _uses(
     graph: Graph, proof: Proof, wanted: dict[int, int]
 ) -> Iterator[tuple[int, int, tuple[int, int], tuple, tuple[int, ...]]]:
     """(place, slot, child, key of the weight, its leaves) for every slot with a weight in it."""
-    reaches = graph.above(k for k, node in enumerate(graph.nodes) if node.name() == LEAF and id(node.variable) in wanted)
+    reaches = graph.above(
+        k for k, node in enumerate(graph.nodes) if node.name() == LEAF and id(node.variable) in wanted
+    )
     pure = proof.pure
     for place, node in enumerate(graph.nodes):
         layouts = proof.layouts[place]
@@ -121,7 +124,9 @@ def _uses(
                 continue
             shared = proof.layouts[child[0]].get(child[1]) == SHARED and (place, slot) not in proof.unproven
             leaf, chain = graph.leaf_below(child[0])
-            if leaf is not None and (shared or pure[child[0]] and (place in proof.probed or graph.leaf(child[0]) is not None)):
+            if leaf is not None and (
+                shared or (pure[child[0]] and (place in proof.probed or graph.leaf(child[0]) is not None))
+            ):
                 if id(leaf) in wanted:
                     yield place, slot, child, (wanted[id(leaf)], chain), (wanted[id(leaf)],)
             elif shared or (place in proof.probed and pure[child[0]]):
@@ -208,6 +213,11 @@ def _groups(weights: list[Weight], computed: set[int]) -> list[TiedParams]:
     return [TiedParams(tuple(sorted(a)), tuple(sorted(b)), len(b) == 1 and not b & computed) for a, b in groups]
 
 
+def with_way_out(message: str) -> str:
+    """The message with what helps in its case."""
+    return message if WAY_OUT in message else f"{message}; {WAY_OUT}"
+
+
 @contextlib.contextmanager
 def error_context(node: Node, names: Sequence[str], weights: Iterable[Weight]) -> Iterator[None]:
     """Puts the node and its parameters in front of an UnsupportedOperationError."""
@@ -216,27 +226,25 @@ def error_context(node: Node, names: Sequence[str], weights: Iterable[Weight]) -
     except UnsupportedOperationError as error:
         leaves = sorted({leaf for weight in weights for leaf in weight.leaves})
         what = " and ".join(names[k] for k in leaves)
-        raise UnsupportedOperationError(f"{node.name()}, which takes parameter {what}: {error}") from None
+        message = with_way_out(f"{node.name()}, which takes parameter {what}: {error}")
+        raise UnsupportedOperationError(message) from None
 
 
 # key of the graph -> how it uses the parameters, and the proof of it
 _remembered: OrderedDict[Hashable, tuple[WeightUsage, Proof]] = OrderedDict()
 
 
-def usage_of(
-    graph: Graph, n: int, params: Sequence[Tensor], names: Sequence[str], frozen: Sequence[FrozenNorm]
-) -> tuple[WeightUsage, bool]:
-    """`find_usage`, remembered; and whether it was found just now."""
-    key = graph.key(params), n
-    if key in _remembered and _remembered[key][1].holds_for(graph):
-        _remembered.move_to_end(key)
-        return _remembered[key][0], False
-    _remembered[key] = find_usage(graph, n, params, names, frozen)
+def get(key: Hashable, graph: Graph) -> WeightUsage | None:
+    """What `put` has remembered under this key, where the proof of it holds for the graph."""
+    usage, proof = _remembered.get(key, (None, None))
+    if usage is None or proof is None or not proof.holds_for(graph):
+        return None
+    _remembered.move_to_end(key)
+    return usage
+
+
+def put(key: Hashable, usage: WeightUsage, proof: Proof) -> None:
+    """Remembers a usage under the key of its graph and parameters, and forgets the one that was longest out of use."""
+    _remembered[key] = usage, proof
     while len(_remembered) > MAX_REMEMBERED:
         _remembered.popitem(last=False)
-    return _remembered[key][0], True
-
-
-def forget_graphs() -> None:
-    """Drops what is remembered of all graphs."""
-    _remembered.clear()

@@ -11,7 +11,16 @@ from torch import nn
 from pyengm import per_example_grad_norms
 from pyengm.errors import ConfigError
 from pyengm.models import build
-from pyengm.pergrad import NormEstimator, clipped_backward, exact_norms, lowrank, plan, walk, weighted_backward
+from pyengm.pergrad import (
+    NormEstimator,
+    clipped_backward,
+    engine,
+    exact_norms,
+    norm_estimator,
+    weight_usage,
+    weighted_backward,
+)
+from pyengm.pergrad.batch_norm import lowrank
 from pyengm.pergrad.exact import exact_squares
 
 SQUARES_ROUNDING = 1e-9  # relative, float64: what is subtracted is as large as what is left
@@ -19,7 +28,7 @@ SQUARES_ROUNDING = 1e-9  # relative, float64: what is subtracted is as large as 
 
 @pytest.fixture(autouse=True)
 def nothing_is_known(monkeypatch):
-    monkeypatch.setattr(plan, "_known", type(plan._known)())
+    monkeypatch.setattr(weight_usage, "_remembered", type(weight_usage._remembered)())
 
 
 class FrozenBatchNorm(nn.Module):
@@ -156,7 +165,7 @@ def check_fit(norms, true):
 
 def start(model, x):
     losses, params = cross_entropy(model, x), list(model.parameters())
-    return losses, params, walk.start(losses, params)
+    return losses, params, engine.prepare(losses, params)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -175,7 +184,7 @@ def test_corrected_is_exact_where_the_correction_is_complete(name):
     model, x = fresh(name)
     losses, params, found = start(model, x)
     total, _ = found.squares(corrected=True)
-    groups = [[params[k] for k in group.leaves] for group in found.plan.groups]
+    groups = [[params[k] for k in group.leaves] for group in found.usage.groups]
     exact = exact_squares(losses, groups, range(len(x)))
     scale = exact.sum(0)
     assert ((total - exact).abs() <= SQUARES_ROUNDING * scale).all()
@@ -232,7 +241,7 @@ def test_statistics_that_are_not_tracked_couple_in_both_modes(training):
     layer = nn.BatchNorm2d(4, track_running_stats=False)
     model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.ReLU(), head(80))).train(training)
     losses, params = cross_entropy(model, images(7)), list(model.parameters())
-    assert len(walk.start(losses, params).frozen) == 1
+    assert len(engine.prepare(losses, params).frozen) == 1
     norms = per_example_grad_norms(losses, params, norms="exact")
     torch.testing.assert_close(norms, norms_of(losses, params), rtol=1e-10, atol=0)
     norms = per_example_grad_norms(losses, params, norms="corrected")
@@ -245,7 +254,7 @@ def test_eval_mode_after_training_mode():
     params = list(model.parameters())
     for training in (True, False, True, False):
         losses = cross_entropy(model.train(training), x)
-        assert bool(walk.start(losses, params).frozen) == training
+        assert bool(engine.prepare(losses, params).frozen) == training
         if not training:
             norms = per_example_grad_norms(losses, params)
             torch.testing.assert_close(norms, norms_of(losses, params), rtol=1e-10, atol=0)
@@ -257,7 +266,7 @@ def test_instance_norm_couples_nothing(track):
     norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=track)
     model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), head(80)))
     losses, params = cross_entropy(model, images(7)), list(model.parameters())
-    assert not walk.start(losses, params).frozen
+    assert not engine.prepare(losses, params).frozen
     torch.testing.assert_close(per_example_grad_norms(losses, params), norms_of(losses, params), rtol=1e-10, atol=0)
 
 
@@ -303,7 +312,7 @@ class TestZeros:
         for gamma in (0.0, 1.0):
             nn.init.constant_(model.n.weight, gamma)
             losses = cross_entropy(model, x)
-            found, true = estimator.norms(losses, params, estimator.start(losses, params)), norms_of(losses, params)
+            found, true = estimator.norms(losses, params, estimator.prepare(losses, params)), norms_of(losses, params)
             assert (found / true - 1).abs().median() < 0.1
 
     def test_frozen_squares(self):
@@ -311,7 +320,7 @@ class TestZeros:
         params = list(model.parameters())
         for gamma in (0.0, 1.0, 0.0, 1.0):
             nn.init.constant_(model.n.weight, gamma)
-            total, _ = walk.start(cross_entropy(model, x), params).squares()
+            total, _ = engine.prepare(cross_entropy(model, x), params).squares()
             true = norms_of(cross_entropy(frozen(model), x), params)
             torch.testing.assert_close(total.sum(0).sqrt(), true, rtol=1e-10, atol=0)
 
@@ -323,12 +332,11 @@ def batches(model, number, n=9):
 
 
 def run(estimator, losses, params):
-    return estimator.norms(losses, params, estimator.start(losses, params))
+    return estimator.norms(losses, params, estimator.prepare(losses, params))
 
 
 def counted(monkeypatch):
     """The numbers of examples of which exact derivatives are taken."""
-    from pyengm.pergrad import norms
 
     calls = []
 
@@ -336,7 +344,7 @@ def counted(monkeypatch):
         calls.append(len(examples))
         return exact_squares(losses, groups, examples, *rest)
 
-    monkeypatch.setattr(norms, "exact_squares", count)
+    monkeypatch.setattr(norm_estimator, "exact_squares", count)
     return calls
 
 
@@ -354,7 +362,11 @@ class TestEstimator:
         """At every interval-th call, and at some in between while the model is new."""
         calls = counted(monkeypatch)
         model, _ = fresh("conv after conv")
-        estimator, params, due = NormEstimator("frozen", interval=interval, examples=examples), list(model.parameters()), []
+        estimator, params, due = (
+            NormEstimator("frozen", interval=interval, examples=examples),
+            list(model.parameters()),
+            [],
+        )
         for k, losses in enumerate(batches(model, 3 * interval)):
             before = len(calls)
             run(estimator, losses, params)
@@ -503,7 +515,7 @@ def test_float32_and_autocast(dtype):
     params = list(model.parameters())
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         losses, twin = cross_entropy(model, x), cross_entropy(frozen(model), x)
-    total, _ = walk.start(losses, params).squares()
+    total, _ = engine.prepare(losses, params).squares()
     rtol = 1e-1 if dtype == torch.bfloat16 else 1e-3
     torch.testing.assert_close(total.sum(0).sqrt(), norms_of(twin, params).double(), rtol=rtol, atol=0)
 

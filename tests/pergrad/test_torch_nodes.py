@@ -6,7 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils import checkpoint
 
-from pyengm.pergrad import frozen, graph, passes, rules, walk
+from pyengm.pergrad import autograd_graph, hooks, rules, validation
+from pyengm.pergrad.batch_norm import frozen
+from pyengm.pergrad.rules.weights import weight_rule_of
 
 
 def leaf(*shape):
@@ -123,16 +125,18 @@ def test_fields(name):
 
 def test_every_node_is_made():
     assert set(rules.SAVED) == set(MADE) | ON_OTHER_DEVICES
-    assert set(rules.SAVED) <= set(rules.RULES)
+    assert set(rules.SAVED) <= set(rules.WEIGHT_RULES)
 
 
-@pytest.mark.parametrize("name", sorted(set(rules.RULES) - ON_OTHER_DEVICES))
+@pytest.mark.parametrize("name", sorted(set(rules.WEIGHT_RULES) - ON_OTHER_DEVICES))
 def test_slots(name):
     """A weight in a slot of a node is an input of the operation in the same place."""
     node = node_of(B.expand(5, -1) if name == "ExpandBackward0" else MADE[name][0]()[0], name)
-    assert len(node.next_functions) > max(rules.RULES[name].slots)
-    for slot in rules.RULES[name].slots:
-        assert node.next_functions[slot][0].name() == graph.LEAF or (slot == 1 and name == "PreluKernelBackward0")
+    assert len(node.next_functions) > max(rules.WEIGHT_RULES[name].slots)
+    for slot in rules.WEIGHT_RULES[name].slots:
+        assert node.next_functions[slot][0].name() == autograd_graph.LEAF or (
+            slot == 1 and name == "PreluKernelBackward0"
+        )
 
 
 def test_a_linear_layer():
@@ -142,7 +146,7 @@ def test_a_linear_layer():
     bias, (data, _), (transpose, _) = node.next_functions[0][0], node.next_functions[1], node.next_functions[2]
     assert bias.variable is layer.bias
     assert data.variable is X
-    assert transpose.name() in graph.TRANSPARENT
+    assert transpose.name() in autograd_graph.TRANSPARENT
     assert transpose.next_functions[0][0].variable is layer.weight
 
 
@@ -161,7 +165,7 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(graph.TRANSPARENT))
+@pytest.mark.parametrize("name", sorted(autograd_graph.TRANSPARENT))
 def test_transparent_nodes(name):
     """They move or cast elements: the gradient of all ones stays that."""
     tensor = VIEWS[name]()
@@ -206,26 +210,26 @@ def test_nodes_in_python_cannot_be_called_as_they_are():
         def backward(ctx, g):
             return 2 * g
 
-    assert rules.rule_of(Double.apply(X).grad_fn, [0]) is None
+    assert weight_rule_of(Double.apply(X).grad_fn, [0]) is None
 
 
 def test_opaque_nodes():
     """The names that compiled and reentrant parts of a model go by."""
     model = nn.Linear(6, 4).double()
     outputs = [torch.compile(model, backend="aot_eager")(X), checkpoint.checkpoint(model, X, use_reentrant=True)]
-    assert {output.grad_fn.name() for output in outputs} == set(walk.OPAQUE)
+    assert {output.grad_fn.name() for output in outputs} == set(validation.OPAQUE | validation.HIDDEN)
 
 
 def test_name_of_the_sink():
     from torch.nn.parallel import distributed
 
-    assert distributed._DDPSink.__name__ + "Backward" == passes.DDP_SINK
+    assert distributed._DDPSink.__name__ + "Backward" == hooks.DDP_SINK
 
 
 def test_instance_norm_is_a_batch_norm_of_one_image():
     y = F.instance_norm(IMAGES, weight=B, bias=leaf(4))
     names, node = set(), y.grad_fn
-    while node is not None and node.name() != graph.LEAF:
+    while node is not None and node.name() != autograd_graph.LEAF:
         names.add(node.name())
         if node.name() == "NativeBatchNormBackward0":
             assert tuple(node._input_metadata[0].shape)[:2] == (1, 20)
@@ -271,12 +275,3 @@ def _moves():
         "TakeBackward0": x.take(row),
         "TopkBackward0": x.topk(2, 0).values,
     }
-
-
-@pytest.mark.parametrize("name", graph.MOVES)
-def test_indices_that_move_examples(name):
-    """Their contents can be read, and are part of what a graph is known by."""
-    node = _moves()[name].grad_fn
-    assert node.name() == name
-    (contents,) = graph._moved(node, 4)
-    assert contents is not None

@@ -27,14 +27,14 @@ from torch.nn.parallel import DistributedDataParallel
 from pyengm import per_example_grad_norms
 from pyengm.errors import ConfigError, NonFiniteError, UnsupportedOperationError
 from pyengm.optim import ENGM
-from pyengm.pergrad import NormEstimator, backward, clipped_backward, plan, weighted_backward
+from pyengm.pergrad import NormEstimator, backward, clipped_backward, weight_usage, weighted_backward
 
 ROUNDING = 1e-10  # of the longest gradient, float64
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_known(monkeypatch):
-    monkeypatch.setattr(plan, "_known", type(plan._known)())
+    monkeypatch.setattr(weight_usage, "_remembered", type(weight_usage._remembered)())
 
 
 @pytest.fixture(params=["one pass", "two passes"])

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyengm.pergrad.conv_grad import ConvGrad
 from pyengm.pergrad.batch_norm.frozen import FrozenNorm
-from pyengm.pergrad.per_example_grad import DenseGrad, PerExampleGrad, OuterProductGrad, row_squares
+from pyengm.pergrad.conv_grad import ConvGrad
+from pyengm.pergrad.per_example_grad import DenseGrad, OuterProductGrad, PerExampleGrad, row_squares
 
 CACHED_ELEMENTS = 2**17  # of gradients at a time that stay in the level-two cache
 Sums = tuple[Tensor, Tensor]  # S1, S2 per example: (n, C) each
@@ -53,7 +53,9 @@ class CorrectedGrad(PerExampleGrad):
         return (rows.mT if isinstance(self.own, OuterProductGrad) else rows).reshape(-1, *self.shape)
 
 
-def correct(own: dict[int, PerExampleGrad], norms: Sequence[FrozenNorm], sums: dict[int, Sums]) -> dict[int, PerExampleGrad]:
+def correct(
+    own: dict[int, PerExampleGrad], norms: Sequence[FrozenNorm], sums: dict[int, Sums]
+) -> dict[int, PerExampleGrad]:
     """The gradients of one layer's weights and bias, from those under constant statistics and the sums of the norms."""
     norms = [norm for norm in norms if norm.place in sums]
     if not norms:

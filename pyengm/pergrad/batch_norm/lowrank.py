@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pyengm.errors import UnsupportedOperationError
-from pyengm.pergrad.per_example_grad import PerExampleGrad
-from pyengm.pergrad.hooks import full_precision, disable_ddp_sink
 from pyengm.pergrad.engine import PerExampleBackward
+from pyengm.pergrad.hooks import disable_ddp_sink, full_precision
+from pyengm.pergrad.per_example_grad import PerExampleGrad
 
 
 def lowrank_squares(found: PerExampleBackward, rank: int) -> Tensor:

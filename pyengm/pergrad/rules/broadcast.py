@@ -47,8 +47,7 @@ def subtract(node: Node, slots: Slots, g: Tensor, rows: RowLayout) -> Found:
 def multiply(node: Node, slots: Slots, g: Tensor, rows: RowLayout) -> Found:
     """a * b; complex gradients take the conjugate of the other factor."""
     return {
-        k: _reduced(g * to_float32(saved(node, ("other", "self")[k])).conj(), shape, rows)
-        for k, shape in slots.items()
+        k: _reduced(g * to_float32(saved(node, ("other", "self")[k])).conj(), shape, rows) for k, shape in slots.items()
     }
 
 

@@ -81,14 +81,14 @@ def _indexed(
         return carry(layout, source, target, axes)
     owners = owners_along(layout, source, axis)
     assert owners is not None
-    node.contents(field)
     shape = np.broadcast_shapes(*(tuple(index.shape) for index in indices if index is not None))
     view = [-1 if k == axis - made.start else 1 for k in range(len(shape))]
     wanted = np.broadcast_to(owners.reshape(view), shape)
     for along, values in enumerate(indices):  # the examples lie along an axis whose indices tell their owners apart
         if values is None or target[along] < 2:
             continue
-        positions = np.broadcast_to(values.cpu().numpy() % target[along], shape)
+        read = node.contents(field, along if field == "indices" else None)
+        positions = np.broadcast_to(read.cpu().numpy() % target[along], shape)
         found = np.full(target[along], -1)
         found[positions.ravel()] = wanted.ravel()
         if (found[positions] == wanted).all():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyengm.ops import row_sums
-from pyengm.pergrad.layout import Layout, Shape, UnprovenError, carry, locate
+from pyengm.pergrad.layout import Layout, Shape, carry, locate
 from pyengm.pergrad.per_example_grad import DenseGrad, PerExampleGrad
 from pyengm.pergrad.row_layout import RowLayout
 from pyengm.pergrad.rules.conv import by_group

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyengm.pergrad.layout import Layout, Shape
 
+Contents = tuple[str, int | None]  # a field that is a tensor, or a position in a field that is a tuple of them
 Layouts = list[Layout | None]  # by input slot; None where no gradient flows
 
 
@@ -20,8 +21,8 @@ class NodeView:
     """What a layout rule sees of a node.
 
     outputs: shapes of the node's outputs; inputs: of its inputs, None for constants, through which no gradient flows.
-    fields: values of the registered fields, tensors among them. read_contents: whether the rule has read the values of
-    a tensor, so that its result holds for these values alone.
+    fields: values of the registered fields, tensors among them. read_contents: where the rule has read the values of
+    tensors, by field and position in it, so that its result holds for these values alone.
     """
 
     name: str
@@ -29,12 +30,18 @@ class NodeView:
     inputs: tuple[Shape | None, ...]
     fields: Mapping[str, Any]
     child: str
-    read_contents: bool = field(default=False)
+    read_contents: list[Contents] = field(default_factory=list)
 
-    def contents(self, name: str) -> Any:
-        """The tensors of a field, whose values the caller reads."""
-        self.read_contents = True
-        return self.fields[name]
+    def contents(self, name: str, position: int | None = None) -> Tensor:
+        """A field that is a tensor, or the one at a position of a tuple of tensors; the caller reads its values."""
+        self.read_contents.append((name, position))
+        return contents_of(self.fields, (name, position))
+
+
+def contents_of(fields: Mapping[str, Any], where: Contents) -> Tensor:
+    """The tensor at a place that a rule has read."""
+    name, position = where
+    return fields[name] if position is None else fields[name][position]
 
 
 LayoutRule = Callable[[NodeView, Mapping[int, Layout]], Sequence[Layout | None]]

@@ -184,7 +184,9 @@ def constant_pad(node: NodeView, layout: Layout, source: Shape, target: Shape) -
     return along_axis(shown, target, axis)
 
 
-@layout_rule("ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D", "padding")
+@layout_rule(
+    "ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D ReplicationPad3D", "padding"
+)
 @single
 def mirror_pad(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout:
     if layout.is_constant:

@@ -31,6 +31,4 @@ def grid_sample(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
     """Images (N, C, ...) sampled at positions (N, ..., 2 or 3)."""
     layout, source = layouts[0], node.outputs[0]
     axes = ({0: 0, 1: 1}, {0: 0} | {axis: axis - 1 for axis in range(2, len(source))})
-    return [
-        None if to is None else carry(layout, source, to, of) for to, of in zip(node.inputs, axes, strict=True)
-    ]
+    return [None if to is None else carry(layout, source, to, of) for to, of in zip(node.inputs, axes, strict=True)]

@@ -28,7 +28,7 @@ def first_axis(node: Node, slots: Slots, shape: Shape) -> RowAxes:
     return (shape, (0,)) if shape else ((1,), (0,))
 
 
-@dataclass(frozen=True)
+@dataclass
 class WeightRule:
     """slots: those that it supports. rows: which axes of g are rows. accepts_half: whether g may have 16 bits."""
 
@@ -55,7 +55,8 @@ def weight_rule(
     def register(rule: GradRule) -> GradRule:
         for name in map(full_name, names.split()):
             WEIGHT_RULES[name] = WeightRule(slots, rule, rows, accepts_half)
-            SAVED[name] = tuple(fields.split())
+            if fields:
+                SAVED[name] = tuple(fields.split())
         return rule
 
     return register
