@@ -1,5 +1,6 @@
 """Per-example gradients from one backward pass over the autograd graph."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,9 +54,21 @@ def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
             if not frozen:
                 verify(losses, tensors, names, graph, found.usage, found.squares()[0])
             weight_usage.put(key, usage, proof)
+            if usage.probed:
+                warn_of_probing(usage, len(losses))
     except (UnsupportedOperationError, CheckpointError) as error:
         raise UnsupportedOperationError(with_way_out(str(error))) from error
     return found
+
+
+def warn_of_probing(usage: WeightUsage, n: int) -> None:
+    """Says once for each structure of graph what its norms cost, and why."""
+    reasons = "; ".join(sorted(set(usage.unproven.values())))
+    warnings.warn(
+        f"at every call {(n - 1).bit_length() + 1} further passes through a part of the graph find out whose its "
+        f"gradients are, as no proof can: {reasons}",
+        stacklevel=2,
+    )
 
 
 @dataclass

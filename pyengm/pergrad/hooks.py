@@ -1,8 +1,8 @@
 """Backward passes over a graph that hand the output gradients of chosen nodes to a visitor."""
 
 import contextlib
-from contextlib import AbstractContextManager
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -34,23 +34,17 @@ def visit_gradients(
 ) -> Tensor | None:
     """One backward pass of sum_i weights_i L_i that computes no weight gradient.
 
-    visit(place, grads) is called once with the gradients of the outputs of each of the places, unless all are undefined (zero).
-    inputs: a tensor of the graph; its gradient is returned. also: places and outputs whose gradients are computed too,
-    because a visitor calls backward functions, which leave out what the pass does not need. The nodes in frozen pass
-    on the input gradients that they compute themselves. roots: nodes at which the pass begins in place of the losses, and
-    the gradients of their outputs.
+    visit(place, grads) is called once with the gradients of the outputs of each of the places, unless all are
+    undefined, which stands for zero. inputs: a tensor of the graph; its gradient is returned. also: places and outputs
+    whose gradients are computed too, because a visitor calls backward functions, which leave out what the pass does not
+    need. The nodes in frozen pass on the input gradients that they compute themselves. roots: nodes at which the pass
+    begins in place of the losses, and the gradients of their outputs.
     """
     places = list(places)
     group = GraphExecGroup()  # one for the pass: checkpointed parts are recomputed once for all hooks
     edges = {place: _outputs(graph.nodes[place]) for place in places}
-    if inputs is not None:
-        wanted = torch.autograd.graph.get_gradient_edge(inputs)
-        own = graph.nodes.index(wanted.node) if wanted.node in graph.nodes else None
-        if own is None:
-            raise ValueError(
-                "the losses do not depend on inputs; was the attack's output detached after requires_grad_?"
-            )
-    running = graph.above([*places, *(place for place, _ in also), *([own] if inputs is not None else [])])
+    wanted = [] if inputs is None else [_edge_of(graph, inputs)]
+    running = graph.above([*places, *(k for k, _ in also), *(graph.nodes.index(edge.node) for edge in wanted)])
     interior = [place for place in places if place in running]
     frontier = [place for place in places if place not in running]
 
@@ -77,7 +71,7 @@ def visit_gradients(
                 hooks.append(hook)
         targets = [edge for place in frontier for edge in edges[place]]
         targets += [GradientEdge(graph.nodes[place], output) for place, output in also]
-        targets += [wanted] if inputs is not None else []
+        targets += wanted
         options = {"retain_graph": retain_graph, "allow_unused": True}
         with disable_ddp_sink(graph.nodes):
             heads, given = (losses, weights) if roots is None else roots
@@ -88,7 +82,14 @@ def visit_gradients(
     left = iter(grads)
     for place in frontier:
         quietly(place, tuple(next(left) for _ in edges[place]))
-    return grads[-1] if inputs is not None else None
+    return grads[-1] if wanted else None
+
+
+def _edge_of(graph: Graph, inputs: Tensor) -> GradientEdge:
+    edge = torch.autograd.graph.get_gradient_edge(inputs)
+    if edge.node not in graph.nodes:
+        raise ValueError("the losses do not depend on inputs; was the attack's output detached after requires_grad_?")
+    return edge
 
 
 def _outputs(node: Node) -> list[GradientEdge]:
@@ -106,7 +107,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 def recomputed_once() -> AbstractContextManager:
-    """Reads of saved tensors within recompute a checkpointed part for themselves, and leave it to be recomputed again."""
+    """Reads of saved tensors within it recompute a checkpointed part, and leave it to be recomputed again."""
     return _entered(GraphExecGroup())
 
 

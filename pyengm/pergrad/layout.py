@@ -90,10 +90,14 @@ def owners_along(layout: Layout, shape: Shape, axis: int) -> np.ndarray | None:
     """The owners of the indices of an axis, or None where the examples lie along another one."""
     if layout.is_constant:
         return np.full(shape[axis], layout.owners[0])
-    found, run = locate(layout, shape)
-    if found != axis:
-        return None
-    return np.tile(np.repeat(layout.owners, run), shape[axis] // (run * len(layout.owners)))
+    found, owners = examples_axis(layout, shape)
+    return owners if found == axis else None
+
+
+def examples_axis(layout: Layout, shape: Shape) -> tuple[int, np.ndarray]:
+    """The axis along which the examples lie, and the owners of its indices, for layouts that are not constant."""
+    axis, run = locate(layout, shape)
+    return axis, np.tile(np.repeat(layout.owners, run), shape[axis] // (run * len(layout.owners)))
 
 
 def along_axis(owners: np.ndarray, shape: Shape, axis: int) -> Layout:
@@ -168,9 +172,8 @@ def element_owners(layout: Layout, shape: Shape, axes: Sequence[int]) -> np.ndar
         raise UnprovenError("every row belongs to several examples")
     if layout.is_constant:
         return np.full(prod(sizes), layout.owners[0])
-    axis, _ = locate(layout, shape)
+    axis, owners = examples_axis(layout, shape)
     if axis not in axes:
         raise UnprovenError("every row belongs to several examples")
-    owners = owners_along(layout, shape, axis)
     view = [-1 if a == axis else 1 for a in axes]
     return np.broadcast_to(owners.reshape(view), sizes).reshape(-1)

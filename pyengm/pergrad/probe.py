@@ -145,7 +145,7 @@ def _owners(projections: Sequence[RowProjection], signs: Tensor, usage: WeightUs
 
 
 def _with_broken_rows(owners: Tensor, broken: Tensor, n: int) -> Tensor:
-    """Rows that are not finite have no signs: they go to the example that a regular layout has there, else to the first.
+    """Rows that are not finite have no signs: they go to the example that a regular layout has there, or to the first.
 
     So no such row is lost, and a norm that is not finite shows it.
     """

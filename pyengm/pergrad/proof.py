@@ -83,9 +83,8 @@ OPERANDS = {"MulBackward0": ("other", "self"), "DivBackward0": ("other", "self")
 class Proof:
     """layouts[k][output]: of the gradients of node k's outputs; absent in the unproven part.
 
-    unproven: edges below which ownership has to be probed, with the reason. probed: the nodes there. pure: whether a node is made of
-    parameters alone. contents: nodes
-    whose rule read values, where, and a digest of these.
+    unproven: edges below which ownership has to be probed, with the reason. probed: the nodes there. pure: whether a
+    node is made of parameters alone. contents: nodes whose rule read values, where, and a digest of these.
     """
 
     layouts: list[dict[int, Layout]]
@@ -168,24 +167,11 @@ class _Attempt:
         }
 
     def _descend(self, place: int) -> None:
-        proof, layouts, children = self.proof, self.proof.layouts[place], self.graph.children[place]
+        proof, children = self.proof, self.graph.children[place]
         if place in proof.probed:
             proof.probed.update(child[0] for child in children if child is not None and not self._is_weight(child[0]))
             return
-        if not layouts:
-            return
-        if SHARED in layouts.values():
-            below: Sequence[Layout | None] = [SHARED] * len(children)
-            if any(layout not in (SHARED, NOBODY) for layout in layouts.values()):
-                self.conflicts.add(place)
-        else:
-            try:
-                below = self._rule(place)
-            except UnprovenError as reason:
-                for slot, child in enumerate(children):
-                    if child is not None and not self._is_weight(child[0]):
-                        proof.unproven.setdefault((place, slot), f"{self.graph.nodes[place].name()}: {reason}")
-                below = [SHARED] * len(children)
+        below = self._below(place) if proof.layouts[place] else [None] * len(children)
         for slot, (child, layout) in enumerate(zip(children, below, strict=True)):
             if child is None or layout is None:
                 continue
@@ -193,6 +179,21 @@ class _Attempt:
                 proof.probed.add(child[0])
             else:
                 self._arrive(place, slot, child, layout)
+
+    def _below(self, place: int) -> Sequence[Layout | None]:
+        """The layouts of the input gradients; what no rule decides goes among the unproven edges."""
+        layouts, children = self.proof.layouts[place], self.graph.children[place]
+        if SHARED in layouts.values():
+            if any(layout not in (SHARED, NOBODY) for layout in layouts.values()):
+                self.conflicts.add(place)
+            return [SHARED] * len(children)
+        try:
+            return self._rule(place)
+        except UnprovenError as reason:
+            for slot, child in enumerate(children):
+                if child is not None and not self._is_weight(child[0]):
+                    self.proof.unproven.setdefault((place, slot), f"{self.graph.nodes[place].name()}: {reason}")
+            return [SHARED] * len(children)
 
     def _is_weight(self, place: int) -> bool:
         return self.pure[place]

@@ -1,6 +1,7 @@
 """What the engine takes: losses, parameters, and a graph that it can see."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,20 +60,20 @@ def named_params(params: Params) -> tuple[list[Tensor], list[str]]:
             f"expected the parameters of a model, got one tensor of shape {tuple(params.shape)}; give a list: [tensor]"
         )
     if isinstance(params, nn.Module):
-        params = params.named_parameters()
-    elif isinstance(params, Mapping):
-        params = params.items()
-    pairs = [p if isinstance(p, tuple) else (None, p) for p in params]
+        given: list[Any] = list(params.named_parameters())
+    else:
+        given = list(params.items() if isinstance(params, Mapping) else params)
     named: dict[Tensor, str] = {}
-    for k, (name, p) in enumerate(pairs):
+    for k, one in enumerate(given):
+        name, p = one if isinstance(one, tuple) else (None, one)
         if not isinstance(p, Tensor):
             raise ValueError(f"expected tensors as parameters, got {type(p).__name__} at position {k}")
         if not p.requires_grad:
             continue
         if not p.is_leaf:
             raise ValueError(
-                f"the parameter at position {k}, of shape {tuple(p.shape)}, is computed from others; give the leaves, such "
-                "as model.parameters() (a parametrised layer computes its weight from them)"
+                f"the parameter at position {k}, of shape {tuple(p.shape)}, is computed from others; give the leaves, "
+                "such as model.parameters() (a parametrised layer computes its weight from them)"
             )
         if type(p).__name__ in SHARDED:
             raise UnsupportedOperationError(

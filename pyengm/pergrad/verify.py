@@ -31,7 +31,7 @@ def verify(
         return
     chosen = norms.argsort(descending=True)[[0, len(norms) // 2]]
     absent = [k for k in range(len(params)) if not any(k in group.leaves for group in usage.groups)]
-    leaves = [*(group.leaves for group in usage.groups), absent]
+    leaves: list[Sequence[int]] = [*(group.leaves for group in usage.groups), absent]
     exact = exact_squares(losses, [[params[k] for k in group] for group in leaves], chosen.tolist()).sqrt()
     ours = torch.cat([squares, torch.zeros_like(norms)[None]])[:, chosen].sqrt()
     outputs = (output for node in graph.nodes for output in getattr(node, "_input_metadata", ()))

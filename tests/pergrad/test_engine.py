@@ -633,7 +633,6 @@ class TestNothingIsLeftBehind:
             raise OSError("the disk is gone")
 
         rule = WEIGHT_RULES[node]
-        plain = rule.gradients
         with monkeypatch.context() as patch:
             patch.setattr(rule, "gradients", broken)
             with pytest.raises(OSError, match="the disk is gone"):

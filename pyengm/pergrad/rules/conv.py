@@ -36,7 +36,8 @@ def convolution_layout(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts
     if layout.is_constant:
         return [None if to is None else layout for to in node.inputs]
     in_channels = locate(layout, source)[0] == 1  # the examples of per-example weights lie in groups of channels
-    groups, found = node.fields["groups"] or 1, [None] * len(node.inputs)
+    groups = node.fields["groups"] or 1
+    found: Layouts = [None] * len(node.inputs)
     if x is not None:
         found[0] = by_group(layout, source, x, 1, groups) if in_channels else carry(layout, source, x, {0: 0})
     if weight is not None:

@@ -22,8 +22,8 @@ def aligned_axes(source: Shape, target: Shape) -> dict[int, int]:
     LiftFresh Log Log10 Log1P Log2 LogSigmoid Logaddexp Logaddexp2 Logit MaskedFill MaskedFillBackward1 Maximum Minimum
     Mish MseLoss Mul MulBackward1 NanToNum NativeDropout Neg NegView Pow PowBackward1 PowBackward2 PreluKernel Rad2Deg
     Real Reciprocal Relu Remainder RemainderBackward1 Round RoundBackward1 RreluWithNoise Rsqrt Rsub RsubBackward1 Sgn
-    Sigmoid Sign Silu Sin Sinc Sinh SmoothL1Loss SoftMarginLoss Softplus Softshrink SpecialEntr Sqrt Sub SubBackward1 Tan
-    Tanh Threshold ThresholdBackward1 ToCopy Tril Triu Trunc Where Xlogy XlogyBackward1 XlogyBackward2 Zero
+    Sigmoid Sign Silu Sin Sinc Sinh SmoothL1Loss SoftMarginLoss Softplus Softshrink SpecialEntr Sqrt Sub SubBackward1
+    Tan Tanh Threshold ThresholdBackward1 ToCopy Tril Triu Trunc Where Xlogy XlogyBackward1 XlogyBackward2 Zero
 """)
 def elementwise(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
     layout, shape = layouts[0], node.outputs[0]

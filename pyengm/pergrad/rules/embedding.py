@@ -15,7 +15,7 @@ from pyengm.pergrad.rules.weights import Node, RowAxes, Slots, saved, weight_rul
 
 @layout_rule("Embedding")
 def embedding_layout(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
-    """Rows of a table (V, D), looked up by values that belong to no slot; an element of the table meets all positions."""
+    """Rows of a table (V, D), looked up by indices that have no slot; an element of the table meets all positions."""
     source, to = node.outputs[0], node.inputs[0]
     found = None if to is None else carry(layouts[0], source, to, {len(source) - 1: 1})
     return [found, *[None] * (len(node.inputs) - 1)]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyengm.pergrad.layout import Layout, Shape, UnprovenError, along_axis, carry, collect, locate, owners_along, place
+from pyengm.pergrad.layout import Layout, Shape, UnprovenError, along_axis, carry, collect, examples_axis, locate, place
 from pyengm.pergrad.rules.registry import Layouts, NodeView, axis_of, layout_rule, single
 
 
@@ -36,19 +36,17 @@ def scatter(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
         if to is None or layout.is_constant:
             found.append(None if to is None else layout)
             continue
-        axis, _ = locate(layout, source)
+        axis, owners = examples_axis(layout, source)
         if axis == axis_of(node.fields["dim"], len(source)):
             raise UnprovenError("an index along the examples")
-        owners = owners_along(layout, source, axis)
-        assert owners is not None
         found.append(along_axis(owners[: to[axis]], to, axis) if len(to) == len(source) else collect(layout))
     return found
 
 
 def _index_axes(indices: Sequence[Tensor | None], axes: int) -> tuple[dict[int, int], range]:
-    """How x[indices] moves axes: (axis of the result -> axis of x, of those not indexed; axes that the indices make)."""
+    """How x[indices] moves axes: from the result to those of x without an index, and which axes the indices make."""
     used = [axis for axis, index in enumerate(indices) if index is not None]
-    width = len(np.broadcast_shapes(*(tuple(indices[axis].shape) for axis in used)))  # type: ignore[union-attr]
+    width = len(np.broadcast_shapes(*(tuple(index.shape) for index in indices if index is not None)))
     adjacent = used == list(range(used[0], used[-1] + 1))
     start, free = used[0] if adjacent else 0, [axis for axis in range(axes) if axis not in used]
     order = [*free[:start], *[None] * width, *free[start:]] if adjacent else [*[None] * width, *free]
@@ -76,11 +74,9 @@ def _indexed(
     if any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices):
         raise UnprovenError("a mask as an index")
     axes, made = _index_axes(indices, len(target))
-    axis, _ = locate(layout, source)
+    axis, owners = examples_axis(layout, source)
     if axis in axes:
         return carry(layout, source, target, axes)
-    owners = owners_along(layout, source, axis)
-    assert owners is not None
     shape = np.broadcast_shapes(*(tuple(index.shape) for index in indices if index is not None))
     view = [-1 if k == axis - made.start else 1 for k in range(len(shape))]
     wanted = np.broadcast_to(owners.reshape(view), shape)

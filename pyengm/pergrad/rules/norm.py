@@ -29,7 +29,7 @@ def _channels(layout: Layout, source: Shape, inputs: tuple[Shape | None, ...]) -
     "training",
 )
 def batch_norm_layout(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
-    """With statistics of the batch, the channels alone stay apart; the engine gives frozen ones a layout of their own."""
+    """With statistics of the batch, the channels alone stay apart; to the engine, frozen statistics are no training."""
     layout, source, x = layouts[0], node.outputs[0], node.inputs[0]
     couples = node.fields["training"] is not False
     axes = {1: 1} if couples else {axis: axis for axis in range(len(source))}

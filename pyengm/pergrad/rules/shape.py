@@ -14,6 +14,7 @@ from pyengm.pergrad.layout import (
     along_axis,
     carry,
     collect,
+    examples_axis,
     locate,
     merge,
     of_one,
@@ -70,7 +71,7 @@ def slice_along(node: NodeView, layout: Layout, source: Shape, target: Shape) ->
 @single
 def select(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout:
     axis = axis_of(node.fields["dim"], len(target))
-    kept = source[:axis] + (1,) + source[axis:]
+    kept = (*source[:axis], 1, *source[axis:])
     return place(layout, kept, target, axis, np.arange(target[axis])[[node.fields["index"]]])
 
 
@@ -99,7 +100,7 @@ def _pieces(node: NodeView, layouts: Mapping[int, Layout], starts: list[int], ke
     axis, found = axis_of(node.fields["dim"], len(target)), NOBODY
     for k, layout in layouts.items():
         source = node.outputs[k]
-        source = source if keeps_axis else source[:axis] + (1,) + source[axis:]
+        source = source if keeps_axis else (*source[:axis], 1, *source[axis:])
         piece = place(layout, source, target, axis, np.arange(starts[k], starts[k] + source[axis]))
         both = merge(found, piece)
         if both is None:
@@ -172,12 +173,10 @@ def _padded(pads: tuple[int, ...], axis: int, axes: int) -> tuple[int, int]:
 def constant_pad(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout:
     if layout.is_constant:
         return layout
-    axis, _ = locate(layout, source)
+    axis, owners = examples_axis(layout, source)
     before, after = _padded(node.fields["pad"], axis, len(source))
     if not before and not after:
         return carry(layout, source, target, {axis: axis})
-    owners = owners_along(layout, source, axis)
-    assert owners is not None
     shown = np.full(target[axis], -1)
     inside = np.arange(max(before, 0), source[axis] - max(after, 0))
     shown[inside - before] = owners[inside]
@@ -202,11 +201,9 @@ def mirror_pad(node: NodeView, layout: Layout, source: Shape, target: Shape) -> 
 def flip(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout:
     if layout.is_constant:
         return layout
-    axis, _ = locate(layout, source)
+    axis, owners = examples_axis(layout, source)
     if axis not in {axis_of(dim, len(target)) for dim in node.fields["dims"]}:
         return layout
-    owners = owners_along(layout, source, axis)
-    assert owners is not None
     return along_axis(owners[::-1], target, axis)
 
 
@@ -218,9 +215,7 @@ def roll(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout
     dims, shifts = node.fields["dims"], node.fields["shifts"]
     if not dims:
         raise UnprovenError("a roll of the flattened tensor")
-    axis, _ = locate(layout, source)
-    owners = owners_along(layout, source, axis)
-    assert owners is not None
+    axis, owners = examples_axis(layout, source)
     shift = sum(k for k, dim in zip(shifts, dims, strict=True) if axis_of(dim, len(target)) == axis)
     return along_axis(np.roll(owners, -shift), target, axis)
 
@@ -249,10 +244,10 @@ def unfold(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layo
 @layout_rule("AsStrided AsStridedBackward1", "size stride")
 @single
 def as_strided(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout:
-    """Adaptive average pooling to 1 x 1 of channels-last data writes other strides for axes of one index, and no more."""
+    """Adaptive average pooling to 1 x 1 of channels-last data writes other strides for axes of one index only."""
     if layout.is_constant:
         return layout
-    n, c = (source + (0, 0))[:2]
+    n, c = (*source, 0, 0)[:2]
     same = source == target == (n, c, 1, 1) and node.fields["stride"] == (c, 1, c, c)
     if node.child == "MeanBackward1" and same:
         return layout

@@ -1,8 +1,8 @@
 """Registration of weight rules: the per-example gradient of a weight in an input slot of a node.
 
-A weight rule takes a node, the slots that hold weights with the weights' shapes, the gradient g of the node's output and
-the layout of its rows. The saved fields of torch's nodes that rules read are registered with them. Shapes: n examples,
-R rows, T rows of an example, D features.
+A weight rule takes a node, the slots that hold weights with the weights' shapes, the gradient g of the node's output
+and the layout of its rows. The saved fields of torch's nodes that rules read are registered with them. Shapes: n
+examples, R rows, T rows of an example, D features.
 """
 
 from collections.abc import Callable, Iterable, Mapping

@@ -1,0 +1,191 @@
+"""Proofs against brute force, and against fields, axes and constants that change from one call to the next."""
+
+import pytest
+import torch
+from helpers.toy_models import NETS, fresh, norms_of
+from torch import nn
+from torch.nn import functional as F
+
+from pyengm import per_example_grad_norms
+from pyengm.errors import UnsupportedOperationError
+from pyengm.pergrad import weight_usage
+from pyengm.pergrad.autograd_graph import LEAF, trace
+from pyengm.pergrad.batch_norm.frozen import frozen_norms
+from pyengm.pergrad.hooks import visit_gradients
+from pyengm.pergrad.layout import SHARED
+from pyengm.pergrad.proof import prove
+
+N, TOLERANCE = 4, 1e-10
+R = torch.randn
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered(monkeypatch):
+    monkeypatch.setattr(weight_usage, "_remembered", type(weight_usage._remembered)())
+    torch.manual_seed(0)
+
+
+def lin():
+    return nn.Linear(3, 3).double()
+
+
+def x(*shape):
+    return R(*shape).double()
+
+
+def mask(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def scatter_rows(h, order, size=None):
+    return h.new_zeros(size or len(h), *h.shape[1:]).index_add(0, torch.tensor(order), h)
+
+
+def written(h, into):
+    out = torch.zeros_like(h)
+    out[into] = h
+    return out
+
+
+PERM = ([0, 1, 2, 3], [2, 3, 1, 0])
+# name -> losses (4,) of a layer m in batch k = 0, 1: one graph, of which a field or a constant changes.
+CHANGES = {
+    "permute": lambda m, k: m(x(4, 4, 3)).permute(*((0, 1, 2), (1, 0, 2))[k]).square().sum((1, 2)),
+    "transpose": lambda m, k: m(x(4, 4, 3)).transpose(0, k).square().sum((1, 2)),
+    "slice start": lambda m, k: (lambda t: t[4 * k : 4 * k + 4])(m(x(8, 3)).square().sum(1)),
+    "slice step": lambda m, k: (lambda t: t[:: k + 1][:4])(m(x(8, 3)).square().sum(1)[: 4 + 4 * k]),
+    "select": lambda m, k: m(x(2, 4, 3)).square().sum(2)[k],
+    "select of examples": lambda m, k: (lambda t: torch.stack([t[i] for i in PERM[k]]))(m(x(4, 3)).square().sum(1)),
+    "split": lambda m, k: m(x(8, 3)).square().sum(1).split(4)[k],
+    "split with sizes": lambda m, k: m(x(6, 3)).square().sum(1).split(([4, 2], [2, 4])[k])[k],
+    "unbind": lambda m, k: m(x(2, 4, 3)).square().sum(2).unbind(0)[k],
+    "cat": lambda m, k: (lambda a, b: torch.cat((a, b) if k else (b, a)))(*m(x(2, 2, 3)).square().sum(2)),
+    "cat along": lambda m, k: torch.cat([m(x(4, 4, 3)), m(x(4, 4, 3))], 2).square().sum(2).sum(1 - k),
+    "stack along": lambda m, k: torch.stack([m(x(4, 3)).square().sum(1) for _ in range(4)], k).sum(1),
+    "constant pad": lambda m, k: F.pad(m(x(3, 3)).square().sum(1), (k, 1 - k)),
+    "flip": lambda m, k: m(x(4, 4, 3)).flip(k).square().sum((1, 2)),
+    "roll": lambda m, k: m(x(4, 3)).roll(k + 1, 0).square().sum(1),
+    "roll along": lambda m, k: m(x(4, 4, 3)).roll(1, k).square().sum((1, 2)),
+    "repeat": lambda m, k: m(x(2, 3)).repeat(2, 1).square().sum(1)[k : k + 3 : 2].repeat(2),
+    "unfold": lambda m, k: m(x(5, 5, 3)).square().sum(2).unfold(k, 2, 1).sum((1, 2) if k else (1, 2))[:4],
+    "sum": lambda m, k: m(x(4, 4, 3)).square().sum(2).sum(k),
+    "mean": lambda m, k: m(x(4, 4, 3)).square().sum(2).mean(k),
+    "amax": lambda m, k: m(x(4, 4, 3)).square().sum(2).amax(k),
+    "max": lambda m, k: m(x(4, 4, 3)).square().sum(2).max(k).values,
+    "logsumexp": lambda m, k: m(x(4, 4, 3)).square().sum(2).logsumexp(k),
+    "var": lambda m, k: m(x(4, 4, 3)).square().sum(2).var(k),
+    "vector norm": lambda m, k: torch.linalg.vector_norm(m(x(4, 4, 3)).square().sum(2), dim=k),
+    "softmax": lambda m, k: (m(x(4, 4, 3)).square().sum(2).softmax(k) * mask(1, 2, 3, 4)).sum(k),
+    "log softmax": lambda m, k: (m(x(4, 4, 3)).square().sum(2).log_softmax(k) * mask(1, 2, 3, 4)).sum(k),
+    "cumsum": lambda m, k: (m(x(4, 4, 3)).square().sum(2).cumsum(k) * mask(1, 2, 3, 4)).sum(k),
+    "sort": lambda m, k: (m(x(4, 4, 3)).square().sum(2).sort(k).values * mask(1, 2, 3, 4)).sum(k),
+    "topk": lambda m, k: m(x(4, 4, 3)).square().sum(2).topk(4, k).values.square().sum(k),
+    "glu": lambda m, k: F.glu(m(x(4, 4, 3)).square().sum(2), k).sum(k).repeat(2)[:4].sum() * mask(1, 1, 1, 1),
+    "layer norm": lambda m, k: F.layer_norm(m(x(4, 4, 3)), ((3,), (4, 3))[k]).pow(3).sum((1, 2)),
+    "group norm": lambda m, k: F.group_norm(m(x(4, 4, 3)), (2, 4)[k]).pow(3).sum((1, 2)),
+    "gather": lambda m, k: m(x(4, 4, 3)).square().sum(2).gather(k, torch.tensor(PERM).repeat(2, 1)).sum(k),
+    "scatter": lambda m, k: x(4, 4).scatter(k, torch.tensor(PERM).repeat(2, 1), m(x(4, 4, 3)).square().sum(2)).sum(k),
+    "index": lambda m, k: m(x(4, 3)).square().sum(1)[torch.tensor(PERM[k])],
+    "index of labels": lambda m, k: m(x(4, 3))[torch.arange(4), torch.tensor(([0, 1, 2, 0], [2, 2, 1, 1])[k])].square(),
+    "index of a mask": lambda m, k: m(x(8, 3)).square().sum(1)[torch.tensor(([1, 0] * 4, [1, 1, 0, 0] * 2)[k]).bool()],
+    "index select": lambda m, k: m(x(4, 3)).square().sum(1).index_select(0, torch.tensor(PERM[k])),
+    "index add": lambda m, k: scatter_rows(m(x(6, 3)).square().sum(1), ([0, 0, 1, 2, 3, 3], [3, 1, 1, 2, 0, 0])[k], 4),
+    "index put": lambda m, k: written(m(x(4, 3)).square().sum(1), torch.tensor(PERM[k])),
+    "one-hot product": lambda m, k: torch.eye(4).double()[PERM[k]] @ m(x(4, 3)).square().sum(1),
+    "product with a matrix": lambda m, k: (torch.eye(4) + k * 0.05).double() @ m(x(4, 3)).square().sum(1),
+    "batched one-hot product": lambda m, k: (torch.eye(4).double()[PERM[k]][None] @ m(x(1, 4, 3)))[0].square().sum(1),
+    "masked sum": lambda m, k: (m(x(4, 3)).square().sum(1) * torch.eye(4).double()[PERM[k]]).sum(1),
+    "where": lambda m, k: (lambda t: torch.where(mask(k, k, 1 - k, 1 - k).bool(), t, t.flip(0)))(
+        m(x(4, 3)).sum(1) ** 2
+    ),
+    "masked fill": lambda m, k: (lambda t: t + t.flip(0).masked_fill(mask(1, 1, k, 1).bool(), 0))(
+        m(x(4, 3)).sum(1) ** 2
+    ),
+    "gate": lambda m, k: (lambda t: t + k * t.roll(1, 0))(m(x(4, 3)).square().sum(1)),
+    "segments": lambda m, k: torch.segment_reduce(
+        m(x(8, 3)).square().sum(1), "sum", lengths=torch.tensor(([2, 2, 2, 2], [1, 3, 3, 1])[k])
+    ),
+    "sequence first": lambda m, k: m(x(6, 3, 3)).square().sum(2)[:, ([0, 1, 2, 0], [2, 0, 1, 1])[k]].sum(0),
+    "cancelling terms": lambda m, k: (lambda t: 3 * t + mask(0, 0, 1, -1) * (t[2] - t[3]) * k)(m(x(4, 3)).sum(1) ** 2),
+    "weak term": lambda m, k: (lambda t: t + 1e-5 * k * t.mean())(m(x(4, 3)).square().sum(1)),
+    "write in place": lambda m, k: (lambda t: t.index_put_((torch.tensor(PERM[k]),), t.detach() * 2))(
+        m(x(4, 3)).sum(1)
+    ),
+    "cumulative in place": lambda m, k: (lambda t: (t[:, k].cumsum_(0), t.square().sum(1))[1])(m(x(4, 3)) * 1),
+    "strided": lambda m, k: m(x(8, 3)).square().sum(1).as_strided((4,), (2 - k,), k),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_changes_between_two_calls_is_right_or_refused(name):
+    m = lin()
+    params = list(m.parameters())
+    for k in (0, 1, 0):
+        losses = CHANGES[name](m, k)
+        assert losses.shape == (N,)
+        expected = norms_of(losses, params)
+        try:
+            found = per_example_grad_norms(losses, params)
+        except UnsupportedOperationError as error:
+            assert "Backward" in str(error)
+            assert 'norms="exact"' in str(error)
+            continue
+        torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=1e-14)
+
+
+PROVEN = set(CHANGES) - {
+    "slice step", "index of a mask", "index add", "index put", "one-hot product", "product with a matrix",
+    "batched one-hot product", "masked sum", "where", "masked fill", "gate", "segments", "sequence first",
+    "cancelling terms", "weak term", "write in place", "cumulative in place", "strided", "unfold", "glu", "gather", "scatter",
+    "softmax", "cumsum", "sort", "log softmax", "cat",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(PROVEN))
+def test_fields_need_no_probe(name):
+    m = lin()
+    for k in (0, 1):
+        assert not prove(trace(CHANGES[name](m, k)), N).unproven
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_proofs_agree_with_brute_force(name):
+    """An element that a proof gives to one example has no derivative of any other loss."""
+    model, loss, inputs = fresh(name)
+    losses = loss(model, inputs)
+    graph = trace(losses)
+    frozen = frozen_norms(graph)
+    proof = prove(graph, len(losses), [norm.place for norm in frozen])
+    places = [k for k, node in enumerate(graph.nodes) if node.name() != LEAF and proof.layouts[k]]
+    for example in range(len(losses)):
+
+        def look(place, grads, example=example):
+            for output, layout in proof.layouts[place].items():
+                if grads[output] is None or layout == SHARED:
+                    continue
+                flat = grads[output].flatten()
+                owners = torch.tensor(layout.owners)[torch.arange(len(flat)) // layout.step % len(layout.owners)]
+                assert not flat[owners != example].any(), graph.nodes[place].name()
+
+        seed = torch.zeros_like(losses)
+        seed[example] = 1
+        visit_gradients(graph, losses, seed, places, look, frozen=frozen)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_path_to_a_parameter_crosses_a_use(name):
+    model, loss, inputs = fresh(name)
+    losses = loss(model, inputs)
+    graph, params = trace(losses), list(model.parameters())
+    names = [str(k) for k in range(len(params))]
+    usage, _ = weight_usage.find_usage(graph, len(losses), params, names, frozen_norms(graph))
+    uses = {(use.place, slot) for use in usage.uses for slot in use.slots}
+    wanted, seen, stack = {id(p) for p in params}, {0}, [0]
+    while stack:
+        place = stack.pop()
+        leaf = graph.leaf(place)
+        assert leaf is None or id(leaf) not in wanted
+        for slot, child in enumerate(graph.children[place]):
+            if child is not None and (place, slot) not in uses and child[0] not in seen:
+                seen.add(child[0])
+                stack.append(child[0])
