@@ -48,7 +48,8 @@ def test_owners_along_an_axis(drawn):
     assert (elements(layout, whole.size) == whole.ravel()).all()
     if not layout.is_constant:
         found, _ = locate(layout, shape)
-        assert (owners_along(layout, shape, found) is not None) and shape[found] > 1
+        assert owners_along(layout, shape, found) is not None
+        assert shape[found] > 1
     assert from_owners(whole.ravel()) == layout  # one form for one distribution of owners
 
 

@@ -67,7 +67,7 @@ CHANGES = {
     "roll": lambda m, k: m(x(4, 3)).roll(k + 1, 0).square().sum(1),
     "roll along": lambda m, k: m(x(4, 4, 3)).roll(1, k).square().sum((1, 2)),
     "repeat": lambda m, k: m(x(2, 3)).repeat(2, 1).square().sum(1)[k : k + 3 : 2].repeat(2),
-    "unfold": lambda m, k: m(x(5, 5, 3)).square().sum(2).unfold(k, 2, 1).sum((1, 2) if k else (1, 2))[:4],
+    "unfold": lambda m, k: m(x(5, 5, 3)).square().sum(2).unfold(k, 2, 1).sum((1, 2))[:4],
     "sum": lambda m, k: m(x(4, 4, 3)).square().sum(2).sum(k),
     "mean": lambda m, k: m(x(4, 4, 3)).square().sum(2).mean(k),
     "amax": lambda m, k: m(x(4, 4, 3)).square().sum(2).amax(k),
@@ -124,19 +124,23 @@ def test_what_changes_between_two_calls_is_right_or_refused(name):
         losses = CHANGES[name](m, k)
         assert losses.shape == (N,)
         expected = norms_of(losses, params)
+        refusal = None
         try:
             found = per_example_grad_norms(losses, params)
         except UnsupportedOperationError as error:
-            assert "Backward" in str(error)
-            assert 'norms="exact"' in str(error)
-            continue
-        torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=1e-14)
+            refusal = str(error)
+        if refusal is None:
+            torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=1e-14)
+        else:  # which names a node and a way out
+            assert "Backward" in refusal
+            assert 'norms="exact"' in refusal
 
 
 PROVEN = set(CHANGES) - {
     "slice step", "index of a mask", "index add", "index put", "one-hot product", "product with a matrix",
     "batched one-hot product", "masked sum", "where", "masked fill", "gate", "segments", "sequence first",
-    "cancelling terms", "weak term", "write in place", "cumulative in place", "strided", "unfold", "glu", "gather", "scatter",
+    "cancelling terms", "weak term", "write in place", "cumulative in place", "strided", "unfold", "glu", "gather",
+    "scatter",
     "softmax", "cumsum", "sort", "log softmax", "cat",
 }  # fmt: skip
 
