@@ -15,6 +15,8 @@ Node = Any  # torch makes its node types at run time, and they share no public b
 
 LEAF = "torch::autograd::AccumulateGrad"
 
+NESTED: Shape = (-1,)
+
 # Between a parameter and its consumer these move or cast elements, which leaves the norm of a gradient as it is.
 TRANSPARENT = {
     "AliasBackward0",
@@ -50,13 +52,13 @@ class Graph:
         """All that proofs depend on, apart from the contents of indices; it tells these leaves from each other."""
         number = {id(leaf): k for k, leaf in enumerate(leaves)}
         rows = []
-        for node, children, fields in zip(self.nodes, self.children, self.fields, strict=True):
+        for node, children, shapes, fields in zip(self.nodes, self.children, self.shapes, self.fields, strict=True):
             name = node.name()
             if name == LEAF:
                 rows.append((number.get(id(node.variable)), tuple(node.variable.shape)))
                 continue
-            outputs = tuple((tuple(output.shape), output.dtype) for output in node._input_metadata)
-            rows.append((name, children, outputs, tuple((f, _hashable(v)) for f, v in fields.items())))
+            dtypes = tuple(output.dtype for output in node._input_metadata)
+            rows.append((name, children, shapes, dtypes, tuple((f, _hashable(v)) for f, v in fields.items())))
         return tuple(rows), self.root
 
     def leaf(self, place: int) -> Tensor | None:
@@ -126,8 +128,14 @@ def trace(losses: Tensor) -> Graph:
         tuple(None if child is None else (place[child], output) for child, output in node.next_functions)
         for node in order
     ]
-    shapes = [tuple(tuple(output.shape) for output in getattr(node, "_input_metadata", ())) for node in order]
+    shapes = [tuple(_shape(output) for output in getattr(node, "_input_metadata", ())) for node in order]
     return Graph(order, children, shapes, [_fields(node) for node in order], losses.output_nr)
+
+
+def _shape(output: Any) -> Shape:
+    """The shape of a node's output; that of a nested tensor has no numbers."""
+    shape = tuple(output.shape)
+    return shape if all(type(size) is int for size in shape) else NESTED
 
 
 def _topological(top: Node, nodes: list[Node]) -> list[Node]:

@@ -169,6 +169,8 @@ class ConvGrad(PerExampleGrad):
             window = [(fill, *pair) for fill, pair in zip((1, 1, 0, 1), window, strict=True)]
         elif len(self.shape) != 4:
             return None
+        if k.transposed:
+            g = _with_all_windows(x, g, window)
         if x.shape[1] > 1:
             x, g = _stacked(x, g, window[1][0], window[2][0])
         x, g = (t.squeeze(1).unflatten(1, (k.groups, -1)).flatten(0, 1) for t in (x, g))
@@ -186,6 +188,14 @@ class ConvGrad(PerExampleGrad):
 
 def _wide(t: Tensor) -> Tensor:
     return t.float() if t.dtype in HALF else t
+
+
+def _with_all_windows(x: Tensor, g: Tensor, window: Sequence[Sequence[int]]) -> Tensor:
+    """g with zeros for the windows of x beyond its own: output_padding of the stride or more makes room for some."""
+    missing = []
+    for size, own, kernel, stride, padding, dilation in zip(x.shape[3:], g.shape[3:], *window, strict=True):
+        missing.append((size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 - own)
+    return F.pad(g, (0, missing[1], 0, missing[0])) if any(missing) else g
 
 
 def _stacked(x: Tensor, g: Tensor, stride: int, padding: int) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
     frozen = frozen_norms(graph)
     try:
         check_visible(graph, opaque=True)
-        check_plain(tensors, names)
+        check_plain(graph, tensors, names)
         key = graph.key(tensors), len(losses)
         usage, proof = weight_usage.get(key, graph), None
         if usage is None:

@@ -55,22 +55,51 @@ def probe(
     """
     if not usage.probed:
         return usage
-    n, entering = len(losses), _entering(graph, losses, usage, frozen)
-    numbers = torch.arange(n, device=losses.device)
-    codes = [torch.ones_like(numbers), *(1 - 2 * (numbers >> bit & 1) for bit in range((n - 1).bit_length()))]
-    uses = {use.place: use for use in usage.probed}
-    seen: dict[int, list[list[RowProjection | None]]] = {place: [] for place in uses}
+    entering = _entering(graph, losses, usage, frozen)
+    numbers = torch.arange(len(losses), device=losses.device)
+    bits = (len(losses) - 1).bit_length()
+    signs = torch.stack([torch.ones_like(numbers), *(1 - 2 * (numbers >> bit & 1) for bit in range(bits))])
+    waiting = {use.place: use for use in usage.probed}
+    found: dict[int, WeightUse | None] = {}
+    while waiting:
+        seen = _projections(graph, losses, usage, frozen, entering, waiting, signs)
+        for place, use in list(waiting.items()):
+            try:
+                found[place] = _with_rows(graph, names, usage, use, seen[place], signs)
+            except UnsupportedOperationError:
+                if use.rule is None:
+                    raise
+                waiting[place] = replace(use, rule=None)  # its elements may have owners where whole rows have none
+            else:
+                del waiting[place]
+    uses = [found[use.place] if use.is_probed else use for use in usage.uses]
+    return replace(usage, uses=[use for use in uses if use is not None])
+
+
+Projections = list[list[RowProjection | None]]  # by code and output
+
+
+def _projections(
+    graph: Graph,
+    losses: Tensor,
+    usage: WeightUsage,
+    frozen: Sequence[FrozenNorm],
+    entering: list[tuple[GradientEdge, Tensor, Tensor]],
+    uses: dict[int, WeightUse],
+    signs: Tensor,
+) -> dict[int, Projections]:
+    """What reaches the uses under each of the codes."""
+    seen: dict[int, Projections] = {place: [] for place in uses}
 
     def project(place: int, grads: tuple[Tensor | None, ...]) -> None:
         seen[place].append([None if g is None else _project(graph, usage, uses[place], g) for g in grads])
 
-    for code in codes:
-        signed = [g * torch.cat([code, code.new_ones(1)]).to(g.dtype)[owners.to(g.device)] for _, g, owners in entering]
+    for code in signs:
+        table = torch.cat([code, code.new_ones(1)])  # -1 takes the last
+        signed = [g * table.to(g.dtype)[owners.to(g.device)] for _, g, owners in entering]
         roots = [edge for edge, _, _ in entering], signed
         visit_gradients(graph, losses, None, uses, project, frozen=frozen, roots=roots)
-    signs = torch.stack(codes)
-    found = [_with_rows(graph, names, usage, use, seen, signs) if use.is_probed else use for use in usage.uses]
-    return replace(usage, uses=[use for use in found if use is not None])
+    return seen
 
 
 def _entering(
@@ -104,11 +133,11 @@ def _with_rows(
     names: Sequence[str],
     usage: WeightUsage,
     use: WeightUse,
-    seen: dict[int, list[list[RowProjection | None]]],
+    by_code: Projections,
     signs: Tensor,
 ) -> WeightUse | None:
     """The use with its rows, or None where its gradients are undefined, which counts as zero."""
-    n, by_code = signs.shape[1], seen[use.place]
+    n = signs.shape[1]
     if len(by_code) < len(signs):
         return None
     with error_context(graph.nodes[use.place], names, [usage.weights[k] for k in use.slots.values()]):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.errors import NonFiniteError, UnsupportedOperationError
-from pyengm.pergrad.autograd_graph import LEAF, Graph
+from pyengm.pergrad.autograd_graph import LEAF, NESTED, Graph
 from pyengm.utils.checks import require
 
 HIDDEN = {  # nodes whose layers no pass with `inputs=` reaches: torch refuses it, or leaves their parameters out
@@ -97,8 +97,11 @@ def check_visible(graph: Graph, *, opaque: bool) -> None:
             raise UnsupportedOperationError(f"{name} hides the graph of the model: {way}")
 
 
-def check_plain(params: Iterable[Tensor], names: Iterable[str]) -> None:
-    """Raises UnsupportedOperationError for parameters whose per-example gradients only whole backward passes give."""
+def check_plain(graph: Graph, params: Iterable[Tensor], names: Iterable[str]) -> None:
+    """Raises UnsupportedOperationError where only whole backward passes give per-example gradients."""
+    nested = next((k for k, shapes in enumerate(graph.shapes) if NESTED in shapes), None)
+    if nested is not None:
+        raise UnsupportedOperationError(f"{graph.nodes[nested].name()} has nested tensors; use padded ones and a mask")
     for p, name in zip(params, names, strict=True):
         if p.is_complex():
             raise UnsupportedOperationError(f"parameter {name} is complex")

@@ -64,7 +64,10 @@ def convolution(node: Node, slots: Slots, g: Tensor, rows: RowLayout) -> dict[in
     if 2 in slots:
         found[2] = DenseGrad(rows.split(to_float32(g).flatten(2).sum(2)).sum(1), slots[2])
     if 1 in slots:
-        names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
-        geometry = Geometry(*(saved(node, name) for name in names))
+        dims = g.dim() - 2  # torch keeps padding="valid" as one value for all dimensions
+        names = ("stride", "padding", "dilation", "output_padding")
+        of_dims = {name: tuple(saved(node, name)) for name in names}
+        of_dims = {name: values * dims if len(values) == 1 else values for name, values in of_dims.items()}
+        geometry = Geometry(**of_dims, transposed=saved(node, "transposed"), groups=saved(node, "groups"))
         found[1] = ConvGrad(rows.split(saved(node, "input")), rows.split(g), saved(node, "weight"), geometry)
     return found
