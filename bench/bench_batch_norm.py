@@ -2,7 +2,7 @@
 
     pytest -s bench/bench_batch_norm.py
 
-The price of a fit of the norms is measured apart, and added in its share: one fit every `NormEstimator.interval` steps.
+The price of a fit of the norms is measured apart, and added in its share: one fit every `Estimator.interval` steps.
 """
 
 import time
@@ -16,15 +16,15 @@ from torch.nn import functional as F
 from pyengm import ENGM, MSGD
 from pyengm.attacks import PGD
 from pyengm.models import build
-from pyengm.pergrad import NormEstimator
+from pyengm.pergrad import Estimator
 
 N, WIDTH = 32, 32
 ROUNDS = 7
 
 
-def _settled(kind: str) -> NormEstimator:
+def _settled(kind: str) -> Estimator:
     """One whose next fit is a whole interval away."""
-    estimator = NormEstimator(kind)
+    estimator = Estimator(kind)
     estimator.gap = estimator.interval
     return estimator
 
@@ -61,17 +61,17 @@ def test_adversarial_step(price, benchmark, kind, model_name):
 
     params = list(model.parameters())
     of = losses()
-    fits = [(_seconds(NormEstimator(kind), of, params), _seconds(_settled(kind), of, params)) for _ in range(3)]
-    share = median(a - b for a, b in fits) / NormEstimator(kind).interval / benchmark.extra_info["unit"]
+    fits = [(_seconds(Estimator(kind), of, params), _seconds(_settled(kind), of, params)) for _ in range(3)]
+    share = median(a - b for a, b in fits) / Estimator(kind).interval / benchmark.extra_info["unit"]
     benchmark.extra_info["fits"] = share
     benchmark.extra_info["ratio with fits"] = benchmark.extra_info["ratio"] + share
     print(f"\n{model_name}, {kind}: {benchmark.extra_info['ratio']:.3f} + {share:.3f} for the fits")
 
 
-def _seconds(estimator: NormEstimator, losses: torch.Tensor, params: list[torch.Tensor]) -> float:
-    found = estimator.prepare(losses, params)
+def _seconds(estimator: Estimator, losses: torch.Tensor, params: list[torch.Tensor]) -> float:
+    found = estimator.start(losses, params)
     if estimator.gap > 1:  # a plan's groups and a fit, as after the first call
-        estimator._leaves = [group.leaves for group in found.usage.groups]
+        estimator._leaves = [group.leaves for group in found.plan.groups]
         estimator._exact = estimator._estimated = torch.ones(len(estimator._leaves), dtype=torch.float64)
     start = time.perf_counter()
     estimator.norms(losses, params, found)

@@ -17,7 +17,7 @@ from pyengm.attacks import PGD
 from pyengm.data import load
 from pyengm.models import build
 from pyengm.ops import clip_weights
-from pyengm.pergrad import NormEstimator
+from pyengm.pergrad import Estimator
 
 STAGES = (0, 50, 150, 400)  # steps
 ALPHA = 5.0
@@ -44,7 +44,7 @@ def main() -> None:
     eps = EPS.get(options.data, 8 / 255)
     attack = PGD(eps=eps, step_size=eps / 4, steps=5)
     optimizer = torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=5e-4)
-    live = {kind: NormEstimator(kind) for kind in ("frozen", "corrected")}
+    live = {kind: Estimator(kind) for kind in ("frozen", "corrected")}
 
     def losses(indices: list[int]) -> torch.Tensor:
         some = data.subset(indices)
@@ -74,7 +74,7 @@ def main() -> None:
             )
         batch = [order[k] for k in torch.randperm(len(order), generator=generator)[: options.batch]]
         of = losses(batch)
-        norms = {name: estimator.norms(of, params, estimator.prepare(of, params)) for name, estimator in live.items()}
+        norms = {name: estimator.norms(of, params, estimator.start(of, params)) for name, estimator in live.items()}
         optimizer.zero_grad()
         of.backward(clip_weights(norms["frozen"], ALPHA) / len(of))
         optimizer.step()

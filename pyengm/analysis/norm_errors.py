@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyengm.ops import clip_weights
-from pyengm.pergrad import NormEstimator, exact_norms
+from pyengm.pergrad import Estimator, exact_norms
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class NormErrors:
 def norm_errors(
     losses: Tensor,
     params: Iterable[Tensor],
-    estimators: Mapping[str, NormEstimator] | None = None,
+    estimators: Mapping[str, Estimator] | None = None,
     alpha: float | None = None,
 ) -> dict[str, NormErrors]:
     """Errors of each way to estimate the norms ||dL_i / dparams||, by name.
@@ -36,14 +36,14 @@ def norm_errors(
     """
     params = [p for p in params if p.requires_grad]
     if estimators is None:
-        estimators = {kind: NormEstimator(kind) for kind in ("frozen", "corrected", "lowrank")}
+        estimators = {kind: Estimator(kind) for kind in ("frozen", "corrected", "lowrank")}
     exact = exact_norms(losses, params)
     alpha = exact.median().item() if alpha is None else alpha
     right = clip_weights(exact, alpha)
     length = _length(losses, params, right)
     found = {}
     for name, estimator in estimators.items():
-        norms = estimator.norms(losses, params, estimator.prepare(losses, params))
+        norms = estimator.norms(losses, params, estimator.start(losses, params))
         relative = norms / exact - 1
         found[name] = NormErrors(
             relative.abs().median().item(),

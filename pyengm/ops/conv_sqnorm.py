@@ -228,7 +228,7 @@ def conv_corrected_sqnorm(
 ) -> Tensor:
     """conv_direct_sqnorm of the gradients less sum_r sums_ir means_r, what the statistics of batch norms take off.
 
-    sums (n, R, O), means (R, O, C, kh, kw), in the dtype of the result; see `pyengm.pergrad.batch_norm.corrected`.
+    sums (n, R, O), means (R, O, C, kh, kw), in the dtype of the result; see `pyengm.pergrad.corrected`.
     """
     window = [list(pair) for pair in (kernel, stride, padding, dilation)]
     return _corrected_op(x, g, sums, means, *window, backend=backend)

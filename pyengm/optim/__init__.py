@@ -12,7 +12,7 @@ from pyengm.optim.msgd import MSGD
 from pyengm.optim.nengm import NENGM
 from pyengm.optim.scale_alpha import scale_alpha
 from pyengm.optim.sngm import SNGM
-from pyengm.pergrad import PerExampleStats
+from pyengm.pergrad import ExampleWeights
 
 OPTIMIZERS: dict[str, type[PerExampleSGD]] = {  # one `backward` and one `step` for every mini-batch
     "msgd": MSGD,
@@ -40,7 +40,7 @@ __all__ = [
     "SNGM",
     "EntropySGD",
     "EntropySGD2",
-    "PerExampleStats",
+    "ExampleWeights",
     "Hyperparameter",
     "PerExampleSGD",
     "defaults_of",

@@ -10,7 +10,7 @@ from pyengm.optim.base import BackwardCall
 from pyengm.optim.hyperparameter import Hyperparameter
 from pyengm.optim.input_gradient import InputGradientSGD
 from pyengm.optim.regression import Regression
-from pyengm.pergrad import NormEstimator, PerExampleStats
+from pyengm.pergrad import Estimator, ExampleWeights
 
 
 class AENGM(InputGradientSGD):
@@ -51,7 +51,7 @@ class AENGM(InputGradientSGD):
     ):
         super().__init__(params, lr, momentum, weight_decay, **sgd_options)
         self._define(alpha=alpha, tau=tau, gamma_momentum=gamma_momentum, use_exact_on_refresh=use_exact_on_refresh)
-        self.norms = NormEstimator(norms)
+        self.norms = Estimator(norms)
         self.regression = Regression()
 
     @property
@@ -64,7 +64,7 @@ class AENGM(InputGradientSGD):
         """The slope of the line."""
         return self.regression.gammas[1].item()
 
-    def _accumulate_grads(self, call: BackwardCall) -> PerExampleStats | None:
+    def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights | None:
         if math.isinf(self.alpha):
             return super()._accumulate_grads(call)
         refresh = self.regression.calls % self.tau == 0

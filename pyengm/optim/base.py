@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyengm.errors import ConfigError
 from pyengm.optim.hyperparameter import hyperparameters_of
 from pyengm.optim.statistics import summarize
-from pyengm.pergrad import PerExampleStats, check_losses
+from pyengm.pergrad import ExampleWeights, check_losses
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class PerExampleSGD(torch.optim.SGD):
     stateful_attributes: ClassVar[
         tuple[str, ...]
     ] = ()  # attributes with state_dict and load_state_dict, part of the optimiser's
-    _used: tuple[PerExampleStats, ...] = ()  # since the last step
-    _last: tuple[PerExampleStats, ...] = ()  # of the last step
+    _used: tuple[ExampleWeights, ...] = ()  # since the last step
+    _last: tuple[ExampleWeights, ...] = ()  # of the last step
     _graph_checked = False
 
     def __init__(
@@ -59,7 +59,7 @@ class PerExampleSGD(torch.optim.SGD):
         input_gradient: Tensor | None = None,
         scaler: torch.amp.GradScaler | None = None,
         accumulate: int = 1,
-    ) -> PerExampleStats | None:
+    ) -> ExampleWeights | None:
         """Adds the gradient of (1/n) sum_i w_i L_i to .grad of the optimiser's parameters, w_i held constant.
 
         losses: (n,), one per example, with their graph, which is freed. inputs: (n, ...), what went into the model,
@@ -113,7 +113,7 @@ class PerExampleSGD(torch.optim.SGD):
         super().zero_grad(set_to_none)
         self._used = ()
 
-    def _accumulate_grads(self, call: BackwardCall) -> PerExampleStats | None:
+    def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights | None:
         check_losses(call.losses)
         loss = call.losses.mean() if call.accumulate == 1 else call.losses.mean() / call.accumulate
         asked = [] if call.tracked is None else [call.tracked]

@@ -6,7 +6,7 @@ from typing import Any
 from pyengm.ops import clip_weights
 from pyengm.optim.base import BackwardCall, PerExampleSGD
 from pyengm.optim.hyperparameter import Hyperparameter
-from pyengm.pergrad import NormEstimator, PerExampleStats, weighted_backward
+from pyengm.pergrad import Estimator, ExampleWeights, weighted_backward
 
 
 class ENGM(PerExampleSGD):
@@ -37,9 +37,9 @@ class ENGM(PerExampleSGD):
     ):
         super().__init__(params, lr, momentum, weight_decay, **sgd_options)
         self._define(alpha=alpha)
-        self.norms = NormEstimator(norms)
+        self.norms = Estimator(norms)
 
-    def _accumulate_grads(self, call: BackwardCall) -> PerExampleStats | None:
+    def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights | None:
         if math.isinf(self.alpha):
             return super()._accumulate_grads(call)
         return weighted_backward(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyengm.optim.base import BackwardCall, PerExampleSGD
 from pyengm.optim.hyperparameter import Hyperparameter
-from pyengm.pergrad import NormEstimator, PerExampleStats, weighted_backward
+from pyengm.pergrad import Estimator, ExampleWeights, weighted_backward
 
 
 class FENGM(PerExampleSGD):
@@ -36,9 +36,9 @@ class FENGM(PerExampleSGD):
     ):
         super().__init__(params, lr, momentum, weight_decay, **sgd_options)
         self._define(alpha=alpha)
-        self.norms = NormEstimator(norms)
+        self.norms = Estimator(norms)
 
-    def _accumulate_grads(self, call: BackwardCall) -> PerExampleStats:
+    def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights:
         return weighted_backward(
             call.losses,
             call.params,

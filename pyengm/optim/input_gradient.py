@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pyengm.errors import NonFiniteError
 from pyengm.optim.base import BackwardCall, PerExampleSGD
-from pyengm.pergrad import NormEstimator, PerExampleStats, check_losses, weighted_backward
-from pyengm.pergrad.backward import WeightFn
+from pyengm.pergrad import Estimator, ExampleWeights, check_losses, weighted_backward
+from pyengm.pergrad.backward import Weigh
 
 
 class InputGradientSGD(PerExampleSGD):
@@ -16,7 +16,7 @@ class InputGradientSGD(PerExampleSGD):
 
     needs_inputs = True
 
-    def _weighted(self, call: BackwardCall, weigh: WeightFn, estimator: NormEstimator | None) -> PerExampleStats:
+    def _weighted(self, call: BackwardCall, weigh: Weigh, estimator: Estimator | None) -> ExampleWeights:
         """weigh(norms, input_norms) gives the weights; norms are None without an estimator."""
         options = {"scaler": call.scaler, "accumulate": call.accumulate}
         if call.input_gradient is None:
@@ -47,9 +47,9 @@ def _given_norms(losses: Tensor, gradient: Tensor) -> Tensor:
     return norms.to(torch.promote_types(losses.dtype, torch.float32))
 
 
-def _accumulate_weighted(call: BackwardCall, weights: Tensor, input_norms: Tensor) -> PerExampleStats:
+def _accumulate_weighted(call: BackwardCall, weights: Tensor, input_norms: Tensor) -> ExampleWeights:
     """One ordinary backward pass: the weights are known before it."""
     factors = weights / (len(weights) * call.accumulate)
     factors = factors if call.scaler is None else call.scaler.scale(factors)
     torch.autograd.backward(call.losses, factors.to(call.losses.dtype), inputs=call.params)
-    return PerExampleStats(None, weights, input_norms)
+    return ExampleWeights(None, weights, input_norms)

@@ -7,7 +7,7 @@ from pyengm.ops import clip_weights
 from pyengm.optim.base import BackwardCall
 from pyengm.optim.hyperparameter import Hyperparameter
 from pyengm.optim.input_gradient import InputGradientSGD
-from pyengm.pergrad import PerExampleStats
+from pyengm.pergrad import ExampleWeights
 
 
 class NENGM(InputGradientSGD):
@@ -36,7 +36,7 @@ class NENGM(InputGradientSGD):
         super().__init__(params, lr, momentum, weight_decay, **sgd_options)
         self._define(alpha=alpha)
 
-    def _accumulate_grads(self, call: BackwardCall) -> PerExampleStats | None:
+    def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights | None:
         if math.isinf(self.alpha):
             return super()._accumulate_grads(call)
         return self._weighted(call, lambda _, input_norms: clip_weights(input_norms, self.alpha), None)

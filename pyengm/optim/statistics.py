@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyengm.pergrad import PerExampleStats
+from pyengm.pergrad import ExampleWeights
 
 QUANTILES = (0.1, 0.5, 0.9)
 
 
-def summarize(used: Sequence[PerExampleStats]) -> dict[str, float]:
+def summarize(used: Sequence[ExampleWeights]) -> dict[str, float]:
     """The share of clipped examples, and mean and quantiles of weights and norms over all examples of the calls.
 
     Keys: "clipped", and "weight", "norm" and "input_norm" with "_mean", "_p10", "_p50" and "_p90", where computed.

@@ -11,7 +11,7 @@ from pyengm.errors import NonFiniteError
 from pyengm.methods import AttackMethod, StepOutput
 from pyengm.ops import Key
 from pyengm.optim import ENGM, FENGM, MSGD, NENGM, PerExampleSGD
-from pyengm.pergrad import PerExampleStats
+from pyengm.pergrad import ExampleWeights
 from pyengm.training.steps.cuda_graph import Replay, Results
 from pyengm.training.steps.train_step import StepStats
 from pyengm.utils.checks import Checks, require
@@ -33,7 +33,7 @@ class ReplayedStep:
     def __init__(self, replay: Replay):
         self._replay = replay
         self._moved: list[Tensor] = []  # the parameters that have gradients
-        self._fields: list[str] = []  # of PerExampleStats, those that the optimiser gives
+        self._fields: list[str] = []  # of ExampleWeights, those that the optimiser gives
 
     def __call__(
         self,
@@ -61,7 +61,7 @@ class ReplayedStep:
         optimizer.step()
         optimizer.zero_grad()
         fields = dict.fromkeys(("norms", "weights", "input_norms")) | dict(zip(self._fields, weights, strict=True))
-        return [(StepOutput(losses, x_adv, logits), PerExampleStats(**fields) if weights else None)]
+        return [(StepOutput(losses, x_adv, logits), ExampleWeights(**fields) if weights else None)]
 
     def _pass(
         self, method: AttackMethod, model: nn.Module, optimizer: PerExampleSGD, x_adv: Tensor, x: Tensor, y: Tensor

@@ -9,9 +9,9 @@ from pyengm.data import Transform
 from pyengm.methods.base import Method, StepOutput
 from pyengm.ops import Key
 from pyengm.optim import PerExampleSGD
-from pyengm.pergrad import PerExampleStats
+from pyengm.pergrad import ExampleWeights
 
-StepStats = list[tuple[StepOutput, PerExampleStats | None]]
+StepStats = list[tuple[StepOutput, ExampleWeights | None]]
 
 
 def train_step(
