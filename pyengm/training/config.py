@@ -93,7 +93,7 @@ class TrainConfig:
     optimizer: str | None = None
     """Outer optimiser: msgd, mgnc, sngm, engm, fengm, aengm, nengm, entropy_sgd or entropy_sgd2."""
     optimizer_options: tuple[str, ...] | None = None
-    """Other options of the optimiser, such as L=20 (the arguments of its class in pyengm)."""
+    """Other options of the optimiser, such as inner_steps=20 (the arguments of its class in pyengm)."""
     alpha: float | None = None
     """Longest gradient that one example may contribute, for nengm in its input (else 5, nengm 0.5, fengm 1)."""
     grad_norms: str = "auto"

@@ -310,7 +310,7 @@ def test_awp_within_entropy_sgd():
     base, parts = PGDAT(0.1, 0.03, 2), [network("gn"), network("gn")]
     ends = []
     for model, by_hand in zip(parts, (False, True), strict=True):
-        optimizer = EntropySGD(model.parameters(), 0.5, L=3, noise=0.0)
+        optimizer = EntropySGD(model.parameters(), 0.5, inner_steps=3, noise=0.0)
         turn = iter(range(3))
 
         def closure(model=model, by_hand=by_hand, turn=turn):

@@ -173,7 +173,14 @@ def test_atta(expected, loss):
 def test_entropy_sgd():
     model = network()
     optimizer = EntropySGD(
-        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, L=5, noise=1e-4, gamma0=0.03, as_published=True
+        model.parameters(),
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=5e-4,
+        inner_steps=5,
+        noise=1e-4,
+        gamma0=0.03,
+        as_published=True,
     )
     # The authors subtract the noise.
     optimizer.normals.like = lambda tensors: [-normal_noise(t.shape) for t in tensors]

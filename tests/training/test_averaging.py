@@ -26,7 +26,7 @@ WAYS = {
     "sub_at": {"method": "sub_at", "method_options": ("sampling_epochs=1", "dimension=1"), "select": "none"},
     "curriculum": {"method": "curriculum", "steps": 2, "method_options": ("patience=1",)},
     "free_at": {"method": "free_at", "method_options": ("replays=2",)},
-    "entropy_sgd": {"optimizer": "entropy_sgd", "optimizer_options": ("L=2",), "steps": 1},
+    "entropy_sgd": {"optimizer": "entropy_sgd", "optimizer_options": ("inner_steps=2",), "steps": 1},
     "fp16": {"steps": 1, "precision": "fp16"},
 }
 

@@ -106,10 +106,14 @@ class TestErrors:
 class TestOptions:
     def test_reach_the_method_and_the_optimizer(self):
         config = TrainConfig(method="trades", method_options=("beta=3",), optimizer="entropy_sgd", eps=0.1, steps=3)
-        config = replace(config, optimizer_options=("L=3", "nesterov=false", "noise=1/1000")).resolve()
+        config = replace(config, optimizer_options=("inner_steps=3", "nesterov=false", "noise=1/1000")).resolve()
         parts = build_components(config)
         assert (parts.method.beta, parts.method.attack.steps, parts.method.threat.eps) == (3, 3, 0.1)
-        assert (parts.optimizer.L, parts.optimizer.defaults["nesterov"], parts.optimizer.noise) == (3, False, 0.001)
+        assert (parts.optimizer.inner_steps, parts.optimizer.defaults["nesterov"], parts.optimizer.noise) == (
+            3,
+            False,
+            0.001,
+        )
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -121,7 +125,10 @@ class TestOptions:
             ({"method": "natural", "method_options": ("beta=1",)}, "it has none"),
             ({"method": "natural", "steps": 3}, "method natural takes no steps"),
             ({"method": "fgsm_rs", "steps": 3}, "method fgsm_rs takes no steps"),
-            ({"optimizer": "engm", "optimizer_options": ("L=3",)}, "'L=3'; expected NAME=VALUE with a name of ENGM"),
+            (
+                {"optimizer": "engm", "optimizer_options": ("inner_steps=3",)},
+                "'inner_steps=3'; expected NAME=VALUE with a name of ENGM",
+            ),
             ({"peak": 1.0}, "peak is 1.0"),
             (
                 {"method": "sub_at", "method_options": ("sampling_epochs=1.5",)},
