@@ -176,7 +176,7 @@ def speed_up(config: TrainConfig, method: Method, network: nn.Module, device: to
 
     Raises ConfigError for options that would change nothing.
     """
-    served = config.method in PGD_METHODS and not getattr(method, "adaptive", False)
+    served = method.info.is_pgd
     for name in ("compile", "cuda_graphs"):
         if getattr(config, name) and not served:
             raise ConfigError(
@@ -244,7 +244,7 @@ def build_method(config: TrainConfig) -> Method:
             f"patience counts epochs that are no better than the best, and {config.method} begins anew at epoch "
             f"{method.restart_epoch}: leave patience out"
         )
-    if config.optimizer in CLOSURE_OPTIMIZERS and (not method.single_pass or method.modifies_grads):
+    if config.optimizer in CLOSURE_OPTIMIZERS and (not method.single_pass or method.info.modifies_grads):
         raise ConfigError(
             f"method {config.method} has its own way of updating the weights, and optimizer {config.optimizer} takes "
             "several batches per update: choose another of the two"
@@ -276,7 +276,7 @@ def grad_norms(config: TrainConfig, model: nn.Module, method: Method) -> str:
 
     Warns where "auto" becomes "exact" for that reason, and raises ConfigError for estimates that cannot be right.
     """
-    if not method.double_backward or not any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if not method.info.double_backward or not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return config.grad_norms
     reason = (
         f"the losses of {config.method} hold a gradient, and under batch norm {config.optimizer} then takes one "

@@ -443,7 +443,9 @@ def test_sdi_is_its_formula(norm, number, as_published, bn):
     for _ in range(number):
         method.perturb(network(), x, y, key)  # the batches before
     generator, adam = twin_generator(method)
-    adam.load_state_dict(copy.deepcopy(method.adam.state_dict()) | {"param_groups": adam.state_dict()["param_groups"]})
+    adam.load_state_dict(
+        copy.deepcopy(method.extra_state()["adam"]) | {"param_groups": adam.state_dict()["param_groups"]}
+    )
     outcome = method(model, x, y, key)
 
     twin.train(bn == "train")
@@ -681,7 +683,7 @@ def test_cost(name, costs):
         (lambda: NuAT(0.1, -1.0, epochs=3), "step"),
         (lambda: NuAT(0.1, steps=0, epochs=3), "steps"),
         (lambda: NuAT(0.1, epochs=0), "epochs"),
-        (lambda: NuAT(0.1, epochs=3, max_lambda=-1.0), "slope"),
+        (lambda: NuAT(0.1, epochs=3, max_lambda=-1.0), "max_lambda"),
         (lambda: NuAT(0.1, epochs=3, divisor=0), "divisor is 0"),
         (lambda: NuAT(0.1, epochs=3, bn="off"), "known modes"),
         (lambda: NuAT(0.1, epochs=3, norm="l1"), "known norms"),

@@ -343,7 +343,7 @@ def test_awp_hands_everything_on_to_its_base():
     calls = []
 
     class Base(PGDAT):
-        def prepare(self, examples):
+        def prepare(self, dataset):
             calls.append("prepare")
 
         def start_epoch(self, model, epoch):
