@@ -109,7 +109,7 @@ def build_components(config: TrainConfig) -> TrainComponents:
         decay=config.lr_decay,
         warmup_epochs=config.warmup_epochs,
     )
-    method.needs_input_grad |= optimizer.needs_inputs
+    method.needs_input_grad |= optimizer.info.needs_inputs
     method.prepare(
         DatasetSpec(
             batches.kept(0),

@@ -578,7 +578,7 @@ all_methods = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys
 def test_methods_train(make, kind):
     model, method = network(dtype=torch.float32), make()
     optimizer, start = kind(model.parameters(), 0.05), weights(model)
-    method.needs_input_grad = kind.needs_inputs
+    method.needs_input_grad = kind.info.needs_inputs
     method.prepare(EXAMPLES)
     for epoch in range(6):
         method.start_epoch(model, epoch)
@@ -586,7 +586,7 @@ def test_methods_train(make, kind):
             x, y, key = batch(number=number, epoch=epoch, dtype=torch.float32)
             ((outcome, _),) = train_step(method, model, optimizer, x, y, key)
             assert outcome.losses.shape == (6,)
-            assert outcome.x_adv.requires_grad == kind.needs_inputs
+            assert outcome.x_adv.requires_grad == kind.info.needs_inputs
         method.finish_epoch(model, {})
     assert method.single_pass
     assert all(module.training for module in model.modules())

@@ -296,7 +296,7 @@ def test_images_stay_within_the_threat_model(kind, norm, factor, monkeypatch):
 
 def run(method, model, optimizer, steps, start=0):
     """Steps `start` to `steps` of a training run, three to an epoch."""
-    method.needs_input_grad = optimizer.needs_inputs
+    method.needs_input_grad = optimizer.info.needs_inputs
     for k in range(start, steps):
         epoch, position = divmod(k, 3)
         if position == 0:

@@ -474,8 +474,8 @@ class TestBadUse:
             kind(network().parameters(), **options)
 
     @pytest.mark.parametrize("options", [{"from_epoch": 1}, {"until_epoch": 1}])
-    def test_epochs_that_nobody_tells(self, options):
+    def test_epochs_that_are_not_given(self, options):
         model = network()
         optimizer = EntropySGD(model.parameters(), **options)
-        with pytest.raises(RuntimeError, match=r"does not know the epoch: call start_epoch\(epoch\)"):
+        with pytest.raises(RuntimeError, match=r"needs the epoch: call start_epoch\(epoch\)"):
             optimizer.step(closure_of(model))
