@@ -351,7 +351,7 @@ class TestSteps:
             x_adv = attack(model, x, y, key=Key(0, t, torch.arange(20)))
             return F.cross_entropy(model(x_adv), y, reduction="none")
 
-        optimizer = EntropySGD(model.parameters(), lr=0.5, inner_steps=10)
+        optimizer = EntropySGD(model.parameters(), lr=0.1, inner_steps=10)
         first, *_, last = (optimizer.step(closure).item() for _ in range(25))
         assert last < 0.7 * first
 
