@@ -46,8 +46,8 @@ class ATAS(AttackMethod):
     d_i is the perturbation that the image's last attack ended with, g_i the gradient of the cross-entropy at x + d_i,
     clipped as x' is. v_i <- beta v_i + (1 - beta) |g_i|^2 and a_i = step_scale / (1 + sqrt(v_i) / c), clipped to
     [min_step, max_step]. In the first `warmup` epochs a_i = eps and v stays 0. d_i is kept on the padded canvas, seen
-    through the crop and flip of the epoch; it is U(-eps, eps) initially and in every reset-th epoch but the last. v_i is
-    kept through that.
+    through the crop and flip of the epoch; it is U(-eps, eps) initially and in every reset-th epoch but the last. v_i
+    is kept through that.
 
     In L2 steps go along the gradient over its norm.
 
