@@ -43,7 +43,7 @@ class Trainer:
 
     def _options(self, name: str) -> dict[str, float]:
         if name in CLOSURE_OPTIMIZERS:
-            return {"L": INNER, "inner_lr": 1e-4}  # too small to learn the one batch by heart
+            return {"inner_steps": INNER, "inner_lr": 1e-4}  # too small to learn the one batch by heart
         x = self.x.clone().requires_grad_()
         losses = self._losses(x)
         if name == "engm":
@@ -86,7 +86,7 @@ def test_step(price, name, steps, norm):
     trainer = Trainer(name.partition("'")[0], norm, attack)
     rounds = 5 if steps else 15
     if name in CLOSURE_OPTIMIZERS:
-        trainer.optimizer.L = INNER
+        trainer.optimizer.inner_steps = INNER
         price(trainer.outer_step, lambda: [msgd.step() for _ in range(INNER)], rounds=max(3, rounds // INNER))
     elif name == "aengm's fit":
         price(trainer.refresh, msgd.step, rounds=rounds)

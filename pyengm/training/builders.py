@@ -16,13 +16,13 @@ from pyengm.methods import AWP, METHODS, DatasetSpec, Method
 from pyengm.models import build, in_fast_layout, layout_of
 from pyengm.optim import CLOSURE_OPTIMIZERS, PerExampleSGD, hyperparameters_of
 from pyengm.training.averaging import Averaging, averaging
-from pyengm.training.config import PGD_METHODS, TrainConfig
+from pyengm.training.config import TrainConfig
 from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.launcher import local_device
 from pyengm.training.loggers import logger_factory
 from pyengm.training.option_parsing import parse_options, takes
 from pyengm.training.precision import in_precision, scaler_for
-from pyengm.training.recipes import LARGE, LARGE_RECIPES
+from pyengm.training.recipes import LARGE
 from pyengm.training.schedule import build_schedule
 from pyengm.training.steps.cuda_graph import Replay
 from pyengm.training.steps.graph_step import ReplayedStep, is_replayable
@@ -110,7 +110,7 @@ def build_components(config: TrainConfig) -> TrainComponents:
         decay=config.schedule.lr_decay,
         warmup_epochs=config.schedule.warmup_epochs,
     )
-    method.needs_input_grad |= optimizer.needs_inputs
+    method.needs_input_grad |= optimizer.info.needs_inputs
     method.prepare(
         DatasetSpec(
             batches.kept(0),
@@ -182,16 +182,17 @@ def speed_up(config: TrainConfig, method: Method, network: nn.Module, device: to
 
     Raises ConfigError for options that would change nothing.
     """
-    served = config.method.name in PGD_METHODS and not getattr(method, "adaptive", False)
+    is_pgd = method.info.is_pgd
+    pgd_methods = [name for name, kind in METHODS.items() if kind.info.is_pgd]
     for name in ("compile", "cuda_graphs"):
-        if getattr(config.machine, name) and not served:
+        if getattr(config.machine, name) and not is_pgd:
             raise ConfigError(
-                f"{name} is for attacks that are PGD alone, as of {', '.join(PGD_METHODS)}; "
+                f"{name} is for attacks that are PGD alone, as of {', '.join(pgd_methods)}; "
                 f"{config.method.name} has none"
             )
     if config.machine.cuda_graphs and device.type != "cuda":
         raise ConfigError(f"cuda_graphs needs a CUDA device; the training is to run on {device}")
-    attack = getattr(method, "base", method).attack if served else None
+    attack = getattr(method, "base", method).attack if is_pgd else None
     if config.machine.compile:
         attack.compiled_model = network, torch.compile(network)
     if config.machine.cuda_graphs:
@@ -199,8 +200,8 @@ def speed_up(config: TrainConfig, method: Method, network: nn.Module, device: to
 
 
 def check_recipe(config: TrainConfig, data: ImageDataset) -> None:
-    """Raises ConfigError for large images whose size no option tells, where a method has a recipe for them."""
-    if config.method.name in LARGE_RECIPES and config.data.image_size is None and data.image_size >= LARGE:
+    """Raises ConfigError for large images whose size is not among the options, where a method has a recipe for them."""
+    if METHODS[config.method.name].info.large_recipe and config.data.image_size is None and data.image_size >= LARGE:
         raise ConfigError(
             f"the images of {data.name} have {data.image_size} pixels, and {config.method.name} has a recipe for large "
             f"ones: give --image-size {data.image_size}, from which it is known"
@@ -251,7 +252,7 @@ def build_method(config: TrainConfig) -> Method:
             f"patience counts epochs that are no better than the best, and {config.method.name} begins anew at epoch "
             f"{method.restart_epoch}: leave patience out"
         )
-    if config.optimizer.name in CLOSURE_OPTIMIZERS and (not method.single_pass or method.modifies_grads):
+    if config.optimizer.name in CLOSURE_OPTIMIZERS and (not method.single_pass or method.info.modifies_grads):
         raise ConfigError(
             f"method {config.method.name} has its own way of updating the weights, and optimizer "
             f"{config.optimizer.name} takes several batches per update: choose another of the two"
@@ -288,7 +289,7 @@ def grad_norms(config: TrainConfig, model: nn.Module, method: Method) -> str:
 
     Warns where "auto" becomes "exact" for that reason, and raises ConfigError for estimates that cannot be right.
     """
-    if not method.double_backward or not any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if not method.info.double_backward or not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return config.optimizer.norms
     reason = (
         f"the losses of {config.method.name} hold a gradient, and under batch norm {config.optimizer.name} then takes "

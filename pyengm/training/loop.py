@@ -57,8 +57,8 @@ def fit(config: TrainConfig, components: TrainComponents, run: RunFolder, logger
                 break
             components.network.train()
             if at.batch == 0:
-                for store in components.method.stores().values():
-                    store.follow(components.batches.kept(epoch))
+                for buffer in components.method.buffers().values():
+                    buffer.exchange(components.batches.kept(epoch))
                 components.method.start_epoch(components.network, epoch)
                 components.optimizer.start_epoch(epoch)
                 if epoch == components.method.restart_epoch:
@@ -162,7 +162,7 @@ def finish_epoch(
     for path in [run.best, run.last] if row["best"] else [run.last]:
         on_rank0(partial(run.save_weights, path, model, info))
     told = row
-    if components.method.uses_val_metrics and components.held_out is not None and model is not components.model:
+    if components.method.info.uses_val_metrics and components.held_out is not None and model is not components.model:
         told = row | held_out_figures(
             config, components, components.model
         )  # the method is about the weights that are trained

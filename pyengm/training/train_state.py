@@ -50,8 +50,8 @@ def save_state(config: TrainConfig, components: TrainComponents, run: RunFolder,
         "sums": read_sums(at.sums),
         "generator": torch.get_rng_state(),
         "cuda_generator": torch.cuda.get_rng_state(components.device) if components.device.type == "cuda" else None,
-        "method": components.method.extra_state() if components.method.rank_local_state else None,
-        "stores": {name: store.state_dict() for name, store in components.method.stores().items()},
+        "method": components.method.extra_state() if components.method.info.rank_local_state else None,
+        "buffers": {name: buffer.state_dict() for name, buffer in components.method.buffers().items()},
     }
     run.checkpoints(config.run.keep_checkpoints).save(at.epoch, at.batch, shared, part)
 
@@ -82,8 +82,8 @@ def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) ->
     at.sums = restored_sums(part.get("sums", at.sums if rank() == 0 else None), components.device)
     components.method.load_extra_state(part.get("method") or state["method"])
     kept = components.batches.kept(min(at.epoch, config.schedule.epochs - 1))
-    for name, store in components.method.stores().items():
-        store.load([part["stores"][name] for part in saved.parts], kept)
+    for name, buffer in components.method.buffers().items():
+        buffer.redistribute([part["buffers"][name] for part in saved.parts], kept)
     if same:
         restore_generators(part, components.device)
     return at

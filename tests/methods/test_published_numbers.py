@@ -158,7 +158,7 @@ def test_atas(expected, c):
     method = methods.ATAS(EPS, epochs=30, c=4 * c, dtype=torch.float64)
     for numbers in stored_steps(method, expected, fill=0):
         close((method.v.values.flatten() / 16).tolist(), numbers["v"])
-        close(fingerprint(method.store.values), numbers["store"])
+        close(fingerprint(method.delta.values), numbers["delta"])
 
 
 @pytest.mark.parametrize(("expected", "loss"), [(ATTA, "ce"), (ATTA_TRADES, "trades")])
@@ -167,13 +167,20 @@ def test_atta(expected, loss):
     method = methods.ATTA(EPS, STEP, STEPS, loss=loss, dtype=torch.float64, as_published=True)
     canvas = F.pad(batch(4, 32)[0], (4, 4, 4, 4), value=0.5)
     for numbers in stored_steps(method, expected, fill=0.5, divisor=4 if loss == "ce" else 1):
-        close(fingerprint(canvas + method.store.values), numbers["store"])
+        close(fingerprint(canvas + method.delta.values), numbers["delta"])
 
 
 def test_entropy_sgd():
     model = network()
     optimizer = EntropySGD(
-        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, L=5, noise=1e-4, gamma0=0.03, as_published=True
+        model.parameters(),
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=5e-4,
+        inner_steps=5,
+        noise=1e-4,
+        gamma0=0.03,
+        as_published=True,
     )
     # The authors subtract the noise.
     optimizer.normals.like = lambda tensors: [-normal_noise(t.shape) for t in tensors]

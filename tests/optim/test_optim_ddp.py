@@ -16,8 +16,8 @@ OPTIONS = {
     "mgnc": {"max_norm": 0.1},
     "aengm": {"alpha": 0.5, "tau": 2},
     "nengm": {"alpha": 0.05},
-    "entropy_sgd": {"L": 2, "noise": 0.1},
-    "entropy_sgd2": {"L": 2, "noise": 0.1, "gamma0": 0.5},
+    "entropy_sgd": {"inner_steps": 2, "noise": 0.1},
+    "entropy_sgd2": {"inner_steps": 2, "noise": 0.1, "gamma0": 0.5},
 }
 ALL = OPTIMIZERS | CLOSURE_OPTIMIZERS
 

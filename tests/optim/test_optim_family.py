@@ -482,7 +482,7 @@ class TestBadUse:
             (NENGM, "alpha", math.nan),
             (FENGM, "alpha", math.inf),
             (SNGM, "decay_inside", 1),
-            (EntropySGD, "L", -1),
+            (EntropySGD, "inner_steps", -1),
             (EntropySGD, "inner_lr", 0.0),
             (EntropySGD, "averaging", 1.0),
             (EntropySGD, "noise", math.inf),

@@ -21,7 +21,6 @@ from pyengm.methods import METHODS
 from pyengm.reproduce import ReproduceConfig, list_tables, load_table, reproduce, table_names
 from pyengm.reproduce.flops import epoch_flops, forward_flops
 from pyengm.reproduce.presets import (
-    METHOD_IN_EPOCHS,
     differences,
     full,
     short,
@@ -228,7 +227,7 @@ class TestShort:
         assert build_method(config).warmup == round(10 * share)
 
 
-# Every option of a method is here or counted in epochs: a new one has to be put on one side or the other.
+# Every option of a method is here or in its record as one that counts epochs: a new one has to be put on one side.
 NOT_IN_EPOCHS = {
     *(
         "beta",
@@ -263,23 +262,30 @@ NOT_IN_EPOCHS = {
 
 def test_options_counted_in_epochs_are_all_known():
     options = {name for kind in METHODS.values() for name in defaults_for(kind)} - set(BY_NAME)
-    assert options == NOT_IN_EPOCHS | set(METHOD_IN_EPOCHS)
+    in_epochs = {name for kind in METHODS.values() for name in kind.info.epoch_options}
+    assert options == NOT_IN_EPOCHS | in_epochs
+    assert not NOT_IN_EPOCHS & in_epochs
+    for kind in METHODS.values():
+        assert {*kind.info.epoch_options, *kind.info.pixel_options} <= defaults_for(kind).keys()
 
 
 def test_options_of_optimizers_counted_in_epochs_are_all_known():
     options = {name for kind in ALL_OPTIMIZERS.values() for name in defaults_for(kind)}
-    assert {name for name in options if "epoch" in name} == {"from_epoch", "until_epoch"}
+    in_epochs = {name for kind in ALL_OPTIMIZERS.values() for name in kind.info.epoch_options}
+    assert {name for name in options if "epoch" in name} == in_epochs == {"from_epoch", "until_epoch"}
 
 
 @pytest.mark.parametrize(
     ("epochs", "span"), [(200, (10, 150)), (20, (1, 15)), (14, (1, 11)), (3, (0, 2)), (2, (0, 2)), (1, (0, 1))]
 )
 def test_the_epochs_of_an_optimizer_shrink_too(epochs, span):
-    options = ["L=30", "from_epoch=10", "until_epoch=150"]
+    options = ["inner_steps=30", "from_epoch=10", "until_epoch=150"]
     row = PAPER | {"optimizer": "entropy_sgd", "optimizer_options": options, "alpha": None, "epochs": 200}
     words = shorter(full(row, "row"), epochs)["optimizer_options"]
-    assert words == ("L=30", f"from_epoch={span[0]}", f"until_epoch={span[1]}")
-    assert shorter(full(row | {"optimizer_options": ["L=3"]}, "row"), epochs)["optimizer_options"] == ("L=3",)
+    assert words == ("inner_steps=30", f"from_epoch={span[0]}", f"until_epoch={span[1]}")
+    assert shorter(full(row | {"optimizer_options": ["inner_steps=3"]}, "row"), epochs)["optimizer_options"] == (
+        "inner_steps=3",
+    )
     for given, kept in (
         (["until_epoch=1"], ("until_epoch=1",)),
         (["from_epoch=199", "until_epoch=none"], (f"from_epoch={epochs - 1}",)),
@@ -309,8 +315,8 @@ class TestSmoke:
             ("fgsm",),
         )
         assert config.attack.step_size == pytest.approx(0.05)  # 2/255 of 8/255, of 0.2
-        options = PAPER | {"optimizer": "entropy_sgd", "optimizer_options": ["L=30"], "alpha": None}
-        assert smoke(options, full(options, "row")).optimizer.options == ("L=30",)
+        options = PAPER | {"optimizer": "entropy_sgd", "optimizer_options": ["inner_steps=30"], "alpha": None}
+        assert smoke(options, full(options, "row")).optimizer.options == ("inner_steps=30",)
 
     def test_sizes_keep_their_share_of_eps(self):
         options = {"data": "cifar10", "method": "atas", "eps": "12/255", "epochs": 30}
@@ -365,7 +371,7 @@ class TestCost:
 
     @pytest.mark.parametrize(
         ("method", "passes"),
-        [("pgd_at", 23), ("trades", 27), ("mart_awp", 30), ("natural", 3), ("atas", 5), ("nuat", 8.5)],
+        [("pgd_at", 23), ("trades", 27), ("mart_awp", 32), ("natural", 3), ("atas", 5), ("nuat", 8.5)],
     )
     def test_passes_of_an_epoch(self, method, passes):
         """The sums of F + D + W in README's table of methods."""

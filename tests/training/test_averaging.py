@@ -25,7 +25,7 @@ WAYS = {
     "sub_at": {"method": "sub_at", "method_options": ("sampling_epochs=1", "dimension=1"), "select_on": "none"},
     "curriculum": {"method": "curriculum", "attack_steps": 2, "method_options": ("patience=1",)},
     "free_at": {"method": "free_at", "method_options": ("replays=2",)},
-    "entropy_sgd": {"optimizer": "entropy_sgd", "optimizer_options": ("L=2",), "attack_steps": 1},
+    "entropy_sgd": {"optimizer": "entropy_sgd", "optimizer_options": ("inner_steps=2",), "attack_steps": 1},
     "fp16": {"attack_steps": 1, "precision": "fp16"},
 }
 
@@ -185,7 +185,7 @@ class TestSteps:
         original, gone_back = Curriculum.finish_epoch, []
 
         def finish_epoch(self, model, metrics):
-            self.age, self.k = 5, 0  # of its patience of 1
+            self.epochs_without_improvement, self.k = 5, 0  # of its patience of 1
             scores = {"natural": metrics["epoch"] == 0, "robust": metrics["epoch"] == 0}
             gone_back.append(original(self, model, {**metrics, **scores, "train_robust": 1.0}))
             return gone_back[-1]

@@ -8,17 +8,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyengm.attacks import PGD
 from pyengm.errors import ConfigError, DataError, NonFiniteError
+from pyengm.methods import METHODS
 from pyengm.models import build
 from pyengm.ops import Key
 from pyengm.training import TrainConfig, build_components, builders, loop
 from pyengm.training.builders import speed_up
-from pyengm.training.config import PGD_METHODS
 from pyengm.training.metric_sums import read_sums
 from pyengm.training.steps.cuda_graph import WARM_UP, CudaGraph, Replay
 from pyengm.training.steps.graph_step import ReplayedStep, is_replayable
 from pyengm.utils.checks import Checks
 
 EPS = 0.1
+PGD_METHODS = [name for name, kind in METHODS.items() if kind.info.is_pgd]
 PLAIN = ("natural", *PGD_METHODS)
 
 

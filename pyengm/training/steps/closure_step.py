@@ -20,9 +20,7 @@ def takes_closures(optimizer: PerExampleSGD) -> bool:
 def groups(batches: Iterable[Batch], optimizer: PerExampleSGD) -> Iterator[list[Batch]]:
     """The batches of an epoch, as many at a time as an update takes; the last group may be short."""
     batches = iter(batches)
-    size = 1
-    if takes_closures(optimizer) and optimizer.inner_steps:
-        size = optimizer.inner_steps + optimizer.as_published  # whose step opens with a batch of its own
+    size = optimizer.closures_per_step if takes_closures(optimizer) else 1
     while group := list(islice(batches, size)):
         yield group
 
@@ -54,11 +52,6 @@ def closure_step(
 
         return outcome.losses, after_backward
 
-    length = optimizer.L
-    try:
-        if optimizer.inner_steps:
-            optimizer.L = len(group) - optimizer.as_published  # the last group of an epoch may be short
-        optimizer.step(closure)
-    finally:
-        optimizer.L = length
+    inner_steps = len(group) - optimizer.as_published if optimizer.current_inner_steps else 0
+    optimizer.step(closure, inner_steps=inner_steps)  # the last group of an epoch may be short
     return used
