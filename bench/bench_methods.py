@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from pyengm import MSGD
 from pyengm.data import CropFlip
@@ -97,7 +98,8 @@ class Trainer:
         self.method.start_epoch(self.model, 0)
         self.method.start_epoch(self.model, epoch)
         self.transform = CropFlip.draw(index, (3, 32, 32), 4, seed=0, epoch=epoch)
-        self.x = self.transform.apply(torch.rand(N, 3, 32, 32)).contiguous(memory_format=memory_format_of(self.model))
+        shifted = self.transform.gather_window(F.pad(torch.rand(N, 3, 32, 32), (4, 4, 4, 4)))
+        self.x = shifted.contiguous(memory_format=memory_format_of(self.model))
         self.y, self.key = index % 10, Key(0, epoch, index)
 
     def step(self) -> None:

@@ -129,7 +129,7 @@ class PerExampleBuffer:
     def _shown(self, transform: Transform | None, like: Tensor) -> Transform:
         """What cuts windows of what is kept, and pastes them."""
         if transform is None:
-            transform = CropFlip.centre(len(like), self.padding, like.device)
+            transform = CropFlip.identity(len(like), self.padding, like.device)
         if transform.padding != self.padding:
             raise DataError(
                 f"the store is for images padded by {self.padding} pixels, augmentation pads by {transform.padding}"

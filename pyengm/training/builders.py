@@ -68,7 +68,7 @@ def build_components(config: TrainConfig) -> TrainComponents:
         raise ConfigError(f"the models take square images, {train.name} has {height}x{width}; give --image-size")
     side = config.image_size or height  # training images are larger than that where crops are cut from them
     if config.select == "val":
-        held_out = held_out.centre(side)
+        held_out = held_out.center_crop(side)
     model_options = {
         "name": config.model,
         "num_classes": train.num_classes,
@@ -112,7 +112,7 @@ def build_components(config: TrainConfig) -> TrainComponents:
     method.needs_input_grad |= optimizer.needs_inputs
     method.prepare(
         DatasetSpec(
-            batches.kept(0),
+            batches.local_index(0),
             batches.shape,
             padding=batches.padding,
             batches=len(batches),

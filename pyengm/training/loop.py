@@ -58,7 +58,7 @@ def fit(config: TrainConfig, components: TrainComponents, run: RunFolder, logger
             components.network.train()
             if at.batch == 0:
                 for store in components.method.stores().values():
-                    store.follow(components.batches.kept(epoch))
+                    store.follow(components.batches.local_index(epoch))
                 components.method.start_epoch(components.network, epoch)
                 components.optimizer.start_epoch(epoch)
                 if epoch == components.method.restart_epoch:

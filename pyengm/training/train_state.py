@@ -81,7 +81,7 @@ def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) ->
     part = saved.parts[rank()] if same else {}
     at.sums = restored_sums(part.get("sums", at.sums if rank() == 0 else None), components.device)
     components.method.load_extra_state(part.get("method") or state["method"])
-    kept = components.batches.kept(min(at.epoch, config.epochs - 1))
+    kept = components.batches.local_index(min(at.epoch, config.epochs - 1))
     for name, store in components.method.stores().items():
         store.load([part["stores"][name] for part in saved.parts], kept)
     if same:

@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from helpers.reference_crops import show
 from torch.nn import functional as F
 
 from pyengm.data import CropFlip
@@ -45,7 +46,7 @@ def batches(epoch, size=5, dtype=torch.float64):
     order = torch.randperm(N, generator=torch.Generator().manual_seed(epoch))
     for at in order.split(size):
         transform = CropFlip.draw(INDEX[at], (1, 8, 8), PADDING, seed=SEED, epoch=epoch)
-        yield at, transform.apply(x[at]), y[at], Key(SEED, epoch, INDEX[at]), transform
+        yield at, show(transform, x[at]), y[at], Key(SEED, epoch, INDEX[at]), transform
 
 
 def prepared(method):

@@ -286,7 +286,7 @@ class TestShares:
         parts = [Loader(data, 33, rank=i, world_size=4, **options) for i in range(4)]
         assert {len(part) for part in parts} == {5}  # the last two are evened out: three are not enough for four
         for epoch in (0, 1):
-            kept = torch.cat([part.kept(epoch) for part in parts])
+            kept = torch.cat([part.local_index(epoch) for part in parts])
             assert kept.sort().values.equal(data.index)
             seen = torch.cat([batch.index for part in parts for batch in part.epoch(epoch)])
             assert len(seen.unique()) == len(seen) == 135
