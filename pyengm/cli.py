@@ -22,7 +22,7 @@ from pyengm.models import read_info
 from pyengm.reproduce import ReproduceConfig, list_tables, reproduce
 from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device, train, train_seeds
 from pyengm.training.config import MAY_CHANGE, Pixels, default_threats
-from pyengm.training.launcher import began_by_this_job, group, is_rank_zero, launch, local_device, started
+from pyengm.training.launcher import began_by_this_job, is_launched, is_rank_zero, launch, local_device, process_group
 from pyengm.training.multi_seed import begun_run, is_begun
 from pyengm.training.signals import STATUS
 from pyengm.utils import terminal
@@ -143,9 +143,9 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
 
 def in_processes(nproc: int | None, args: Sequence[str], command: Callable[[], int]) -> int:
     """Runs the command in the group that this process belongs to, or starts one of `nproc` that do; its status."""
-    if nproc and nproc > 1 and not started():
+    if nproc and nproc > 1 and not is_launched():
         return launch(nproc, args)
-    with group():
+    with process_group():
         return command()
 
 

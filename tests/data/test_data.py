@@ -183,6 +183,25 @@ def test_folder(tmp_path, test):
     assert np.array_equal(data.images[0].numpy(), random_pixels(100, 6, 8).transpose(2, 0, 1))
 
 
+def test_order_of_images(tmp_path):
+    """By class, then by path, through sub-folders and links; hidden files and folders do not count."""
+    root, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
+    names = ["a/b.PNG", "a/b/0.png", "a/b-c.png", "a/z.png", "a-b/0.png", "a-b/.1.png", "a/.b/1.png", ".git/0.png"]
+    names.append("B/0.png")
+    for seed, name in enumerate(names):
+        save(root / "train" / name, random_pixels(seed, 4, 4))
+    (root / "train" / "a" / "notes.txt").write_text("no image")
+    save(elsewhere / "0.png", random_pixels(20, 4, 4))
+    (root / "train" / "linked").symlink_to(elsewhere)
+    data = load(root, "train")
+    assert data.classes == ("B", "a", "a-b", "linked")
+    found = [(data.classes[label], image) for label, image in zip(data.labels, data.images[:], strict=True)]
+    expected = [("B", 8), ("a", 6), ("a", 2), ("a", 0), ("a", 1), ("a", 3), ("a-b", 4), ("linked", 20)]
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    for (_, image), (_, seed) in zip(found, expected, strict=True):
+        assert np.array_equal(image.numpy(), random_pixels(seed, 4, 4).transpose(2, 0, 1))
+
+
 def test_second_load_reads_the_cache(tmp_path, cache, monkeypatch):
     root = make_folder(tmp_path / "set")
     first = load(root, "train")
