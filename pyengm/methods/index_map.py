@@ -7,7 +7,7 @@ from torch import Tensor, distributed
 
 from pyengm.errors import DataError
 from pyengm.utils.checks import require
-from pyengm.utils.distributed import gather, rank
+from pyengm.utils.distributed import all_gather_object, rank
 
 CHUNK = 1024  # rows between two processes at a time
 
@@ -67,11 +67,11 @@ class IndexMap:
         Raises:
             DataError: No process, or more than one, has an image.
         """
-        wanted = [index.to(self.index.device) for index in gather(to.index.cpu())]
+        wanted = [index.to(self.index.device) for index in all_gather_object(to.index.cpu())]
         found = [self.find(index) for index in wanted]
         sent = [rows for _, rows in found]
         names = [index[here] for index, (here, _) in zip(wanted, found, strict=True)]
-        counts = torch.tensor(gather([len(rows) for rows in sent]))  # (from, to)
+        counts = torch.tensor(all_gather_object([len(rows) for rows in sent]))  # (from, to)
         counts_in = counts[:, rank()].tolist()
         if sum(counts_in) != len(to):
             raise DataError(f"{len(to) - sum(counts_in)} of {len(to)} images are kept by no process, or by several")

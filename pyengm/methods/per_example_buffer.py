@@ -12,7 +12,7 @@ from pyengm.errors import CheckpointError, ConfigError, DataError
 from pyengm.methods.dataset_spec import DatasetSpec
 from pyengm.methods.index_map import IndexMap
 from pyengm.ops import Key
-from pyengm.utils.distributed import all_reduce_any, world
+from pyengm.utils.distributed import all_reduce_any, world_size
 
 CHUNK = 1024  # images that are drawn at a time
 
@@ -74,7 +74,7 @@ class PerExampleBuffer:
         image once. A single process keeps all images.
         """
         index = index.to(self.values.device)
-        if world() > 1 and all_reduce_any(not index.equal(self.index)):
+        if world_size() > 1 and all_reduce_any(not index.equal(self.index)):
             images = IndexMap(index)
             self.values = self.images.fetch_rows(self.values, images)
             self.images = images
@@ -161,7 +161,7 @@ class PerExampleBuffer:
     def _window(self, transform: Transform | None, like: Tensor) -> Transform:
         """The transform that gathers windows of the values, and scatters them."""
         if transform is None:
-            transform = CropFlip.centre(len(like), self.padding, like.device)
+            transform = CropFlip.identity(len(like), self.padding, like.device)
         if transform.padding != self.padding:
             raise DataError(
                 f"the buffer is for images padded by {self.padding} pixels, augmentation pads by {transform.padding}"

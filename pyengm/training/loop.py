@@ -31,7 +31,7 @@ from pyengm.utils.distributed import (
     average_gradients,
     on_rank0,
     rank,
-    world,
+    world_size,
 )
 
 SYNC_INTERVAL = 20  # batches of a GPU
@@ -58,7 +58,7 @@ def fit(config: TrainConfig, components: TrainComponents, run: RunFolder, logger
             components.network.train()
             if at.batch == 0:
                 for buffer in components.method.buffers().values():
-                    buffer.exchange(components.batches.kept(epoch))
+                    buffer.exchange(components.batches.local_index(epoch))
                 components.method.start_epoch(components.network, epoch)
                 components.optimizer.start_epoch(epoch)
                 if epoch == components.method.restart_epoch:
@@ -71,7 +71,7 @@ def fit(config: TrainConfig, components: TrainComponents, run: RunFolder, logger
                 at.batch += len(group)
                 watch.count(sum(batch.size for batch in group))
                 looking = at.batch % every < len(group) or at.batch == len(components.batches)
-                asked = all_reduce_any(stop.asked) if looking else stop.asked and world() == 1
+                asked = all_reduce_any(stop.asked) if looking else stop.asked and world_size() == 1
                 if asked or looking:
                     checks.read()
                     seen = report_step(components, at, seen, log, watch)

@@ -16,7 +16,7 @@ from pyengm.training.builders import TrainComponents
 from pyengm.training.config import TrainConfig
 from pyengm.training.metric_sums import read_sums, write_sums, zero_sums
 from pyengm.training.run_folder import RunFolder
-from pyengm.utils.distributed import all_reduce_sum, on_rank0, rank, world
+from pyengm.utils.distributed import all_reduce_sum, on_rank0, rank, world_size
 
 
 @dataclass
@@ -69,7 +69,7 @@ def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) ->
         )
     if saved is None:
         return TrainState(zero_sums(components.device))
-    state, same = saved.shared, len(saved.parts) == world()
+    state, same = saved.shared, len(saved.parts) == world_size()
     check_state(components.model, state["model"], str(run.path))
     components.model.load_state_dict(state["model"])
     components.optimizer.load_state_dict(state["optimizer"])
@@ -81,7 +81,7 @@ def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) ->
     part = saved.parts[rank()] if same else {}
     at.sums = restored_sums(part.get("sums", at.sums if rank() == 0 else None), components.device)
     components.method.load_extra_state(part.get("method") or state["method"])
-    kept = components.batches.kept(min(at.epoch, config.schedule.epochs - 1))
+    kept = components.batches.local_index(min(at.epoch, config.schedule.epochs - 1))
     for name, buffer in components.method.buffers().items():
         buffer.redistribute([part["buffers"][name] for part in saved.parts], kept)
     if same:
