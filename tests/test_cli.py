@@ -218,7 +218,7 @@ class TestEvaluate:
 
         monkeypatch.setattr(progress.Progress, "update", interrupt)
         assert cli.main(command) == STATUS
-        assert "the same command goes on where AutoAttack stopped" in " ".join(capsys.readouterr().out.split())
+        assert "the same command resumes where AutoAttack stopped" in " ".join(capsys.readouterr().out.split())
         out = tmp_path / "again.json"
         assert cli.main([*command, "--out", str(out)]) == 0
         assert passes == [1, 2, 3, 4, 1, 2, 3, 4]  # L-infinity, then L2; best and last are one model

@@ -17,7 +17,7 @@ from pyengm.models import read_info
 from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device
 from pyengm.training.config import default_threats
 from pyengm.training.launcher import local_device
-from pyengm.training.option_types import Choice, Count, OptionGroup, Pixels
+from pyengm.training.option_types import Choice, Count, OptionGroup, Pixels, Unset
 from pyengm.utils.distributed import rank
 from pyengm.utils.io import atomic_write, make_dirs
 from pyengm.utils.terminal import log
@@ -25,36 +25,37 @@ from pyengm.utils.terminal import log
 
 @dataclass(frozen=True)
 class EvaluateConfig(OptionGroup):
-    """Attack a trained model and print its accuracies. A run folder brings its options; the others override them."""
+    """Attack a trained model and print its accuracies. Options that are not given are those of the run folder."""
 
     target: tyro.conf.Positional[Path]
-    """A run folder, of which best and last are evaluated, or one checkpoint (.safetensors)."""
-    data: str | None = None
-    """Data set whose test images are attacked (else that of the training)."""
-    data_dir: Path | None = None
-    """Where data sets and decoded folders are kept."""
-    threat: Annotated[str | None, Choice(NORMS)] = None
-    """Evaluate under this threat model only: linf or l2 (else both)."""
-    eps: Pixels | None = None
+    """A run folder, whose checkpoints best and last are evaluated, or one checkpoint (.safetensors)."""
+    data: Annotated[str | None, Unset("that of the training")] = None
+    """Data set whose test images are attacked."""
+    data_dir: Annotated[Path | None, Unset("that of the training")] = None
+    """Folder in which data sets and decoded images are kept."""
+    threat: Annotated[str | None, Choice(NORMS), Unset("both")] = None
+    """Evaluate under the threat model of this norm only."""
+    eps: Annotated[Pixels | None, Unset("that of the training or of the recipe")] = None
     """Radius for --threat in pixel units, such as 8/255."""
-    attacks: tuple[str, ...] = ()
+    attacks: Annotated[tuple[str, ...], Unset("none")] = ()
     """Further attacks: fgsm, pgd10, pgd50, cw, members of AutoAttack (apgd_ce, apgd_t, fab_t, square), or deepfool for
     the mean L2 distance to the decision boundary."""
-    autoattack_examples: Count | None = None
-    """Test images for AutoAttack, spread evenly over the test set (else the run's number, else all)."""
-    surrogate: Path | None = None
-    """Checkpoint of another model: PGD-20 against that one is tried on the target too (black box)."""
+    autoattack_examples: Annotated[Count | None, Unset("as many as in the run, else all")] = None
+    """Number of test images for AutoAttack, spread evenly over the test set."""
+    surrogate: Annotated[Path | None, Unset("none")] = None
+    """Checkpoint of another model, whose adversarial examples of PGD-20 are tried on the target (a black-box
+    attack)."""
     seed: int = 0
     """Seed of the random starts."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ... (auto: cuda where there is one)."""
-    out: Path | None = None
-    """Also write the results to this JSON file, which must not exist yet. An interrupted AutoAttack goes on from a
-    folder beside it (OUT.autoattack); that of a run always does, from RUN/autoattack."""
+    """cpu, cuda, cuda:1, ... (auto: cuda if available)."""
+    out: Annotated[Path | None, Unset("no file")] = None
+    """JSON file for the results, which must not exist yet. An interrupted AutoAttack resumes from a folder beside it
+    (OUT.autoattack); that of a run always resumes, from RUN/autoattack."""
 
 
 def evaluate_command(options: EvaluateConfig) -> int:
-    """Attacks a run's checkpoints or a single one, prints the table and, where asked, writes it as JSON; returns 0."""
+    """Attacks the checkpoints of a run or a single one, prints the table and writes it to --out; returns 0."""
     if options.out is not None and options.out.exists():
         raise ConfigError(f"{options.out} exists and is not overwritten; choose another --out")
     if options.target.is_dir():
@@ -93,7 +94,7 @@ def evaluate_command(options: EvaluateConfig) -> int:
             device=local_device(pick_device(options.device)),
         )
     except KeyboardInterrupt:
-        again = "interrupted" if state is None else "interrupted; the same command goes on where AutoAttack stopped"
+        again = "interrupted" if state is None else "interrupted; the same command resumes where AutoAttack stopped"
         raise Interrupted(again) from None
     log(results_table(results, str(options.target)))
     if options.out is not None and rank() == 0:

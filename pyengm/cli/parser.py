@@ -2,12 +2,14 @@
 
 import ast
 import inspect
+import os
+import sys
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.constructors import (
@@ -18,83 +20,125 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from pyengm.training.option_types import Choice, Metavar, Option, OptionGroup, Unset, options_of, parse_number, unwrap
+from pyengm.training.option_types import Choice, Metavar, Option, OptionGroup, Unset, format_pixels, options_of
 
 T = TypeVar("T")
-METAVARS = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
-PARSERS: dict[Any, Callable[[str], Any]] = {int: int, float: parse_number, str: str, Path: Path}
+FLAT_FLAGS = (tyro.conf.OmitArgPrefixes,)
 
 
-def parse(kind: type[T], prog: str, args: Sequence[str], default: T | None = None) -> T:
+def parse(kind: type[T], prog: str, args: Sequence[str], default: T | None = None, *, quiet: bool = False) -> T:
     """Parses flags into a dataclass of options, or of groups of options.
 
     Args:
         kind: The dataclass.
         prog: The command, for messages and the help.
         args: The words after the command.
-        default: The options that are not given, else the defaults of the dataclass.
+        default: The values of options that are not given; None takes the defaults of the dataclass.
+        quiet: Whether nothing is printed.
 
     Raises:
         SystemExit: With status 0 after the help, with 2 for words that do not parse.
     """
-    return tyro.cli(
-        kind,
-        prog=prog,
-        args=list(args),
-        default=tyro.MISSING_NONPROP if default is None else default,
-        config=(tyro.conf.OmitArgPrefixes,),
-        registry=_registry(),
-    )
+    with _plain_off_terminals():
+        return tyro.cli(
+            kind,
+            prog=prog,
+            args=list(args),
+            default=tyro.MISSING_NONPROP if default is None else default,
+            console_outputs=not quiet,
+            config=FLAT_FLAGS,
+            registry=flag_registry(),
+        )
 
 
-def _registry() -> ConstructorRegistry:
+def print_completion(commands: Mapping[str, type], prog: str, shell: str) -> None:
+    """Prints a completion script for a program with commands.
+
+    Args:
+        commands: The dataclass of options of each command.
+        prog: The name of the program.
+        shell: bash, zsh or fish.
+    """
+    words = ["--tyro-print-completion", shell]
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            dict(commands), prog=prog, args=words, config=FLAT_FLAGS, registry=flag_registry(completing=True)
+        )
+    except SystemExit as stop:  # tyro exits after it has printed the script
+        if stop.code:
+            raise
+
+
+def flag_registry(*, completing: bool = False) -> ConstructorRegistry:
+    """Returns the rules by which tyro reads groups of options.
+
+    Args:
+        completing: Whether the flags are for completion, for which tyro needs the choices. In parsing `Choice` checks
+            them, with a suggestion.
+    """
     registry = ConstructorRegistry()
-    registry.struct_rule(_struct_of)
+
+    @registry.struct_rule
+    def group(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if not (isinstance(info.type, type) and issubclass(info.type, OptionGroup)):
+            return None
+        options, texts = options_of(info.type), _attribute_docs(info.type)
+        specs = []
+        for one in fields(info.type):  # type: ignore[arg-type]  # its subclasses are dataclasses
+            value = getattr(info.default, one.name, one.default)
+            value = tyro.MISSING_NONPROP if value is MISSING else value
+            hint = _hint_of(options[one.name], value, texts.get(one.name), completing)
+            specs.append(StructFieldSpec(one.name, hint, value))
+        return StructConstructorSpec(instantiate=info.type, fields=tuple(specs))
+
     return registry
 
 
-def _struct_of(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """The fields of a dataclass as tyro reads them; a dataclass of groups is left to tyro itself."""
-    kind = info.type
-    if not (isinstance(kind, type) and issubclass(kind, OptionGroup) and is_dataclass(kind)):
-        return None
-    options, texts = options_of(kind), _attribute_docs(kind)
-    specs = []
-    for one in fields(kind):
-        default = getattr(info.default, one.name, one.default)
-        default = tyro.MISSING_NONPROP if default is MISSING else default
-        option = options[one.name]
-        specs.append(StructFieldSpec(one.name, _field_type(option, default, texts.get(one.name)), default))
-    return StructConstructorSpec(instantiate=kind, fields=tuple(specs))
+@contextmanager
+def _plain_off_terminals() -> Iterator[None]:
+    """Boxes only on terminals, and colours only there and without NO_COLOR in the environment (https://no-color.org)."""
+    options = tyro._experimental_options
+    before = options.copy()
+    options["utf8_boxes"] = sys.stdout.isatty() and sys.stderr.isatty()
+    options["ansi_codes"] = options["utf8_boxes"] and not os.environ.get("NO_COLOR")
+    try:
+        yield
+    finally:
+        options.update(before)
 
 
-def _field_type(option: Option, default: Any, text: str | None) -> Any:
+def _hint_of(option: Option, default: Any, text: str | None, completing: bool) -> Any:
     unset = option.mark(Unset)
-    hint = f"(default: {unset.meaning})" if unset is not None and default in (None, ()) else None
-    argument = tyro.conf.arg(name=option.name, help=text, help_behavior_hint=hint)
-    kind = option.kind if default is not None else option.kind | None
-    spec = () if option.kind is bool else (_spec(option),)
-    return Annotated[(kind, *option.marks, argument, *spec)]
+    meaning = unset.meaning if unset else "by the recipe"
+    behavior = f"(default: {meaning})" if default in (None, ()) else None
+    argument = tyro.conf.arg(name=option.name, help=text, help_behavior_hint=behavior)
+    spec = () if option.type.kind is bool else (_spec(option, completing),)
+    kind = tuple[option.type.kind, ...] if option.type.many else option.type.kind
+    return Annotated[(kind if default is not None else kind | None, *option.type.marks, argument, *spec)]
 
 
-def _spec(option: Option) -> PrimitiveConstructorSpec:
+def _spec(option: Option, completing: bool) -> PrimitiveConstructorSpec:
     """How words become a value, and a value words."""
-    many = get_origin(option.kind) is tuple
-    kind = unwrap(get_args(option.kind)[0])[0] if many else option.kind
-    choice, metavar = option.mark(Choice), option.mark(Metavar)
-    name = metavar.text if metavar else METAVARS[kind]
-    convert = PARSERS[kind]
+    kind, choice, metavar = option.type, option.mark(Choice), option.mark(Metavar)
+    name = metavar.text if metavar else f"{{{','.join(choice.known)}}}" if choice else kind.metavar
+
+    def to_words(value: Any) -> list[str]:
+        return [_word(part, metavar) for part in (value if isinstance(value, tuple) else (value,))]
+
     return PrimitiveConstructorSpec(
-        nargs="*" if many else 1,
-        metavar=f"[{name} [{name} ...]]" if many else f"{{{','.join(choice.known)}}}" if choice else name,
-        instance_from_str=lambda words: tuple(map(convert, words)) if many else convert(words[0]),
+        nargs="*" if kind.many else 1,
+        metavar=f"[{name} ...]" if kind.many else name,
+        instance_from_str=lambda words: tuple(map(kind.parse, words)) if kind.many else kind.parse(words[0]),
         is_instance=lambda _: True,
-        str_from_instance=lambda value: [_word(part) for part in (value if isinstance(value, tuple) else (value,))],
+        str_from_instance=to_words,
+        choices=tuple(choice.known) if choice and completing else None,
     )
 
 
-def _word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _word(value: Any, metavar: Metavar | None) -> str:
+    if isinstance(value, float):
+        return format_pixels(value) if metavar else f"{value:g}"
+    return str(value)
 
 
 @cache
@@ -104,7 +148,7 @@ def _attribute_docs(kind: type) -> dict[str, str]:
     assert isinstance(definition, ast.ClassDef)
     texts = {}
     for before, after in zip(definition.body, definition.body[1:], strict=False):
-        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name) and is_text:
-            texts[before.target.id] = " ".join(str(after.value.value).split())
+        match before, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
+                texts[name] = " ".join(str(text).split())
     return texts

@@ -15,8 +15,8 @@ from pyengm.reproduce.flops import epoch_flops
 from pyengm.training import TrainConfig
 from pyengm.training.config import PER_CALL
 from pyengm.training.config_groups import ALL_OPTIMIZERS
-from pyengm.training.option_parsing import BY_NAME, defaults_for, parse_options
-from pyengm.training.option_types import parse_number
+from pyengm.training.option_parsing import own_arguments, parse_options
+from pyengm.training.option_types import format_pixels, parse_number
 from pyengm.training.recipes import recipe_for
 from pyengm.training.schedule import in_proportion
 
@@ -25,7 +25,6 @@ SHORT_IMAGES = 10_000
 SHORT_AUTOATTACK = 1_000
 SHORT_FLOPS = 1.5e16  # of the training of a row: 150 seconds at 100 teraflops
 SMOKE_DATA = "digits"
-LARGEST_FRACTION = 32  # of 255, in words
 
 # Options that a smoke run takes from the recipe of the digits, with those options of the method that the recipe sets,
 # KEPT_OPTIONS apart. eps, step_size and the method's other options in pixel units keep their size in units of the usual
@@ -110,8 +109,9 @@ def _shorter_method(paper: TrainConfig, share: float, epochs: int) -> tuple[str,
     words = {word.partition("=")[0]: word for word in paper.method.options}
     options = method_options(paper)
     for name, least in METHODS[paper.method.name].info.epoch_options.items():
-        if options[name] is not None and share != 1:
-            value = _shorter(options[name], share, least)
+        value = options[name]
+        if value is not None and share != 1:
+            value = _shorter(int(value) if value == int(value) else value, share, least)  # whole epochs stay whole
             words[name] = f"{name}={min(value, epochs - 1) if name == 'sampling_epochs' else value:g}"
     return tuple(words.values())
 
@@ -138,7 +138,7 @@ def method_options(config: TrainConfig) -> dict[str, Any]:
     """The options of the run's method that have none of their own in TrainConfig, with its defaults."""
     kind = METHODS[config.method.name]
     given = parse_options(config.method.options, kind, "method_options")
-    return {name: value for name, value in (defaults_for(kind) | given).items() if name not in BY_NAME}
+    return {name: argument.default for name, argument in own_arguments(kind).items()} | given
 
 
 def differences(paper: TrainConfig, ours: TrainConfig, images: tuple[int, int] | None = None) -> list[str]:
@@ -166,7 +166,6 @@ def _words(name: str, value: Any, in_pixels: Sequence[str]) -> str:
         return {"autoattack_examples": "all", "mean": "none", "std": "none"}.get(name, "the default")
     if isinstance(value, tuple):
         return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) or "none"
-    steps = 255 * value if isinstance(value, float) and name in in_pixels else None
-    if steps is not None and abs(steps - round(steps)) < 1e-9 and steps <= LARGEST_FRACTION:
-        return f"{round(steps)}/255"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return format_pixels(value) if name in in_pixels else f"{value:g}"
+    return str(value)

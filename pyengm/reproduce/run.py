@@ -20,7 +20,7 @@ from pyengm.reproduce.timing import times_of
 from pyengm.training import RunFolder, TrainConfig, load_split, pick_device
 from pyengm.training.multi_run import complete_all
 from pyengm.training.multi_seed import seed_folder
-from pyengm.training.option_types import Choice, Count, OptionGroup
+from pyengm.training.option_types import Choice, Count, OptionGroup, Unset
 from pyengm.utils.distributed import on_rank0
 from pyengm.utils.io import atomic_write
 from pyengm.utils.terminal import log
@@ -30,30 +30,30 @@ OWN_FILE = "reproduce.yaml"  # in the folder of a table, of which table and scal
 
 @dataclass(frozen=True)
 class ReproduceConfig(OptionGroup):
-    """Train the rows of a table of the papers and print our figures beside the printed ones. The same command goes on
-    with what was interrupted. Without a table: the list of them."""
+    """Train the rows of a table of the papers and print our figures beside the published ones. The same command resumes
+    interrupted runs. Without a table, list the tables."""
 
-    table: tyro.conf.Positional[str | None] = None
-    """Such as engm-2, the second table of the ENGM paper."""
+    table: Annotated[tyro.conf.Positional[str | None], Unset("a list of the tables")] = None
+    """Table, such as engm-2, the second table of the ENGM paper."""
     scale: Annotated[str, Choice(SCALES)] = "smoke"
     """smoke: the embedded digits, minutes on a CPU; short: 10,000 training images and fewer epochs, minutes per row
     on a GPU; full: as the paper."""
-    rows: tuple[str, ...] = ()
+    rows: Annotated[tuple[str, ...], Unset("all")] = ()
     """Train these rows only."""
     seeds: tuple[int, ...] = (0,)
-    """A run of every row for each of these seeds; the table then shows mean and spread."""
-    data: Path | None = None
-    """Folder of the images of a table on ImageNet or Tiny-ImageNet, which pyengm cannot fetch."""
-    data_dir: Path | None = None
-    """Where data sets and decoded folders are kept (else $PYENGM_DATA, else ~/.cache/pyengm)."""
+    """Seeds, with a run of every row for each; the table shows their mean and standard deviation."""
+    data: Annotated[Path | None, Unset("none")] = None
+    """Folder of the images of a table on ImageNet or Tiny-ImageNet, which pyengm cannot download."""
+    data_dir: Annotated[Path | None, Unset("$PYENGM_DATA, else ~/.cache/pyengm")] = None
+    """Folder in which data sets and decoded images are kept."""
     download: bool = False
-    """Fetch a data set that is missing."""
+    """Download a data set that is missing."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ... (auto: cuda where there is one)."""
-    nproc: Count | None = None
-    """Start this many processes on this machine, which share the work of every run."""
-    out: Path | None = None
-    """Folder of the runs and of the table, as results.json and table.md (else runs/reproduce/TABLE-SCALE)."""
+    """cpu, cuda, cuda:1, ... (auto: cuda if available)."""
+    nproc: Annotated[Count | None, Unset("one")] = None
+    """Number of processes to start on this machine, which share the work of every run."""
+    out: Annotated[Path | None, Unset("runs/reproduce/TABLE-SCALE")] = None
+    """Folder of the runs and of the table, as results.json and table.md."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,7 +24,7 @@ from pyengm.training.config_groups import (
     ScheduleConfig,
     WeightsConfig,
 )
-from pyengm.training.option_parsing import defaults_for, merge_options, parse_options
+from pyengm.training.option_parsing import arguments_of, merge_options, parse_options
 from pyengm.training.option_types import Option, OptionGroup, options_of
 from pyengm.training.recipes import recipe_for
 from pyengm.training.schedule import in_proportion
@@ -56,7 +56,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         recipe = self._recipe()
         self._check_swa_start()
-        self._check_method()
+        self._check_attack()
         self._check_optimizer(recipe)
         self._check_precision(recipe)
 
@@ -96,12 +96,12 @@ class TrainConfig:
         """Returns the same run with every option that was not given filled in from the recipe."""
         given = self.flat()
         recipe = self._recipe()
-        taken = defaults_for(METHODS[self.method.name])
-        if taken.get("steps") != 10:  # the recipe's number is for attacks of many steps
-            recipe["attack_steps"] = taken.get("steps")
+        defaults = {name: argument.default for name, argument in arguments_of(METHODS[self.method.name]).items()}
+        if defaults.get("steps") != 10:  # the recipe's number is for attacks of many steps
+            recipe["attack_steps"] = defaults.get("steps")
         if self.attack.steps is not None:
             recipe["step_size"] = None  # the recipe's belongs to its own number of steps
-        recipe["attack_bn"] = taken.get("bn")
+        recipe["attack_bn"] = defaults.get("bn")
         recipe |= defaults_of(ALL_OPTIMIZERS[self.optimizer.name or recipe["optimizer"]])
         epochs = self.schedule.epochs or recipe["epochs"]
         recipe["milestones"] = in_proportion(recipe["milestones"], epochs / recipe["epochs"])
@@ -201,15 +201,14 @@ class TrainConfig:
             of = "" if epochs is None else f" of {epochs} epochs"
             raise ConfigError(f"swa_start is {start}{of}; expected an epoch of the run, counted from 0")
 
-    def _check_method(self) -> None:
+    def _check_attack(self) -> None:
         name = self.method.name
-        taken = defaults_for(METHODS[name])
+        taken = arguments_of(METHODS[name])
         given = {"step_size": self.attack.step_size, "steps": self.attack.steps, "bn": self.attack.bn}
         for argument, value in given.items():
             if value is not None and argument not in taken:
                 flag = options_of(AttackConfig)[argument].name
                 raise ConfigError(f"method {name} takes no {flag}; its options: {', '.join(taken) or 'none'}")
-        parse_options(self.method.options, METHODS[name], "method_options")
 
     def _check_optimizer(self, recipe: Mapping[str, Any]) -> None:
         kind = ALL_OPTIMIZERS[self.optimizer.name or recipe["optimizer"]]

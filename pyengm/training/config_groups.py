@@ -14,6 +14,7 @@ from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, PerExampleSGD
 from pyengm.pergrad import NORMS as GRAD_NORMS
 from pyengm.training.averaging import AVERAGES
 from pyengm.training.loggers import check_logger_name
+from pyengm.training.option_parsing import parse_options
 from pyengm.training.option_types import (
     FROM_RECIPE,
     Choice,
@@ -30,7 +31,7 @@ from pyengm.training.option_types import (
 from pyengm.training.precision import PRECISIONS
 from pyengm.training.schedule import SCHEDULES
 
-ALL_OPTIMIZERS: Mapping[str, type[PerExampleSGD]] = ChainMap(OPTIMIZERS, CLOSURE_OPTIMIZERS)
+ALL_OPTIMIZERS: Mapping[str, type[PerExampleSGD]] = ChainMap(CLOSURE_OPTIMIZERS, OPTIMIZERS)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class MethodConfig(OptionGroup):
     group: ClassVar[str] = "method"
     name: Annotated[str, Flag("method"), Choice(METHODS)] = "pgd_at"
     """Training method."""
-    options: Annotated[tuple[str, ...], Flag("method_options")] = ()
+    options: Annotated[tuple[str, ...], Flag("method_options"), Unset("none")] = ()
     """Other options of the method, such as beta=6. The options of a method are listed by: pyengm train --method NAME
     --help."""
     label_smoothing: Share = 0.0
@@ -112,6 +113,10 @@ class MethodConfig(OptionGroup):
     """What happens when the accuracy under PGD on training images falls by 20 points within an epoch: a warning, or
     the end of the run with the weights from before that epoch."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_options(self.options, METHODS[self.name], "method_options")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig(OptionGroup):
@@ -120,9 +125,9 @@ class OptimizerConfig(OptionGroup):
     group: ClassVar[str] = "optimizer"
     name: Annotated[str, Flag("optimizer"), Choice(ALL_OPTIMIZERS)] = FROM_RECIPE
     """Outer optimiser."""
-    options: Annotated[tuple[str, ...], Flag("optimizer_options")] = ()
-    """Other options of the optimiser, such as inner_steps=20. The options of an optimiser are listed by: pyengm train --optimizer
-    NAME --help."""
+    options: Annotated[tuple[str, ...], Flag("optimizer_options"), Unset("none")] = ()
+    """Other options of the optimiser, such as inner_steps=20. The options of an optimiser are listed by: pyengm train
+    --optimizer NAME --help."""
     alpha: Annotated[float | None, Unset("the optimiser has none")] = None
     """Largest norm of the gradient that one example may contribute; for nengm of the gradient with respect to its
     input."""

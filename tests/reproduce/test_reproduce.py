@@ -35,7 +35,7 @@ from pyengm.reproduce.timing import times_of
 from pyengm.training import Interrupted, RunFolder, TrainConfig, multi_run, train
 from pyengm.training.builders import build_method
 from pyengm.training.config_groups import ALL_OPTIMIZERS
-from pyengm.training.option_parsing import BY_NAME, defaults_for
+from pyengm.training.option_parsing import own_arguments
 from pyengm.training.signals import STATUS
 from pyengm.utils import terminal
 
@@ -132,7 +132,10 @@ class TestTables:
                 lambda t: t["rows"][0]["options"].update(optimiser="msgd"),
                 "row 'MSGD' has the unknown option 'optimiser'",
             ),
-            (lambda t: t["rows"][0]["options"].update(epochs="many"), "row 'MSGD': epochs is 'many', which is no int"),
+            (
+                lambda t: t["rows"][0]["options"].update(epochs="many"),
+                "row 'MSGD': epochs is 'many'; expected an integer",
+            ),
             (lambda t: t["rows"][0]["options"].update(beta=6), "unknown option 'beta'"),
             (lambda t: t["rows"][0]["options"].update(seed=6), "row 'MSGD' has a seed"),
         ],
@@ -261,16 +264,16 @@ NOT_IN_EPOCHS = {
 
 
 def test_options_counted_in_epochs_are_all_known():
-    options = {name for kind in METHODS.values() for name in defaults_for(kind)} - set(BY_NAME)
+    options = {name for kind in METHODS.values() for name in own_arguments(kind)}
     in_epochs = {name for kind in METHODS.values() for name in kind.info.epoch_options}
     assert options == NOT_IN_EPOCHS | in_epochs
     assert not NOT_IN_EPOCHS & in_epochs
     for kind in METHODS.values():
-        assert {*kind.info.epoch_options, *kind.info.pixel_options} <= defaults_for(kind).keys()
+        assert {*kind.info.epoch_options, *kind.info.pixel_options} <= own_arguments(kind).keys()
 
 
 def test_options_of_optimizers_counted_in_epochs_are_all_known():
-    options = {name for kind in ALL_OPTIMIZERS.values() for name in defaults_for(kind)}
+    options = {name for kind in ALL_OPTIMIZERS.values() for name in own_arguments(kind)}
     in_epochs = {name for kind in ALL_OPTIMIZERS.values() for name in kind.info.epoch_options}
     assert {name for name in options if "epoch" in name} == in_epochs == {"from_epoch", "until_epoch"}
 
