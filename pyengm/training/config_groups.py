@@ -30,7 +30,7 @@ from pyengm.training.option_types import (
 from pyengm.training.precision import PRECISIONS
 from pyengm.training.schedule import SCHEDULES
 
-ALL_OPTIMIZERS: Mapping[str, type[PerExampleSGD]] = ChainMap(OPTIMIZERS, CLOSURE_OPTIMIZERS)
+ALL_OPTIMIZERS: Mapping[str, type[PerExampleSGD]] = ChainMap(CLOSURE_OPTIMIZERS, OPTIMIZERS)
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class OptimizerConfig(OptionGroup):
     name: Annotated[str, Flag("optimizer"), Choice(ALL_OPTIMIZERS)] = FROM_RECIPE
     """Outer optimiser."""
     options: Annotated[tuple[str, ...], Flag("optimizer_options")] = ()
-    """Other options of the optimiser, such as inner_steps=20. The options of an optimiser are listed by: pyengm train --optimizer
-    NAME --help."""
+    """Other options of the optimiser, such as inner_steps=20. The options of an optimiser are listed by: pyengm train
+    --optimizer NAME --help."""
     alpha: Annotated[float | None, Unset("the optimiser has none")] = None
     """Largest norm of the gradient that one example may contribute; for nengm of the gradient with respect to its
     input."""
