@@ -394,7 +394,7 @@ def test_timed_training(tmp_path):
     run = json.loads(out.read_text())
     assert len(run["epoch_seconds"]) == len(run["metrics"]) == 2
     assert all(0 < seconds < 60 for seconds in run["epoch_seconds"])
-    assert (run["images"], run["test_images"], run["options"]["steps"]) == (30, 360, 1)
+    assert (run["images"], run["test_images"], run["options"]["attack_steps"]) == (30, 360, 1)
     assert 0 <= run["pgd20"] <= run["natural"] <= 1
 
 

@@ -144,7 +144,7 @@ def test_cifar10(method, optimizer, tmp_path, monkeypatch):
         width=4,
         norm_layer="gn" if method == "grad_align" and optimizer == "engm" else "bn",
         method=method,
-        method_options=("sampling_epochs=2", "dimension=2") if method == "sub_at" else None,
+        method_options=("sampling_epochs=2", "dimension=2") if method == "sub_at" else (),
         optimizer=optimizer,
         epochs=3,
         batch_size=25,
