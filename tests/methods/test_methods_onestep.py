@@ -10,15 +10,16 @@ from helpers.reference_attacks import (
     EPS,
     batch,
     check_in_threat_model,
+    check_pass,
     gradient_at,
     gradients,
     lengths,
     network,
     noise,
     project,
-    statistics,
     step,
 )
+from helpers.small_problems import NanGradient
 from torch import nn
 from torch.nn import functional as F
 
@@ -37,19 +38,6 @@ MODES = {"eval": 0, "train": 1, "batch_stats": 0}  # updates of the running stat
 
 def examples(n=6):
     return DatasetSpec(torch.arange(n).flip(0) * 10 + 5, (1, 8, 8))
-
-
-def check_pass(outcome, expected, x_adv, model, twin):
-    """Losses, images, gradients and running statistics of a method, and of its formula in a twin of the model."""
-    torch.testing.assert_close(outcome.x_adv.detach(), x_adv, rtol=0, atol=1e-9)
-    torch.testing.assert_close(outcome.losses, expected, rtol=1e-9, atol=1e-12)
-    for ours, theirs in zip(gradients(outcome.losses, model), gradients(expected, twin), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-11)
-    theirs = statistics(twin)
-    for name, b in model.named_buffers():
-        torch.testing.assert_close(b, theirs[name], rtol=1e-9, atol=1e-12)
-    assert all(module.training for module in model.modules())
-    assert all(p.requires_grad for p in model.parameters())
 
 
 @contextmanager
@@ -419,20 +407,12 @@ def test_no_radius_no_perturbation(norm):
         assert outcome.losses.isfinite().all()
 
 
-class Broken(nn.Module):
-    """Finite logits whose gradient is nan."""
-
-    def forward(self, x):
-        x = x.flatten(1)[:, :10]
-        return x + (x - x).abs().sqrt()
-
-
 @both_norms
 @pytest.mark.parametrize("which", range(4))
 def test_what_is_not_finite_raises(norm, which):
     x, y, key = batch()
     with pytest.raises(NonFiniteError, match="nan or infinite"):
-        methods(norm)[which](Broken(), x, y, key)
+        methods(norm)[which](NanGradient(), x, y, key)
 
 
 @pytest.mark.parametrize(

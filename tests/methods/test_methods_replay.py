@@ -5,15 +5,15 @@ import io
 
 import pytest
 import torch
+from helpers.small_problems import ce, images_and_labels
+from helpers.small_problems import cnn4 as network
 from torch import nn
-from torch.nn import functional as F
 
 from pyengm.errors import CheckpointError, ConfigError
 from pyengm.methods.base import StepOutput
 from pyengm.methods.first_layer import at_first_layer, first_output
 from pyengm.methods.free_at import FreeAT
 from pyengm.methods.yopo import YOPO
-from pyengm.models import build
 from pyengm.ops import Key, Purpose, philox_normal, philox_uniform
 from pyengm.optim import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM
 from pyengm.training.steps.train_step import train_step
@@ -24,24 +24,14 @@ OPTIMIZERS = [MSGD, MGNC, SNGM, ENGM, FENGM, NENGM, AENGM]
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 
 
-def network(norm="bn", dtype=torch.float64, **options):
-    torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm, **options).to(dtype).train()
-
-
 def batch(n=6, seed=1, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, 1, 8, 8, generator=generator, dtype=dtype)
+    x, y = images_and_labels(n, seed, dtype)
     x[0, 0, :4], x[1, 0, 4:] = 0, 1  # pixels that leave [0, 1] with the next step
-    return x, torch.randint(0, 10, (n,), generator=generator), Key(3, seed, torch.arange(n) * 10)
+    return x, y, Key(3, seed, torch.arange(n) * 10)
 
 
 def plain_sgd(model, optimizer=MSGD, **options):
     return optimizer(model.parameters(), lr=0.1, momentum=0, weight_decay=0, **options)
-
-
-def ce(logits, y):
-    return F.cross_entropy(logits, y, reduction="none")
 
 
 def rows(t):

@@ -5,6 +5,8 @@ import io
 
 import pytest
 import torch
+from helpers.small_problems import ce
+from helpers.small_problems import cnn4 as network
 from torch.nn import functional as F
 
 from pyengm.data import CropFlip
@@ -13,7 +15,6 @@ from pyengm.methods.atas import ATAS
 from pyengm.methods.atta import ATTA
 from pyengm.methods.base import DatasetSpec
 from pyengm.methods.fgsm_pgi import FGSMPGI
-from pyengm.models import build
 from pyengm.ops import Key, Purpose, philox_normal, philox_uniform
 from pyengm.optim import ENGM, MSGD, NENGM
 from pyengm.training.steps.train_step import train_step
@@ -22,11 +23,6 @@ N, PADDING, SEED = 12, 2, 4
 EPS = {"linf": 0.1, "l2": 0.5}
 INDEX = torch.arange(N) * 7 % 12 + 50  # shuffled identities
 both_norms = pytest.mark.parametrize("norm", EPS)
-
-
-def network(norm="bn", dtype=torch.float64):
-    torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype).train()
 
 
 def data(dtype=torch.float64):
@@ -97,10 +93,6 @@ def slow_gradient(model, x, y, loss):
     leaf = x.clone().requires_grad_()
     (g,) = torch.autograd.grad(loss(model(leaf), y).sum(), leaf)
     return g
-
-
-def ce(logits, y):
-    return F.cross_entropy(logits, y, reduction="none")
 
 
 def divergence(natural, logits):

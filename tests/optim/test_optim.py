@@ -6,30 +6,23 @@ import pickle
 
 import pytest
 import torch
+from helpers.small_problems import cnn4, images_and_labels, losses_of, same_bits
 from torch import nn
 from torch.nn import functional as F
 
 from pyengm import ENGM, MSGD
 from pyengm.errors import ConfigError, NonFiniteError
-from pyengm.models import build
 from pyengm.optim import OPTIMIZERS
 
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
 
 def network(norm="gn", dtype=torch.float32):
-    torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype)
+    return cnn4(norm, dtype)
 
 
 def batch(n=7, dtype=torch.float32, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, 1, 8, 8, generator=generator, dtype=dtype)
-    return x, torch.randint(0, 10, (n,), generator=generator)
-
-
-def losses_of(model, x, y):
-    return F.cross_entropy(model(x), y, reduction="none")
+    return images_and_labels(n, seed, dtype)
 
 
 def step(model, optimizer, x, y):
@@ -57,11 +50,6 @@ def trained_by_torch(steps=4, norm="bn", **options):
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
     return model
-
-
-def same_bits(first, second):
-    states = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    return all(a.equal(b) for a, b in states)
 
 
 @pytest.mark.parametrize("options", [{}, {"nesterov": True}])
