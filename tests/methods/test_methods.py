@@ -89,7 +89,7 @@ def test_batches_share_nothing():
     assert both[1].x_adv.equal(kept[1])
 
 
-def test_one_method_serves_batches_of_any_kind():
+def test_one_method_takes_batches_of_any_kind():
     method = PGDAT(0.1, 0.03, 2)
     for n, dtype in ((6, torch.float32), (6, torch.float64), (2, torch.float64), (6, torch.float32)):
         model, (x, y, key) = network("gn", dtype), batch(n, dtype=dtype)

@@ -31,18 +31,18 @@ def batch(n=6, number=0, epoch=0, dtype=torch.float64):
     return x, y, Key(3, epoch, torch.arange(n) + n * number)
 
 
-def lengths(t):
+def norms_of(t):
     return t.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
 def into_ball(delta, norm, eps):
     if norm == "linf":
         return delta.clamp(-eps, eps)
-    return delta * (eps / lengths(delta)).clamp(max=1)
+    return delta * (eps / norms_of(delta)).clamp(max=1)
 
 
 def along(g, norm):
-    return g.sign() if norm == "linf" else g / lengths(g)
+    return g.sign() if norm == "linf" else g / norms_of(g)
 
 
 def gradient(point, loss):
@@ -282,7 +282,7 @@ def test_sub_at_is_its_formula(norm, steps):
     assert (path[-1][0] - start).norm() > 0.01
 
 
-def test_sub_at_begins_again():
+def test_sub_at_restarts():
     model, fresh = network(), network()
     method = SubAT(0.1, steps=1, epochs=2, sampling_epochs=1)
     method.prepare(EXAMPLES)

@@ -313,7 +313,7 @@ def test_awp_within_entropy_sgd():
         assert not p.equal(start[name])
 
 
-def test_awp_hands_everything_on_to_its_base():
+def test_awp_delegates_to_its_base():
     calls = []
 
     class Base(PGDAT):

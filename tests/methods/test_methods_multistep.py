@@ -247,7 +247,7 @@ def run(method, model, epochs):
     return seen
 
 
-def test_with_held_out_images_strength_grows_once_the_best_weights_stand():
+def test_with_held_out_images_strength_grows_once_the_best_weights_stay():
     method, model = Curriculum(0.1, steps=2, patience=2), network()
     epochs = [
         (1, 0.6, 0.10, 0.99),  # k = 0 is judged by natural accuracy
@@ -273,7 +273,7 @@ def test_held_out_images_without_natural_accuracy():
     assert run(method, network(), [(1, None, 0.2, 0.99), (2, None, 0.1, 0.99)]) == [(0, 1), (1, 1)]
 
 
-def test_curriculum_goes_on_from_a_saved_state():
+def test_curriculum_resumes_from_a_saved_state():
     def made():
         return Curriculum(0.1, steps=3, patience=2)
 

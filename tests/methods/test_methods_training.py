@@ -37,7 +37,7 @@ def train(config: TrainConfig, monkeypatch, stops: bool) -> RunFolder:
 @pytest.mark.filterwarnings("ignore:catastrophic")
 @pytest.mark.parametrize("optimizer", ["engm", "msgd"])
 @pytest.mark.parametrize("method", METHODS)
-def test_goes_on_bitwise_after_a_stop_at_any_batch(method, optimizer, indices, tmp_path, monkeypatch):
+def test_resumes_bitwise_after_a_stop_at_any_batch(method, optimizer, indices, tmp_path, monkeypatch):
     config = options_for(method, optimizer, train_indices=indices)
     whole = train(config.override(out=tmp_path / "whole"), monkeypatch, stops=False)
     stopped = train(config.override(out=tmp_path / "stopped"), monkeypatch, stops=True)
@@ -74,7 +74,7 @@ def test_state_of_a_method_is_in_the_checkpoint(indices, tmp_path, monkeypatch):
     config = TrainConfig.load(run.config).resolve()
     method = build_components(config).method
     assert method.state_dict().keys() == state.keys()
-    assert all(store["values"].any() for store in state.values())
+    assert all(buffer["values"].any() for buffer in state.values())
 
 
 class TestDoubleBackward:

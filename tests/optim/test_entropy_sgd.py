@@ -146,7 +146,7 @@ class TestSecondOrder:
 class TestSteps:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("way", ["state_dict", "torch.save", "deepcopy", "pickle"])
-    def test_goes_on_bitwise_after_a_copy(self, kind, way, tmp_path):
+    def test_resumes_bitwise_after_a_copy(self, kind, way, tmp_path):
         model = network("bn", torch.float32)
         optimizer = kind(model.parameters(), inner_steps=3, gamma1=0.5, noise=0.1, buffers=model.buffers())
         closure = closure_of(model)

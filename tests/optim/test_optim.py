@@ -73,8 +73,10 @@ def test_engm_is_the_sum_of_clipped_gradients(norm, training, share):
         grads = torch.autograd.grad(loss, params, retain_graph=True)
         rows.append(torch.cat([g.flatten() for g in grads]))
     rows = torch.stack(rows)
-    lengths = rows.norm(dim=1).sort(descending=True).values.tolist()
-    alpha = sum([2 * lengths[0], *lengths, 0][share : share + 2]) / 2  # `share` of the 7 examples are longer
+    norms_of_rows = rows.norm(dim=1).sort(descending=True).values.tolist()
+    alpha = (
+        sum([2 * norms_of_rows[0], *norms_of_rows, 0][share : share + 2]) / 2
+    )  # `share` of the 7 examples are longer
     weights = (alpha / rows.norm(dim=1)).clamp(max=1)
     expected = (weights[:, None] * rows).mean(dim=0)
     theta = torch.cat([p.detach().flatten() for p in params])
@@ -168,7 +170,7 @@ def test_schedules_leave_alpha_alone():
 
 
 @pytest.mark.parametrize("way", ["state_dict", "torch.save", "deepcopy", "pickle"])
-def test_training_goes_on_after_a_copy(way, tmp_path):
+def test_training_resumes_after_a_copy(way, tmp_path):
     model = network()
     optimizer = ENGM(model.parameters(), lr=0.1, alpha=0.5)
     step(model, optimizer, *batch(seed=1))

@@ -280,7 +280,7 @@ class TestAsAnOptimizer:
 
     @pytest.mark.parametrize("way", ["state_dict", "torch.save", "deepcopy", "pickle"])
     @pytest.mark.parametrize("norm", ["gn", "bn"])
-    def test_goes_on_bitwise_after_a_copy(self, kind, way, norm, tmp_path):
+    def test_resumes_bitwise_after_a_copy(self, kind, way, norm, tmp_path):
         model = network(norm)
         options = {"tau": 2} if kind is AENGM else {}
         optimizer = kind(model.parameters(), **options)
@@ -401,7 +401,7 @@ class TestAsAnOptimizer:
 
     @pytest.mark.parametrize("way", ["inputs", "input_gradient"])
     def test_passes_over_the_graph(self, kind, way):
-        """One, on models that do not couple examples, also for weights that depend on it."""
+        """One, on models with independent examples, also for weights that depend on it."""
         model, passes = network(), []
         model.dense.register_forward_hook(
             lambda module, inputs, out: out.register_hook(lambda g: passes.append(g)) and None
@@ -524,7 +524,7 @@ class TestScaleAlpha:
             scale_alpha(nn.ReLU())
 
 
-def test_calibration_serves_batch_norm():
+def test_calibration_works_with_batch_norm():
     """AENGM's norms under batch norm are the estimator's, and stay in state_dict."""
     model, (x, y) = network("bn"), batch(12)
     optimizer = AENGM(model.parameters(), tau=1)
