@@ -59,6 +59,8 @@ class GradAlign(SinglePassMethod):
         name="grad_align",
         title="FGSM with aligned gradients",
         reference="Andriushchenko & Flammarion 2020",
+        # A double backward pass, through g or h, counts as its parts: a convolution like that of a forward pass, an
+        # input gradient, and two weight gradients.
         passes=PassCounts(5, 5, 5, remark="{} with double backward"),
         recipe={"lr": 0.2, "schedule": "cyclic", "pct_start": 0.4, "epochs": 30, "select_on": "none"},
         short_recipe=lambda run: {"method_options": ("weight=0.2",)},

@@ -63,7 +63,7 @@ class ShortRun:
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What other parts of the package have to know about a method; the class attribute `info` of every method.
+    """The facts of a method for other parts of the package; the class attribute `info` of every method.
 
     Recipes are changes to the recipe of the data set, by the flat names of the options of `TrainConfig`.
 

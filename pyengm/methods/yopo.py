@@ -22,15 +22,15 @@ from pyengm.ops import Key
 class YOPO(Method):
     """`outer` times L_i = CE(f(x'_i), y_i) and then -H_i = -<f0(x'_i), p_i>, with one update after all of them.
 
-    f0 is the model up to and with its first layer. The backward pass of L also gives p = -dL/df0(x'), which is
-    constant while x' takes `inner` steps through f0 alone, x' <- clip(x' - step_size sign dH/dx'), from a random start;
-    -H at the new x' then takes the place of L in the gradient of the first layer's weights. The gradients of all 2 outer step
-    outputs add up, hence the published learning rate of 0.1 * 2 / outer. An optimiser that treats examples apart,
-    by clipping their gradients for example, does so in every step output separately, not in the sum. All passes run in
+    f0 is the model up to and with its first layer. The backward pass of L also gives p = -dL/df0(x'), which is constant
+    while x' takes `inner` steps through f0 alone, x' <- clip(x' - step_size sign dH/dx'), from a random start; -H at
+    the new x' then takes the place of L in the gradient of the first layer's weights. The gradients of all 2 outer step
+    outputs add up, hence the published learning rate of 0.1 * 2 / outer. An optimiser that treats examples apart, by
+    clipping their gradients for example, does so in every step output separately, not in the sum. All passes run in
     training mode. p_i is that of L_i itself, whatever weights, means and loss scales the backward pass applied; under
     batch norm the terms by way of other examples have their weights relative to i. An example whose p_i overflowed in
-    mixed precision has p_i = 0. The authors clip their random start to [0, 1] only after the first step.
-    In L2 steps go along the gradient over its norm.
+    mixed precision has p_i = 0. The authors clip their random start to [0, 1] only after the first step. In L2 steps go
+    along the gradient over its norm.
 
     Args:
         eps: Radius of the threat model, in pixel units.

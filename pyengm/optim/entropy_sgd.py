@@ -151,13 +151,13 @@ class EntropySGD(PerExampleSGD):
         return inner_steps + self.as_published if inner_steps else 1
 
     def start_epoch(self, epoch: int) -> None:
-        """Starts an epoch, counted from 0. Where that switches to SGD or from it, momentum starts anew."""
+        """Starts an epoch, counted from 0. Where that switches to SGD or from it, momentum restarts at 0."""
         before, self.epoch = self.epoch, epoch
         if self.inner_steps and before is not None and self._has_inner_loop(before) != self._has_inner_loop(epoch):
             self._clear_momentum()
 
     def switch_to_sgd(self) -> None:
-        """Makes every further step one of plain SGD; its momentum starts anew, for gradients of another size."""
+        """Makes every further step one of plain SGD; its momentum restarts at 0, for gradients of another size."""
         self.inner_steps = 0
         self._clear_momentum()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class OptimizerInfo:
-    """What other parts of the package have to know about an optimiser; the class attribute `info` of every optimiser.
+    """The facts of an optimiser for other parts of the package; the class attribute `info` of every optimiser.
 
     Args:
         name: The name of the optimiser in `OPTIMIZERS` or `CLOSURE_OPTIMIZERS` and of `--optimizer`; empty for those

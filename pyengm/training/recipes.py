@@ -83,11 +83,11 @@ def recipe_for(
     if data in GREY_DATA:
         radius = recipe["radii"][threat] if eps is None else eps
         run = ShortRun(recipe["lr"], recipe["epochs"] if epochs is None else epochs, radius, threat)
-        return recipe | info.short_recipe(run)
+        return {**recipe, **info.short_recipe(run)}
     is_large = image_size is not None and image_size >= LARGE
     if is_large:
         recipe["augment"] = "resized"
-    own = dict((is_large and info.large_recipe) or info.recipe)
+    own: dict[str, Any] = dict((is_large and info.large_recipe) or info.recipe)
     if "epochs" in own:
         own = {"milestones": in_proportion(recipe["milestones"], own["epochs"] / recipe["epochs"])} | own
     if threat != "linf":  # published radii and step sizes are for L-infinity

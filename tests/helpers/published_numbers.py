@@ -1,6 +1,6 @@
-"""Numbers that the authors' public code gives in one small float64 setting, and functions that build this setting.
+"""Values that the authors' public code gives in one small float64 setting, and functions that build this setting.
 
-Numbers and facts only; nothing here is the authors' code. It was run as published, with torch 2.15 on a CPU, except
+Values and facts only; nothing here is the authors' code. It was run as published, with torch 2.15 on a CPU, except
 that data, network and random draws are those below, that CUDA calls and logs do nothing, and that ATAS's crops are in
 float64 instead of float32. Run again with all weights changed by 1e-11 of themselves, no number moved by more than
 1e-12 + 1e-10 of itself.
@@ -38,9 +38,9 @@ The proxy's loss is minus that of TRADES (its rate 0.1); direction, perturbation
 outer forwards in T are those of x', x, x.
 
 ATAS, HuangZhiChao95/ATAS 674b195, train() of ATAS.py, 4 images of 32 x 32, all in one batch, three batches in a row:
-of epoch 5 (warm-up), 6 and 6. The images are padded by 4 with zeros; the store, perturbations of 40 x 40, begins as
+of epoch 5 (warm-up), 6 and 6. The images are padded by 4 with zeros; the buffer, perturbations of 40 x 40, begins as
 uniform noise in (-eps, eps); v begins as 0. crops(4, first) with first = 0, 4 and 8 cut both. "x": the crops of the
-images; "start" = x + crops of the store, clipped to [0, 1]. In E, g is the gradient of the mean CE at start; epoch 5:
+images; "start" = x + crops of the buffer, clipped to [0, 1]. In E, g is the gradient of the mean CE at start; epoch 5:
 "step_sizes" = eps, v is left alone; epoch 6: v <- v / 2 + ||g_i||^2 / 2, step size 16/255 / (1 + sqrt(v) / c), clipped
 to 4/255 .. 14/255, with c = 0.01; as g is that of the mean of 4, c = 0.04 gives the same with gradients per example and
 a v 16 times as large. "x_adv" = start + step size sign g, clipped to the ball and to [0, 1]. In T, CE of it, backward,
@@ -48,8 +48,8 @@ SGD step; then x_adv - x, flipped back, goes to its window of the "delta". ATAS_
 the smallest step size is met.
 
 ATTA, hzzheng93/ATTA 2c987de, main() of train_atta_cifar.py, two epochs of one batch of the same 4 images. They are
-padded by 4 with 0.5; the store, images of 40 x 40, begins as that + 0.001 normal noise, nowhere clipped. crops(4,
-first) with first = 0 and 4. "start" = crops of the store, as they are; 3 steps in E on CE from it, each clipped to the
+padded by 4 with 0.5; the buffer, images of 40 x 40, begins as that + 0.001 normal noise, nowhere clipped. crops(4,
+first) with first = 0 and 4. "start" = crops of the buffer, as they are; 3 steps in E on CE from it, each clipped to the
 ball and to [0, 1]; in T, loss = CE(f(x')) / 4 ("mat": the mean is divided by the batch size once more), backward, SGD
 step with weight decay 5e-4; x', flipped back, goes to its window. ATTA_TRADES: the same attack, loss of TRADES with
 beta 6 undivided, and forwards of x, then x', in T.
@@ -71,7 +71,7 @@ EPS, STEP, STEPS = 8 / 255, 2 / 255, 3
 
 
 def network() -> nn.Module:
-    """A float64 network in training mode: two convolutions with batch norm, mean over places, a linear layer."""
+    """A float64 network in training mode: two convolutions with batch norm, mean over positions, a linear layer."""
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1, bias=False),
         nn.BatchNorm2d(4),
@@ -106,12 +106,12 @@ def batch(n: int = 8, side: int = 8, phase: float = 0.0) -> tuple[Tensor, Tensor
 
 
 def normal_noise(shape: Sequence[int]) -> Tensor:
-    """What stands for numbers of the standard normal distribution."""
+    """Values in place of draws from the standard normal distribution."""
     return torch.sin(2.1 * _count(shape) + 0.4)
 
 
 def uniform_noise(shape: Sequence[int], low: float, high: float) -> Tensor:
-    """What stands for uniform numbers."""
+    """Values in place of uniform draws."""
     return low + (high - low) * (0.5 + 0.5 * torch.sin(1.7 * _count(shape) + 0.2))
 
 

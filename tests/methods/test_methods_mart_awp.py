@@ -1,10 +1,11 @@
 """MART and AWP, each against a plain transcription of its formulas."""
 
 import copy
-import io
 
 import pytest
 import torch
+from helpers.small_problems import buffers, distances, images_and_labels, through_a_file, weights
+from helpers.small_problems import cnn4 as network
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,7 +18,6 @@ from pyengm.methods.mart import MART
 from pyengm.methods.natural import Natural
 from pyengm.methods.pgd_at import PGDAT
 from pyengm.methods.trades import TRADES
-from pyengm.models import build
 from pyengm.ops import Key, Purpose, philox_normal
 from pyengm.optim import ENGM, MSGD, NENGM, EntropySGD
 from pyengm.training.steps.train_step import train_step
@@ -26,27 +26,9 @@ EPS = {"linf": 0.1, "l2": 0.5}
 both_norms = pytest.mark.parametrize("norm", EPS)
 
 
-def network(norm="bn", dtype=torch.float64):
-    torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype).train()
-
-
 def batch(n=6, seed=1, epoch=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, 1, 8, 8, generator=generator, dtype=dtype)
-    return x, torch.randint(0, 10, (n,), generator=generator), Key(3, epoch, torch.arange(n) * 10)
-
-
-def buffers(model):
-    return {name: b.clone() for name, b in model.named_buffers()}
-
-
-def weights(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def distances(x_adv, x, norm):
-    return torch.linalg.vector_norm((x_adv - x).flatten(1), ord=torch.inf if norm == "linf" else 2, dim=1)
+    x, y = images_and_labels(n, seed, dtype)
+    return x, y, Key(3, epoch, torch.arange(n) * 10)
 
 
 def moved(point, g, x, norm, eps, step):
@@ -252,16 +234,8 @@ def test_awp_warmup():
             ours.undo()
     fresh = AWP(PGDAT(0.1, 0.03, 2), 0.05, warmup=2)
     assert fresh(model, x, y, key).undo is None
-    fresh.load_state_dict(saved(method))
+    fresh.load_state_dict(through_a_file(method.state_dict()))
     assert fresh(model, x, y, key).undo is not None
-
-
-def saved(method):
-    """The state after a way through a file."""
-    file = io.BytesIO()
-    torch.save(method.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 class Failing(PGDAT):
@@ -339,7 +313,7 @@ def test_awp_within_entropy_sgd():
         assert not p.equal(start[name])
 
 
-def test_awp_hands_everything_on_to_its_base():
+def test_awp_delegates_to_its_base():
     calls = []
 
     class Base(PGDAT):
@@ -371,7 +345,7 @@ def test_awp_hands_everything_on_to_its_base():
     method.start_epoch(model, 3)
     train_step(method, model, MSGD(model.parameters()), x, y, key)
     method.finish_epoch(model, {})
-    state = saved(method)
+    state = through_a_file(method.state_dict())
     assert state == {"epoch": 3, "base": {"kept": 5}}
     method.load_state_dict(state)
     assert calls == ["prepare", ("start", 3), "key", "step", "finish", {"kept": 5}]

@@ -6,6 +6,8 @@ import io
 import pytest
 import torch
 from helpers.reference_crops import show
+from helpers.small_problems import ce
+from helpers.small_problems import cnn4 as network
 from torch.nn import functional as F
 
 from pyengm.data import CropFlip
@@ -14,7 +16,6 @@ from pyengm.methods.atas import ATAS
 from pyengm.methods.atta import ATTA
 from pyengm.methods.base import DatasetSpec
 from pyengm.methods.fgsm_pgi import FGSMPGI
-from pyengm.models import build
 from pyengm.ops import Key, Purpose, philox_normal, philox_uniform
 from pyengm.optim import ENGM, MSGD, NENGM
 from pyengm.training.steps.train_step import train_step
@@ -23,11 +24,6 @@ N, PADDING, SEED = 12, 2, 4
 EPS = {"linf": 0.1, "l2": 0.5}
 INDEX = torch.arange(N) * 7 % 12 + 50  # shuffled identities
 both_norms = pytest.mark.parametrize("norm", EPS)
-
-
-def network(norm="bn", dtype=torch.float64):
-    torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype).train()
 
 
 def data(dtype=torch.float64):
@@ -55,7 +51,7 @@ def prepared(method):
 
 
 def made(kind, norm="linf", **options):
-    """The method, prepared, with a store in float64."""
+    """The method, prepared, with buffers in float64."""
     if kind is ATAS:
         options = {"epochs": 30} | options
     return prepared(kind(EPS[norm], norm=norm, dtype=torch.float64, **options))
@@ -98,10 +94,6 @@ def slow_gradient(model, x, y, loss):
     leaf = x.clone().requires_grad_()
     (g,) = torch.autograd.grad(loss(model(leaf), y).sum(), leaf)
     return g
-
-
-def ce(logits, y):
-    return F.cross_entropy(logits, y, reduction="none")
 
 
 def divergence(natural, logits):
@@ -235,19 +227,19 @@ def test_fgsm_pgi_is_its_formula(norm, as_published):
         for at, x, y, key, transform in batches(epoch):
             if as_published:
                 still = torch.zeros(len(at), dtype=torch.int64)
-                place = CropFlip(still, still, still.bool(), 0)
+                position = CropFlip(still, still, still.bool(), 0)
             else:
-                place = transform
-            start = x + torch.stack([window(delta[k], place, i) for i, k in enumerate(at)])
+                position = transform
+            start = x + torch.stack([window(delta[k], position, i) for i, k in enumerate(at)])
             before = twin(start.requires_grad_())
             (g,) = torch.autograd.grad(smoothed(before, y).mean(), start, retain_graph=True)
             x_adv, start = torch.empty_like(x), start.detach()
             for i, k in enumerate(at):
                 # 64 pixels: the mean in place of the sum, over the image where the authors take the batch
-                m = 64 * g[i] / (g if as_published else g[i]).abs().sum() + 0.3 * window(momentum[k], place, i)
-                put(momentum[k], place, i, m)
+                m = 64 * g[i] / (g if as_published else g[i]).abs().sum() + 0.3 * window(momentum[k], position, i)
+                put(momentum[k], position, i, m)
                 x_adv[i] = slow_step(start[i], g[i], x[i], step, norm)
-                put(delta[k], place, i, slow_step(start[i], m, x[i], step, norm) - x[i])
+                put(delta[k], position, i, slow_step(start[i], m, x[i], step, norm) - x[i])
             logits = twin(x_adv)
             losses = smoothed(logits, y) + 10 * (logits - before).square().mean(1)
             agree(method(model, x, y, key, transform), x_adv, losses, model, twin)
@@ -309,7 +301,7 @@ def run(method, model, optimizer, steps, start=0):
 
 @all_kinds
 @pytest.mark.parametrize("optimizer", [ENGM, MSGD, NENGM])
-def test_an_interrupted_run_goes_on_bitwise(kind, optimizer):
+def test_an_interrupted_run_resumes_bitwise(kind, optimizer):
     model = network("gn")
     method, opt = kind(), optimizer(model.parameters(), lr=0.05)
     run(method, model, opt, 4)  # within the second epoch
@@ -369,7 +361,7 @@ def test_a_coarse_atas_starts_where_it_ended():
 
 @pytest.mark.parametrize("as_published", [False, True])
 def test_pgi_at_the_resolution_of_the_canvas_is_pgi(as_published):
-    """Each number then stands for one pixel: bilinear reading and the mean change over it are the plain ones."""
+    """Each value is then for one pixel: bilinear reading and the mean change over it are the plain ones."""
     fine, model = made(FGSMPGI, reset=2, as_published=as_published), network("gn")
     same = made(FGSMPGI, reset=2, as_published=as_published, resolution=8 if as_published else 12)
     for epoch in range(4):
@@ -393,19 +385,19 @@ def test_a_coarse_pgi_keeps_both_memories_small_and_starts_within_the_ball(norm)
         for _, x, y, key, transform in batches(epoch, dtype=torch.float32):
             starts.clear()
             assert method(model, x, y, key, transform).x_adv.dtype == torch.float32
-            length = torch.linalg.vector_norm((starts[0] - x).flatten(1), ord={"linf": torch.inf, "l2": 2}[norm], dim=1)
-            assert length.min() > 0
-            assert length.max() <= EPS[norm] * (1 + 2**-10)  # rounded to float16
+            sizes = torch.linalg.vector_norm((starts[0] - x).flatten(1), ord={"linf": torch.inf, "l2": 2}[norm], dim=1)
+            assert sizes.min() > 0
+            assert sizes.max() <= EPS[norm] * (1 + 2**-10)  # rounded to float16
     handle.remove()
-    for store in method.buffers().values():
-        assert store.values.shape == (N, 1, 5, 5)
-        assert store.values.dtype == torch.float16
-        assert store.values.abs().min(dim=0).values.max() > 0
+    for buffer in method.buffers().values():
+        assert buffer.values.shape == (N, 1, 5, 5)
+        assert buffer.values.dtype == torch.float16
+        assert buffer.values.abs().min(dim=0).values.max() > 0
     assert method.delta.values.abs().max() <= EPS[norm] * (1 + 2**-10)
 
 
 def test_a_coarse_pgi_starts_where_it_ended():
-    """Along the momentum, as far as 6 numbers a side can tell."""
+    """Along the momentum, as far as 6 values a side allow."""
     method, model = made(FGSMPGI, resolution=6), network("gn")
     x, y = data()
     rows = method.delta.rows(INDEX)

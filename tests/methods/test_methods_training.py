@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from helpers.method_runs import MANY_STEPS, options_for
 from safetensors.torch import load_file
 
 from pyengm.errors import ConfigError
@@ -10,46 +11,12 @@ from pyengm.methods import METHODS
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit
 from pyengm.training.signals import StopRequest
 
-MANY_STEPS = ("pgd_at", "trades", "mart", "pgd_at_awp", "trades_awp", "mart_awp", "dynamic", "curriculum")
-OPTIONS = {
-    "curriculum": ("accuracy=0.05",),  # a step more after every epoch
-    "fgsm_then_pgd": ("fgsm_epochs=1",),
-    "trades_awp": ("warmup=1",),
-    "mart_awp": ("warmup=1",),
-    "atta": ("reset=1",),
-    "atas": ("warmup=1", "reset=1"),
-    "fgsm_pgi": ("reset=1",),
-    "fgsm_sdi": ("generator_interval=3",),
-    "free_at": ("replays=3",),
-    "yopo": ("outer=2", "inner=2"),
-    "nuat": ("max_lambda=4.5",),
-    "sub_at": ("sampling_epochs=2", "dimension=2"),
-    "grad_align": ("weight=0.2",),
-}
-
 
 @pytest.fixture(scope="module")
 def indices(tmp_path_factory):
     path = tmp_path_factory.mktemp("indices") / "first.txt"
     path.write_text("\n".join(map(str, range(100))))
     return path
-
-
-def options_for(method: str, optimizer: str, **changes) -> TrainConfig:
-    config = TrainConfig.from_flat(
-        model="cnn4",
-        width=2,
-        norm_layer="gn" if method == "grad_align" and optimizer == "engm" else "bn",
-        epochs=3,
-        batch_size=30,
-        lr=0.02,
-        method=method,
-        method_options=OPTIONS.get(method, ()),
-        attack_steps=2 if method in MANY_STEPS else None,
-        optimizer=optimizer,
-        augment="shift",
-    )
-    return config.override(**changes)
 
 
 def train(config: TrainConfig, monkeypatch, stops: bool) -> RunFolder:
@@ -70,7 +37,7 @@ def train(config: TrainConfig, monkeypatch, stops: bool) -> RunFolder:
 @pytest.mark.filterwarnings("ignore:catastrophic")
 @pytest.mark.parametrize("optimizer", ["engm", "msgd"])
 @pytest.mark.parametrize("method", METHODS)
-def test_goes_on_bitwise_after_a_stop_at_any_batch(method, optimizer, indices, tmp_path, monkeypatch):
+def test_resumes_bitwise_after_a_stop_at_any_batch(method, optimizer, indices, tmp_path, monkeypatch):
     config = options_for(method, optimizer, train_indices=indices)
     whole = train(config.override(out=tmp_path / "whole"), monkeypatch, stops=False)
     stopped = train(config.override(out=tmp_path / "stopped"), monkeypatch, stops=True)
@@ -107,7 +74,7 @@ def test_state_of_a_method_is_in_the_checkpoint(indices, tmp_path, monkeypatch):
     config = TrainConfig.load(run.config).resolve()
     method = build_components(config).method
     assert method.state_dict().keys() == state.keys()
-    assert all(store["values"].any() for store in state.values())
+    assert all(buffer["values"].any() for buffer in state.values())
 
 
 class TestDoubleBackward:

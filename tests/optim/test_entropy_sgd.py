@@ -7,13 +7,13 @@ import pickle
 
 import pytest
 import torch
+from helpers.small_problems import cnn4, images_and_labels, theta
 from torch import nn
 from torch.nn import functional as F
 
 from pyengm import EntropySGD, EntropySGD2
 from pyengm.attacks import PGD
 from pyengm.errors import ConfigError, NonFiniteError
-from pyengm.models import build
 from pyengm.ops import Key
 from pyengm.optim import CLOSURE_OPTIMIZERS
 
@@ -21,13 +21,11 @@ KINDS = list(CLOSURE_OPTIMIZERS.values())
 
 
 def network(norm="gn", dtype=torch.float64):
-    torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype)
+    return cnn4(norm, dtype)
 
 
 def batch(seed, n=5, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(n, 1, 8, 8, generator=generator, dtype=dtype), torch.randint(0, 10, (n,), generator=generator)
+    return images_and_labels(n, seed, dtype)
 
 
 def closure_of(model, start=0):
@@ -40,10 +38,6 @@ def closure_of(model, start=0):
         return F.cross_entropy(model(x), y, reduction="none")
 
     return closure
-
-
-def theta(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def flat_gradient(model, values, closure):
@@ -152,7 +146,7 @@ class TestSecondOrder:
 class TestSteps:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("way", ["state_dict", "torch.save", "deepcopy", "pickle"])
-    def test_goes_on_bitwise_after_a_copy(self, kind, way, tmp_path):
+    def test_resumes_bitwise_after_a_copy(self, kind, way, tmp_path):
         model = network("bn", torch.float32)
         optimizer = kind(model.parameters(), inner_steps=3, gamma1=0.5, noise=0.1, buffers=model.buffers())
         closure = closure_of(model)

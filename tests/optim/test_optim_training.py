@@ -1,4 +1,4 @@
-"""Every optimiser in the training loop: it runs from the options, and goes on bitwise after a stop at any batch."""
+"""Every optimiser in the training loop: it runs from the options, and resumes bitwise after a stop at any batch."""
 
 import pytest
 from safetensors.torch import load_file
@@ -20,7 +20,7 @@ def tiny(tmp_path_factory) -> TrainConfig:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("method", ["natural", "pgd_at"])
-def test_runs_and_goes_on_after_every_batch(name, method, tiny, tmp_path, monkeypatch):
+def test_runs_and_resumes_after_every_batch(name, method, tiny, tmp_path, monkeypatch):
     tiny = tiny.override(optimizer=name, method=method, attack_steps=None if method == "natural" else 2)
     runs = []
     for folder, stops in (("whole", False), ("stopped", True)):

@@ -90,8 +90,8 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"method": "pgdat"}, r"unknown method 'pgdat'; known: natural, pgd_at, .* \(did you mean pgd_at\?\)"),
-            ({"optimizer": "adam"}, "unknown optimizer 'adam'; known: msgd, engm"),
+            ({"method": "pgdat"}, r"unknown method 'pgdat'; known: atas, atta, .* \(did you mean pgd_at\?\)"),
+            ({"optimizer": "adam"}, "unknown optimizer 'adam'; known: aengm, engm"),
             ({"norms": "rough"}, "unknown norms 'rough'; known: auto, exact"),
             ({"threat": "l1"}, "unknown threat 'l1'; known: linf, l2"),
             ({"augment": "crop"}, "unknown augment 'crop'; known: none, shift, resized"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_methods_training import options_for
+from helpers.method_runs import options_for
 from torch import distributed
 
 from pyengm.data import Loader
