@@ -127,7 +127,9 @@ def test_a_new_file_is_found_by_the_command_line(tmp_path):
         assert run.returncode == 0, run.stderr
         return run.stdout
 
-    assert "margin_at" in train("--help")
+    text = train("--help")
+    assert "margin_at" in text
+    assert re.search(r"weight.*Weight of the margin in the losses", text)
     train(*TINY, "--attack-steps", "2", "--method-options", "weight=0.125", "--out", "run")
     assert "weight=0.125" in (tmp_path / "run" / "config.yaml").read_text()
     assert (tmp_path / "run" / "results.json").exists()
