@@ -7,17 +7,12 @@ from typing import Any
 import torch
 
 from pyengm.errors import ConfigError
+from pyengm.training.option_types import parse_number
 from pyengm.utils.did_you_mean import did_you_mean
 
 # What the trainer gives by options of its own.
 OWN = ("self", "params", "eps", "norm", "epochs", "lr", "momentum", "weight_decay", "buffers", "seed")
 BY_NAME = ("step_size", "steps", "bn", "alpha", "tau", "max_norm", "norms")  # have an option of their own
-
-
-def parse_pixels(text: str) -> float:
-    """A number in pixel units, also as a fraction: "0.2" or "8/255"."""
-    top, _, bottom = text.partition("/")
-    return float(top) / float(bottom or 1)
 
 
 def defaults_for(kind: type) -> dict[str, Any]:
@@ -77,7 +72,7 @@ def _value(text: str) -> Any:
     except ValueError:
         pass
     try:
-        return parse_pixels(text)
+        return parse_number(text)
     except (ValueError, ZeroDivisionError):
         return text  # a name; the class checks it
 
