@@ -26,12 +26,12 @@ class PGD:
     random_start: begin at a uniform point of the ball instead of x. restarts: independent runs, of which each example
     keeps the best: one that fools the model before one that does not, then the larger loss.
     early_stop: an example that is misclassified leaves the batch and stays as it is.
-    bn: the model's mode during the attack, "eval", "train" or "frozen" (see `attack_mode`). With "eval" the restarts
-    run as one batch; in the other modes, where the examples of a batch see each other, one after another.
+    bn: the model's mode during the attack, "eval", "train" or "batch_stats" (see `attack_mode`). With "eval" the
+    restarts run as one batch; in the other modes, where the examples of a batch see each other, one after another.
     Raises ConfigError for numbers and names out of range, and for early_stop where examples see each other.
 
-    Two attributes, which a trainer may set, make the passes faster. compiled_model: a model, and what runs in its place,
-    such as the same one compiled. replay: called as replay(form, function, x_adv, ...) in place of
+    Two attributes, which a trainer may set, make the passes faster. compiled_model: a model, and what runs in its
+    place, such as the same one compiled. replay: called as replay(form, function, x_adv, ...) in place of
     function(x_adv, ...), which it may capture in a CUDA graph; not with restarts, nor with early_stop.
     """
 
@@ -133,25 +133,25 @@ class PGD:
 
     def _ascend(self, model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Moves x_adv in place; returns a number that is finite if all was well, and the gradient of the last step."""
-        still = x_adv, x, y, target  # of the examples that go on, which are rows `alive` of the batch
-        alive = None
+        active = x_adv, x, y, target  # tensors of the moving examples, rows `indices` of the batch
+        indices = None
         finite = 0.0
         for _ in range(self.steps):
-            grad, losses, logits = input_grad(model, still[0], self.loss, still[3])
+            grad, losses, logits = input_grad(model, active[0], self.loss, active[3])
             # The gradient too: a nan in it moves nothing, and the example would pass for a robust one.
             finite = finite + losses.sum() + grad.sum()
             if self.early_stop:
-                standing = logits.argmax(dim=1) == still[2]
-                if not standing.all():
-                    if alive is not None:
-                        x_adv[alive] = still[0]
-                    alive = standing.nonzero().flatten() if alive is None else alive[standing]
-                    still, grad = tuple(t[standing] for t in still), grad[standing]
-                    if len(alive) == 0:
+                keep = logits.argmax(dim=1) == active[2]
+                if not keep.all():
+                    if indices is not None:
+                        x_adv[indices] = active[0]
+                    indices = keep.nonzero().flatten() if indices is None else indices[keep]
+                    active, grad = tuple(t[keep] for t in active), grad[keep]
+                    if len(indices) == 0:
                         break
-            self.threat.step_(still[0], grad, still[1], self.step_size)
-        if alive is not None:
-            x_adv[alive] = still[0]
+            self.threat.step_(active[0], grad, active[1], self.step_size)
+        if indices is not None:
+            x_adv[indices] = active[0]
         return finite, grad
 
     def _best_of(self, model: nn.Module, out: Tensor, x: Tensor, y: Tensor, target: Tensor, key: Key) -> Tensor:

@@ -83,7 +83,7 @@ class TrainConfig:
     steps: int | None = None
     """Steps of the training attack."""
     attack_bn: str | None = None
-    """Batch norm during the training attack: eval, train, or frozen (batch statistics, none updated)."""
+    """Batch norm during the training attack: eval, train, or batch_stats (batch statistics, none updated)."""
     method_options: tuple[str, ...] | None = None
     """Other options of the method, such as beta=6 (the arguments of its class in pyengm.methods)."""
     catastrophic_overfitting: str = "warn"

@@ -35,7 +35,7 @@ def test_natural_is_the_cross_entropy():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("bn", ["eval", "train", "frozen"])
+@pytest.mark.parametrize("bn", ["eval", "train", "batch_stats"])
 def test_pgd_at_is_the_cross_entropy_on_the_attack(norm, bn):
     model, (x, y, key) = network(), batch()
     before = x.clone()

@@ -431,7 +431,7 @@ def test_halves_are_enough():
         (lambda: ATTA(0.1, steps=3, bn="train"), 4),
         (lambda: ATTA(0.1, bn="train", loss="trades"), 4),
         (lambda: ATTA(0.1, bn="train", loss="trades", as_published=True), 3),
-        (lambda: ATTA(0.1, bn="frozen"), 1),
+        (lambda: ATTA(0.1, bn="batch_stats"), 1),
         (lambda: ATAS(0.1, epochs=3, bn="train"), 2),
         (lambda: ATAS(0.1, epochs=3), 1),
         (lambda: FGSMPGI(0.1), 2),
