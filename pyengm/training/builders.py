@@ -1,7 +1,6 @@
 """From options to the parts of a run."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyengm.data import DATASETS, ImageDataset, Loader, load, margin_for, split_validation
 from pyengm.errors import ConfigError
-from pyengm.methods import AWP, METHODS, DatasetSpec, Method
+from pyengm.methods import METHODS, DatasetSpec, Method
 from pyengm.models import build, in_fast_layout, layout_of
 from pyengm.optim import CLOSURE_OPTIMIZERS, PerExampleSGD, hyperparameters_of
-from pyengm.training.averaging import Averaging, averaging
+from pyengm.training.averaging import Averaging, build_averaging
 from pyengm.training.config import ALL_OPTIMIZERS, PGD_METHODS, TrainConfig
 from pyengm.training.launcher import local_device
 from pyengm.training.loggers import logger_factory
@@ -23,9 +22,7 @@ from pyengm.training.option_parsing import parse_options, takes
 from pyengm.training.precision import in_precision, scaler_for
 from pyengm.training.recipes import LARGE, LARGE_RECIPES
 from pyengm.training.schedule import build_schedule
-from pyengm.training.steps.cuda_graph import Replay
-from pyengm.training.steps.graph_step import ReplayedStep, is_replayable
-from pyengm.training.steps.train_step import StepStats, train_step
+from pyengm.training.steps import Step, build_runner, build_step
 from pyengm.utils.distributed import rank, world
 
 
@@ -34,8 +31,8 @@ class TrainComponents:
     """What the loop works with.
 
     held_out: images that choose the best checkpoint, or None. network: the model as training steps run it, in mixed
-    precision say; its parameters are the model's. scaler: of the losses in fp16, else None. train_step: that of
-    `pyengm.methods`, or one that gives the same. averaging: holds the model that is evaluated and saved.
+    precision say; its parameters are the model's. scaler: of the losses in fp16, else None. step: updates the
+    weights. averaging: holds the model that is evaluated and saved.
     """
 
     device: torch.device
@@ -49,7 +46,7 @@ class TrainComponents:
     optimizer: PerExampleSGD
     schedule: torch.optim.lr_scheduler.LambdaLR
     scaler: torch.amp.GradScaler | None
-    train_step: Callable[..., StepStats]
+    step: Step
     averaging: Averaging
 
 
@@ -103,7 +100,7 @@ def build_components(config: TrainConfig) -> TrainComponents:
         optimizer,
         config.schedule,
         milestones=config.milestones,
-        peak=config.peak,
+        pct_start=config.peak,
         epochs=config.epochs,
         steps_per_epoch=len(batches),
         decay=config.lr_decay,
@@ -121,9 +118,8 @@ def build_components(config: TrainConfig) -> TrainComponents:
         )
     )
     scaler = scaler_for(config.precision, device)
-    step = train_step
-    if config.cuda_graphs and scaler is None and not isinstance(method, AWP) and is_replayable(optimizer, model):
-        step = ReplayedStep(Replay(part_size(config)))
+    capture_size = part_size(config) if config.cuda_graphs else None
+    step = build_step(method, model, optimizer, network=network, scaler=scaler, capture_size=capture_size)
     for name in ("warmup", "fgsm_epochs"):
         if getattr(method, name, 0) >= config.epochs:
             warnings.warn(
@@ -144,7 +140,7 @@ def build_components(config: TrainConfig) -> TrainComponents:
         schedule,
         scaler,
         step,
-        averaging(config.average, model, decay=config.average_decay, start=config.average_start),
+        build_averaging(config.average, model, decay=config.average_decay, start=config.average_start),
     )
 
 
@@ -184,11 +180,10 @@ def speed_up(config: TrainConfig, method: Method, network: nn.Module, device: to
             )
     if config.cuda_graphs and device.type != "cuda":
         raise ConfigError(f"cuda_graphs needs a CUDA device; the training is to run on {device}")
-    attack = getattr(method, "base", method).attack if served else None
-    if config.compile:
-        attack.compiled_model = network, torch.compile(network)
-    if config.cuda_graphs:
-        attack.replay = Replay(part_size(config))
+    if config.compile or config.cuda_graphs:
+        capture_size = part_size(config) if config.cuda_graphs else None
+        attack = getattr(method, "base", method).attack
+        attack.runner = build_runner(network, compile_model=config.compile, capture_size=capture_size)
 
 
 def check_recipe(config: TrainConfig, data: ImageDataset) -> None:

@@ -19,7 +19,7 @@ from pyengm.training.loggers import check_logger_name
 from pyengm.training.option_parsing import defaults_for, did_you_mean, merge_options, parse_options, parse_pixels
 from pyengm.training.precision import PRECISIONS
 from pyengm.training.recipes import recipe_for
-from pyengm.training.schedule import SCHEDULES, in_proportion
+from pyengm.training.schedule import SCHEDULES, scale_milestones
 
 ALL_OPTIMIZERS = OPTIMIZERS | CLOSURE_OPTIMIZERS
 
@@ -267,8 +267,8 @@ class TrainConfig:
         recipe["attack_bn"] = taken.get("bn")
         recipe |= defaults_of(ALL_OPTIMIZERS[self.optimizer or recipe["optimizer"]])
         share = (recipe["epochs"] if self.epochs is None else self.epochs) / recipe["epochs"]
-        recipe["milestones"] = in_proportion(recipe["milestones"], share)
-        if self.average == "mean":
+        recipe["milestones"] = scale_milestones(recipe["milestones"], share)
+        if self.average == "swa":
             recipe["average_start"] = (self.epochs or recipe["epochs"]) * 3 // 4
         recipe = {"eps": recipe["radii"][self.norm], **recipe}
         filled = replace(self, **{k: v for k, v in recipe.items() if k in _NAMES and getattr(self, k) is None})

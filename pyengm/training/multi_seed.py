@@ -33,7 +33,7 @@ def train_seeds(config: TrainConfig) -> dict[str, Any]:
         on_rank0(lambda: check_free(out, again))
         on_rank0(RunFolder(out).note_job)
     runs = {f"seed-{seed}": replace(config, seed=seed, seeds=(), out=seed_folder(out, seed)) for seed in config.seeds}
-    results, failed = complete_all(runs, f"go on with: {again}", fatal=(ConfigError, DataError))
+    results, failed = complete_all(runs, f"resume with: {again}", fatal=(ConfigError, DataError))
     if not results:
         raise PyengmError("every run failed: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
     mean, spread = mean_and_spread(list(results.values()))

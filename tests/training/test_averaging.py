@@ -15,7 +15,7 @@ from pyengm.evaluation import accuracy, attack_named
 from pyengm.methods import Curriculum
 from pyengm.models import build, load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit, loop
-from pyengm.training.averaging import EMA, Mean, averaging
+from pyengm.training.averaging import EMA, SWA, build_averaging
 from pyengm.training.signals import StopRequest
 
 # Each with its own way of changing the weights: AWP takes moves back, Sub-AT and Curriculum begin again, FreeAT updates
@@ -102,7 +102,7 @@ class TestFormulas:
 
     def test_mean_is_that_of_torch_from_its_first_epoch_on(self):
         model = network()
-        mean, torchs = Mean(model, start=2), AveragedModel(model, use_buffers=True)
+        mean, torchs = SWA(model, start=2), AveragedModel(model, use_buffers=True)
         for epoch in range(6):
             walk(model, epoch)
             mean.after_epoch(epoch)
@@ -117,10 +117,10 @@ class TestFormulas:
                 torch.testing.assert_close(t, expected[name], rtol=1e-6, atol=1e-6)  # a few roundings
         assert mean.evaluated.block1[1].num_batches_tracked == 6
 
-    @pytest.mark.parametrize("average", ["ema", "mean"])
+    @pytest.mark.parametrize("average", ["ema", "swa"])
     def test_restart_forgets(self, average):
         model = network()
-        held = averaging(average, model, decay=0.9, start=0)
+        held = build_averaging(average, model, decay=0.9, start=0)
 
         def pass_by(seed):
             walk(model, seed)
@@ -146,7 +146,7 @@ class TestFormulas:
 
     def test_none_is_the_model_itself(self):
         model = network()
-        held = averaging("none", model, decay=0.9, start=None)
+        held = build_averaging("none", model, decay=0.9, start=None)
         held.after_step()
         held.after_epoch(0)
         assert held.evaluated is model
@@ -160,7 +160,7 @@ class TestSteps:
         config, run = start(tmp_path / "run", replace(tiny, average="ema", average_decay=0.7, **WAYS[way]))
         parts = build_components(config)
         shadow = deepcopy(parts.model)
-        second, original = EMA(shadow, 0.7), loop.step
+        second, original = EMA(shadow, 0.7), loop.update
 
         def step(config, parts, group, epoch):
             if epoch == parts.method.restart_epoch and parts.averaging.count == 0:
@@ -172,14 +172,14 @@ class TestSteps:
             assert_same(parts.averaging.average.state_dict(), second.average.state_dict())
             return sums
 
-        monkeypatch.setattr(loop, "step", step)
+        monkeypatch.setattr(loop, "update", step)
         fit(config, parts, run)
         assert second.count == {"sub_at": 2 * 4, "entropy_sgd": 3 * 2}.get(way, 3 * 4)
         moved = (p.equal(parts.model.get_parameter(name)) for name, p in second.average.named_parameters())
         assert not all(moved)
 
     def test_sub_at_averages_its_second_phase_alone(self, tiny, tmp_path):
-        config = replace(tiny, average="mean", average_start=0, **WAYS["sub_at"])
+        config = replace(tiny, average="swa", average_start=0, **WAYS["sub_at"])
         assert state_of(train(tmp_path / "run", config))["averaging"]["count"] == 2
 
     def test_curriculum_that_goes_back_begins_the_average_anew(self, tiny, tmp_path, monkeypatch):
@@ -192,7 +192,7 @@ class TestSteps:
             return gone_back[-1]
 
         monkeypatch.setattr(Curriculum, "finish_epoch", finish_epoch)
-        config = replace(tiny, average="mean", average_start=0, epochs=4, **WAYS["curriculum"])
+        config = replace(tiny, average="swa", average_start=0, epochs=4, **WAYS["curriculum"])
         assert state_of(train(tmp_path / "run", config))["averaging"]["count"] == 0
         assert gone_back == [False, True, True, True]
 
@@ -204,14 +204,14 @@ class TestSteps:
         parts.scaler._init_scale = 2.0**40
         before = deepcopy(parts.model)
         parts.network.train()
-        loop.step(config, parts, [next(parts.batches.epoch(0))], 0)
+        loop.update(config, parts, [next(parts.batches.epoch(0))], 0)
         for name, p in before.named_parameters():
             assert p.equal(parts.model.get_parameter(name))
             assert p.equal(parts.averaging.evaluated.get_parameter(name))
 
 
 class TestRuns:
-    @pytest.mark.parametrize("average", ["ema", "mean"])
+    @pytest.mark.parametrize("average", ["ema", "swa"])
     def test_training_goes_on_with_its_own_weights(self, tiny, tmp_path, average):
         config = replace(tiny, steps=2, average_start=1)
         plain = state_of(train(tmp_path / "plain", config))
@@ -219,7 +219,7 @@ class TestRuns:
         for part in ("model", "optimizer"):
             torch.testing.assert_close(averaged[part], plain[part], rtol=0, atol=0)
 
-    @pytest.mark.parametrize("average", ["ema", "mean"])
+    @pytest.mark.parametrize("average", ["ema", "swa"])
     def test_averages_are_what_is_measured_and_saved(self, tiny, tmp_path, average):
         config = replace(tiny, steps=2, lr=0.5, average=average, average_start=1)
         run = train(tmp_path / "run", config)
@@ -236,14 +236,16 @@ class TestRuns:
             assert accuracy(model, parts.held_out, attack, **measured) == rows[info.epoch]["robust"]
 
     @pytest.mark.parametrize(
-        ("average", "way"), [*(("ema", way) for way in WAYS), ("mean", "pgd_at"), ("mean", "sub_at")]
+        ("average", "way"), [*(("ema", way) for way in WAYS), ("swa", "pgd_at"), ("swa", "sub_at")]
     )
     def test_goes_on_after_a_stop_at_any_batch(self, tiny, tmp_path, monkeypatch, average, way):
         config = replace(tiny, average=average, average_start=0, lr=0.02, **WAYS[way])
         whole = train(tmp_path / "whole", config)
         config, run = start(tmp_path / "stopped", config)
         with monkeypatch.context() as patch:
-            patch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
+            patch.setattr(
+                StopRequest, "requested", property(lambda self: True, lambda self, value: None), raising=False
+            )
             for _ in range(3 * (2 if way == "entropy_sgd" else 4)):
                 with pytest.raises(Interrupted):
                     fit(config, build_components(config), run)
@@ -280,9 +282,9 @@ class TestOptions:
             TrainConfig(**options)
 
     def test_a_mean_begins_after_three_quarters(self):
-        assert TrainConfig(average="mean").resolve().average_start == 10  # of 14 epochs
-        assert TrainConfig(average="mean", epochs=1).resolve().average_start == 0
-        assert TrainConfig(average="mean", epochs=40, average_start=3).resolve().average_start == 3
+        assert TrainConfig(average="swa").resolve().average_start == 10  # of 14 epochs
+        assert TrainConfig(average="swa", epochs=1).resolve().average_start == 0
+        assert TrainConfig(average="swa", epochs=40, average_start=3).resolve().average_start == 3
         assert TrainConfig(average="ema").resolve().average_start is None
         with pytest.raises(ConfigError, match="average_start is 20 of 14 epochs"):
-            TrainConfig(average="mean", average_start=20).resolve()
+            TrainConfig(average="swa", average_start=20).resolve()
