@@ -243,10 +243,10 @@ def train(setting: Setting, folder: Path, name: str, processes: int) -> float:
     """Images per second of a run: the median of its epochs but the first."""
     options = {
         "data": folder / "images",
-        "root": folder,
+        "data-dir": folder,
         "out": folder / name,
         "nproc": processes,
-        "threads": 1,
+        "cpu-threads": 1,
         "epochs": 3,
         "model": "resnet18",
         "width": setting.width,
@@ -254,7 +254,7 @@ def train(setting: Setting, folder: Path, name: str, processes: int) -> float:
         "precision": setting.precision,
         "device": setting.device,
         "optimizer": "msgd",
-        "select": "none",
+        "select-on": "none",
         "eps": 0.5,  # any image falls to that: the evaluation is over soon
         "autoattack-examples": 1,
     }

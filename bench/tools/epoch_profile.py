@@ -4,11 +4,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from tools.paired_steps import PGD, SGD, Setting
+from tools.paired_steps import EPS, SGD, STEP, K, Setting
 from tools.timed_training import time_epochs
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -28,10 +28,11 @@ class Training:
     """
 
     def __init__(self, setting: Setting, batches: int, folder: Path, **options: object):
-        common = {"data": "cifar10", "model": "resnet18", "method": "pgd_at", "optimizer": "msgd", **PGD, **SGD}
-        common |= {"width": setting.width, "batch_size": setting.n, "epochs": 1, "select": "none"}
+        common = {"data": "cifar10", "model": "resnet18", "method": "pgd_at", "optimizer": "msgd", **SGD}
+        common |= {"eps": EPS, "step_size": STEP, "attack_steps": K}
+        common |= {"width": setting.width, "batch_size": setting.n, "epochs": 1, "select_on": "none"}
         common |= {"device": setting.device, "precision": setting.precision}
-        self.config = TrainConfig(**common | options).resolve()
+        self.config = TrainConfig.from_flat(**common | options).resolve()
         self.setting, self.batches, self.folder = setting, batches, folder
         self.parts = self.build_components()
         self._times = time_epochs(self.parts.batches)
@@ -44,7 +45,7 @@ class Training:
     def __call__(self) -> float:
         """The mean loss."""
         self._times.clear()
-        run = RunFolder.create(replace(self.config, out=self.folder / str(len(self.batch_seconds))))
+        run = RunFolder.create(self.config.override(out=self.folder / str(len(self.batch_seconds))))
         fit(self.config, self.parts, run)
         self.batch_seconds.append(self._times[0])
         return run.read_metrics()[0]["loss"]
@@ -94,7 +95,7 @@ class Dissected:
         used = self._step(*arguments, **options)
         middle = time.perf_counter()
         batch, twin = self.ready[len(self._alone)], self.twin
-        key = Key(self.training.config.seed, 0, batch.index)
+        key = Key(self.training.config.run.seed, 0, batch.index)
         twin.train_step(twin.method, twin.network, twin.optimizer, batch.x, batch.y, key, batch.transform)
         self._within.append(middle - start)
         self._alone.append(time.perf_counter() - middle)

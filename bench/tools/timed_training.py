@@ -8,13 +8,12 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
-from pyengm.cli import parse_train
+from pyengm.cli.train import parse_train
 from pyengm.data import Batch, Loader
 from pyengm.evaluation import accuracy, attack_named
 from pyengm.training.builders import build_components
@@ -28,12 +27,12 @@ def main() -> int:
     config = parse_train(options)
     parts = build_components(config)
     seconds = time_epochs(parts.batches)
-    result = {"given": options, "options": {name: _plain(value) for name, value in asdict(config).items()}}
+    result = {"given": options, "options": {name: _plain(value) for name, value in config.flat().items()}}
     with TemporaryDirectory() as folder:
-        run = RunFolder.create(replace(config, out=Path(folder, "run")))
+        run = RunFolder.create(config.override(out=Path(folder, "run")))
         try:
             fit(config, parts, run)
-            measured = {"seed": config.seed, "device": parts.device}
+            measured = {"seed": config.run.seed, "device": parts.device}
             result["natural"] = accuracy(parts.model, parts.test, None, **measured)
             pgd20 = attack_named("pgd20", config.threats()[0])
             result["pgd20"] = accuracy(parts.model, parts.test, pgd20, **measured)

@@ -54,12 +54,12 @@ def fit(config: TrainConfig, components: TrainComponents, run: RunFolder, extra_
         NonFiniteError: Where a loss is nan or infinite. The files of the epochs before stay as they are.
         StorageError: Where the disk is full. The files of the epochs before stay as they are.
     """
-    timer = EpochTimer(config.epochs, len(components.batches), components.device)
+    timer = EpochTimer(config.schedule.epochs, len(components.batches), components.device)
     loggers = Loggers(build_loggers(config, run, extra_loggers) if rank() == 0 else ())
     with checkpoint_hint_on_error(run), StopRequest() as stop, loggers:
         state = restore(config, components, run)
         loggers.start(config.plain(), len(components.batches), state.epoch, state.batch)
-        for epoch in range(state.epoch, config.epochs):
+        for epoch in range(state.epoch, config.schedule.epochs):
             if state.stopped:
                 break
             components.network.train()
@@ -76,7 +76,7 @@ def build_loggers(config: TrainConfig, run: RunFolder, extra: Iterable[Logger]) 
     yield JsonLines(run.metrics, run.timing)
     yield Terminal()
     yield from extra
-    for name in config.loggers:
+    for name in config.run.loggers:
         yield build_logger(name, run.path, config.plain())
 
 
@@ -143,7 +143,7 @@ def update(config: TrainConfig, components: TrainComponents, batches: list[Batch
     Returns:
         The sums over the images of the batches, (9,) float64, see `SUMS`.
     """
-    stats = components.step(batches, [Key(config.seed, epoch, batch.index) for batch in batches])
+    stats = components.step(batches, [Key(config.run.seed, epoch, batch.index) for batch in batches])
     average_buffers(components.model)
     for _ in batches:
         components.schedule.step()
@@ -177,10 +177,10 @@ def finish_epoch(
     model, score = components.averaging.evaluated, math.inf
     if components.held_out is not None:
         row |= held_out_metrics(config, components, components.held_out, model)
-        score = row["natural"] if config.method == "natural" else row["robust"]
-    if config.method != "natural":
+        score = row["natural"] if config.method.name == "natural" else row["robust"]
+    if config.method.name != "natural":
         row |= catastrophic_overfitting_metrics(config, components, state)
-        if row["catastrophic_overfitting"] and config.catastrophic_overfitting == "stop":
+        if row["catastrophic_overfitting"] and config.method.on_catastrophic_overfitting == "stop":
             on_rank0(lambda: loggers.epoch(row | {"best": False}, timer.epoch(state.epoch)))
             finish_early(config, components, run, state, loggers)
             return
@@ -192,9 +192,11 @@ def finish_epoch(
     state.advance_epoch()
     state.best = max(state.best, score)
     state.epochs_without_improvement = 0 if row["best"] else state.epochs_without_improvement + 1
-    state.stopped = config.patience is not None and state.epochs_without_improvement >= config.patience
+    state.stopped = (
+        config.evaluation.patience is not None and state.epochs_without_improvement >= config.evaluation.patience
+    )
     save_state(config, components, run, state)
-    if state.stopped and state.epoch < config.epochs:
+    if state.stopped and state.epoch < config.schedule.epochs:
         loggers.log(f"stopped early: no epoch since epoch {state.epoch - state.epochs_without_improvement} was better")
 
 
@@ -212,7 +214,9 @@ def save_weights(
 ) -> None:
     """Writes the weights of the epoch as the last ones and, if they are, as the best ones."""
     test = components.test
-    info = CheckpointInfo(components.model_options, config.data, test.classes, config.norm, config.eps, epoch)
+    info = CheckpointInfo(
+        components.model_options, config.data.name, test.classes, config.attack.threat, config.attack.eps, epoch
+    )
     for path in [run.best, run.last] if is_best else [run.last]:
         on_rank0(partial(run.save_weights, path, model, info))
 
@@ -233,7 +237,7 @@ def held_out_metrics(
 ) -> dict[str, float]:
     """Accuracy, loss and calibration error of a model on the held-out images, natural and under PGD-20."""
     attack = attack_named("pgd20", config.threats()[0])
-    options = {"seed": config.seed, "device": components.device}
+    options = {"seed": config.run.seed, "device": components.device}
     natural = predict(model, held_out, None, **options).summary("natural")
     return natural | predict(model, held_out, attack, **options).summary("robust")
 

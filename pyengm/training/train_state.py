@@ -75,7 +75,7 @@ def save_state(config: TrainConfig, components: TrainComponents, run: RunFolder,
         "method": components.method.extra_state() if components.method.rank_local_state else None,
         "stores": {name: store.state_dict() for name, store in components.method.stores().items()},
     }
-    run.checkpoints(config.keep).save(state.epoch, state.batch, shared, part)
+    run.checkpoints(config.run.keep_checkpoints).save(state.epoch, state.batch, shared, part)
 
 
 def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) -> TrainState:
@@ -94,7 +94,7 @@ def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) ->
     Raises:
         CheckpointError: Where no checkpoint is whole, or they are of another architecture or other images.
     """
-    saved = run.checkpoints(config.keep).load(components.device)
+    saved = run.checkpoints(config.run.keep_checkpoints).load(components.device)
     if saved is None and on_rank0(lambda: len(run.read_metrics())) > 1:  # a start that was killed may leave one line
         raise CheckpointError(
             f"{run.path} has metrics of several epochs, but no checkpoint to resume from; the weights are in {run.last}"
@@ -113,7 +113,7 @@ def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) ->
     sums = part.get("sums", shared["state"]["sums"] if rank() == 0 else None)
     state = TrainState(**shared["state"] | {"sums": _restored_sums(sums, components.device)})
     components.method.load_extra_state(part.get("method") or shared["method"])
-    kept = components.batches.kept(min(state.epoch, config.epochs - 1))
+    kept = components.batches.kept(min(state.epoch, config.schedule.epochs - 1))
     for name, store in components.method.stores().items():
         store.load([part["stores"][name] for part in saved.parts], kept)
     if same_world:
