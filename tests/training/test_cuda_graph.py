@@ -289,7 +289,7 @@ def capture(parts: TrainComponents, config: TrainConfig, graph=Again) -> None:
     """Has the parts make captured steps, on a CPU by the stand-in for a CUDA graph."""
     step = parts.step
     assert isinstance(step, EagerStep)
-    captured = CapturedFunction(config.batch_size, graph)
+    captured = CapturedFunction(config.schedule.batch_size, graph)
     parts.step = CudaGraphStep(step.method, step.model, step.optimizer, step.average, captured)
 
 
