@@ -128,7 +128,7 @@ def crops_one_by_one(ours: Ours) -> AbstractContextManager:
         crops = cut(crop, F.pad(images[positions], (crop.padding,) * 4))
         return (crops / 255.0).contiguous(memory_format=memory_format)
 
-    return mock.patch.multiple(CropFlip, cut=cut, paste=paste, to_float=to_float)
+    return mock.patch.multiple(CropFlip, gather_window=cut, scatter_window=paste, to_float=to_float)
 
 
 SAVINGS: dict[str, Callable[[Ours], AbstractContextManager]] = {

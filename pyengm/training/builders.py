@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pyengm.data import DATASETS, ImageDataset, Loader, load, margin_for, split_validation
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS, DatasetSpec, Method
-from pyengm.models import build, in_fast_layout, layout_of
+from pyengm.models import build, memory_format_of, to_fast_memory_format
 from pyengm.optim import CLOSURE_OPTIMIZERS, PerExampleSGD, hyperparameters_of
 from pyengm.training.averaging import Averaging, build_averaging
 from pyengm.training.config import PGD_METHODS, TrainConfig
@@ -24,7 +24,7 @@ from pyengm.training.precision import in_precision, scaler_for
 from pyengm.training.recipes import LARGE, LARGE_RECIPES
 from pyengm.training.schedule import build_schedule
 from pyengm.training.steps import Step, build_runner, build_step
-from pyengm.utils.distributed import rank, world
+from pyengm.utils.distributed import rank, world_size
 
 
 @dataclass
@@ -66,20 +66,20 @@ def build_components(config: TrainConfig) -> TrainComponents:
         raise ConfigError(f"the models take square images, {train.name} has {height}x{width}; give --image-size")
     side = config.data.image_size or height  # training images are larger than that where crops are cut from them
     if config.evaluation.select_on == "val":
-        held_out = held_out.centre(side)
+        held_out = held_out.center_crop(side)
     model_options = {
         "name": config.model.name,
         "num_classes": train.num_classes,
         "in_channels": train.channels,
         "image_size": side,
-        "norm": config.model.norm_layer,
+        "norm_layer": config.model.norm_layer,
         "width": config.model.width,
         "mean": config.model.mean,
         "std": config.model.std,
     }
     torch.manual_seed(config.run.seed)
     half = config.machine.precision != "float32"
-    model = in_fast_layout(with_shared_statistics(config, build(**model_options).to(device)), device, half=half)
+    model = to_fast_memory_format(with_shared_statistics(config, build(**model_options).to(device)), device, half=half)
     torch.manual_seed(config.run.seed + rank())  # dropout, say, is to differ between processes
     network = in_precision(model, config.machine.precision)
     method = build_method(config)
@@ -93,9 +93,9 @@ def build_components(config: TrainConfig) -> TrainComponents:
         augment=config.data.augment,
         crop=(side, side) if config.data.augment == "resized" else None,
         shuffle=True,
-        memory_format=layout_of(model),
+        memory_format=memory_format_of(model),
         rank=rank(),
-        world_size=world(),
+        world_size=world_size(),
     )
     schedule = build_schedule(
         optimizer,
@@ -110,7 +110,7 @@ def build_components(config: TrainConfig) -> TrainComponents:
     method.needs_input_grad |= optimizer.needs_inputs
     method.prepare(
         DatasetSpec(
-            batches.kept(0),
+            batches.local_index(0),
             batches.shape,
             padding=batches.padding,
             batches=len(batches),
@@ -150,7 +150,7 @@ def with_shared_statistics(config: TrainConfig, model: nn.Module) -> nn.Module:
 
     Raises ConfigError on a CPU, and for optimisers whose per-example norms would miss the examples of other processes.
     """
-    if not config.machine.sync_bn or world() == 1:
+    if not config.machine.sync_bn or world_size() == 1:
         return model
     if next(model.parameters()).device.type != "cuda":
         raise ConfigError("sync_bn needs GPUs: torch has batch norm over several processes on these alone")
@@ -164,7 +164,7 @@ def with_shared_statistics(config: TrainConfig, model: nn.Module) -> nn.Module:
 
 def part_size(config: TrainConfig) -> int:
     """Images of a batch that this process has."""
-    least, more = divmod(config.schedule.batch_size, world())
+    least, more = divmod(config.schedule.batch_size, world_size())
     return least + (rank() < more)
 
 

@@ -31,7 +31,7 @@ from pyengm.utils.distributed import (
     average_buffers,
     on_rank0,
     rank,
-    world,
+    world_size,
 )
 
 SYNC_INTERVAL = 20  # batches on a GPU
@@ -115,7 +115,7 @@ def train_epoch(
         state.batch += len(group)
         timer.count(sum(batch.size for batch in group))
         is_sync = state.batch % interval < len(group) or state.batch == len(components.batches)
-        stopping = all_reduce_any(stop.requested) if is_sync else stop.requested and world() == 1
+        stopping = all_reduce_any(stop.requested) if is_sync else stop.requested and world_size() == 1
         if is_sync or stopping:
             checks.read()
             logged = report_step(components, state, logged, loggers, timer)

@@ -17,7 +17,7 @@ from pyengm.training.builders import TrainComponents
 from pyengm.training.config import TrainConfig
 from pyengm.training.metric_sums import read_sums, write_sums, zero_sums
 from pyengm.training.run_folder import RunFolder
-from pyengm.utils.distributed import all_reduce_sum, on_rank0, rank, world
+from pyengm.utils.distributed import all_reduce_sum, on_rank0, rank, world_size
 
 
 @dataclass
@@ -101,7 +101,7 @@ def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) ->
         )
     if saved is None:
         return TrainState(zero_sums(components.device))
-    shared, same_world = saved.shared, len(saved.parts) == world()
+    shared, same_world = saved.shared, len(saved.parts) == world_size()
     check_state(components.model, shared["model"], str(run.path))
     components.model.load_state_dict(shared["model"])
     components.optimizer.load_state_dict(shared["optimizer"])

@@ -222,7 +222,7 @@ class TestClosed:
         recorder = Recorder()
         config = tiny.override(out=tmp_path / "run").resolve()
         parts = build_components(config)
-        with pytest.raises(ConfigError, match=r"is_ gave a bool; expected a pyengm\.training\.Logger"):
+        with pytest.raises(ConfigError, match=r"is_ returned a bool; expected a pyengm\.training\.Logger"):
             fit(config.override(loggers=("operator:is_",)), parts, RunFolder.create(config), [recorder])
         assert recorder.calls == [("close",)]
 

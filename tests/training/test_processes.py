@@ -201,7 +201,7 @@ def test_as_many_processes_go_on_exactly(indices, tmp_path, monkeypatch):
 
 def test_constants_stay_what_they_are(monkeypatch):
     """Such as the mean of pixels: a sum of seven in float32, divided by seven, is not always the number itself."""
-    for name, function in (("world", lambda: 7), ("all_reduce_sum", lambda values: sum([values] * 7))):
+    for name, function in (("world_size", lambda: 7), ("all_reduce_sum", lambda values: sum([values] * 7))):
         monkeypatch.setattr(f"pyengm.utils.distributed.{name}", function)
     module = torch.nn.Module()
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
@@ -304,7 +304,7 @@ class TestShares:
         parts = [Loader(data, 33, rank=i, world_size=4, **options) for i in range(4)]
         assert {len(part) for part in parts} == {5}  # the last two are evened out: three are not enough for four
         for epoch in (0, 1):
-            kept = torch.cat([part.kept(epoch) for part in parts])
+            kept = torch.cat([part.local_index(epoch) for part in parts])
             assert kept.sort().values.equal(data.index)
             seen = torch.cat([batch.index for part in parts for batch in part.epoch(epoch)])
             assert len(seen.unique()) == len(seen) == 135
@@ -312,7 +312,7 @@ class TestShares:
             Loader(data, 7, rank=0, world_size=4, **options)
 
     def test_batch_norm_over_processes_needs_gpus(self, indices, monkeypatch):
-        monkeypatch.setattr("pyengm.training.builders.world", lambda: 2)
+        monkeypatch.setattr("pyengm.training.builders.world_size", lambda: 2)
         monkeypatch.setattr("pyengm.training.builders.rank", lambda: 1)
         with pytest.raises(ConfigError, match="sync_bn needs GPUs"):
             build_components(TINY.override(train_indices=indices, norm_layer="bn", sync_bn=True).resolve())
