@@ -88,7 +88,7 @@ def sync_interval(device: torch.device) -> int:
 def start_epoch(components: TrainComponents, epoch: int) -> None:
     """Prepares the method, the optimiser and the average of weights for the batches of an epoch."""
     for store in components.method.stores().values():
-        store.follow(components.batches.kept(epoch))
+        store.follow(components.batches.local_index(epoch))
     components.method.start_epoch(components.network, epoch)
     components.optimizer.start_epoch(epoch)
     if epoch == components.method.restart_epoch:

@@ -113,9 +113,9 @@ def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) ->
     sums = part.get("sums", shared["state"]["sums"] if rank() == 0 else None)
     state = TrainState(**shared["state"] | {"sums": _restored_sums(sums, components.device)})
     components.method.load_extra_state(part.get("method") or shared["method"])
-    kept = components.batches.kept(min(state.epoch, config.schedule.epochs - 1))
+    local_index = components.batches.local_index(min(state.epoch, config.schedule.epochs - 1))
     for name, store in components.method.stores().items():
-        store.load([part["stores"][name] for part in saved.parts], kept)
+        store.load([part["stores"][name] for part in saved.parts], local_index)
     if same_world:
         _restore_generators(part, components.device)
     return state
