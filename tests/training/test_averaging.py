@@ -185,7 +185,7 @@ class TestSteps:
         original, gone_back = Curriculum.finish_epoch, []
 
         def finish_epoch(self, model, metrics):
-            self.age, self.k = 5, 0  # of its patience of 1
+            self.epochs_without_improvement, self.k = 5, 0  # of its patience of 1
             scores = {"natural": metrics["epoch"] == 0, "robust": metrics["epoch"] == 0}
             gone_back.append(original(self, model, {**metrics, **scores, "train_robust": 1.0}))
             return gone_back[-1]

@@ -17,7 +17,6 @@ from pyengm.optim import CLOSURE_OPTIMIZERS
 from pyengm.pergrad import exact_norms
 from pyengm.pergrad.verify import HALF_TOLERANCE
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit
-from pyengm.training.config import PGD_METHODS
 from pyengm.training.precision import FIRST_SCALE, Autocast, in_precision
 from pyengm.training.signals import StopRequest
 from pyengm.training.steps.train_step import train_step
@@ -203,7 +202,7 @@ class TestScaler:
         assert 5 < skipped < 30  # float16 ends below 2**16
         assert all(p.isfinite().all() for p in parts.model.parameters())
 
-    @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("natural", *PGD_METHODS)])
+    @pytest.mark.parametrize("method", [n for n, kind in METHODS.items() if n != "natural" and not kind.info.is_pgd])
     def test_methods_that_do_not_know_of_it(self, method):
         with pytest.raises(ConfigError, match=f"precision fp16 scales the losses, which {method} with .*use bf16"):
             TrainConfig.from_flat(method=method, precision="fp16")
