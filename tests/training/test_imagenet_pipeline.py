@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.runs import always_stop
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -10,7 +11,6 @@ from pyengm.data import ResizedCrop
 from pyengm.evaluation import accuracy
 from pyengm.models import load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit
-from pyengm.training.signals import StopRequest
 
 TRAIN, TEST = 12, 4  # images of a class
 CLASSES = ("red", "green", "blue")
@@ -91,7 +91,7 @@ def test_trains_and_goes_on_bitwise_after_a_stop_at_any_batch(config, tmp_path, 
 
     stopped_config, stopped = run_in(tmp_path / "stopped", config)
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "requested", property(lambda self: True, lambda self, value: None), raising=False)
+        always_stop(patch)
         for _ in range(3 * len(parts.batches)):
             with pytest.raises(Interrupted):
                 fit(stopped_config, build_components(stopped_config), stopped)

@@ -27,10 +27,8 @@ PLAIN = ("natural", *PGD_METHODS)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig.from_flat(train_indices=path, model="cnn4", width=2, epochs=1, batch_size=30, lr=0.05)
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(epochs=1, attack_steps=None)
 
 
 class NoWaiting(TorchDispatchMode):
