@@ -17,8 +17,10 @@ def start(path: Path, config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
 
 def train(path: Path, config: TrainConfig, *loggers: Logger) -> RunFolder:
     """Trains a new run to its end."""
-    config, run = start(path, config)
-    fit(config, build_components(config), run, loggers)
+    config = config.override(out=path).resolve()
+    components = build_components(config)
+    run = RunFolder.create(config)
+    fit(config, components, run, loggers)
     return run
 
 

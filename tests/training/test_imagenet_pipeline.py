@@ -80,7 +80,7 @@ def test_trains_and_goes_on_bitwise_after_a_stop_at_any_batch(config, tmp_path, 
     eps = parts.method.threat.eps
     seen, index = torch.zeros(len(kept), 1, 32, 32), parts.batches.data.index
     for epoch in range(3):
-        crop = ResizedCrop.draw(index, (74, 74), (64, 64), seed=whole_config.seed, epoch=epoch)
+        crop = ResizedCrop.draw(index, (74, 74), (64, 64), seed=whole_config.run.seed, epoch=epoch)
         seen += crop.scatter_window(torch.ones(len(kept), 1, 64, 64), torch.zeros_like(seen))
     seen, changed = (seen > 0).expand_as(kept), kept != first
     assert 0.5 < seen.float().mean() < 1

@@ -38,7 +38,7 @@ def test_mean_0_and_deviation_1_change_nothing(method, tiny, tmp_path):
 def test_evaluation_rebuilds_the_layer(optimizer, tiny, tmp_path):
     config = tiny.override(mean=(0.3,), std=(0.4,), optimizer=optimizer)
     run, parts, kept = trained(tmp_path / "run", config)
-    assert (kept.mean, kept.std) == ((0.3,), (0.4,))
+    assert (kept.model.mean, kept.model.std) == ((0.3,), (0.4,))
     model, info = load_checkpoint(run.last)
     assert info.model["mean"] == [0.3]
     assert isinstance(model[0], Normalize)
@@ -53,7 +53,7 @@ def test_evaluation_rebuilds_the_layer(optimizer, tiny, tmp_path):
     ("options", "message"),
     [
         ({"mean": (0.3,)}, "give both mean and std or neither"),
-        ({"mean": (0.3,) * 3, "std": (0.4,) * 3}, "one number for each of 1 channels, got 3"),
+        ({"mean": (0.3,) * 3, "std": (0.4,) * 3}, "one value for each of 1 channels, got 3"),
         ({"mean": (0.3,), "std": (0.0,)}, "std must be positive"),
     ],
 )
