@@ -143,24 +143,24 @@ class TestSteps:
     def test_ema_is_of_the_weights_between_steps(self, tiny, tmp_path, monkeypatch, way):
         """Weights recorded after every step, averaged by a second EMA, and forgotten where the run begins again."""
         config, run = start(tmp_path / "run", tiny.override(average="ema", ema_decay=0.7, **WAYS[way]))
-        parts = build_components(config)
-        shadow = deepcopy(parts.model)
+        components = build_components(config)
+        shadow = deepcopy(components.model)
         second, original = EMA(shadow, 0.7), loop.update
 
-        def step(config, parts, group, epoch):
-            if epoch == parts.method.restart_epoch and parts.averaging.count == 0:
+        def step(config, components, group, epoch):
+            if epoch == components.method.restart_epoch and components.averaging.count == 0:
                 second.restart()
-            sums = original(config, parts, group, epoch)
-            shadow.load_state_dict(parts.model.state_dict())
+            sums = original(config, components, group, epoch)
+            shadow.load_state_dict(components.model.state_dict())
             second.after_step()
-            assert second.count == parts.averaging.count
-            assert_same(parts.averaging.average.state_dict(), second.average.state_dict())
+            assert second.count == components.averaging.count
+            assert_same(components.averaging.average.state_dict(), second.average.state_dict())
             return sums
 
         monkeypatch.setattr(loop, "update", step)
-        fit(config, parts, run)
+        fit(config, components, run)
         assert second.count == {"sub_at": 2 * 4, "entropy_sgd": 3 * 2}.get(way, 3 * 4)
-        moved = (p.equal(parts.model.get_parameter(name)) for name, p in second.average.named_parameters())
+        moved = (p.equal(components.model.get_parameter(name)) for name, p in second.average.named_parameters())
         assert not all(moved)
 
     def test_sub_at_averages_its_second_phase_alone(self, tiny, tmp_path):
@@ -185,14 +185,14 @@ class TestSteps:
     def test_no_step_of_fp16_is_lost(self, tiny):
         """A scale that overflows: the update is skipped, and the average takes the weights that stay."""
         config = tiny.override(average="ema", **WAYS["fp16"]).resolve()
-        parts = build_components(config)
-        parts.scaler._init_scale = 2.0**40
-        before = deepcopy(parts.model)
-        parts.network.train()
-        loop.update(config, parts, [next(parts.batches.epoch(0))], 0)
+        components = build_components(config)
+        components.scaler._init_scale = 2.0**40
+        before = deepcopy(components.model)
+        components.network.train()
+        loop.update(config, components, [next(components.batches.epoch(0))], 0)
         for name, p in before.named_parameters():
-            assert p.equal(parts.model.get_parameter(name))
-            assert p.equal(parts.averaging.evaluated.get_parameter(name))
+            assert p.equal(components.model.get_parameter(name))
+            assert p.equal(components.averaging.evaluated.get_parameter(name))
 
 
 class TestRuns:
@@ -213,12 +213,12 @@ class TestRuns:
         assert all(t.equal(state["averaging"]["average"][name]) for name, t in last.items())
         assert not all(t.equal(state["model"][name]) for name, t in last.items())
         config = config.resolve()
-        parts, measured = build_components(config), {"seed": 0, "device": torch.device("cpu")}
+        components, measured = build_components(config), {"seed": 0, "device": torch.device("cpu")}
         attack = attack_named("pgd20", config.threats()[0])
         for path in (run.best, run.last):
             model, info = load_checkpoint(path)
-            assert accuracy(model, parts.held_out, None, **measured) == rows[info.epoch]["natural"]
-            assert accuracy(model, parts.held_out, attack, **measured) == rows[info.epoch]["robust"]
+            assert accuracy(model, components.held_out, None, **measured) == rows[info.epoch]["natural"]
+            assert accuracy(model, components.held_out, attack, **measured) == rows[info.epoch]["robust"]
 
     @pytest.mark.parametrize(
         ("average", "way"), [*(("ema", way) for way in WAYS), ("swa", "pgd_at"), ("swa", "sub_at")]
@@ -241,9 +241,9 @@ class TestRuns:
     def test_lives_with_half_precision_and_layouts(self, tiny, tmp_path):
         """bf16 trains in channels_last; the average is float32, of the same layout, and is what is saved."""
         config = tiny.override(attack_steps=1, epochs=1, average="ema", precision="bf16").resolve()
-        parts = build_components(config)
-        for name, p in parts.model.named_parameters():
-            average = parts.averaging.average.get_parameter(name)
+        components = build_components(config)
+        for name, p in components.model.named_parameters():
+            average = components.averaging.average.get_parameter(name)
             assert (average.dtype, average.stride()) == (p.dtype, p.stride())
         state = state_of(train(tmp_path / "run", config))
         assert state["averaging"]["count"] == 4

@@ -1,4 +1,4 @@
-"""Files that a run goes on from: whole or not there, with digests, the last few of them."""
+"""Checkpoints that a run resumes from: complete or absent, with digests, the last few of them."""
 
 import errno
 import shutil

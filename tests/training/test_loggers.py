@@ -1,4 +1,4 @@
-"""Loggers: what they are told, that they are closed, and that a resumed run logs nothing twice."""
+"""Loggers: the calls that they get, that they are closed, and that a resumed run logs nothing twice."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def tiny(tiny) -> TrainConfig:
 
 
 class Recorder(Logger):
-    """Keeps all that it is told."""
+    """Records all calls."""
 
     def __init__(self, *_):
         self.calls = []
@@ -50,12 +50,12 @@ class Recorder(Logger):
         self.calls.append(("epoch", row, timing))
 
     def log(self, line):
-        self.calls.append(("say", line))
+        self.calls.append(("log", line))
 
     def close(self):
         self.calls.append(("close",))
 
-    def told(self, name):
+    def calls_of(self, name):
         return [call[1:] for call in self.calls if call[0] == name]
 
 
@@ -68,8 +68,8 @@ def interrupt(monkeypatch, when: int) -> None:
         return original(*arguments)
 
     monkeypatch.setattr(loop, "update", step)
-    asked = property(lambda self: len(steps) == when, lambda self, value: None)
-    monkeypatch.setattr(StopRequest, "requested", asked, raising=False)
+    requested = property(lambda self: len(steps) == when, lambda self, value: None)
+    monkeypatch.setattr(StopRequest, "requested", requested, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ class TestInTheLoop:
 
     def test_start(self, recorded):
         recorder, run = recorded
-        ((config, batches, epoch, batch),) = recorder.told("start")
+        ((config, batches, epoch, batch),) = recorder.calls_of("start")
         saved = TrainConfig.load(run.config)
         assert config == saved.plain()
         assert config["schedule"]["epochs"] == 3
@@ -95,7 +95,7 @@ class TestInTheLoop:
 
     def test_rows_of_epochs(self, recorded):
         recorder, run = recorded
-        rows = [row for row, _ in recorder.told("epoch")]
+        rows = [row for row, _ in recorder.calls_of("epoch")]
         assert rows == run.read_metrics()
         for row in rows:
             assert row.keys() == MEANS | HELD_OUT | {"epoch", "lr", "train_pgd", "catastrophic_overfitting", "best"}
@@ -107,10 +107,10 @@ class TestInTheLoop:
 
     def test_rows_of_steps_make_up_the_epoch(self, recorded):
         recorder, _ = recorded
-        steps = [row for row, _ in recorder.told("step")]
+        steps = [row for row, _ in recorder.calls_of("step")]
         assert [(row["epoch"], row["batch"]) for row in steps] == [(e, b) for e in range(3) for b in (1, 2, 3, 4)]
         assert all(row.keys() == MEANS | {"epoch", "batch", "lr"} for row in steps)
-        for epoch, (row, _) in enumerate(recorder.told("epoch")):
+        for epoch, (row, _) in enumerate(recorder.calls_of("epoch")):
             own = [step for step in steps if step["epoch"] == epoch]
             assert len({step["loss"] for step in own}) == BATCHES
             for name in ("loss", "train_robust", "clipped", "grad_norm_mean"):
@@ -121,14 +121,14 @@ class TestInTheLoop:
     def test_timing(self, recorded):
         recorder, run = recorded
         lines = [json.loads(line) for line in run.timing.read_text().splitlines()]
-        assert lines == [{"epoch": row["epoch"], **timing} for row, timing in recorder.told("epoch")]
+        assert lines == [{"epoch": row["epoch"], **timing} for row, timing in recorder.calls_of("epoch")]
         assert all(line.keys() == {"epoch"} | EPOCH_TIMING for line in lines)
         for line in lines:
             assert line["images_per_second"] * line["seconds_training"] == pytest.approx(IMAGES)
             assert line["seconds_evaluation"] > 0
             assert line["peak_memory_mib"] > 10
         assert lines[-1]["seconds_to_finish"] == 0 < lines[0]["seconds_to_finish"] < 60
-        steps = [timing for _, timing in recorder.told("step")]
+        steps = [timing for _, timing in recorder.calls_of("step")]
         assert all(timing.keys() == {"images_per_second", "seconds_to_finish"} for timing in steps)
 
     def test_rows_of_several_batches(self, tiny, tmp_path, monkeypatch):
@@ -136,8 +136,8 @@ class TestInTheLoop:
         monkeypatch.setattr(loop, "sync_interval", lambda device: 3)
         recorder = Recorder()
         train(tmp_path / "run", tiny.override(epochs=1), recorder)
-        (first, _), (last, _) = recorder.told("step")
-        ((row, _),) = recorder.told("epoch")
+        (first, _), (last, _) = recorder.calls_of("step")
+        ((row, _),) = recorder.calls_of("epoch")
         assert (first["batch"], last["batch"]) == (3, 4)
         assert (90 * first["loss"] + 18 * last["loss"]) / IMAGES == pytest.approx(row["loss"], rel=1e-12)
 
@@ -177,15 +177,15 @@ class TestInTheLoop:
         monkeypatch.setattr(loop, "training_accuracy", lambda *_: next(left))
         with pytest.warns(UserWarning, match="catastrophic"):
             train(tmp_path / "run", tiny.override(on_catastrophic_overfitting="stop"), recorder)
-        assert recorder.told("epoch")[-1][0]["catastrophic_overfitting"]
-        assert not recorder.told("epoch")[-1][0]["best"]
-        assert "stopped" in recorder.told("say")[0][0]
+        assert recorder.calls_of("epoch")[-1][0]["catastrophic_overfitting"]
+        assert not recorder.calls_of("epoch")[-1][0]["best"]
+        assert "stopped" in recorder.calls_of("log")[0][0]
         assert recorder.calls[-1] == ("close",)
 
 
 class TestClosed:
     def test_after_a_nan(self, tiny, tmp_path, monkeypatch):
-        def step(config, parts, group, epoch):
+        def step(config, components, group, epoch):
             raise NonFiniteError("nan")
 
         monkeypatch.setattr(loop, "update", step)
@@ -204,9 +204,9 @@ class TestClosed:
     def test_where_another_cannot_be_built(self, tiny, tmp_path, monkeypatch):
         recorder = Recorder()
         config = tiny.override(out=tmp_path / "run").resolve()
-        parts = build_components(config)
+        components = build_components(config)
         with pytest.raises(ConfigError, match=r"is_ returned a bool; expected a pyengm\.training\.Logger"):
-            fit(config.override(loggers=("operator:is_",)), parts, RunFolder.create(config), [recorder])
+            fit(config.override(loggers=("operator:is_",)), components, RunFolder.create(config), [recorder])
         assert recorder.calls == [("close",)]
 
     def test_where_the_saved_state_is_damaged(self, tiny, tmp_path):
@@ -229,7 +229,7 @@ class TestClosed:
         loggers = [Recorder(), Broken(), Recorder()]
         with pytest.raises(OSError, match="still none"), Loggers(loggers) as log:
             log.start({}, 1, 0, 0)
-        assert all(logger.told("close") == [()] for logger in loggers)
+        assert all(logger.calls_of("close") == [()] for logger in loggers)
 
 
 class TestNames:

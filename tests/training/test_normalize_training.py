@@ -17,9 +17,9 @@ def tiny(tiny) -> TrainConfig:
 
 def trained(path, config):
     config = config.override(out=path).resolve()
-    run, parts = RunFolder.create(config), build_components(config)
-    fit(config, parts, run)
-    return run, parts, TrainConfig.load(run.config).resolve()
+    run, components = RunFolder.create(config), build_components(config)
+    fit(config, components, run)
+    return run, components, TrainConfig.load(run.config).resolve()
 
 
 @pytest.mark.parametrize("method", ["pgd_at", "yopo"])
@@ -37,7 +37,7 @@ def test_mean_0_and_deviation_1_change_nothing(method, tiny, tmp_path):
 @pytest.mark.parametrize("optimizer", ["engm", "entropy_sgd"])
 def test_evaluation_rebuilds_the_layer(optimizer, tiny, tmp_path):
     config = tiny.override(mean=(0.3,), std=(0.4,), optimizer=optimizer)
-    run, parts, kept = trained(tmp_path / "run", config)
+    run, components, kept = trained(tmp_path / "run", config)
     assert (kept.model.mean, kept.model.std) == ((0.3,), (0.4,))
     model, info = load_checkpoint(run.last)
     assert info.model["mean"] == [0.3]
@@ -45,7 +45,7 @@ def test_evaluation_rebuilds_the_layer(optimizer, tiny, tmp_path):
     for name, value in (("mean", 0.3), ("std", 0.4)):  # no step and no average of buffers has moved them
         assert getattr(model[0], name).equal(torch.tensor([[[value]]])), name
     x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(model(x), parts.model.eval()(x))  # in another memory layout
+    torch.testing.assert_close(model(x), components.model.eval()(x))  # in another memory layout
     assert (model(x) - model[1](x)).abs().max() > 1e-3
 
 

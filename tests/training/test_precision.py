@@ -110,8 +110,8 @@ class TestNetwork:
         model, (x, y) = model_of(), batch_of()
         losses = cross_entropy(in_precision(model, precision)(x), y)
         expected = exact_norms(losses, model.parameters())
-        parts = build_components(TrainConfig.from_flat(model="cnn4", width=2).resolve())
-        optimizer = type(parts.optimizer)(model.parameters(), alpha=expected.median().item())
+        components = build_components(TrainConfig.from_flat(model="cnn4", width=2).resolve())
+        optimizer = type(components.optimizer)(model.parameters(), alpha=expected.median().item())
         used = optimizer.backward(losses)
         torch.testing.assert_close(used.norms, expected, rtol=HALF_TOLERANCE, atol=0)
         assert used.norms.dtype == torch.float32
@@ -168,11 +168,11 @@ class TestTraining:
 
     def test_a_nan_is_reported_with_its_place(self, tiny, tmp_path):
         config = tiny.override(precision="bf16", out=tmp_path / "run").resolve()
-        run, parts = RunFolder.create(config), build_components(config)
+        run, components = RunFolder.create(config), build_components(config)
         with torch.no_grad():
-            parts.model.head.weight.fill_(torch.nan)
+            components.model.head.weight.fill_(torch.nan)
         with pytest.raises(NonFiniteError, match=r"epoch 1, batch 1: .*No epoch was finished yet"):
-            fit(config, parts, run)
+            fit(config, components, run)
 
 
 class TestScaler:
@@ -182,19 +182,21 @@ class TestScaler:
         assert (state["scale"], state["_growth_tracker"]) == (FIRST_SCALE, 8)
 
     def test_a_step_that_overflows_is_skipped_and_the_scale_falls(self, tiny):
-        parts = build_components(
+        components = build_components(
             tiny.override(precision="fp16", method="natural", attack_steps=None, norm_layer="gn").resolve()
         )
-        parts.scaler.load_state_dict(parts.scaler.state_dict() | {"scale": 2.0**30})
-        batch = next(parts.batches.epoch(0))
-        before = [p.detach().clone() for p in parts.model.parameters()]
+        components.scaler.load_state_dict(components.scaler.state_dict() | {"scale": 2.0**30})
+        batch = next(components.batches.epoch(0))
+        before = [p.detach().clone() for p in components.model.parameters()]
         skipped = 0
-        while all(p.equal(q) for p, q in zip(parts.model.parameters(), before, strict=True)) and skipped < 30:
-            assert parts.scaler.get_scale() == 2.0 ** (30 - skipped)
-            train_step(parts.method, parts.network, parts.optimizer, batch.x, batch.y, scaler=parts.scaler)
+        while all(p.equal(q) for p, q in zip(components.model.parameters(), before, strict=True)) and skipped < 30:
+            assert components.scaler.get_scale() == 2.0 ** (30 - skipped)
+            train_step(
+                components.method, components.network, components.optimizer, batch.x, batch.y, scaler=components.scaler
+            )
             skipped += 1
         assert 5 < skipped < 30  # float16 ends below 2**16
-        assert all(p.isfinite().all() for p in parts.model.parameters())
+        assert all(p.isfinite().all() for p in components.model.parameters())
 
     @pytest.mark.parametrize("method", [n for n, kind in METHODS.items() if n != "natural" and not kind.info.is_pgd])
     def test_methods_that_do_not_know_of_it(self, method):

@@ -120,9 +120,9 @@ class TestOfARun:
         config = TrainConfig.from_flat(
             schedule="piecewise", milestones=(1.5,), lr_decay=0.2, warmup_epochs=0.5, lr=0.1, epochs=3
         )
-        parts = build_components(config.resolve())
-        n = len(parts.batches)
-        (factor,) = parts.schedule.lr_lambdas
+        components = build_components(config.resolve())
+        n = len(components.batches)
+        (factor,) = components.schedule.lr_lambdas
         expected = [min((k + 1) / (0.5 * n), 1) * (0.2 if k >= round(1.5 * n) else 1) for k in range(3 * n)]
         assert [factor(k) for k in range(3 * n)] == pytest.approx(expected)
 
@@ -164,17 +164,17 @@ class TestOfThePapers:
             train_indices=path, model="cnn4", width=2, method="sub_at", epochs=2, batch_size=20, lr=0.2
         )
         config = config.resolve()
-        parts = build_components(config)
+        components = build_components(config)
         seen = []
-        (group,) = parts.optimizer.param_groups
-        parts.optimizer.register_step_pre_hook(lambda *_: seen.append((group["lr"], group["weight_decay"])))
-        parts.network.train()
+        (group,) = components.optimizer.param_groups
+        components.optimizer.register_step_pre_hook(lambda *_: seen.append((group["lr"], group["weight_decay"])))
+        components.network.train()
         for epoch in range(2):
-            parts.method.start_epoch(parts.network, epoch)
-            for batch in parts.batches.epoch(epoch):
-                loop.update(config, parts, [batch], epoch)
-            parts.method.finish_epoch(parts.model, {})
-        half = len(parts.batches)
+            components.method.start_epoch(components.network, epoch)
+            for batch in components.batches.epoch(epoch):
+                loop.update(config, components, [batch], epoch)
+            components.method.finish_epoch(components.model, {})
+        half = len(components.batches)
         assert len(seen) == 2 * half
         assert all(0 < rate <= 0.2 and decay > 0 for rate, decay in seen[:half])
         assert seen[half:] == [(1.0, 0.0)] * half

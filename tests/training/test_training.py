@@ -91,9 +91,9 @@ class TestLoop:
         assert ("robust" in rows[0]) == (select == "test")
         if select == "none":
             assert load_checkpoint(run.best)[1].epoch == 1
-        parts = build_components(tiny.override(select_on=select).resolve())
-        assert len(parts.batches.data) == 120
-        assert (parts.held_out is parts.test) == (select == "test")
+        components = build_components(tiny.override(select_on=select).resolve())
+        assert len(components.batches.data) == 120
+        assert (components.held_out is components.test) == (select == "test")
 
     def test_l2_threat(self, tiny, tmp_path):
         run = train(tmp_path / "run", tiny.override(threat="l2", epochs=1))
@@ -102,8 +102,8 @@ class TestLoop:
     def test_indices(self, tiny, tmp_path):
         path = tmp_path / "some.txt"
         path.write_text("3\n5\n8\n" + "\n".join(map(str, range(100, 160))))
-        parts = build_components(tiny.override(train_indices=path, select_on="none").resolve())
-        assert parts.batches.data.index.tolist()[:4] == [3, 5, 8, 100]
+        components = build_components(tiny.override(train_indices=path, select_on="none").resolve())
+        assert components.batches.data.index.tolist()[:4] == [3, 5, 8, 100]
         path.write_text("three")
         with pytest.raises(ConfigError, match="cannot read whole numbers"):
             build_components(tiny.override(train_indices=path).resolve())
@@ -193,11 +193,11 @@ class TestTrouble:
         config, run = start(tmp_path / "run", tiny)
         original = loop.update
 
-        def step(config, parts, batch, epoch):
+        def step(config, components, batch, epoch):
             if epoch == 1:
                 with torch.no_grad():
-                    parts.model.head.weight.fill_(float("nan"))
-            return original(config, parts, batch, epoch)
+                    components.model.head.weight.fill_(float("nan"))
+            return original(config, components, batch, epoch)
 
         monkeypatch.setattr(loop, "update", step)
         with pytest.raises(NonFiniteError, match=r"epoch 2, batch 1: .*last good weights are in .*last\.safetensors"):
@@ -214,12 +214,12 @@ class TestTrouble:
         monkeypatch.setattr(loop, "sync_interval", lambda device: 3)
         original, batches = loop.update, []
 
-        def step(config, parts, batch, epoch):
+        def step(config, components, batch, epoch):
             batches.append(epoch)
             if len(batches) == BATCHES + bad + 1:
                 with torch.no_grad():
-                    parts.model.head.weight.fill_(float("nan"))
-            return original(config, parts, batch, epoch)
+                    components.model.head.weight.fill_(float("nan"))
+            return original(config, components, batch, epoch)
 
         monkeypatch.setattr(loop, "update", step)
         with pytest.raises(NonFiniteError, match=rf"epoch 2, batch {bad + 1}: .*last good weights are in .*last\.saf"):
@@ -273,10 +273,10 @@ class TestTrouble:
         config, run = start(tmp_path / "run", tiny)
         original = loop.update
 
-        def step(config, parts, batch, epoch):
+        def step(config, components, batch, epoch):
             if epoch == 1:
                 os.kill(os.getpid(), signal.SIGINT)
-            return original(config, parts, batch, epoch)
+            return original(config, components, batch, epoch)
 
         monkeypatch.setattr(loop, "update", step)
         with pytest.raises(Interrupted, match="stopped after batch 1 of epoch 2"):

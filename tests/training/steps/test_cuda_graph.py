@@ -1,4 +1,4 @@
-"""A training step keeps the host waiting for nothing, and its attack can be captured; on a CPU by a stand-in."""
+"""A training step does not make the host wait, and its attack can be captured; on a CPU with a replacement."""
 
 import pytest
 import torch
@@ -71,29 +71,29 @@ class TestNoWaiting:
     def test_in_a_step(self, method, optimizer, norm_layer, tiny, monkeypatch):
         # On a CPU torch looks at the labels here, on a GPU it does not.
         monkeypatch.setattr(F, "one_hot", lambda y, k: (y[:, None] == torch.arange(k)).long())
-        parts, config = self._warm(tiny.override(method=method, optimizer=optimizer, norm_layer=norm_layer))
-        batch = next(parts.batches.epoch(0))
+        components, config = self._warm(tiny.override(method=method, optimizer=optimizer, norm_layer=norm_layer))
+        batch = next(components.batches.epoch(0))
         with Checks().at("here"), NoWaiting():
-            loop.update(config, parts, [batch], 0)
+            loop.update(config, components, [batch], 0)
 
     def test_in_l2_and_in_bf16(self, tiny):
-        parts, config = self._warm(tiny.override(method="pgd_at", threat="l2", precision="bf16"))
-        batch = next(parts.batches.epoch(0))
+        components, config = self._warm(tiny.override(method="pgd_at", threat="l2", precision="bf16"))
+        batch = next(components.batches.epoch(0))
         with Checks().at("here"), NoWaiting():
-            loop.update(config, parts, [batch], 0)
+            loop.update(config, components, [batch], 0)
 
     def _warm(self, config: TrainConfig):
         """After steps that look at the structure of the graph, and, under batch norm, fit norms for a while to come."""
         config = config.override(attack_steps=None if config.method.name in ("natural", "fgsm_rs") else 2).resolve()
-        parts = build_components(config)
-        parts.method.warmup = 0  # of AWP
-        batches = list(parts.batches.epoch(0))
+        components = build_components(config)
+        components.method.warmup = 0  # of AWP
+        batches = list(components.batches.epoch(0))
         for k in range(3):
-            loop.update(config, parts, [batches[k]], 0)
-        if hasattr(parts.optimizer, "norms"):
-            parts.optimizer.norms.gap = 100
-            loop.update(config, parts, [batches[0]], 0)
-        return parts, config
+            loop.update(config, components, [batches[k]], 0)
+        if hasattr(components.optimizer, "norms"):
+            components.optimizer.norms.gap = 100
+            loop.update(config, components, [batches[0]], 0)
+        return components, config
 
 
 def model_of(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
@@ -132,15 +132,15 @@ class TestChecks:
     @pytest.mark.parametrize("optimizer", ["msgd", "engm"])
     def test_a_step_with_a_nan(self, method, optimizer, tiny):
         config = tiny.override(method=method, optimizer=optimizer).resolve()
-        parts = build_components(config)
-        batches = list(parts.batches.epoch(0))
-        loop.update(config, parts, batches[:1], 0)
+        components = build_components(config)
+        batches = list(components.batches.epoch(0))
+        loop.update(config, components, batches[:1], 0)
         with torch.no_grad():
-            parts.model.head.weight.fill_(torch.nan)
+            components.model.head.weight.fill_(torch.nan)
         checks = Checks()
         with pytest.raises(NonFiniteError, match=r"^there: .*nan or infinite"):  # noqa: PT012
             with checks.at("there"):
-                loop.update(config, parts, batches[1:2], 0)
+                loop.update(config, components, batches[1:2], 0)
             checks.read()
 
     def test_what_follows_from_a_check_that_failed_is_not_said(self):
@@ -267,29 +267,29 @@ class TestCapturedFunction:
         weights = []
         for captured in (False, True):
             config = tiny.override(method=method, attack_steps=None if method == "fgsm_rs" else 2).resolve()
-            config = config.override(attack_bn="eval")  # the stand-in runs at capture, a CUDA graph does not
-            parts = build_components(config)
-            parts.method.warmup = 0  # of AWP
+            config = config.override(attack_bn="eval")  # the replacement runs at capture, a CUDA graph does not
+            components = build_components(config)
+            components.method.warmup = 0  # of AWP
             made = []
             if captured:
-                attack = getattr(parts.method, "base", parts.method).attack
+                attack = getattr(components.method, "base", components.method).attack
                 graph = lambda device, made=made: made.append(Again(device)) or made[-1]  # noqa: E731
                 attack.runner = CudaGraphRunner(CapturedFunction(config.schedule.batch_size, graph))
             for epoch in range(2):
-                parts.method.start_epoch(parts.network, epoch)
-                for batch in parts.batches.epoch(epoch):
-                    loop.update(config, parts, [batch], epoch)
-            weights.append(parts.model.state_dict())
+                components.method.start_epoch(components.network, epoch)
+                for batch in components.batches.epoch(epoch):
+                    loop.update(config, components, [batch], epoch)
+            weights.append(components.model.state_dict())
             assert [g.replays for g in made] == ([6 - WARM_UP] if captured else [])
         assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
 
 
-def capture(parts: TrainComponents, config: TrainConfig, graph=Again) -> None:
-    """Has the parts make captured steps, on a CPU by the stand-in for a CUDA graph."""
-    step = parts.step
+def capture(components: TrainComponents, config: TrainConfig, graph=Again) -> None:
+    """Makes the components take captured steps, on a CPU with the replacement for a CUDA graph."""
+    step = components.step
     assert isinstance(step, EagerStep)
     captured = CapturedFunction(config.schedule.batch_size, graph)
-    parts.step = CudaGraphStep(step.method, step.model, step.optimizer, step.average, captured)
+    components.step = CudaGraphStep(step.method, step.model, step.optimizer, step.average, captured)
 
 
 class TestCudaGraphStep:
@@ -304,21 +304,21 @@ class TestCudaGraphStep:
         config = config.override(optimizer=optimizer, norm_layer=norm_layer, schedule="cyclic").resolve()
         weights, sums, made = [], [], []
         for captured in (False, True):
-            parts = build_components(config)
-            if captured and not can_capture_backward(parts.optimizer, parts.model):
+            components = build_components(config)
+            if captured and not can_capture_backward(components.optimizer, components.model):
                 assert (optimizer in ("engm", "fengm"), norm_layer) == (True, "bn")
                 return
             if captured:
-                capture(parts, config, lambda device: made.append(Again(device)) or made[-1])
-            # The stand-in runs the pass at capture too, which a CUDA graph does not: statistics must not see it.
-            for module in parts.model.modules():
+                capture(components, config, lambda device: made.append(Again(device)) or made[-1])
+            # The replacement runs the pass at capture too, which a CUDA graph does not: statistics must not see it.
+            for module in components.model.modules():
                 module.momentum = 0.0
-            parts.model.train()
+            components.model.train()
             for epoch in range(2):
-                for batch in parts.batches.epoch(epoch):
-                    sums.append(loop.update(config, parts, [batch], epoch))
-            weights.append({name: value for name, value in parts.model.named_parameters()})
-            assert all(p.grad is None for p in parts.model.parameters())
+                for batch in components.batches.epoch(epoch):
+                    sums.append(loop.update(config, components, [batch], epoch))
+            weights.append({name: value for name, value in components.model.named_parameters()})
+            assert all(p.grad is None for p in components.model.parameters())
         assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
         assert torch.stack(sums[: len(sums) // 2]).equal(torch.stack(sums[len(sums) // 2 :]))
         assert [(g.captures, g.replays) for g in made] == [(1, 6 - WARM_UP)]
@@ -329,28 +329,28 @@ class TestCudaGraphStep:
         ).resolve()
         averages, losses = [], []
         for captured in (False, True):
-            parts = build_components(config)
+            components = build_components(config)
             if captured:
-                capture(parts, config)
+                capture(components, config)
             for epoch in range(2):
-                for batch in parts.batches.epoch(epoch):
-                    losses.append(read_sums(loop.update(config, parts, [batch], epoch))["loss"])
-            averages.append(parts.averaging.evaluated.state_dict())
+                for batch in components.batches.epoch(epoch):
+                    losses.append(read_sums(loop.update(config, components, [batch], epoch))["loss"])
+            averages.append(components.averaging.evaluated.state_dict())
         assert all(value.equal(averages[1][name]) for name, value in averages[0].items())
         assert losses[: len(losses) // 2] == losses[len(losses) // 2 :]
 
     def test_a_nan_is_seen(self, tiny):
         config = tiny.override(norm_layer="gn", method="pgd_at").resolve()
-        parts = build_components(config)
-        capture(parts, config)
-        parts.method.perturb = lambda model, x, *args: x.clone()  # only the outer pass meets the nan
-        batches = [batch for batch in parts.batches.epoch(0) if len(batch.y) == config.schedule.batch_size]
+        components = build_components(config)
+        capture(components, config)
+        components.method.perturb = lambda model, x, *args: x.clone()  # only the outer pass meets the nan
+        batches = [batch for batch in components.batches.epoch(0) if len(batch.y) == config.schedule.batch_size]
         for k in range(WARM_UP + 2):
-            loop.update(config, parts, [batches[k % len(batches)]], 0)
+            loop.update(config, components, [batches[k % len(batches)]], 0)
         with torch.no_grad():
-            parts.model.head.weight.fill_(torch.nan)
+            components.model.head.weight.fill_(torch.nan)
         with pytest.raises(NonFiniteError, match="a loss or a gradient norm is nan or infinite"):
-            loop.update(config, parts, [batches[0]], 0)
+            loop.update(config, components, [batches[0]], 0)
 
     def test_is_chosen_by_the_option(self, tiny, monkeypatch):
         monkeypatch.setattr(builders, "set_attack_runner", lambda *args: None)  # which refuses it on a CPU
@@ -392,9 +392,9 @@ class TestOptions:
             ({"precision": "fp16", "cuda_graphs": True}, True),
         ):
             config = tiny.override(**options).resolve()
-            parts = build_components(config.override(cuda_graphs=False, device="cpu"))
-            set_attack_runner(config, parts.method, parts.network, torch.device("cuda"))
-            assert isinstance(parts.method.attack.runner, CudaGraphRunner) == expected, options
+            components = build_components(config.override(cuda_graphs=False, device="cpu"))
+            set_attack_runner(config, components.method, components.network, torch.device("cuda"))
+            assert isinstance(components.method.attack.runner, CudaGraphRunner) == expected, options
 
     def test_compiled_attack(self, tiny, monkeypatch):
         """The attack runs the compiled model, the outer step the plain one; both have the same parameters."""
@@ -409,13 +409,13 @@ class TestOptions:
         found = []
         for options in ({}, {"compile": True}):
             config = tiny.override(attack_steps=2, **options).resolve()
-            parts = build_components(config)
-            for batch in parts.batches.epoch(0):
-                loop.update(config, parts, [batch], 0)
-            found.append(torch.cat([p.detach().flatten() for p in parts.model.parameters()]))
-        runner = parts.method.attack.runner
+            components = build_components(config)
+            for batch in components.batches.epoch(0):
+                loop.update(config, components, [batch], 0)
+            found.append(torch.cat([p.detach().flatten() for p in components.model.parameters()]))
+        runner = components.method.attack.runner
         assert isinstance(runner, CompiledRunner)
-        assert (runner.model, runner.compiled) == (parts.network, compiled[0])
+        assert (runner.model, runner.compiled) == (components.network, compiled[0])
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
         torch.testing.assert_close(
             *found, rtol=1e-3, atol=1e-4
@@ -441,18 +441,18 @@ class TestCuda:
             )
             config = config.override(device="cuda", cuda_graphs=cuda_graphs, epochs=2)
             config = config.override(optimizer=optimizer, norm_layer=norm_layer).resolve()
-            parts = build_components(config)
-            parts.method.warmup = 0  # of AWP
+            components = build_components(config)
+            components.method.warmup = 0  # of AWP
             for epoch in range(2):
-                parts.method.start_epoch(parts.network, epoch)
-                for batch in parts.batches.epoch(epoch):
-                    loop.update(config, parts, [batch], epoch)
-            weights.append(parts.model.state_dict())
-        recording = getattr(parts.method, "base", parts.method).attack.runner.captured.recording
+                components.method.start_epoch(components.network, epoch)
+                for batch in components.batches.epoch(epoch):
+                    loop.update(config, components, [batch], epoch)
+            weights.append(components.model.state_dict())
+        recording = getattr(components.method, "base", components.method).attack.runner.captured.recording
         assert isinstance(recording.graph, CudaGraph)
         assert recording.captured
         if method != "pgd_at_awp" and (optimizer, norm_layer) != ("engm", "bn"):
-            assert parts.step.captured.recording.captured
+            assert components.step.captured.recording.captured
         for name, value in weights[0].items():
             assert value.equal(weights[1][name]), name
 
@@ -462,16 +462,16 @@ class TestCuda:
     def test_a_step_never_waits(self, optimizer, norm_layer, cuda_graphs, tiny):
         config = tiny.override(attack_steps=2, optimizer=optimizer, norm_layer=norm_layer, device="cuda").resolve()
         config = config.override(cuda_graphs=cuda_graphs, average="ema", label_smoothing=0.1)
-        parts = build_components(config)
-        batches = list(parts.batches.epoch(0))
+        components = build_components(config)
+        batches = list(components.batches.epoch(0))
         for k in range(WARM_UP + 1):
-            loop.update(config, parts, [batches[k % 3]], 0)
-        if hasattr(parts.optimizer, "norms"):
-            parts.optimizer.norms.gap = 100
-            loop.update(config, parts, [batches[0]], 0)
+            loop.update(config, components, [batches[k % 3]], 0)
+        if hasattr(components.optimizer, "norms"):
+            components.optimizer.norms.gap = 100
+            loop.update(config, components, [batches[0]], 0)
         torch.cuda.set_sync_debug_mode("error")
         try:
             with Checks().at("here"):
-                loop.update(config, parts, [batches[1]], 0)
+                loop.update(config, components, [batches[1]], 0)
         finally:
             torch.cuda.set_sync_debug_mode("default")
