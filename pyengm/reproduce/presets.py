@@ -13,7 +13,7 @@ from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.option_parsing import own_arguments, parse_options
 from pyengm.training.option_types import format_pixels, parse_number
 from pyengm.training.recipes import recipe_for
-from pyengm.training.schedule import in_proportion
+from pyengm.training.schedule import scale_milestones
 
 # full: the row as it is. short: 10,000 training images, fewer epochs and AutoAttack on 1,000 images, some minutes on a
 # GPU. smoke: the embedded digits and their recipe with the row's method and optimiser, seconds to minutes on a CPU.
@@ -98,7 +98,7 @@ def shorter(paper: TrainConfig, epochs: int) -> dict[str, Any]:
     """Returns the options that count epochs, scaled to a run of so many epochs."""
     share = epochs / paper.schedule.epochs
     changes: dict[str, Any] = {
-        "milestones": in_proportion(paper.schedule.milestones, share),
+        "milestones": scale_milestones(paper.schedule.milestones, share),
         "method_options": _shorter_method(paper, share, epochs),
         "optimizer_options": _shorter_optimizer(paper, share, epochs),
     }

@@ -67,7 +67,7 @@ def weights_after(config: TrainConfig, out: Path) -> dict[str, torch.Tensor]:
 
 def stop_after(batches: int) -> None:
     """From the batch of that number on, counted over all epochs, process 0 receives a request to stop."""
-    original = loop.step
+    original = loop.update
 
     def step(config, components, group, epoch):
         done = epoch * len(components.batches) + components.schedule.last_epoch % len(components.batches) + 1
@@ -75,7 +75,7 @@ def stop_after(batches: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(config, components, group, epoch)
 
-    loop.step = step
+    loop.update = step
 
 
 def work(number: int, world: int, folder: str, configs: dict[str, TrainConfig]) -> None:
@@ -179,7 +179,7 @@ def test_another_number_of_processes_resumes(configs, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setenv("STOP_AFTER", str(batch))
             run_together(world, tmp_path, stopped)
-    assert [path.name for path in RunFolder.open(run).checkpoints(2).all()][-1] == "epoch-0002-batch-000001"
+    assert [path.name for path in RunFolder.open(run).checkpoints(2).complete()][-1] == "epoch-0002-batch-000001"
     assert_one([weights_after(config, run)], alone)
 
 
@@ -263,13 +263,13 @@ class TestCommand:
         command = [sys.executable, "-m", "pyengm", "train", *self.TINY, *long]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ELSEWHERE)
         run = RunFolder(tmp_path / "run")
-        while process.poll() is None and len(run.checkpoints(2).all()) == 0:
+        while process.poll() is None and len(run.checkpoints(2).complete()) == 0:
             time.sleep(0.05)
         process.send_signal(number)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == STATUS, output
         assert output.count("--resume") == 1
-        newest = run.checkpoints(2).all()[-1]
+        newest = run.checkpoints(2).complete()[-1]
         assert find_corruption(newest) is None
         assert sorted(path.name for path in newest.glob("process*")) == ["process-0-of-2.pt", "process-1-of-2.pt"]
 
