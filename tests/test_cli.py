@@ -1,7 +1,11 @@
 """The commands as a user types them."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 
@@ -11,9 +15,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pyengm import cli
+from pyengm import __version__, cli
 from pyengm.cli import entry
 from pyengm.evaluation import checkpoints, progress
+from pyengm.methods import METHODS
+from pyengm.training import TrainConfig
+from pyengm.training.config_groups import ALL_OPTIMIZERS
+from pyengm.training.option_parsing import own_arguments
 from pyengm.training.signals import STATUS
 from pyengm.utils import terminal
 
@@ -144,8 +152,8 @@ class TestTrain:
             (["--data", "nowhere"], "unknown data set 'nowhere'"),
             (["--data", "cifar10", "--data-dir", "empty"], "--download"),
             (["--model", "resnet81"], "unknown model 'resnet81'"),
-            (["--method", "pdg_at"], "unknown method 'pdg_at'; known: natural, pgd_at"),
-            (["--optimizer", "adam"], "unknown optimizer 'adam'; known: msgd, engm"),
+            (["--method", "pdg_at"], "unknown method 'pdg_at'; known: atas, atta"),
+            (["--optimizer", "adam"], "unknown optimizer 'adam'; known: aengm, engm"),
             (["--eps=-0.1"], "eps is -0.1; expected a finite number >= 0"),
             (["--attacks", "fgms"], "unknown attack 'fgms'; known: fgsm"),
             (
@@ -253,21 +261,173 @@ class TestEvaluate:
 
 
 class TestUsage:
-    def test_help(self, capsys):
-        assert cli.main([]) == 0
-        assert "pyengm COMMAND --help" in capsys.readouterr().out
-        for command in ("train", "evaluate"):
-            with pytest.raises(SystemExit) as stop:
-                cli.main([command, "--help"])
-            assert stop.value.code == 0
-            assert "--autoattack-examples" in capsys.readouterr().out
+    @pytest.mark.parametrize("args", [[], ["-h"], ["--help"]])
+    def test_help(self, args, capsys):
+        assert cli.main(args) == 0
+        text = capsys.readouterr().out
+        assert "pyengm COMMAND --help" in text
+        assert all(f"  {command} " in text for command in ("train", "evaluate", "reproduce", "completion"))
+
+    @pytest.mark.parametrize("flag", ["--version", "-V"])
+    def test_version(self, flag, capsys):
+        assert cli.main([flag]) == 0
+        assert capsys.readouterr().out == f"{__version__}\n"
 
     def test_unknown_command(self, capsys):
         assert cli.main(["tarin"]) == 2
-        assert "unknown command 'tarin'" in capsys.readouterr().err
+        assert "unknown command 'tarin' (did you mean train?)" in capsys.readouterr().err
 
-    def test_unknown_option(self, capsys):
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["train", "--epoch", "3"], "--epochs INT"),
+            (["evaluate", "run", "--surogate", "x"], "--surrogate PATH"),
+            (["train", "--epochs", "3.5"], "Error parsing --epochs: '3.5' is not an integer"),
+            (["train", "--eps", "8/0"], "Error parsing --eps: '8/0' is not a number"),
+            (["train", "--method", "atsa"], "(did you mean atta?)"),
+            (["train", "--threat", "linff"], "unknown threat 'linff'; known: linf, l2 (did you mean linf?)"),
+            (["train", "--method", "trades", "--method-options", "bta=3"], "(did you mean beta?)"),
+            (
+                ["train", "--method", "atas", "--method-options", "dtype=int8"],
+                "expected a floating-point type of torch",
+            ),
+            (["train", "--optimizer", "entropy_sgd", "--optimizer-options", "inner_stps=3"], "mean inner_steps?)"),
+            (["reproduce", "--scale", "shrt"], "unknown scale 'shrt'; known: smoke, short, full (did you mean short?)"),
+            (["completion"], "Missing from pyengm completion"),
+            (["completion", "bsh"], "unknown shell 'bsh'; known: bash, zsh, fish (did you mean bash?)"),
+        ],
+    )
+    def test_words_that_do_not_parse(self, args, message, capsys):
         with pytest.raises(SystemExit) as stop:
-            cli.main(["train", "--epoch", "3"])
+            cli.main(args)
         assert stop.value.code == 2
-        assert "--epochs" in capsys.readouterr().err
+        text = capsys.readouterr().err
+        assert message in " ".join(text.split())
+        assert "\x1b" not in text
+
+
+def help_of(capsys, *args: str) -> str:
+    """The help of a command, as lines that are 100 columns wide."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(args)
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def default_of(text: str, flag: str) -> str:
+    """The default that the help shows for a flag."""
+    words = " ".join(text.split())
+    return re.search(rf" {flag}[ ,].*?\(default: (.*?)\)(?= -| [a-z]+ options|$)", words)[1]
+
+
+class TestHelp:
+    @pytest.fixture(autouse=True)
+    def wide(self, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "100")
+
+    @pytest.mark.parametrize("command", ["train", "evaluate", "reproduce", "completion"])
+    def test_of_every_command(self, command, capsys):
+        text = help_of(capsys, command, "-h")
+        assert text == help_of(capsys, command, "--help")
+        assert text.startswith(f"usage: pyengm {command} [-h]")
+        assert "None" not in text
+
+    def test_groups_flags_and_choices(self, capsys):
+        text = help_of(capsys, "train", "--help")
+        groups = re.findall(r"^ (\w+) options", text, re.MULTILINE)
+        assert groups == [field.name for field in fields(TrainConfig)]
+        flags = re.findall(r"^  (--\w[\w-]*)", text, re.MULTILINE)
+        assert flags == [f"--{name.replace('_', '-')}" for name in TrainConfig.options]
+        for choices in ("--threat {linf,l2}", "--norm-layer {bn,gn}", "--average {none,ema,swa}"):
+            assert choices in text
+        assert f"--method {{{','.join(METHODS)}}}" in "".join(text.split()).replace("--method{", "--method {")
+
+    def test_defaults_are_those_of_the_recipe(self, capsys):
+        text = help_of(capsys, "train", "--method", "trades", "--data", "cifar10", "--help")
+        assert "None" not in text
+        shown = {
+            "--data": "cifar10",
+            "--method": "trades",
+            "--eps": "0.031",
+            "--step-size": "0.007",
+            "--attack-steps": "10",
+            "--optimizer": "msgd",
+            "--alpha": "the optimiser has none",
+            "--lr": "0.1",
+            "--weight-decay": "0.0002",
+            "--epochs": "76",
+            "--milestones": "74",
+            "--width": "that of the architecture's paper",
+            "--eval-both-threats": "True",
+        }
+        assert {flag: default_of(text, flag) for flag in shown} == shown
+        text = help_of(capsys, "train", "-h", "--data", "cifar10", "--optimizer=nengm", "--epochs", "40")
+        assert [default_of(text, flag) for flag in ("--eps", "--alpha", "--milestones")] == ["8/255", "0.5", "25 30"]
+
+    def test_options_of_a_file_are_defaults_too(self, tmp_path, capsys):
+        (tmp_path / "mine.yaml").write_text("data: {name: svhn}\noptimizer: {lr: 0.03}\n")
+        text = help_of(capsys, "train", "--config", str(tmp_path / "mine.yaml"), "-h")
+        assert [default_of(text, flag) for flag in ("--data", "--lr", "--epochs")] == ["svhn", "0.03", "120"]
+
+    def test_a_command_that_would_fail_has_help_too(self, capsys):
+        text = help_of(capsys, "train", "--method", "atsa", "--help")
+        assert default_of(text, "--method") == "pgd_at"
+
+    def test_options_of_a_method_and_an_optimizer(self, capsys):
+        text = help_of(capsys, "train", "--method", "atas", "--help")
+        section = text.partition("options of atas: --method-options NAME=VALUE ...\n")[2]
+        assert re.findall(r"^(\w+)=", section, re.MULTILINE) == [*own_arguments(METHODS["atas"])]
+        words = " ".join(section.split())
+        assert "warmup=INT Epochs at the start with steps of size eps. (default: 5)" in words
+        assert "resolution=INT|none" in words
+        assert "dtype=DTYPE" in words
+        assert "as_printed=true|false" in words
+        text = help_of(capsys, "train", "--optimizer", "entropy_sgd", "--method", "natural", "--help")
+        assert "natural has no options of its own" in text
+        assert "inner_steps=INT Inner steps of an outer step" in " ".join(text.split())
+        assert "NAME=VALUE ..." not in help_of(capsys, "train", "--help")
+
+    @pytest.mark.parametrize("kind", [*METHODS.values(), *ALL_OPTIMIZERS.values()])
+    def test_every_option_of_a_method_or_an_optimizer_has_a_text(self, kind):
+        assert all(argument.text for argument in own_arguments(kind).values())
+
+    def test_colors_on_terminals_alone(self, monkeypatch, capsys):
+        command = ("train", "--method", "atas", "--help")
+        assert "\x1b" not in help_of(capsys, *command)
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        for stream in (sys.stdout, sys.stderr):
+            monkeypatch.setattr(stream, "isatty", lambda: True)
+        colored = help_of(capsys, *command)
+        assert "\x1b[36m(default: 5)" in colored
+        assert "╭─" in colored
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert not re.search(r"\x1b\[[\d;]*3\d", help_of(capsys, *command))
+
+
+class TestCompletion:
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_scripts(self, shell, capsys):
+        assert cli.main(["completion", shell]) == 0
+        text = capsys.readouterr().out
+        assert all(word in text for word in ("evaluate", "attack-steps", "linf", "entropy_sgd2"))
+
+    @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            (["tr"], "train"),
+            (["train", "--thr"], "--threat"),
+            (["train", "--threat", "l"], "linf l2"),
+            (["train", "--method", "at"], "atas atta"),
+            (["evaluate", "--surr"], "--surrogate"),
+        ],
+    )
+    def test_in_bash(self, words, expected, tmp_path, capsys):
+        cli.main(["completion", "bash"])
+        (tmp_path / "script").write_text(capsys.readouterr().out)
+        line = " ".join(["pyengm", *words])
+        code = f"source {tmp_path / 'script'}; COMP_WORDS=({line}); COMP_CWORD={len(words)}; COMP_LINE='{line}'; "
+        code += "COMP_POINT=${#COMP_LINE}; _tyro_pyengm; echo ${COMPREPLY[*]}"
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,14 @@ from tools.paired_steps import EPS, SGD, STEP, K, Setting
 from tools.timed_training import time_epochs
 from torch.optim.lr_scheduler import LambdaLR
 
+from pyengm.data import Batch
 from pyengm.ops import Key
 from pyengm.training.builders import TrainComponents, build_components
 from pyengm.training.config import TrainConfig
 from pyengm.training.loop import fit, report_step
 from pyengm.training.metric_sums import measure
 from pyengm.training.run_folder import RunFolder
+from pyengm.training.steps import StepStats
 
 
 class Training:
@@ -65,6 +67,17 @@ class Anatomy:
     once: float
 
 
+@dataclass
+class PairedStep:
+    """A step of one batch that calls a function in its place."""
+
+    function: Callable[[Sequence[Batch], Sequence[Key]], StepStats]
+    batches_per_update: int = 1
+
+    def __call__(self, batches: Sequence[Batch], keys: Sequence[Key]) -> StepStats:
+        return self.function(batches, keys)
+
+
 class Dissected:
     """A `Training`, each step of which is followed by that of a twin on a batch that lies ready, without a loop."""
 
@@ -72,8 +85,8 @@ class Dissected:
         self.training, self.parts = training, training.parts
         self.twin = training.build_components()
         self.ready = [*self.twin.batches.epoch(0)]
-        self._step = self.parts.train_step
-        self.parts.train_step = self._both
+        self._step = self.parts.step
+        self.parts.step = PairedStep(self._both)
         self._alone: list[float] = []
         self._within: list[float] = []
 
@@ -90,13 +103,13 @@ class Dissected:
         parts["the rest of the loop"] = between / n - sum(parts.values())
         return Anatomy(self._alone, self._within, parts, whole - batches)
 
-    def _both(self, *arguments: object, **options: object) -> object:
+    def _both(self, batches: Sequence[Batch], keys: Sequence[Key]) -> StepStats:
         start = time.perf_counter()
-        used = self._step(*arguments, **options)
+        used = self._step(batches, keys)
         middle = time.perf_counter()
         batch, twin = self.ready[len(self._alone)], self.twin
         key = Key(self.training.config.run.seed, 0, batch.index)
-        twin.train_step(twin.method, twin.network, twin.optimizer, batch.x, batch.y, key, batch.transform)
+        twin.step([batch], [key])
         self._within.append(middle - start)
         self._alone.append(time.perf_counter() - middle)
         return used

@@ -23,7 +23,7 @@ def print_arguments(option: str, name: str, kind: type) -> None:
     title = f"options of {name}: {option} NAME=VALUE ..."
     table = Table.grid(padding=(0, 2))
     for argument in own_arguments(kind).values():
-        metavar = argument.type.metavar + ("|none" if argument.type.optional else "")
+        metavar = argument.values.metavar + ("|none" if argument.values.optional else "")
         text = Text.assemble(argument.text, " ", (f"(default: {format_argument(argument.default)})", "cyan"))
         table.add_row(Text(f"{argument.name}={metavar}", style="bold"), text)
     content = table if table.rows else Text(f"{name} has no options of its own.")

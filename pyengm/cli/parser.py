@@ -112,14 +112,14 @@ def _hint_of(option: Option, default: Any, text: str | None, completing: bool) -
     meaning = unset.meaning if unset else "by the recipe"
     behavior = f"(default: {meaning})" if default in (None, ()) else None
     argument = tyro.conf.arg(name=option.name, help=text, help_behavior_hint=behavior)
-    spec = () if option.type.kind is bool else (_spec(option, completing),)
-    kind = tuple[option.type.kind, ...] if option.type.many else option.type.kind
-    return Annotated[(kind if default is not None else kind | None, *option.type.marks, argument, *spec)]
+    spec = () if option.values.kind is bool else (_spec(option, completing),)
+    kind = tuple[option.values.kind, ...] if option.values.many else option.values.kind
+    return Annotated[(kind if default is not None else kind | None, *option.values.marks, argument, *spec)]
 
 
 def _spec(option: Option, completing: bool) -> PrimitiveConstructorSpec:
     """How words become a value, and a value words."""
-    kind, choice, metavar = option.type, option.mark(Choice), option.mark(Metavar)
+    kind, choice, metavar = option.values, option.mark(Choice), option.mark(Metavar)
     name = metavar.text if metavar else f"{{{','.join(choice.known)}}}" if choice else kind.metavar
 
     def to_words(value: Any) -> list[str]:

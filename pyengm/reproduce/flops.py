@@ -1,4 +1,4 @@
-"""What an epoch of training costs, in floating-point operations: counted, not timed."""
+"""The cost of an epoch of training, in floating-point operations that are counted, not timed."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,7 +12,7 @@ HELD_OUT_PASSES = 41  # a natural pass and PGD-20 on every held-out image, after
 
 
 def epoch_flops(config: TrainConfig, train: ImageDataset, images: int, held_out: int) -> float:
-    """The operations of one epoch.
+    """Returns the floating-point operations of one epoch.
 
     Args:
         config: The run, resolved.
@@ -25,7 +25,7 @@ def epoch_flops(config: TrainConfig, train: ImageDataset, images: int, held_out:
 
 
 def forward_flops(config: TrainConfig, data: ImageDataset) -> int:
-    """Operations of one forward pass of one image through the model, two for a multiplication with an addition."""
+    """Returns the operations of one forward pass of one image; a multiplication with an addition counts as two."""
     with torch.device("meta"):
         model = build(
             config.model.name,

@@ -1,9 +1,4 @@
-"""What a row of a table is trained with at each scale, and how that differs from the paper, in words.
-
-full    the row as it is
-short   10,000 training images, fewer epochs, AutoAttack on 1,000 images: some minutes on a GPU
-smoke   the embedded digits and their recipe with the row's method and optimiser: seconds to minutes on a CPU
-"""
+"""The run of a row of a table at each scale, and its differences from the paper's in words."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +13,10 @@ from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.option_parsing import own_arguments, parse_options
 from pyengm.training.option_types import format_pixels, parse_number
 from pyengm.training.recipes import recipe_for
-from pyengm.training.schedule import in_proportion
+from pyengm.training.schedule import scale_milestones
 
+# full: the row as it is. short: 10,000 training images, fewer epochs and AutoAttack on 1,000 images, some minutes on a
+# GPU. smoke: the embedded digits and their recipe with the row's method and optimiser, seconds to minutes on a CPU.
 SCALES = ("smoke", "short", "full")
 SHORT_IMAGES = 10_000
 SHORT_AUTOATTACK = 1_000
@@ -40,19 +37,21 @@ IN_EPOCHS = {"warmup_epochs": 1, "swa_start": 0, "patience": 1}  # options that 
 
 
 def full(options: Mapping[str, Any], where: str) -> TrainConfig:
-    """The row's own run."""
+    """Returns the row's own run. where: the row, for messages."""
     return TrainConfig.from_plain(options, where).resolve()
 
 
 def short(paper: TrainConfig, train: ImageDataset, indices: Path) -> TrainConfig:
-    """The row on fewer images for fewer epochs, so many that a row takes about as long as any other.
+    """Returns the run of a row on fewer images, for so many epochs that all rows take about the same time.
 
-    paper: as `full` gives it. train: its training split. indices: the file of `short_positions(len(train))`.
+    Args:
+        paper: The run as `full` returns it.
+        train: Its training split.
+        indices: The file of `short_indices(len(train))`.
     """
     images = min(SHORT_IMAGES, len(train))
-    held_out = {"val": images // 10, "none": 0, "test": images}[
-        paper.evaluation.select_on
-    ]  # test sets have about as many
+    by_selection = {"val": images // 10, "none": 0, "test": images}  # test sets have about as many images
+    held_out = by_selection[paper.evaluation.select_on]
     affordable = SHORT_FLOPS / epoch_flops(paper, train, images, held_out)
     epochs = min(paper.schedule.epochs, max(2, int(affordable)))
     return paper.override(
@@ -64,14 +63,19 @@ def short(paper: TrainConfig, train: ImageDataset, indices: Path) -> TrainConfig
     ).resolve()
 
 
-def short_positions(length: int) -> list[int]:
-    """The positions of the training split that a short run has, evenly spread over it."""
+def short_indices(length: int) -> list[int]:
+    """Returns the indices of the training images of a short run, spread evenly over `length` images."""
     count = min(SHORT_IMAGES, length)
     return [i * length // count for i in range(count)]
 
 
 def smoke(options: Mapping[str, Any], paper: TrainConfig) -> TrainConfig:
-    """The row's method and optimiser on the digits. options: those of the row; paper: as `full` gives it."""
+    """Returns a run of the row's method and optimiser on the digits.
+
+    Args:
+        options: The options of the row.
+        paper: The run as `full` returns it.
+    """
     recipe = recipe_for(SMOKE_DATA, paper.method.name, paper.attack.threat)
     epochs = min(recipe["epochs"], paper.schedule.epochs)
     larger = recipe["radii"][paper.attack.threat] / recipe_for(paper.data.name)["radii"][paper.attack.threat]
@@ -91,10 +95,10 @@ def smoke(options: Mapping[str, Any], paper: TrainConfig) -> TrainConfig:
 
 
 def shorter(paper: TrainConfig, epochs: int) -> dict[str, Any]:
-    """Every option of a run that is counted in epochs, in proportion to their number."""
+    """Returns the options that count epochs, scaled to a run of so many epochs."""
     share = epochs / paper.schedule.epochs
     changes: dict[str, Any] = {
-        "milestones": in_proportion(paper.schedule.milestones, share),
+        "milestones": scale_milestones(paper.schedule.milestones, share),
         "method_options": _shorter_method(paper, share, epochs),
         "optimizer_options": _shorter_optimizer(paper, share, epochs),
     }
@@ -135,14 +139,20 @@ def _shorter(value: float, share: float, least: int) -> float:
 
 
 def method_options(config: TrainConfig) -> dict[str, Any]:
-    """The options of the run's method that have none of their own in TrainConfig, with its defaults."""
+    """Returns the options of the run's method that are not options of TrainConfig, defaults included."""
     kind = METHODS[config.method.name]
     given = parse_options(config.method.options, kind, "method_options")
     return {name: argument.default for name, argument in own_arguments(kind).items()} | given
 
 
 def differences(paper: TrainConfig, ours: TrainConfig, images: tuple[int, int] | None = None) -> list[str]:
-    """A line for every option that is not the paper's. images: how many training images, of how many."""
+    """Returns a line for every option that is not the paper's.
+
+    Args:
+        paper: The paper's run.
+        ours: Our run.
+        images: The number of training images, and that of the whole training split.
+    """
     apart = (*PER_CALL, "seed", "data_dir", "download", "device", "cpu_threads", "train_indices")
     apart += ("method_options", "eval_both_threats")
     in_pixels = ("eps", "step_size", *METHODS[paper.method.name].info.pixel_options)

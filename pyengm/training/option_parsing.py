@@ -22,26 +22,27 @@ class Argument:
 
     Args:
         name: Its name.
-        type: The type of its values.
+        values: The type of its values.
         default: Its value when it is not given.
-        text: What the docstring says about it; empty where there is nothing.
+        text: Its text in the docstring; empty where it has none.
     """
 
     name: str
-    type: ValueType
+    values: ValueType
     default: Any
     text: str
 
     def parse(self, text: str) -> Any:
-        """Returns the value that a text stands for. Raises ValueError for a text of another type."""
-        if self.type.optional and text.lower() == "none":
+        """Returns the value of a text. Raises ValueError for a text of another type."""
+        if self.values.optional and text.lower() == "none":
             return None
-        return self.type.parse(text)
+        return self.values.parse(text)
 
     @property
     def expected(self) -> str:
         """What a value must be, in words, with the default."""
-        return f"{self.type.words}{' or none' if self.type.optional else ''} (default: {format_argument(self.default)})"
+        or_none = " or none" if self.values.optional else ""
+        return f"{self.values.words}{or_none} (default: {format_argument(self.default)})"
 
 
 @cache

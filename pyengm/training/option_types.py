@@ -180,23 +180,23 @@ class Option:
         group: The name of the group in `TrainConfig`, such as "attack".
         field: The name of the field in the group, such as "steps".
         name: The flat name, unique over all groups, such as "attack_steps".
-        type: The type of its values.
+        values: The type of its values.
     """
 
     group: str
     field: str
     name: str
-    type: ValueType
+    values: ValueType
 
     def mark(self, kind: type) -> Any:
         """Returns the annotation of that class, or None."""
-        return next((mark for mark in self.type.marks if isinstance(mark, kind)), None)
+        return next((mark for mark in self.values.marks if isinstance(mark, kind)), None)
 
     def check(self, value: Any) -> None:
         """Raises ConfigError for a value that the annotations exclude."""
         if value is None:
             return
-        for mark in self.type.marks:
+        for mark in self.values.marks:
             if isinstance(mark, (Choice, Expect)):
                 mark.check(self.name, value)
 
@@ -209,13 +209,13 @@ class Option:
         if value is None:
             return None
         try:
-            if not self.type.many:
-                return self.type.parse(str(value))
+            if not self.values.many:
+                return self.values.parse(str(value))
             if not isinstance(value, list):
                 raise ValueError(value)
-            return tuple(self.type.parse(str(part)) for part in value)
+            return tuple(self.values.parse(str(part)) for part in value)
         except ValueError as error:
-            expected = f"a list, each {self.type.words}" if self.type.many else self.type.words
+            expected = f"a list, each {self.values.words}" if self.values.many else self.values.words
             raise ConfigError(f"{where}: {self.name} is {value!r}; expected {expected}") from error
 
 

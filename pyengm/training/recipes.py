@@ -3,7 +3,7 @@
 from typing import Any
 
 from pyengm.methods import METHODS, ShortRun
-from pyengm.training.schedule import in_proportion
+from pyengm.training.schedule import scale_milestones
 
 # radii: eps per norm; both norms are evaluated. milestones: epochs at which the learning rate is divided by ten.
 DEFAULT_RECIPE: dict[str, Any] = {
@@ -89,7 +89,7 @@ def recipe_for(
         recipe["augment"] = "resized"
     own: dict[str, Any] = dict((is_large and info.large_recipe) or info.recipe)
     if "epochs" in own:
-        own = {"milestones": in_proportion(recipe["milestones"], own["epochs"] / recipe["epochs"])} | own
+        own = {"milestones": scale_milestones(recipe["milestones"], own["epochs"] / recipe["epochs"])} | own
     if threat != "linf":  # published radii and step sizes are for L-infinity
         own = {name: value for name, value in own.items() if name not in ("eps", "step_size")}
         words = own.get("method_options", ())

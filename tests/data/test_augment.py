@@ -10,7 +10,7 @@ from pyengm.errors import DataError
 
 
 def slow_apply(transform, images, fill):
-    """One image at a time: pad, cut, flip."""
+    """One image at a time: pad, crop, flip."""
     p, (n, _, h, w) = transform.padding, images.shape
     out = torch.empty_like(images)
     for i in range(n):
@@ -23,7 +23,7 @@ def slow_apply(transform, images, fill):
 
 
 def slow_invert(transform, images, out):
-    """One image at a time: flip back, paste on the padded canvas, cut the middle out."""
+    """One image at a time: flip back, write to the padded canvas, crop its middle."""
     p, (n, _, h, w) = transform.padding, images.shape
     out = out.clone()
     for i in range(n):
@@ -93,15 +93,15 @@ def test_gather_and_scatter_equal_the_loop(shape, padding):
     c, h, w = shape
     canvas = torch.randn(len(transform.rows), c, h + 2 * padding, w + 2 * padding)
     windows = torch.randn(len(canvas), *shape)
-    cut, pasted = torch.empty_like(windows), canvas.clone()
+    gathered, scattered = torch.empty_like(windows), canvas.clone()
     for i, (row, col, flip) in enumerate(zip(transform.rows, transform.cols, transform.flip, strict=True)):
-        place = (i, slice(None), slice(row, row + h), slice(col, col + w))
-        cut[i] = canvas[place].flip(2) if flip else canvas[place]
-        pasted[place] = windows[i].flip(2) if flip else windows[i]
-    assert torch.equal(transform.gather_window(canvas), cut)
+        where = (i, slice(None), slice(row, row + h), slice(col, col + w))
+        gathered[i] = canvas[where].flip(2) if flip else canvas[where]
+        scattered[where] = windows[i].flip(2) if flip else windows[i]
+    assert torch.equal(transform.gather_window(canvas), gathered)
     out = canvas.clone().to(memory_format=torch.channels_last)
     assert transform.scatter_window(windows, out) is out
-    assert torch.equal(out, pasted)
+    assert torch.equal(out, scattered)
     assert torch.equal(transform.gather_window(out), windows)
 
 

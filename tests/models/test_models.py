@@ -56,7 +56,7 @@ def test_shapes(name, channels, size):
         ("preact_resnet18", {}, 11_172_170),
         ("wrn_28_10", {}, 36_479_194),
         ("wrn_34_10", {}, 46_160_474),
-        # By hand: convolutions, two numbers a norm channel, dense layers.
+        # By hand: convolutions, two values a norm channel, dense layers.
         ("cnn4", {"in_channels": 1, "image_size": 28}, 9 * 32 * 65 + 2 * 96 + 3136 * 128 + 128 + 1290),
         (
             "cnn8",

@@ -50,12 +50,12 @@ def table(request):
 
 
 def configured(table, row):
-    """The options of a row as `TrainConfig.from_plain` reads them, those left open still open."""
+    """The options of a row as `TrainConfig.from_plain` reads them, options that are not given still None."""
     return TrainConfig.from_plain({**table["common"], **row["options"]}, "row")
 
 
 def figures(name, column):
-    """The paper's numbers in a column by row."""
+    """The figures of the paper in a column by row."""
     return {row["name"]: row["paper"][column] for row in read(name)["rows"] if column in row["paper"]}
 
 
@@ -99,8 +99,11 @@ def test_every_row_can_be_trained(table):
         build_optimizer(config, nn.Linear(2, 2), method)
         assert config.model.name in list_models()
         for name in table["common"] | row["options"]:
-            kept, asked = config.get(name), given.get(name)
-            assert kept == asked or (name == "method_options" and set(kept) >= set(asked)), (row["name"], name)
+            resolved, wanted = config.get(name), given.get(name)
+            assert resolved == wanted or (name == "method_options" and set(resolved) >= set(wanted)), (
+                row["name"],
+                name,
+            )
 
 
 def test_rows_leave_nothing_to_the_recipes_of_methods(table):

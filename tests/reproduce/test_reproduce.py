@@ -24,7 +24,7 @@ from pyengm.reproduce.presets import (
     differences,
     full,
     short,
-    short_positions,
+    short_indices,
     shorter,
     smoke,
 )
@@ -176,11 +176,11 @@ class TestShort:
     def test_a_row_of_pgd(self, tmp_path):
         paper = full(PAPER, "row")
         train = make_images(50_000)
-        config = short(paper, train, tmp_path / "positions.txt")
+        config = short(paper, train, tmp_path / "indices.txt")
         # The budget by hand: 10,000 images of 23 passes and 1,000 of 41, 1.11 GFLOP each.
         assert config.schedule.epochs == pytest.approx(1.5e16 / ((10_000 * 23 + 1_000 * 41) * 1.11e9), rel=0.05)
         assert config.schedule.milestones == tuple(round(m / 120 * config.schedule.epochs, 2) for m in (75, 90))
-        assert (config.evaluation.autoattack_examples, config.data.train_indices) == (1000, tmp_path / "positions.txt")
+        assert (config.evaluation.autoattack_examples, config.data.train_indices) == (1000, tmp_path / "indices.txt")
         kept = (
             "method",
             "optimizer",
@@ -214,12 +214,12 @@ class TestShort:
         )
 
     @pytest.mark.parametrize("length", [1437, 10_000, 50_000, 73_257])
-    def test_positions(self, length):
-        positions = short_positions(length)
-        assert len(positions) == min(length, 10_000)
-        gaps = np.diff(positions)
-        assert (positions[0], gaps.max() - gaps.min() <= 1) == (0, True)
-        assert length - positions[-1] <= gaps.max()
+    def test_indices(self, length):
+        indices = short_indices(length)
+        assert len(indices) == min(length, 10_000)
+        gaps = np.diff(indices)
+        assert (indices[0], gaps.max() - gaps.min() <= 1) == (0, True)
+        assert length - indices[-1] <= gaps.max()
 
     def test_defaults_counted_in_epochs_shrink_too(self):
         options = {"data": "cifar10", "method": "trades_awp", "model": "wrn_34_10", "epochs": 200, "select_on": "none"}
@@ -425,8 +425,8 @@ class TestReport:
         assert json.loads(json.dumps(report)) == report
 
     def test_shared_and_own_differences(self):
-        told = self.report({}, {"A": 1.0, "B": 1.0}, differences={"A": ["x", "y"], "B": ["x", "z"]})["differences"]
-        assert told == {"all rows": ["x"], "A": ["y"], "B": ["z"]}
+        found = self.report({}, {"A": 1.0, "B": 1.0}, differences={"A": ["x", "y"], "B": ["x", "z"]})["differences"]
+        assert found == {"all rows": ["x"], "A": ["y"], "B": ["z"]}
 
     def test_look_up(self):
         results = {"best": {"pgd20": 0.5, "deepfool": 0.7}, "robust_overfitting": 3.0, "hours": 1.5}
@@ -496,21 +496,21 @@ class TestCommand:
     def test_short(self, here, capsys):
         options = ["--rows", "MSGD", "--scale", "short", "--out", "short", "--device", "cpu"]
         assert cli.main(["reproduce", "toy-1", *options]) == 0
-        positions = np.loadtxt("short/positions-digits.txt", dtype=int)
-        assert positions.tolist() == list(range(1437))
+        indices = np.loadtxt("short/indices-digits.txt", dtype=int)
+        assert indices.tolist() == list(range(1437))
         config = TrainConfig.load(Path("short/msgd/seed-0/config.yaml"))
-        assert (config.data.train_indices, config.machine.precision) == (here / "short/positions-digits.txt", "bf16")
+        assert (config.data.train_indices, config.machine.precision) == (here / "short/indices-digits.txt", "bf16")
         report = json.loads(Path("short/results.json").read_text())
         precision, made_on = report["differences"]["all rows"]
         assert precision == "precision bf16 in place of float32"
         assert made_on.startswith("made on ")
         assert made_on.endswith(", 1 process(es)")
 
-        Path("short/positions-digits.txt").write_text("3\n")
+        Path("short/indices-digits.txt").write_text("3\n")
         assert cli.main(["reproduce", "toy-1", *options]) == 1
-        assert "holds other positions" in capsys.readouterr().err
+        assert "holds other indices" in capsys.readouterr().err
 
-    def test_an_interrupted_call_goes_on(self, here, monkeypatch, capsys):
+    def test_an_interrupted_call_resumes(self, here, monkeypatch, capsys):
         stopped = []
 
         def stops_once(config):
@@ -523,7 +523,7 @@ class TestCommand:
         command = ["reproduce", "toy-1", "--scale", "full", "--rows", "MSGD", "ENGM"]
         assert cli.main(command) == STATUS
         text = capsys.readouterr().out
-        assert "stopped in ENGM, seed 0; 1 of 2 runs are complete; the same command goes on where it stopped" in text
+        assert "stopped in ENGM, seed 0; 1 of 2 runs are complete; the same command resumes where it stopped" in text
         assert not Path("runs/reproduce/toy-1-full/results.json").exists()
         assert cli.main(command) == 0
         report = json.loads(Path("runs/reproduce/toy-1-full/results.json").read_text())
@@ -561,7 +561,7 @@ class TestCommand:
             reproduce(ReproduceConfig("toy-1", out=Path("other")), TABLES)
 
     def test_a_table_that_has_changed_since(self, here, capsys):
-        """Runs of other options are neither read nor gone on with: the row fails, and says why."""
+        """Runs of other options are neither read nor resumed: the row fails with a reason."""
         shutil.copytree(TABLES, "tables")
         options = ReproduceConfig("toy-1", scale="full", rows=("MSGD",), out=Path("out"))
         assert reproduce(options, Path("tables"))["failed"] == {}

@@ -1,10 +1,10 @@
 """Averages of the weights: by their formulas, with every kind of step, evaluated and saved, bitwise after a stop."""
 
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import always_stop, start, train
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -14,8 +14,7 @@ from pyengm.evaluation import accuracy, attack_named
 from pyengm.methods import Curriculum
 from pyengm.models import build, load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit, loop
-from pyengm.training.averaging import EMA, Mean, averaging
-from pyengm.training.signals import StopRequest
+from pyengm.training.averaging import EMA, SWA, build_averaging
 
 # Each with its own way of changing the weights: AWP takes moves back, Sub-AT and Curriculum begin again, FreeAT updates
 # several times, Entropy-SGD once for several batches, and the scaler of fp16 skips updates.
@@ -31,21 +30,8 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig.from_flat(train_indices=path, model="cnn4", width=2, epochs=3, batch_size=30, lr=0.05)
-
-
-def start(path: Path, config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
-    config = config.override(out=path).resolve()
-    return config, RunFolder.create(config)
-
-
-def train(path: Path, config: TrainConfig) -> RunFolder:
-    config, run = start(path, config)
-    fit(config, build_components(config), run)
-    return run
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(attack_steps=None)
 
 
 def state_of(run: RunFolder) -> dict:
@@ -101,7 +87,7 @@ class TestFormulas:
 
     def test_mean_is_that_of_torch_from_its_first_epoch_on(self):
         model = network()
-        mean, torchs = Mean(model, start=2), AveragedModel(model, use_buffers=True)
+        mean, torchs = SWA(model, start=2), AveragedModel(model, use_buffers=True)
         for epoch in range(6):
             walk(model, epoch)
             mean.after_epoch(epoch)
@@ -119,7 +105,7 @@ class TestFormulas:
     @pytest.mark.parametrize("average", ["ema", "swa"])
     def test_restart_forgets(self, average):
         model = network()
-        held = averaging(average, model, decay=0.9, start=0)
+        held = build_averaging(average, model, decay=0.9, start=0)
 
         def pass_by(seed):
             walk(model, seed)
@@ -145,7 +131,7 @@ class TestFormulas:
 
     def test_none_is_the_model_itself(self):
         model = network()
-        held = averaging("none", model, decay=0.9, start=None)
+        held = build_averaging("none", model, decay=0.9, start=None)
         held.after_step()
         held.after_epoch(0)
         assert held.evaluated is model
@@ -157,24 +143,24 @@ class TestSteps:
     def test_ema_is_of_the_weights_between_steps(self, tiny, tmp_path, monkeypatch, way):
         """Weights recorded after every step, averaged by a second EMA, and forgotten where the run begins again."""
         config, run = start(tmp_path / "run", tiny.override(average="ema", ema_decay=0.7, **WAYS[way]))
-        parts = build_components(config)
-        shadow = deepcopy(parts.model)
-        second, original = EMA(shadow, 0.7), loop.step
+        components = build_components(config)
+        shadow = deepcopy(components.model)
+        second, original = EMA(shadow, 0.7), loop.update
 
-        def step(config, parts, group, epoch):
-            if epoch == parts.method.restart_epoch and parts.averaging.count == 0:
+        def step(config, components, group, epoch):
+            if epoch == components.method.restart_epoch and components.averaging.count == 0:
                 second.restart()
-            sums = original(config, parts, group, epoch)
-            shadow.load_state_dict(parts.model.state_dict())
+            sums = original(config, components, group, epoch)
+            shadow.load_state_dict(components.model.state_dict())
             second.after_step()
-            assert second.count == parts.averaging.count
-            assert_same(parts.averaging.average.state_dict(), second.average.state_dict())
+            assert second.count == components.averaging.count
+            assert_same(components.averaging.average.state_dict(), second.average.state_dict())
             return sums
 
-        monkeypatch.setattr(loop, "step", step)
-        fit(config, parts, run)
+        monkeypatch.setattr(loop, "update", step)
+        fit(config, components, run)
         assert second.count == {"sub_at": 2 * 4, "entropy_sgd": 3 * 2}.get(way, 3 * 4)
-        moved = (p.equal(parts.model.get_parameter(name)) for name, p in second.average.named_parameters())
+        moved = (p.equal(components.model.get_parameter(name)) for name, p in second.average.named_parameters())
         assert not all(moved)
 
     def test_sub_at_averages_its_second_phase_alone(self, tiny, tmp_path):
@@ -199,14 +185,14 @@ class TestSteps:
     def test_no_step_of_fp16_is_lost(self, tiny):
         """A scale that overflows: the update is skipped, and the average takes the weights that stay."""
         config = tiny.override(average="ema", **WAYS["fp16"]).resolve()
-        parts = build_components(config)
-        parts.scaler._init_scale = 2.0**40
-        before = deepcopy(parts.model)
-        parts.network.train()
-        loop.step(config, parts, [next(parts.batches.epoch(0))], 0)
+        components = build_components(config)
+        components.scaler._init_scale = 2.0**40
+        before = deepcopy(components.model)
+        components.network.train()
+        loop.update(config, components, [next(components.batches.epoch(0))], 0)
         for name, p in before.named_parameters():
-            assert p.equal(parts.model.get_parameter(name))
-            assert p.equal(parts.averaging.evaluated.get_parameter(name))
+            assert p.equal(components.model.get_parameter(name))
+            assert p.equal(components.averaging.evaluated.get_parameter(name))
 
 
 class TestRuns:
@@ -227,12 +213,12 @@ class TestRuns:
         assert all(t.equal(state["averaging"]["average"][name]) for name, t in last.items())
         assert not all(t.equal(state["model"][name]) for name, t in last.items())
         config = config.resolve()
-        parts, measured = build_components(config), {"seed": 0, "device": torch.device("cpu")}
+        components, measured = build_components(config), {"seed": 0, "device": torch.device("cpu")}
         attack = attack_named("pgd20", config.threats()[0])
         for path in (run.best, run.last):
             model, info = load_checkpoint(path)
-            assert accuracy(model, parts.held_out, None, **measured) == rows[info.epoch]["natural"]
-            assert accuracy(model, parts.held_out, attack, **measured) == rows[info.epoch]["robust"]
+            assert accuracy(model, components.held_out, None, **measured) == rows[info.epoch]["natural"]
+            assert accuracy(model, components.held_out, attack, **measured) == rows[info.epoch]["robust"]
 
     @pytest.mark.parametrize(
         ("average", "way"), [*(("ema", way) for way in WAYS), ("swa", "pgd_at"), ("swa", "sub_at")]
@@ -242,7 +228,7 @@ class TestRuns:
         whole = train(tmp_path / "whole", config)
         config, run = start(tmp_path / "stopped", config)
         with monkeypatch.context() as patch:
-            patch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
+            always_stop(patch)
             for _ in range(3 * (2 if way == "entropy_sgd" else 4)):
                 with pytest.raises(Interrupted):
                     fit(config, build_components(config), run)
@@ -255,9 +241,9 @@ class TestRuns:
     def test_lives_with_half_precision_and_layouts(self, tiny, tmp_path):
         """bf16 trains in channels_last; the average is float32, of the same layout, and is what is saved."""
         config = tiny.override(attack_steps=1, epochs=1, average="ema", precision="bf16").resolve()
-        parts = build_components(config)
-        for name, p in parts.model.named_parameters():
-            average = parts.averaging.average.get_parameter(name)
+        components = build_components(config)
+        for name, p in components.model.named_parameters():
+            average = components.averaging.average.get_parameter(name)
             assert (average.dtype, average.stride()) == (p.dtype, p.stride())
         state = state_of(train(tmp_path / "run", config))
         assert state["averaging"]["count"] == 4

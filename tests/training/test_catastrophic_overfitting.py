@@ -29,15 +29,15 @@ def test_falls_by_more_than_twenty_points(before, now, fell):
 
 def test_accuracy_is_that_of_the_first_images_of_the_epoch(tiny):
     config = tiny.resolve()
-    parts = build_components(config)
+    components = build_components(config)
     seen = []
-    parts.model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    share = training_accuracy(config, parts, 1)
+    components.model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    share = training_accuracy(config, components, 1)
     images = sum(seen) // 6  # five steps and one look at the result
     assert IMAGES <= images == 150
-    assert share == training_accuracy(config, parts, 1)
+    assert share == training_accuracy(config, components, 1)
     assert share * images == pytest.approx(round(share * images))
-    assert parts.model.training
+    assert components.model.training
 
 
 def run_with(config, monkeypatch, accuracies):
@@ -50,7 +50,7 @@ def run_with(config, monkeypatch, accuracies):
 
 
 def test_warns_and_goes_on(tiny, monkeypatch, capsys):
-    with pytest.warns(UserWarning, match=r"fell from 60\.0 to 10\.0 %.*--catastrophic_overfitting stop"):
+    with pytest.warns(UserWarning, match=r"fell from 60\.0 to 10\.0 %.*--on-catastrophic-overfitting stop"):
         run = run_with(tiny, monkeypatch, [0.5, 0.6, 0.1, 0.1])
     rows = run.read_metrics()
     assert [row["catastrophic_overfitting"] for row in rows] == [False, False, True, False]
@@ -84,14 +84,14 @@ def test_natural_training_is_not_watched(tiny):
 def test_sees_a_real_fall(tiny):
     """Weights that fit only images as they are, after weights that withstand the attack."""
     config = tiny.override(eps=0.3).resolve()
-    parts = build_components(config)
-    robust = training_accuracy(config, parts, 0)
+    components = build_components(config)
+    robust = training_accuracy(config, components, 0)
     with torch.no_grad():
-        for p in parts.model.parameters():
+        for p in components.model.parameters():
             p.mul_(0)
-        labels = parts.batches.data.labels
-        parts.model.dense.bias[labels[0]] = 1.0 if hasattr(parts.model.dense, "bias") else 0
-    constant = training_accuracy(config, parts, 0)
+        labels = components.batches.data.labels
+        components.model.dense.bias[labels[0]] = 1.0 if hasattr(components.model.dense, "bias") else 0
+    constant = training_accuracy(config, components, 0)
     assert 0 < constant < 0.3
     assert robust <= 1
 

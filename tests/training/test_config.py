@@ -1,8 +1,12 @@
 """Options: one dataclass, from the command line, YAML and Python."""
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
+import torch
+import yaml
 from PIL import Image
 
 from pyengm.attacks import NORMS, ThreatModel
@@ -10,12 +14,18 @@ from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
 from pyengm.training import TrainConfig, build_components
 from pyengm.training.builders import build_method
-from pyengm.training.option_types import parse_number
+from pyengm.training.option_parsing import arguments_of, parse_options
+from pyengm.training.option_types import format_pixels, parse_number
 
 
 @pytest.mark.parametrize(("text", "value"), [("0.2", 0.2), ("8/255", 8 / 255), ("1", 1.0)])
 def test_parse_number(text, value):
     assert parse_number(text) == value
+
+
+@pytest.mark.parametrize(("value", "text"), [(8 / 255, "8/255"), (0.031, "0.031"), (0.2, "0.2"), (0.0, "0")])
+def test_format_pixels(value, text):
+    assert format_pixels(value) == text
 
 
 class TestResolve:
@@ -84,6 +94,26 @@ class TestResolve:
         ]
         config = TrainConfig.from_flat(data="cifar10", threat="l2", eps=0.25).resolve()
         assert config.threats() == [ThreatModel("l2", 0.25), ThreatModel("linf", 8 / 255)]
+
+
+class TestFlatNames:
+    def test_are_unique(self):
+        groups = [getattr(TrainConfig(), field.name) for field in fields(TrainConfig)]
+        assert len(TrainConfig.options) == sum(len(fields(group)) for group in groups)
+
+    def test_reach_every_group(self):
+        config = TrainConfig.from_flat(data="cifar10", attack_steps=3, method_options=("beta=3",), method="trades")
+        assert (config.data.name, config.attack.steps, config.method.options) == ("cifar10", 3, ("beta=3",))
+        assert config.flat() == {name: config.get(name) for name in TrainConfig.options}
+        assert TrainConfig.from_flat(**config.flat()) == config
+        changed = config.override(seed=3, method="pgd_at", method_options=())
+        assert changed.differing(config) == ["method", "method_options", "seed"]
+        assert config.run.seed == 0
+
+    def test_unknown(self):
+        for build in (TrainConfig.from_flat, TrainConfig().override):
+            with pytest.raises(ConfigError, match=r"unknown option 'attack_step' \(did you mean attack_steps\?\)"):
+                build(attack_step=3)
 
 
 class TestErrors:
@@ -277,6 +307,52 @@ class TestRecipes:
         assert build_method(large).threat.eps == 2 / 255
 
 
+class TestArguments:
+    def test_types_come_from_signatures(self):
+        words = ("c=128/100", "warmup=2", "dtype=float16", "resolution=none", "as_printed=true", "min_step=2/255")
+        expected = {"c": 1.28, "warmup": 2, "dtype": torch.float16, "resolution": None, "as_printed": True}
+        assert parse_options(words, METHODS["atas"], "method_options") == expected | {"min_step": 2 / 255}
+
+    def test_literals_bases_and_text(self):
+        class Base:
+            """A base.
+
+            Args:
+                scale: Its scale, in a text
+                    of two lines.
+                size, depth: Integers.
+            """
+
+            def __init__(self, eps: float, *, scale: float = 1.0, size: int = 1, depth: int | None = None): ...
+
+        class Own(Base):
+            """One that forwards.
+
+            Args:
+                mode: How.
+                scale: Another text.
+
+            Raises:
+                ConfigError: mode: is not a text of an argument.
+            """
+
+            def __init__(self, eps: float, *, mode: Literal["a", "b"] = "a", **options: Any): ...
+
+        found = arguments_of(Own)
+        assert {name: argument.text for name, argument in found.items()} == {
+            "scale": "Another text.",
+            "size": "Integers.",
+            "depth": "Integers.",
+            "mode": "How.",
+        }
+        assert arguments_of(Base)["scale"].text == "Its scale, in a text of two lines."
+        assert parse_options(("mode=b", "depth=none"), Own, "options") == {"mode": "b", "depth": None}
+        with pytest.raises(ConfigError, match=r"'mode=c'; expected one of a, b \(default: a\)"):
+            parse_options(("mode=c",), Own, "options")
+        with pytest.raises(ConfigError, match=r"'depth=1/2'; expected an integer or none \(default: none\)"):
+            parse_options(("depth=1/2",), Own, "options")
+
+
 class TestYaml:
     def test_round_trip(self, tmp_path):
         config = TrainConfig.from_flat(
@@ -284,6 +360,17 @@ class TestYaml:
         )
         config.resolve().save(tmp_path / "config.yaml")
         assert TrainConfig.load(tmp_path / "config.yaml") == config.resolve()
+
+    def test_is_nested_by_group(self, tmp_path):
+        config = TrainConfig.from_flat(
+            data="svhn", attack_steps=5, method="trades", method_options=("beta=3",)
+        ).resolve()
+        config.save(tmp_path / "config.yaml")
+        content = yaml.safe_load((tmp_path / "config.yaml").read_text())
+        assert list(content) == [field.name for field in fields(TrainConfig)]
+        assert content["data"]["name"] == "svhn"
+        assert (content["attack"]["steps"], content["method"]["options"]) == (5, ["beta=3"])
+        assert content == config.plain()
 
     def test_parts_of_epochs(self, tmp_path):
         (tmp_path / "mine.yaml").write_text("schedule:\n  milestones: [15/2, 10, 12.5]\n  warmup_epochs: 1/4\n")

@@ -1,4 +1,4 @@
-"""Loggers: what they are told, that they are closed, and that a resumed run logs nothing twice."""
+"""Loggers: the calls that they get, that they are closed, and that a resumed run logs nothing twice."""
 
 import io
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import resume, train
 from rich.console import Console
 
 from pyengm.cli.train import parse_train
@@ -23,23 +24,18 @@ from pyengm.training.timing import EpochTimer, peak_memory
 
 CPU = torch.device("cpu")
 BATCHES, IMAGES = 4, 108  # of 120 images, in batches of 30, 30, 30 and 18
-MEANS = {"loss", "train_robust", "clipped", "grad_norm_mean", "grad_norm_variance", "grad_norm_error"}
+MEANS = {"loss", "train_robust", "clipped", "grad_norm_mean", "grad_norm_var", "grad_norm_error"}
 HELD_OUT = {"natural", "natural_loss", "natural_ece", "robust", "robust_loss", "robust_ece"}
 EPOCH_TIMING = {"images_per_second", "seconds_training", "seconds_evaluation", "seconds_to_finish", "peak_memory_mib"}
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    """A run of a second: 120 digits, a net of a few hundred weights."""
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig.from_flat(
-        train_indices=path, model="cnn4", width=2, epochs=3, attack_steps=1, batch_size=30, lr=0.05
-    )
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(attack_steps=1)
 
 
 class Recorder(Logger):
-    """Keeps all that it is told."""
+    """Records all calls."""
 
     def __init__(self, *_):
         self.calls = []
@@ -54,39 +50,26 @@ class Recorder(Logger):
         self.calls.append(("epoch", row, timing))
 
     def log(self, line):
-        self.calls.append(("say", line))
+        self.calls.append(("log", line))
 
     def close(self):
         self.calls.append(("close",))
 
-    def told(self, name):
+    def calls_of(self, name):
         return [call[1:] for call in self.calls if call[0] == name]
-
-
-def train(path: Path, config: TrainConfig, *loggers: Logger) -> RunFolder:
-    config = config.override(out=path).resolve()
-    parts = build_components(config)
-    run = RunFolder.create(config)
-    fit(config, parts, run, loggers)
-    return run
-
-
-def resume(run: RunFolder, *loggers: Logger) -> None:
-    config = TrainConfig.load(run.config).resolve()
-    fit(config, build_components(config), run, loggers)
 
 
 def interrupt(monkeypatch, when: int) -> None:
     """Asks the run to stop at the batch of that number, counted over all processes from 1."""
-    original, steps = loop.step, []
+    original, steps = loop.update, []
 
     def step(*arguments):
         steps.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(loop, "step", step)
-    asked = property(lambda self: len(steps) == when, lambda self, value: None)
-    monkeypatch.setattr(StopRequest, "asked", asked, raising=False)
+    monkeypatch.setattr(loop, "update", step)
+    requested = property(lambda self: len(steps) == when, lambda self, value: None)
+    monkeypatch.setattr(StopRequest, "requested", requested, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +85,7 @@ class TestInTheLoop:
 
     def test_start(self, recorded):
         recorder, run = recorded
-        ((config, batches, epoch, batch),) = recorder.told("start")
+        ((config, batches, epoch, batch),) = recorder.calls_of("start")
         saved = TrainConfig.load(run.config)
         assert config == saved.plain()
         assert config["schedule"]["epochs"] == 3
@@ -112,22 +95,22 @@ class TestInTheLoop:
 
     def test_rows_of_epochs(self, recorded):
         recorder, run = recorded
-        rows = [row for row, _ in recorder.told("epoch")]
+        rows = [row for row, _ in recorder.calls_of("epoch")]
         assert rows == run.read_metrics()
         for row in rows:
             assert row.keys() == MEANS | HELD_OUT | {"epoch", "lr", "train_pgd", "catastrophic_overfitting", "best"}
             assert row["grad_norm_mean"] > 0
-            assert row["grad_norm_variance"] > 0
+            assert row["grad_norm_var"] > 0
             assert 0 <= row["natural_ece"] <= 1
             assert 0 <= row["robust_ece"] <= 1
             assert row["natural_loss"] < row["robust_loss"]
 
     def test_rows_of_steps_make_up_the_epoch(self, recorded):
         recorder, _ = recorded
-        steps = [row for row, _ in recorder.told("step")]
+        steps = [row for row, _ in recorder.calls_of("step")]
         assert [(row["epoch"], row["batch"]) for row in steps] == [(e, b) for e in range(3) for b in (1, 2, 3, 4)]
         assert all(row.keys() == MEANS | {"epoch", "batch", "lr"} for row in steps)
-        for epoch, (row, _) in enumerate(recorder.told("epoch")):
+        for epoch, (row, _) in enumerate(recorder.calls_of("epoch")):
             own = [step for step in steps if step["epoch"] == epoch]
             assert len({step["loss"] for step in own}) == BATCHES
             for name in ("loss", "train_robust", "clipped", "grad_norm_mean"):
@@ -138,14 +121,14 @@ class TestInTheLoop:
     def test_timing(self, recorded):
         recorder, run = recorded
         lines = [json.loads(line) for line in run.timing.read_text().splitlines()]
-        assert lines == [{"epoch": row["epoch"], **timing} for row, timing in recorder.told("epoch")]
+        assert lines == [{"epoch": row["epoch"], **timing} for row, timing in recorder.calls_of("epoch")]
         assert all(line.keys() == {"epoch"} | EPOCH_TIMING for line in lines)
         for line in lines:
             assert line["images_per_second"] * line["seconds_training"] == pytest.approx(IMAGES)
             assert line["seconds_evaluation"] > 0
             assert line["peak_memory_mib"] > 10
         assert lines[-1]["seconds_to_finish"] == 0 < lines[0]["seconds_to_finish"] < 60
-        steps = [timing for _, timing in recorder.told("step")]
+        steps = [timing for _, timing in recorder.calls_of("step")]
         assert all(timing.keys() == {"images_per_second", "seconds_to_finish"} for timing in steps)
 
     def test_rows_of_several_batches(self, tiny, tmp_path, monkeypatch):
@@ -153,8 +136,8 @@ class TestInTheLoop:
         monkeypatch.setattr(loop, "sync_interval", lambda device: 3)
         recorder = Recorder()
         train(tmp_path / "run", tiny.override(epochs=1), recorder)
-        (first, _), (last, _) = recorder.told("step")
-        ((row, _),) = recorder.told("epoch")
+        (first, _), (last, _) = recorder.calls_of("step")
+        ((row, _),) = recorder.calls_of("epoch")
         assert (first["batch"], last["batch"]) == (3, 4)
         assert (90 * first["loss"] + 18 * last["loss"]) / IMAGES == pytest.approx(row["loss"], rel=1e-12)
 
@@ -169,7 +152,7 @@ class TestInTheLoop:
         (row,) = train(tmp_path / "run", tiny.override(epochs=1)).read_metrics()
         norms = torch.cat(norms).double()
         assert row["grad_norm_mean"] == pytest.approx(norms.mean().item(), rel=1e-9)
-        assert row["grad_norm_variance"] == pytest.approx(norms.var(correction=0).item(), rel=1e-6)
+        assert row["grad_norm_var"] == pytest.approx(norms.var(correction=0).item(), rel=1e-6)
 
     @pytest.mark.parametrize(
         ("optimizer", "norm_layer", "norms", "error"),
@@ -178,7 +161,7 @@ class TestInTheLoop:
     def test_what_was_not_measured_is_none(self, tiny, tmp_path, optimizer, norm_layer, norms, error):
         config = tiny.override(epochs=1, optimizer=optimizer, norm_layer=norm_layer)
         (row,) = train(tmp_path / "run", config).read_metrics()
-        assert (row["grad_norm_mean"] is not None) == (row["grad_norm_variance"] is not None) == norms
+        assert (row["grad_norm_mean"] is not None) == (row["grad_norm_var"] is not None) == norms
         assert (row["grad_norm_error"] is not None) == error
 
     def test_error_of_fitted_norms(self, tiny, tmp_path):
@@ -194,18 +177,18 @@ class TestInTheLoop:
         monkeypatch.setattr(loop, "training_accuracy", lambda *_: next(left))
         with pytest.warns(UserWarning, match="catastrophic"):
             train(tmp_path / "run", tiny.override(on_catastrophic_overfitting="stop"), recorder)
-        assert recorder.told("epoch")[-1][0]["catastrophic_overfitting"]
-        assert not recorder.told("epoch")[-1][0]["best"]
-        assert "stopped" in recorder.told("say")[0][0]
+        assert recorder.calls_of("epoch")[-1][0]["catastrophic_overfitting"]
+        assert not recorder.calls_of("epoch")[-1][0]["best"]
+        assert "stopped" in recorder.calls_of("log")[0][0]
         assert recorder.calls[-1] == ("close",)
 
 
 class TestClosed:
     def test_after_a_nan(self, tiny, tmp_path, monkeypatch):
-        def step(config, parts, group, epoch):
+        def step(config, components, group, epoch):
             raise NonFiniteError("nan")
 
-        monkeypatch.setattr(loop, "step", step)
+        monkeypatch.setattr(loop, "update", step)
         recorder = Recorder()
         with pytest.raises(NonFiniteError):
             train(tmp_path / "run", tiny, recorder)
@@ -221,14 +204,14 @@ class TestClosed:
     def test_where_another_cannot_be_built(self, tiny, tmp_path, monkeypatch):
         recorder = Recorder()
         config = tiny.override(out=tmp_path / "run").resolve()
-        parts = build_components(config)
-        with pytest.raises(ConfigError, match=r"is_ gave a bool; expected a pyengm\.training\.Logger"):
-            fit(config.override(loggers=("operator:is_",)), parts, RunFolder.create(config), [recorder])
+        components = build_components(config)
+        with pytest.raises(ConfigError, match=r"is_ returned a bool; expected a pyengm\.training\.Logger"):
+            fit(config.override(loggers=("operator:is_",)), components, RunFolder.create(config), [recorder])
         assert recorder.calls == [("close",)]
 
     def test_where_the_saved_state_is_damaged(self, tiny, tmp_path):
         run = train(tmp_path / "run", tiny.override(epochs=1))
-        (run.checkpoints(2).all()[0] / "state.pt").write_bytes(b"no state")
+        (run.checkpoints(2).complete()[0] / "state.pt").write_bytes(b"no state")
         recorder = Recorder()
         with pytest.warns(UserWarning, match="damaged"), pytest.raises(CheckpointError, match="damaged"):
             resume(run, recorder)
@@ -246,7 +229,7 @@ class TestClosed:
         loggers = [Recorder(), Broken(), Recorder()]
         with pytest.raises(OSError, match="still none"), Loggers(loggers) as log:
             log.start({}, 1, 0, 0)
-        assert all(logger.told("close") == [()] for logger in loggers)
+        assert all(logger.calls_of("close") == [()] for logger in loggers)
 
 
 class TestNames:
@@ -498,7 +481,7 @@ class TestSums:
         norms = torch.cat([w.norms for w in weights]).double()
         found = means(read_sums(both))
         assert found["grad_norm_mean"] == pytest.approx(norms.mean().item())
-        assert found["grad_norm_variance"] == pytest.approx(norms.var(correction=0).item())
+        assert found["grad_norm_var"] == pytest.approx(norms.var(correction=0).item())
         assert found["grad_norm_error"] == pytest.approx(torch.cat([w.fit_errors for w in weights]).mean().item())
         assert found["clipped"] == pytest.approx((norms > 0.5).double().mean().item())
         assert write_sums(read_sums(both), CPU).equal(both)
@@ -510,12 +493,12 @@ class TestSums:
         weights.norms[:2] = torch.tensor([math.inf, math.nan])
         found = means(read_sums(measure(used, y)))
         assert found["grad_norm_mean"] == pytest.approx(expected.mean().item())
-        assert found["grad_norm_variance"] == pytest.approx(expected.var(correction=0).item())
+        assert found["grad_norm_var"] == pytest.approx(expected.var(correction=0).item())
 
     def test_norms_that_are_all_the_same(self):
         used, y = self.used(6, 4)
         used[0][1].norms.fill_(0.1)
-        assert 0 <= means(read_sums(measure(used, y)))["grad_norm_variance"] < 1e-15
+        assert 0 <= means(read_sums(measure(used, y)))["grad_norm_var"] < 1e-15
 
     def test_nothing(self):
         assert set(means(read_sums(zero_sums(CPU))).values()) == {None}

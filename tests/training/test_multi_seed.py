@@ -215,7 +215,7 @@ class TestCourse:
 
 
 def several_text(error: Exception) -> str:
-    """How a failure is told: an error of ours speaks for itself, others are named."""
+    """Messages of failures: errors of pyengm as they are, others with their class."""
     return str(error) if isinstance(error, PyengmError) else f"{type(error).__name__}: {error}"
 
 

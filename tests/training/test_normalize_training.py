@@ -11,19 +11,15 @@ from pyengm.training import RunFolder, TrainConfig, build_components, fit
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig.from_flat(
-        train_indices=path, model="cnn4", width=2, epochs=2, attack_steps=2, batch_size=30, lr=0.05
-    )
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(epochs=2)
 
 
 def trained(path, config):
     config = config.override(out=path).resolve()
-    run, parts = RunFolder.create(config), build_components(config)
-    fit(config, parts, run)
-    return run, parts, TrainConfig.load(run.config).resolve()
+    run, components = RunFolder.create(config), build_components(config)
+    fit(config, components, run)
+    return run, components, TrainConfig.load(run.config).resolve()
 
 
 @pytest.mark.parametrize("method", ["pgd_at", "yopo"])
@@ -41,7 +37,7 @@ def test_mean_0_and_deviation_1_change_nothing(method, tiny, tmp_path):
 @pytest.mark.parametrize("optimizer", ["engm", "entropy_sgd"])
 def test_evaluation_rebuilds_the_layer(optimizer, tiny, tmp_path):
     config = tiny.override(mean=(0.3,), std=(0.4,), optimizer=optimizer)
-    run, parts, kept = trained(tmp_path / "run", config)
+    run, components, kept = trained(tmp_path / "run", config)
     assert (kept.model.mean, kept.model.std) == ((0.3,), (0.4,))
     model, info = load_checkpoint(run.last)
     assert info.model["mean"] == [0.3]
@@ -49,7 +45,7 @@ def test_evaluation_rebuilds_the_layer(optimizer, tiny, tmp_path):
     for name, value in (("mean", 0.3), ("std", 0.4)):  # no step and no average of buffers has moved them
         assert getattr(model[0], name).equal(torch.tensor([[[value]]])), name
     x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(model(x), parts.model.eval()(x))  # in another memory layout
+    torch.testing.assert_close(model(x), components.model.eval()(x))  # in another memory layout
     assert (model(x) - model[1](x)).abs().max() > 1e-3
 
 
@@ -57,7 +53,7 @@ def test_evaluation_rebuilds_the_layer(optimizer, tiny, tmp_path):
     ("options", "message"),
     [
         ({"mean": (0.3,)}, "give both mean and std or neither"),
-        ({"mean": (0.3,) * 3, "std": (0.4,) * 3}, "one number for each of 1 channels, got 3"),
+        ({"mean": (0.3,) * 3, "std": (0.4,) * 3}, "one value for each of 1 channels, got 3"),
         ({"mean": (0.3,), "std": (0.0,)}, "std must be positive"),
     ],
 )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import always_stop
 from safetensors.torch import load_file
 from torch import nn
 
@@ -18,7 +19,6 @@ from pyengm.pergrad import exact_norms
 from pyengm.pergrad.verify import HALF_TOLERANCE
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit
 from pyengm.training.precision import FIRST_SCALE, Autocast, in_precision
-from pyengm.training.signals import StopRequest
 from pyengm.training.steps.train_step import train_step
 
 HALVES = ("bf16", "fp16")
@@ -26,12 +26,8 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig.from_flat(
-        train_indices=path, model="cnn4", width=2, epochs=2, attack_steps=2, batch_size=30, lr=0.05
-    )
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(epochs=2)
 
 
 def train(config: TrainConfig, path: Path, monkeypatch, stops: bool = False) -> RunFolder:
@@ -39,7 +35,7 @@ def train(config: TrainConfig, path: Path, monkeypatch, stops: bool = False) -> 
     run = RunFolder.create(config)
     with monkeypatch.context() as patch:
         if stops:
-            patch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
+            always_stop(patch)
         for _ in range(20):
             try:
                 fit(config, build_components(config), run)
@@ -114,8 +110,8 @@ class TestNetwork:
         model, (x, y) = model_of(), batch_of()
         losses = cross_entropy(in_precision(model, precision)(x), y)
         expected = exact_norms(losses, model.parameters())
-        parts = build_components(TrainConfig.from_flat(model="cnn4", width=2).resolve())
-        optimizer = type(parts.optimizer)(model.parameters(), alpha=expected.median().item())
+        components = build_components(TrainConfig.from_flat(model="cnn4", width=2).resolve())
+        optimizer = type(components.optimizer)(model.parameters(), alpha=expected.median().item())
         used = optimizer.backward(losses)
         torch.testing.assert_close(used.norms, expected, rtol=HALF_TOLERANCE, atol=0)
         assert used.norms.dtype == torch.float32
@@ -172,11 +168,11 @@ class TestTraining:
 
     def test_a_nan_is_reported_with_its_place(self, tiny, tmp_path):
         config = tiny.override(precision="bf16", out=tmp_path / "run").resolve()
-        run, parts = RunFolder.create(config), build_components(config)
+        run, components = RunFolder.create(config), build_components(config)
         with torch.no_grad():
-            parts.model.head.weight.fill_(torch.nan)
+            components.model.head.weight.fill_(torch.nan)
         with pytest.raises(NonFiniteError, match=r"epoch 1, batch 1: .*No epoch was finished yet"):
-            fit(config, parts, run)
+            fit(config, components, run)
 
 
 class TestScaler:
@@ -186,19 +182,21 @@ class TestScaler:
         assert (state["scale"], state["_growth_tracker"]) == (FIRST_SCALE, 8)
 
     def test_a_step_that_overflows_is_skipped_and_the_scale_falls(self, tiny):
-        parts = build_components(
+        components = build_components(
             tiny.override(precision="fp16", method="natural", attack_steps=None, norm_layer="gn").resolve()
         )
-        parts.scaler.load_state_dict(parts.scaler.state_dict() | {"scale": 2.0**30})
-        batch = next(parts.batches.epoch(0))
-        before = [p.detach().clone() for p in parts.model.parameters()]
+        components.scaler.load_state_dict(components.scaler.state_dict() | {"scale": 2.0**30})
+        batch = next(components.batches.epoch(0))
+        before = [p.detach().clone() for p in components.model.parameters()]
         skipped = 0
-        while all(p.equal(q) for p, q in zip(parts.model.parameters(), before, strict=True)) and skipped < 30:
-            assert parts.scaler.get_scale() == 2.0 ** (30 - skipped)
-            train_step(parts.method, parts.network, parts.optimizer, batch.x, batch.y, scaler=parts.scaler)
+        while all(p.equal(q) for p, q in zip(components.model.parameters(), before, strict=True)) and skipped < 30:
+            assert components.scaler.get_scale() == 2.0 ** (30 - skipped)
+            train_step(
+                components.method, components.network, components.optimizer, batch.x, batch.y, scaler=components.scaler
+            )
             skipped += 1
         assert 5 < skipped < 30  # float16 ends below 2**16
-        assert all(p.isfinite().all() for p in parts.model.parameters())
+        assert all(p.isfinite().all() for p in components.model.parameters())
 
     @pytest.mark.parametrize("method", [n for n, kind in METHODS.items() if n != "natural" and not kind.info.is_pgd])
     def test_methods_that_do_not_know_of_it(self, method):

@@ -1,4 +1,4 @@
-"""Several processes that train one model, on gloo: they are one process, to rounding, and any number goes on."""
+"""Several processes that train one model, on gloo: they equal one process, and any number resumes a run."""
 
 import json
 import os
@@ -40,13 +40,13 @@ class Double(Loader):
 
 
 def in_double(config: TrainConfig) -> TrainComponents:
-    parts = build_components(config)
-    parts.model.double()
-    parts.model.register_forward_pre_hook(lambda model, inputs: (inputs[0].double(),))  # evaluation's are float32
-    parts.batches.__class__ = Double
-    for store in parts.method.buffers().values():
+    components = build_components(config)
+    components.model.double()
+    components.model.register_forward_pre_hook(lambda model, inputs: (inputs[0].double(),))  # evaluation's are float32
+    components.batches.__class__ = Double
+    for store in components.method.buffers().values():
         store.values = store.values.double()
-    return parts
+    return components
 
 
 def weights_after(config: TrainConfig, out: Path) -> dict[str, torch.Tensor]:
@@ -55,27 +55,27 @@ def weights_after(config: TrainConfig, out: Path) -> dict[str, torch.Tensor]:
         RunFolder.create(config.override(out=out).resolve())
     if distributed.is_initialized():
         distributed.barrier()
-    parts = in_double(config.resolve())
+    components = in_double(config.resolve())
     with suppress(Interrupted):
-        fit(config.resolve(), parts, RunFolder.open(out))
-    kept = {name: t.clone() for name, t in parts.model.state_dict().items()}
-    for name, store in parts.method.buffers().items():
-        kept[f"store {name}"] = store.values[store.index.argsort()]
-        kept[f"index {name}"] = store.index.sort().values
-    return kept
+        fit(config.resolve(), components, RunFolder.open(out))
+    tensors = {name: t.clone() for name, t in components.model.state_dict().items()}
+    for name, store in components.method.buffers().items():
+        tensors[f"store {name}"] = store.values[store.index.argsort()]
+        tensors[f"index {name}"] = store.index.sort().values
+    return tensors
 
 
 def stop_after(batches: int) -> None:
-    """From the batch of that number on, counted over all epochs, process 0 is asked to stop."""
-    original = loop.step
+    """From the batch of that number on, counted over all epochs, process 0 receives a request to stop."""
+    original = loop.update
 
-    def step(config, parts, group, epoch):
-        done = epoch * len(parts.batches) + parts.schedule.last_epoch % len(parts.batches) + 1
+    def step(config, components, group, epoch):
+        done = epoch * len(components.batches) + components.schedule.last_epoch % len(components.batches) + 1
         if rank() == 0 and done >= batches:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(config, parts, group, epoch)
+        return original(config, components, group, epoch)
 
-    loop.step = step
+    loop.update = step
 
 
 def work(number: int, world: int, folder: str, configs: dict[str, TrainConfig]) -> None:
@@ -95,14 +95,14 @@ def run_together(world: int, folder: Path, configs: dict[str, TrainConfig]) -> l
 
 
 def assert_one(together: list[dict[str, torch.Tensor]], alone: dict[str, torch.Tensor]) -> None:
-    """The weights are those of one process, in all processes alike; each has its part of the stores."""
+    """The weights are those of one process, in all processes alike; each has its share of the stores."""
     for name, expected in alone.items():
         if name.startswith("index "):
-            parts = [other[name] for other in together]
-            assert torch.cat(parts).sort().values.equal(expected)  # each image once
-            assert min(map(len, parts)) >= len(expected) // len(together) - len(together)
+            shares = [other[name] for other in together]
+            assert torch.cat(shares).sort().values.equal(expected)  # each image once
+            assert min(map(len, shares)) >= len(expected) // len(together) - len(together)
             store = name.replace("index", "store")
-            values = torch.cat([other[store] for other in together])[torch.cat(parts).argsort()]
+            values = torch.cat([other[store] for other in together])[torch.cat(shares).argsort()]
             torch.testing.assert_close(values, alone[store], rtol=0, atol=1e-6)
         elif not name.startswith("store "):
             assert all(other[name].equal(together[0][name]) for other in together)
@@ -119,7 +119,7 @@ RUNS = {
 
 
 # NuAT's nuclear norm, the batch norm of FGSM-SDI's generator and Curriculum's sizes of steps are those of a process's
-# part of a batch, and FreeAT's perturbation has a row for each image of it.
+# share of a batch, and FreeAT's perturbation has a row for each image of it.
 BY_PART = ("nuat", "fgsm_sdi", "free_at", "curriculum")
 
 
@@ -169,8 +169,8 @@ def test_every_method(indices, tmp_path):
         assert_one([done[method] for done in together], together[0][method] if method in BY_PART else alone)
 
 
-def test_another_number_of_processes_goes_on(configs, tmp_path, monkeypatch):
-    """Stopped in the middle of an epoch by two processes, gone on with by three, ended by one."""
+def test_another_number_of_processes_resumes(configs, tmp_path, monkeypatch):
+    """Stopped in the middle of an epoch by two processes, resumed by three, ended by one."""
     config = configs["atas"].override(batch_size=30)
     alone = weights_after(config, tmp_path / "alone")
     run = tmp_path / "atas"
@@ -179,24 +179,24 @@ def test_another_number_of_processes_goes_on(configs, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setenv("STOP_AFTER", str(batch))
             run_together(world, tmp_path, stopped)
-    assert [path.name for path in RunFolder.open(run).checkpoints(2).all()][-1] == "epoch-0002-batch-000001"
+    assert [path.name for path in RunFolder.open(run).checkpoints(2).complete()][-1] == "epoch-0002-batch-000001"
     assert_one([weights_after(config, run)], alone)
 
 
-def test_as_many_processes_go_on_exactly(indices, tmp_path, monkeypatch):
+def test_as_many_processes_resume_exactly(indices, tmp_path, monkeypatch):
     """Bit for bit, also with statistics and perturbations that each process has of its own."""
     for method in ("free_at", "atas"):
         config = options_for(method, "engm", train_indices=indices, norm_layer="bn")
-        whole, parts = tmp_path / f"{method}-whole", tmp_path / f"{method}-parts"
+        whole, resumed = tmp_path / f"{method}-whole", tmp_path / f"{method}-resumed"
         whole.mkdir()
-        parts.mkdir()
+        resumed.mkdir()
         expected = run_together(2, whole, {"run": config})
         with monkeypatch.context() as patch:
             patch.setenv("STOP_AFTER", "5")
-            run_together(2, parts, {"run": config})
-        for done, other in zip(run_together(2, parts, {"run": config}), expected, strict=True):
+            run_together(2, resumed, {"run": config})
+        for done, other in zip(run_together(2, resumed, {"run": config}), expected, strict=True):
             assert all(done["run"][name].equal(other["run"][name]) for name in other["run"]), method
-        assert RunFolder(whole / "run").read_metrics() == RunFolder(parts / "run").read_metrics()
+        assert RunFolder(whole / "run").read_metrics() == RunFolder(resumed / "run").read_metrics()
 
 
 def test_constants_stay_what_they_are(monkeypatch):
@@ -246,7 +246,7 @@ class TestCommand:
         assert again.returncode == 0
         assert "the run is complete" in again.stdout
 
-    def test_a_mistake_is_told_once(self, tmp_path):
+    def test_a_mistake_is_reported_once(self, tmp_path):
         done = self.pyengm("train", "--method", "pdg", "--nproc", "2", cwd=tmp_path)
         assert done.returncode == 2
         assert done.stderr.count("unknown method 'pdg'") == 1
@@ -263,13 +263,13 @@ class TestCommand:
         command = [sys.executable, "-m", "pyengm", "train", *self.TINY, *long]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ELSEWHERE)
         run = RunFolder(tmp_path / "run")
-        while process.poll() is None and len(run.checkpoints(2).all()) == 0:
+        while process.poll() is None and len(run.checkpoints(2).complete()) == 0:
             time.sleep(0.05)
         process.send_signal(number)
-        said, _ = process.communicate(timeout=120)
-        assert process.returncode == STATUS, said
-        assert said.count("--resume") == 1
-        newest = run.checkpoints(2).all()[-1]
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == STATUS, output
+        assert output.count("--resume") == 1
+        newest = run.checkpoints(2).complete()[-1]
         assert find_corruption(newest) is None
         assert sorted(path.name for path in newest.glob("process*")) == ["process-0-of-2.pt", "process-1-of-2.pt"]
 
@@ -281,15 +281,15 @@ class TestCommand:
         assert done.returncode == 1
         assert f"process {os.getpid()}" in done.stderr
 
-    def test_torchrun_goes_on_with_its_own_run(self, tmp_path):
+    def test_torchrun_resumes_with_its_own_run(self, tmp_path):
         """What torchrun starts again, after a failure or with other machines, finds the folder that it began."""
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
         command += ["--rdzv-endpoint=localhost:0", "--rdzv-id=mine", "-m", "pyengm", "train", *self.TINY]
         command += ["--autoattack-examples", "1", "--out", str(tmp_path / "run")]
-        for said in ("run folder", "the run is complete"):
+        for text in ("run folder", "the run is complete"):
             done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ELSEWHERE)
             assert done.returncode == 0, done.stderr
-            assert said in done.stdout
+            assert text in done.stdout
         other = [word.replace("--rdzv-id=mine", "--rdzv-id=other") for word in command]
         done = subprocess.run(other, capture_output=True, text=True, timeout=300, cwd=ELSEWHERE)
         assert done.returncode != 0
@@ -301,12 +301,12 @@ class TestShares:
         config = TINY.override(train_indices=indices, batch_size=33, select_on="test").resolve()  # 135 = 4 * 33 + 3
         data = build_components(config).batches.data
         options = {"device": "cpu", "seed": 0, "augment": "none", "shuffle": True}
-        parts = [Loader(data, 33, rank=i, world_size=4, **options) for i in range(4)]
-        assert {len(part) for part in parts} == {5}  # the last two are evened out: three are not enough for four
+        loaders = [Loader(data, 33, rank=i, world_size=4, **options) for i in range(4)]
+        assert {len(loader) for loader in loaders} == {5}  # the last two are evened out: three are not enough for four
         for epoch in (0, 1):
-            kept = torch.cat([part.local_index(epoch) for part in parts])
-            assert kept.sort().values.equal(data.index)
-            seen = torch.cat([batch.index for part in parts for batch in part.epoch(epoch)])
+            index = torch.cat([loader.local_index(epoch) for loader in loaders])
+            assert index.sort().values.equal(data.index)
+            seen = torch.cat([batch.index for loader in loaders for batch in loader.epoch(epoch)])
             assert len(seen.unique()) == len(seen) == 135
         with pytest.raises(ConfigError, match="use fewer processes or larger batches"):
             Loader(data, 7, rank=0, world_size=4, **options)
