@@ -17,7 +17,7 @@ from pyengm import __version__
 from pyengm.attacks import ThreatModel
 from pyengm.data import load
 from pyengm.errors import ConfigError, PyengmError
-from pyengm.evaluation import attack_checkpoints, attack_names, results_table
+from pyengm.evaluation import evaluate_with_progress, final_attacks, results_table
 from pyengm.models import make_folder, read_info, write_atomically
 from pyengm.reproduce import ReproduceConfig, list_tables, reproduce
 from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device, train, train_seeds
@@ -192,11 +192,11 @@ def evaluate_command(options: EvaluateConfig) -> int:
     if options.out is not None:
         make_folder(options.out.parent)  # an error comes now, not after the evaluation
     try:
-        results = attack_checkpoints(
+        results = evaluate_with_progress(
             checkpoints,
             test,
             threats,
-            attack_names(options.attacks),
+            final_attacks(options.attacks),
             autoattack_examples=options.autoattack_examples or trained.autoattack_examples,
             surrogate=options.surrogate,
             state=state,

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from pyengm.attacks import NORMS
+from pyengm.attacks import THREAT_NORMS
 from pyengm.errors import ConfigError
 from pyengm.training import TrainConfig
 from pyengm.training.option_parsing import did_you_mean
@@ -111,7 +111,7 @@ def _table(name: str, content: Any) -> PaperTable:
             raise ConfigError(f"{key} is {content[key]!r}; expected {'names and values' if kind is dict else 'a list'}")
     columns = tuple(_column(column) for column in content["columns"])
     _check_distinct("columns", [column.name for column in columns])
-    other_norm = any(str(column.ours).endswith(tuple(f"_{norm}" for norm in NORMS)) for column in columns)
+    other_norm = any(str(column.ours).endswith(tuple(f"_{norm}" for norm in THREAT_NORMS)) for column in columns)
     shared = {**content.get("common", {}), "attacks": content.get("attacks", []), "other_norm": other_norm}
     rows = tuple(_row(row, shared, [column.name for column in columns]) for row in content["rows"])
     _check_distinct("rows", [row.name for row in rows])

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 import yaml
 
-from pyengm.attacks import BN_MODES, NORMS, ThreatModel
+from pyengm.attacks import BN_MODES, THREAT_NORMS, ThreatModel
 from pyengm.data import AUGMENTATIONS
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
@@ -186,7 +186,7 @@ class TrainConfig:
             ("method", self.method, METHODS),
             ("optimizer", self.optimizer, ALL_OPTIMIZERS),
             ("grad_norms", self.grad_norms, GRAD_NORMS),
-            ("norm", self.norm, NORMS),
+            ("norm", self.norm, THREAT_NORMS),
             ("attack_bn", self.attack_bn, BN_MODES),
             ("schedule", self.schedule, SCHEDULES),
             ("average", self.average, AVERAGES),

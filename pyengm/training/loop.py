@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyengm.data import Batch
 from pyengm.errors import NonFiniteError, StorageError
-from pyengm.evaluation import attack_named, predict
+from pyengm.evaluation import create_attack, predict
 from pyengm.models import CheckpointInfo
 from pyengm.ops import Key
 from pyengm.training.builders import TrainComponents
@@ -173,7 +173,7 @@ def finish_epoch(
 
 def held_out_figures(config: TrainConfig, components: TrainComponents, model: nn.Module) -> dict[str, float]:
     """Accuracy, loss and calibration error of a model on the held-out images, natural and under PGD-20."""
-    attack = attack_named("pgd20", config.threats()[0])
+    attack = create_attack("pgd20", config.threats()[0])
     measured = {"seed": config.seed, "device": components.device}
     natural = predict(model, components.held_out, None, **measured).summary("natural")
     return natural | predict(model, components.held_out, attack, **measured).summary("robust")

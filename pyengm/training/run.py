@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from pyengm.errors import ConfigError, StorageError
-from pyengm.evaluation import attack_checkpoints, attack_names, check_attacks, plot_curves, results_table
+from pyengm.evaluation import check_attacks, evaluate_with_progress, final_attacks, plot_curves, results_table
 from pyengm.training.builders import build_components
 from pyengm.training.config import TrainConfig
 from pyengm.training.loop import after_training, fit, how_to_resume
@@ -33,7 +33,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     with spoken_warnings():
         components = build_components(config)
-        attacks = attack_names(config.attacks)
+        attacks = final_attacks(config.attacks)
         check_attacks(attacks, components.test, config.threats())  # an error comes now, not after the training
     run = begin(config)
     with resume_hint_on_error(run), run.locked():
@@ -49,7 +49,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             with sigterm_as_ctrl_c():
                 title = f"{components.test.name}, {config.method}, {config.optimizer}"
                 on_rank0(lambda: plot_curves(run.read_metrics(), run.curves, title))
-                results = attack_checkpoints(
+                results = evaluate_with_progress(
                     {"best": run.best, "last": run.last},
                     components.test,
                     config.threats(),

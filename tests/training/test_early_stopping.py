@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyengm.errors import ConfigError
-from pyengm.evaluation.accuracy import Verdicts
+from pyengm.evaluation.accuracy import Predictions
 from pyengm.models import load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit, loop
 from pyengm.training.signals import StopRequest
@@ -26,7 +26,7 @@ def with_scores(monkeypatch, natural, robust):
 
     def predict(model, data, attack, **_):
         score = torch.tensor([next(natural if attack is None else robust)], dtype=torch.float64)
-        return Verdicts(score, score, score)
+        return Predictions(score, score, score)
 
     monkeypatch.setattr(loop, "predict", predict)
 
