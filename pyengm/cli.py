@@ -18,7 +18,7 @@ from pyengm.attacks import ThreatModel
 from pyengm.data import load
 from pyengm.errors import ConfigError, PyengmError
 from pyengm.evaluation import evaluate_with_progress, final_attacks, results_table
-from pyengm.models import make_folder, read_info, write_atomically
+from pyengm.models import read_info
 from pyengm.reproduce import ReproduceConfig, list_tables, reproduce
 from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device, train, train_seeds
 from pyengm.training.config import MAY_CHANGE, Pixels, default_threats
@@ -27,6 +27,7 @@ from pyengm.training.multi_seed import begun_run, is_begun
 from pyengm.training.signals import STATUS
 from pyengm.utils import terminal
 from pyengm.utils.distributed import rank
+from pyengm.utils.io import atomic_write, make_dirs
 from pyengm.utils.terminal import log
 
 
@@ -190,7 +191,7 @@ def evaluate_command(options: EvaluateConfig) -> int:
     elif options.eps is not None:
         raise ConfigError("--eps needs --norm linf or --norm l2, the threat model that it belongs to")
     if options.out is not None:
-        make_folder(options.out.parent)  # an error comes now, not after the evaluation
+        make_dirs(options.out.parent)  # an error comes now, not after the evaluation
     try:
         results = evaluate_with_progress(
             checkpoints,
@@ -209,5 +210,5 @@ def evaluate_command(options: EvaluateConfig) -> int:
     log(results_table(results, str(options.target)))
     if options.out is not None and rank() == 0:
         text = json.dumps(results, indent=2) + "\n"
-        write_atomically(options.out, lambda path: path.write_text(text))
+        atomic_write(options.out, lambda path: path.write_text(text))
     return 0

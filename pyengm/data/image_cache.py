@@ -17,7 +17,7 @@ from torchvision.transforms import functional as transforms
 
 from pyengm.data.resized_crop import margin_for
 from pyengm.errors import DataError
-from pyengm.utils.file_lock import file_lock
+from pyengm.utils.locks import file_lock
 
 BLOCK = 64  # images per task of the thread pool
 DEFAULT_SIZE = 224

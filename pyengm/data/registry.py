@@ -9,7 +9,7 @@ from pyengm.data.image_dataset import ImageDataset
 from pyengm.data.image_folder import load_folder
 from pyengm.data.torchvision_sets import SETS, load_torchvision
 from pyengm.errors import DataError
-from pyengm.utils.file_lock import file_lock
+from pyengm.utils.locks import file_lock
 
 DATASETS = ("digits", *SETS)
 

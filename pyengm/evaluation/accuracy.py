@@ -13,9 +13,9 @@ from pyengm.data import ImageDataset, Loader
 from pyengm.errors import NonFiniteError
 from pyengm.evaluation.attack_registry import Attack
 from pyengm.evaluation.calibration import expected_calibration_error
-from pyengm.models import layout_of
+from pyengm.models import memory_format_of
 from pyengm.ops import Key
-from pyengm.utils.distributed import gather, rank, world
+from pyengm.utils.distributed import all_gather_object, rank, world_size
 
 BATCH_SIZE = 250  # AutoAttack's own: 256 would run as 250 and 6
 
@@ -30,14 +30,15 @@ def sharded(data: ImageDataset, predict: Callable[[ImageDataset], Tensor]) -> Te
     Returns:
         predict(data), (N, ...), in every process.
     """
-    if world() == 1:
+    if world_size() == 1:
         return predict(data)
-    shard = torch.arange(len(data))[rank() :: world()]
-    parts = gather(predict(data.subset(shard)) if len(shard) else None)
-    whole = parts[0].new_zeros(len(data), *parts[0].shape[1:])
+    shard = torch.arange(len(data))[rank() :: world_size()]
+    parts = all_gather_object(predict(data.subset(shard)) if len(shard) else None)
+    first = next(part for part in parts if part is not None)  # a process without images has None
+    whole = first.new_zeros(len(data), *first.shape[1:])
     for process, part in enumerate(parts):
         if part is not None:
-            whole[process :: world()] = part
+            whole[process :: world_size()] = part
     return whole
 
 
@@ -93,7 +94,7 @@ def _predict(model: nn.Module, attack: Attack | None, seed: int, device: torch.d
     """Correct or not, confidence and loss, (N, 3)."""
     parts = []
     loader = Loader(
-        data, BATCH_SIZE, device=device, seed=seed, augment="none", shuffle=False, memory_format=layout_of(model)
+        data, BATCH_SIZE, device=device, seed=seed, augment="none", shuffle=False, memory_format=memory_format_of(model)
     )
     for batch in loader.epoch(0):
         x = batch.x

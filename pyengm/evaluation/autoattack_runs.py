@@ -16,7 +16,7 @@ from pyengm.attacks import AutoAttack
 from pyengm.attacks.autoattack import is_correct
 from pyengm.data import ImageDataset, Loader
 from pyengm.errors import CheckpointError
-from pyengm.models import make_folder, write_atomically
+from pyengm.utils.io import atomic_write, make_dirs
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +142,9 @@ class RunState:
         Raises:
             StorageError: it cannot be written.
         """
-        make_folder(self.path.parent)
+        make_dirs(self.path.parent)
         text = json.dumps({**self.identity, "passes_done": done, "stages_survived": survived.tolist()}) + "\n"
-        write_atomically(self.path, lambda path: path.write_text(text))
+        atomic_write(self.path, lambda path: path.write_text(text))
 
 
 def identity_of(attack: AutoAttack, members: tuple[str, ...], model: nn.Module, data: ImageDataset) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pyengm.evaluation.evaluate import (
     robust_overfitting,
 )
 from pyengm.evaluation.parallel import run_in_workers, send_message, worker_count
-from pyengm.models import CheckpointInfo, in_fast_layout, load_checkpoint, read_info
+from pyengm.models import CheckpointInfo, load_checkpoint, read_info, to_fast_memory_format
 
 
 def evaluate_checkpoints(
@@ -134,7 +134,7 @@ def evaluate_checkpoint(path: Path, surrogate: Path | None, *arguments: Any, **o
         CheckpointError: a file is damaged.
     """
     other = None if surrogate is None else load_checkpoint(surrogate)[0]
-    model = in_fast_layout(load_checkpoint(path)[0], options["device"])
+    model = to_fast_memory_format(load_checkpoint(path)[0], options["device"])
     return evaluate_one_threat(model, *arguments, surrogate=other, **options)
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from pyengm.errors import PyengmError
-from pyengm.utils.distributed import world
+from pyengm.utils.distributed import world_size
 
 Key = TypeVar("Key", bound=Hashable)
 Result = TypeVar("Result")
@@ -32,7 +32,7 @@ def worker_count(jobs: int, device: torch.device) -> int:
     Each uses torch.get_num_threads() threads, and together they use no more than the cores. It is 1 on devices other
     than the CPU and where several processes run already.
     """
-    return min(jobs, cores() // torch.get_num_threads()) if device.type == "cpu" and world() == 1 else 1
+    return min(jobs, cores() // torch.get_num_threads()) if device.type == "cpu" and world_size() == 1 else 1
 
 
 def run_in_workers(

@@ -21,7 +21,7 @@ import yaml
 from pyengm.attacks import THREAT_NORMS
 from pyengm.errors import ConfigError
 from pyengm.training import TrainConfig
-from pyengm.training.option_parsing import did_you_mean
+from pyengm.utils.did_you_mean import did_you_mean
 
 PAPER_TABLES = Path(__file__).resolve().parents[1] / "paper_tables"
 TIMES = ("seconds_per_step", "hours")

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pyengm.data import DATASETS, ImageDataset, Loader, load, margin_for, split_validation
 from pyengm.errors import ConfigError
 from pyengm.methods import AWP, METHODS, DatasetSpec, Method
-from pyengm.models import build, in_fast_layout, layout_of
+from pyengm.models import build, memory_format_of, to_fast_memory_format
 from pyengm.optim import CLOSURE_OPTIMIZERS, PerExampleSGD, hyperparameters_of
 from pyengm.training.averaging import Averaging, averaging
 from pyengm.training.config import ALL_OPTIMIZERS, PGD_METHODS, TrainConfig
@@ -26,7 +26,7 @@ from pyengm.training.schedule import build_schedule
 from pyengm.training.steps.cuda_graph import Replay
 from pyengm.training.steps.graph_step import ReplayedStep, is_replayable
 from pyengm.training.steps.train_step import StepStats, train_step
-from pyengm.utils.distributed import rank, world
+from pyengm.utils.distributed import rank, world_size
 
 
 @dataclass
@@ -74,14 +74,14 @@ def build_components(config: TrainConfig) -> TrainComponents:
         "num_classes": train.num_classes,
         "in_channels": train.channels,
         "image_size": side,
-        "norm": config.norm_layer,
+        "norm_layer": config.norm_layer,
         "width": config.width,
         "mean": config.mean,
         "std": config.std,
     }
     torch.manual_seed(config.seed)
     half = config.precision != "float32"
-    model = in_fast_layout(with_shared_statistics(config, build(**model_options).to(device)), device, half=half)
+    model = to_fast_memory_format(with_shared_statistics(config, build(**model_options).to(device)), device, half=half)
     torch.manual_seed(config.seed + rank())  # dropout, say, is to differ between processes
     network = in_precision(model, config.precision)
     method = build_method(config)
@@ -95,9 +95,9 @@ def build_components(config: TrainConfig) -> TrainComponents:
         augment=config.augment,
         crop=(side, side) if config.augment == "resized" else None,
         shuffle=True,
-        memory_format=layout_of(model),
+        memory_format=memory_format_of(model),
         rank=rank(),
-        world_size=world(),
+        world_size=world_size(),
     )
     schedule = build_schedule(
         optimizer,
@@ -153,7 +153,7 @@ def with_shared_statistics(config: TrainConfig, model: nn.Module) -> nn.Module:
 
     Raises ConfigError on a CPU, and for optimisers whose per-example norms would miss the examples of other processes.
     """
-    if not config.sync_bn or world() == 1:
+    if not config.sync_bn or world_size() == 1:
         return model
     if next(model.parameters()).device.type != "cuda":
         raise ConfigError("sync_bn needs GPUs: torch has batch norm over several processes on these alone")
@@ -167,7 +167,7 @@ def with_shared_statistics(config: TrainConfig, model: nn.Module) -> nn.Module:
 
 def part_size(config: TrainConfig) -> int:
     """Images of a batch that this process has."""
-    least, more = divmod(config.batch_size, world())
+    least, more = divmod(config.batch_size, world_size())
     return least + (rank() < more)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from pyengm.errors import CheckpointError, StorageError
-from pyengm.utils.distributed import gather, on_rank0, rank, world
+from pyengm.utils.distributed import all_gather_object, on_rank0, rank, world_size
 
 MANIFEST = "manifest.json"
 STATE = "state.pt"
@@ -54,18 +54,18 @@ class Checkpoints:
         problem = None
         if rank() == 0:
             problem = _attempt(_make_empty, temporary)
-        _raise_first(gather(problem), temporary)
+        _raise_first(all_gather_object(problem), temporary)
         digests: dict[str, str] = {}
-        problem = _attempt(_write, temporary / f"process-{rank()}-of-{world()}.pt", part, digests)
+        problem = _attempt(_write, temporary / f"process-{rank()}-of-{world_size()}.pt", part, digests)
         if rank() == 0 and problem is None:
             problem = _attempt(_write, temporary / STATE, shared, digests)
-        everything = gather((problem, digests))
+        everything = all_gather_object((problem, digests))
         _raise_first([found for found, _ in everything], temporary)
         problem = None
         if rank() == 0:
             names = {name: digest for _, some in everything for name, digest in some.items()}
             problem = _attempt(self._publish, temporary, final, names)
-        _raise_first(gather(problem), temporary)
+        _raise_first(all_gather_object(problem), temporary)
 
     def load(self, map_location: torch.device) -> Saved | None:
         """The newest checkpoint that is whole, None where there is none.

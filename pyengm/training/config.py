@@ -16,10 +16,11 @@ from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, defaults_of, hyperparam
 from pyengm.pergrad import NORMS as GRAD_NORMS
 from pyengm.training.averaging import AVERAGES
 from pyengm.training.loggers import check_logger_name
-from pyengm.training.option_parsing import defaults_for, did_you_mean, merge_options, parse_options, parse_pixels
+from pyengm.training.option_parsing import defaults_for, merge_options, parse_options, parse_pixels
 from pyengm.training.precision import PRECISIONS
 from pyengm.training.recipes import recipe_for
 from pyengm.training.schedule import SCHEDULES, in_proportion
+from pyengm.utils.did_you_mean import did_you_mean
 
 ALL_OPTIMIZERS = OPTIMIZERS | CLOSURE_OPTIMIZERS
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import pyengm
-from pyengm.utils.distributed import world
+from pyengm.utils.distributed import world_size
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy")
 TIMEOUT = 10  # seconds, of each command that is asked
@@ -36,7 +36,7 @@ def describe() -> dict[str, Any]:
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
-        "processes": world(),
+        "processes": world_size(),
         "git": {"pyengm": _checkout_of_pyengm(), "working_directory": git_state(Path())},
         "command": [*(Path(word).name for word in sys.argv[:1]), *sys.argv[1:]],
     }

@@ -31,7 +31,7 @@ from pyengm.utils.distributed import (
     average_gradients,
     on_rank0,
     rank,
-    world,
+    world_size,
 )
 
 SYNC_INTERVAL = 20  # batches of a GPU
@@ -71,7 +71,7 @@ def fit(config: TrainConfig, components: TrainComponents, run: RunFolder, logger
                 at.batch += len(group)
                 watch.count(sum(batch.size for batch in group))
                 looking = at.batch % every < len(group) or at.batch == len(components.batches)
-                asked = all_reduce_any(stop.asked) if looking else stop.asked and world() == 1
+                asked = all_reduce_any(stop.asked) if looking else stop.asked and world_size() == 1
                 if asked or looking:
                     checks.read()
                     seen = report_step(components, at, seen, log, watch)

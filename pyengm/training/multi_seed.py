@@ -10,12 +10,12 @@ import numpy as np
 
 from pyengm.errors import ConfigError, DataError, PyengmError
 from pyengm.evaluation import results_table
-from pyengm.models import write_atomically
 from pyengm.training.config import TrainConfig
 from pyengm.training.multi_run import complete_all
 from pyengm.training.run_folder import RunFolder, check_free, next_free
 from pyengm.utils import terminal
 from pyengm.utils.distributed import on_rank0
+from pyengm.utils.io import atomic_write
 
 
 def train_seeds(config: TrainConfig) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def train_seeds(config: TrainConfig) -> dict[str, Any]:
     seeds = [run.seed for name, run in runs.items() if name in results]
     summary = {"seeds": seeds, "mean": mean, "spread": spread, "failed": failed}
     text = json.dumps(summary, indent=2) + "\n"
-    on_rank0(lambda: write_atomically(out / "summary.json", lambda path: path.write_text(text)))
+    on_rank0(lambda: atomic_write(out / "summary.json", lambda path: path.write_text(text)))
     terminal.log(f"mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}:")
     terminal.log(results_table(mean, str(out), spread))
     terminal.log(f"the same figures are in {out / 'summary.json'}")

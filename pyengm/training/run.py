@@ -16,7 +16,7 @@ from pyengm.training.loop import after_training, fit, how_to_resume
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.signals import Interrupted, sigterm_as_ctrl_c
 from pyengm.utils.distributed import on_rank0
-from pyengm.utils.terminal import log, spoken_warnings
+from pyengm.utils.terminal import log, log_warnings
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         raise ConfigError(f"train makes one run, of one seed, and seeds is {config.seeds}: use train_seeds")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    with spoken_warnings():
+    with log_warnings():
         components = build_components(config)
         attacks = final_attacks(config.attacks)
         check_attacks(attacks, components.test, config.threats())  # an error comes now, not after the training
@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             log(f"further attacks: pyengm evaluate {run.path} --attacks ...")
             return run.read_results()
         on_rank0(run.add_environment)
-        with spoken_warnings():
+        with log_warnings():
             fit(config, components, run)
         try:
             with sigterm_as_ctrl_c():

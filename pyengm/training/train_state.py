@@ -16,7 +16,7 @@ from pyengm.training.builders import TrainComponents
 from pyengm.training.config import TrainConfig
 from pyengm.training.metric_sums import read_sums, write_sums, zero_sums
 from pyengm.training.run_folder import RunFolder
-from pyengm.utils.distributed import all_reduce_sum, on_rank0, rank, world
+from pyengm.utils.distributed import all_reduce_sum, on_rank0, rank, world_size
 
 
 @dataclass
@@ -69,7 +69,7 @@ def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) ->
         )
     if saved is None:
         return TrainState(zero_sums(components.device))
-    state, same = saved.shared, len(saved.parts) == world()
+    state, same = saved.shared, len(saved.parts) == world_size()
     check_state(components.model, state["model"], str(run.path))
     components.model.load_state_dict(state["model"])
     components.optimizer.load_state_dict(state["optimizer"])

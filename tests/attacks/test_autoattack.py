@@ -69,7 +69,7 @@ def test_fewer_classes_than_targets():
 
 
 def test_running_statistics_stay():
-    model = build("cnn4", width=4, image_size=8, in_channels=1, norm="bn").train()
+    model = build("cnn4", width=4, image_size=8, in_channels=1, norm_layer="bn").train()
     x = torch.rand(4, 1, 8, 8)
     y = model.eval()(x).argmax(dim=1)
     before = {name: b.clone() for name, b in model.named_buffers()}

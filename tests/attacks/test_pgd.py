@@ -21,7 +21,7 @@ both_norms = pytest.mark.parametrize("norm", EPS)
 
 def network(norm="gn", dtype=torch.float32):
     torch.manual_seed(0)
-    model = build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype)
+    model = build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype)
     return model.eval()
 
 

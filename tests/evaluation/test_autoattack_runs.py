@@ -69,7 +69,7 @@ def test_no_member_leaves_less_than_all_of_them(norm, monkeypatch):
     # APGD and FAB at full strength: with few steps one may do better alone, as its random starts are others then.
     shorten(monkeypatch, apgd=100, fab=100, square=400)
     torch.manual_seed(0)
-    model = build("cnn4", width=4, image_size=8, in_channels=1, norm="gn").eval()
+    model = build("cnn4", width=4, image_size=8, in_channels=1, norm_layer="gn").eval()
     data = image_data(model, n=20)
     eps = {"linf": 0.04, "l2": 0.3}[norm]
     together = run_autoattack(AutoAttack(eps, norm=norm), model, data, device=CPU).robust

@@ -88,7 +88,7 @@ def test_members_of_autoattack_by_name():
 
 def test_few_classes_skip_a_member():
     torch.manual_seed(0)
-    model = build(**OPTIONS | {"num_classes": 3, "norm": "gn"}).eval()
+    model = build(**OPTIONS | {"num_classes": 3, "norm_layer": "gn"}).eval()
     data = make_images(12, classes=3)
     data.labels = (model(data.images / 255).argmax(dim=1) + 1) % 3  # nothing to do
     with pytest.warns(UserWarning, match="without apgd-t") as warned:

@@ -8,7 +8,7 @@ from pyengm.models import CheckpointInfo, build
 
 CPU = torch.device("cpu")
 LINF, L2 = ThreatModel("linf", 0.1), ThreatModel("l2", 0.6)
-OPTIONS = {"name": "cnn4", "num_classes": 10, "in_channels": 1, "image_size": 8, "norm": "bn", "width": 4}
+OPTIONS = {"name": "cnn4", "num_classes": 10, "in_channels": 1, "image_size": 8, "norm_layer": "bn", "width": 4}
 
 
 def network(seed=0):

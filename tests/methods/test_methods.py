@@ -12,7 +12,7 @@ from pyengm.ops import Key
 
 def network(norm="bn", dtype=torch.float32):
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype).train()
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype).train()
 
 
 def batch(n=6, seed=1, dtype=torch.float32):

@@ -26,7 +26,7 @@ both_norms = pytest.mark.parametrize("norm", EPS)
 
 def network(norm="bn", dtype=torch.float64):
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype).train()
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype).train()
 
 
 def data(dtype=torch.float64):

@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pyengm.errors import CheckpointError
-from pyengm.models import load_checkpoint, load_weights, read_info, save_checkpoint, write_atomically
+from pyengm.models import load_checkpoint, load_weights, read_info, save_checkpoint
+from pyengm.utils.io import atomic_write
 
 
 def test_checkpoint_round_trip(tmp_path):
@@ -33,7 +34,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, die_half_way)
+        atomic_write(path, die_half_way)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 

@@ -22,7 +22,7 @@ KINDS = list(CLOSURE_OPTIMIZERS.values())
 
 def network(norm="gn", dtype=torch.float64):
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype)
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype)
 
 
 def batch(seed, n=5, dtype=torch.float64):

@@ -24,7 +24,7 @@ ALL = OPTIMIZERS | CLOSURE_OPTIMIZERS
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm="gn")
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer="gn")
 
 
 def losses_of(model: nn.Module, seed: int, part: slice) -> tuple[torch.Tensor, torch.Tensor]:

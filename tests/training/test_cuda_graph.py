@@ -98,7 +98,7 @@ class TestNoWaiting:
 
 def model_of(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return build("cnn4", num_classes=10, in_channels=1, image_size=8, width=4, norm="bn").to(dtype)
+    return build("cnn4", num_classes=10, in_channels=1, image_size=8, width=4, norm_layer="bn").to(dtype)
 
 
 def batch_of(n: int, seed: int = 0, device: str = "cpu") -> tuple[Tensor, Tensor, Key]:

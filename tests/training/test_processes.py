@@ -196,7 +196,7 @@ def test_as_many_processes_go_on_exactly(indices, tmp_path, monkeypatch):
 
 def test_constants_stay_what_they_are(monkeypatch):
     """Such as the mean of pixels: a sum of seven in float32, divided by seven, is not always the number itself."""
-    for name, function in (("world", lambda: 7), ("all_reduce_sum", lambda values: sum([values] * 7))):
+    for name, function in (("world_size", lambda: 7), ("all_reduce_sum", lambda values: sum([values] * 7))):
         monkeypatch.setattr(f"pyengm.utils.distributed.{name}", function)
     module = torch.nn.Module()
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
@@ -294,7 +294,7 @@ class TestShares:
             Loader(data, 7, rank=0, world_size=4, **options)
 
     def test_batch_norm_over_processes_needs_gpus(self, indices, monkeypatch):
-        monkeypatch.setattr("pyengm.training.builders.world", lambda: 2)
+        monkeypatch.setattr("pyengm.training.builders.world_size", lambda: 2)
         monkeypatch.setattr("pyengm.training.builders.rank", lambda: 1)
         with pytest.raises(ConfigError, match="sync_bn needs GPUs"):
             build_components(replace(TINY, indices=indices, norm_layer="bn", sync_bn=True).resolve())

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from pyengm.errors import StorageError
-from pyengm.models import write_atomically
 from pyengm.training.loggers.base import Logger, Row
+from pyengm.utils.io import atomic_write
 
 
 class JsonLines(Logger):
@@ -20,7 +20,7 @@ class JsonLines(Logger):
         for path in (self._metrics, self._timing):
             if path.exists():
                 kept = "".join(f"{line}\n" for line in path.read_text().splitlines()[:epoch])
-                write_atomically(path, lambda new, kept=kept: new.write_text(kept))
+                atomic_write(path, lambda new, kept=kept: new.write_text(kept))
 
     def epoch(self, row: Row, timing: Row) -> None:
         _append(self._metrics, row)
