@@ -31,7 +31,7 @@ def test_estimates_of_independent_examples_are_exact():
 @pytest.mark.parametrize("alpha", [None, 0.5])
 def test_errors_are_their_formulas(alpha):
     losses, params = batch(nn.BatchNorm1d(6))
-    found = norm_errors(losses, params, {"mine": Estimator("frozen")}, alpha)["mine"]
+    found = norm_errors(losses, params, {"fitted": Estimator("frozen")}, alpha)["fitted"]
     exact, estimator = exact_norms(losses, params), Estimator("frozen")
     norms = estimator.norms(losses, params, estimator.start(losses, params))
     relative = norms / exact - 1

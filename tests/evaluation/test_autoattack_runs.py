@@ -168,11 +168,13 @@ def test_an_interrupted_run_resumes_to_the_same_verdicts(norm, stop, quick, tmp_
 
     with pytest.raises(Stop):
         run_autoattack(attack, model, data, device=CPU, state=tmp_path / "cut", progress=interrupt)
-    seen = []
-    again = run_autoattack(attack, model, data, device=CPU, state=tmp_path / "cut", progress=lambda *n: seen.append(n))
+    progress = []
+    again = run_autoattack(
+        attack, model, data, device=CPU, state=tmp_path / "cut", progress=lambda *n: progress.append(n)
+    )
     assert again.stages_survived.equal(whole.stages_survived)
     assert quick == calls  # no pass is done twice
-    assert [done for done, _, _ in seen] == list(range(stop + 1, 13))
+    assert [done for done, _, _ in progress] == list(range(stop + 1, 13))
     (first,), (second,) = (tmp_path / "whole").iterdir(), (tmp_path / "cut").iterdir()
     assert first.name == second.name
     assert first.read_bytes() == second.read_bytes()

@@ -29,8 +29,8 @@ def files(tmp_path):
 def test_results_of_checkpoints(files, processes, monkeypatch):
     monkeypatch.setattr(parallel, "cores", lambda: processes * torch.get_num_threads())
     data = data_for(network())
-    seen = []
-    options = {"device": CPU, "on_attack": seen.append, "autoattack_examples": 5}
+    titles = []
+    options = {"device": CPU, "on_attack": titles.append, "autoattack_examples": 5}
     results = evaluate_checkpoints(files, data, [LINF, L2], ["pgd20"], **options)
     assert list(results) == ["best", "last", "other", "robust_overfitting", "threats", "images"]
     assert results["best"] == results["last"] == evaluate(network(), data, [LINF, L2], ["pgd20"], device=CPU)
@@ -41,7 +41,7 @@ def test_results_of_checkpoints(files, processes, monkeypatch):
     assert results["threats"] == [{"norm": "linf", "eps": 0.1}, {"norm": "l2", "eps": 0.6}]
     assert results["images"] == {"all": 40, "autoattack": 5}
     # Identical files are evaluated once: two models, under two threat models each.
-    assert sum("natural" in title for title in seen) == 4 or seen[-1].startswith("4 jobs")
+    assert sum("natural" in title for title in titles) == 4 or titles[-1].startswith("4 jobs")
     assert json.loads(json.dumps(results)) == results
 
 

@@ -1,4 +1,4 @@
-"""ThreatModel models and random starts in plain torch, for tests that write a method down a second time."""
+"""Threat models and random starts in plain torch, for tests that write a method down a second time."""
 
 import torch
 from torch.nn import functional as F
