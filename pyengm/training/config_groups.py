@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pyengm.attacks import BN_MODES, NORMS, ThreatModel
+from pyengm.attacks import BN_MODES, THREAT_NORMS, ThreatModel
 from pyengm.data import AUGMENTATIONS
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
@@ -78,7 +78,7 @@ class AttackConfig(OptionGroup):
     """The threat model and the attack of the training."""
 
     group: ClassVar[str] = "attack"
-    threat: Annotated[str, Choice(NORMS)] = "linf"
+    threat: Annotated[str, Choice(THREAT_NORMS)] = "linf"
     """Norm of the threat model."""
     eps: Pixels = FROM_RECIPE
     """Radius of the threat model in pixel units, such as 8/255."""
