@@ -252,7 +252,7 @@ class TestAll:
             (ATAS_STEP, {"v": torch.ones(4)[::2]}, "contiguous"),
             (ATAS_STEP, {"c": 0.0}, "c > 0"),
             (ATAS_STEP, {"step_scale": math.inf}, "step_scale > 0"),
-            (ATAS_STEP, {"min_step": 0.2}, "low <= high"),
+            (ATAS_STEP, {"min_step": 0.2}, "min_step <= max_step"),
             (ATAS_STEP, {"beta": 1.1}, "beta between"),
         ],
     )
@@ -459,15 +459,15 @@ class TestFoscStep:
 class TestAtasStep:
     @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
     @pytest.mark.parametrize(("min_step", "max_step"), [(0.0, math.inf), (0.05, 0.12), (0.1, 0.1)])
-    def test_formula(self, backend, beta, low, high):
+    def test_formula(self, backend, beta, min_step, max_step):
         x_adv, grad, x = images((6, 3, 9), torch.float64, backend)
         v = torch.linspace(0.0, 50.0, 6, dtype=x.dtype, device=backend)
         got, new_v = x_adv.clone(), v.clone()
-        numbers = {"eps": 0.3, "step_scale": 0.4, "c": 3.0, "min_step": low, "max_step": high, "beta": beta}
-        sizes = atas_step_(got, grad, x, new_v, **numbers, lo=0.1, hi=0.8)
+        bounds = {"min_step": min_step, "max_step": max_step}
+        sizes = atas_step_(got, grad, x, new_v, eps=0.3, step_scale=0.4, c=3.0, beta=beta, **bounds, lo=0.1, hi=0.8)
         for i, (a, g, c, result) in enumerate(rows(x_adv, grad, x, got)):
             average = beta * v[i].item() + (1 - beta) * math.fsum(t * t for t in g)
-            size = min(max(0.4 / (1 + math.sqrt(average) / 3.0), low), high)
+            size = min(max(0.4 / (1 + math.sqrt(average) / 3.0), min_step), max_step)
             assert new_v[i].item() == pytest.approx(average, rel=2**-48)
             assert sizes[i].item() == pytest.approx(size, rel=2**-48)
             for j, stepped in enumerate(result):
