@@ -43,7 +43,7 @@ class Flat(NamedTuple):
     def has_kernels(self) -> bool:
         """Whether the ops run native kernels here; elsewhere they would unfold all pictures at once."""
         if self.x.is_cuda:
-            return conv_dispatch.serves(self.x, self.g, self[2:])
+            return conv_dispatch.supports(self.x, self.g, self[2:])
         return self.x.device.type == "cpu"
 
     def gram_is_cheaper(self) -> bool:
