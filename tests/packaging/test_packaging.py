@@ -15,7 +15,7 @@ from setuptools.errors import OptionError
 
 import pyengm
 
-# What every installation must do; -I keeps the working directory and PYTHONPATH out.
+# The check of every installation; -I keeps the working directory and PYTHONPATH out.
 PROBE = """
 import json
 from importlib.metadata import entry_points
@@ -184,7 +184,7 @@ def test_a_second_build_compiles_only_what_changed(sdist, tmp_path):
 def test_this_installation_has_its_native_module():
     assert "cpu" in pyengm.ops.available_backends(), (
         f"{pyengm.__file__} has no pyengm._C: the tests would run on the references alone. "
-        'Install the package (pip install ".[test]") and start pytest itself, not python -m pytest'
+        'Install the package: pip install ".[test]"'
     )
 
 
