@@ -1,5 +1,4 @@
-// A-ENGM (Dabouei et al. 2022, Sec. 2.5): a line fitted to gradient norms, and the weights that follow; for host and
-// device.
+// A-ENGM (Dabouei et al. 2022, Sec. 2.5): a line fitted to gradient norms, and its weights; for host and device.
 #pragma once
 #include "clip_weights.h"
 

@@ -9,8 +9,7 @@
 namespace pyengm::cpu {
 namespace {
 
-// Columns [begin, end) of an output row are pixels of `from`; the others are 0. Stride: of neighbours in out, 0 if not
-// constant.
+// Columns [begin, end) of an output row are pixels of `from`, the others 0. Stride: of neighbours in out; 0: variable.
 template <int64_t Stride>
 PYENGM_INLINE void fill_row(float* __restrict out, const uint8_t* __restrict from, int64_t begin, int64_t end,
                             int64_t width, bool flip, int64_t stride = Stride) {

@@ -1,5 +1,4 @@
-// Kernels on n rows of d elements: 16-byte accesses, and sums in float64 in an order that depends on d and the type
-// alone.
+// Kernels on n rows of d elements: 16-byte accesses, and sums in float64 in an order given by d and the type.
 //
 // A row of moderate length is the work of one block. A longer one is cut into pieces, so that a few large images use
 // the whole GPU. Where a step follows the sums, blocks draw sums and steps in an order in which the step of a row comes
