@@ -39,12 +39,15 @@ def clipped_backward(losses: Tensor, params: Iterable[Tensor], alpha: float, *, 
     Raises what `per_example_grad_norms` raises, and NonFiniteError where a norm is not finite.
     Source: Dabouei et al. 2022, Eq. 5.
     """
-    return weighted_backward(
-        losses, params, lambda lengths, _: clip_weights(lengths, alpha), Estimator(norms, shared=False)
-    )
+
+    def weigh(found: Tensor | None, _: Tensor | None) -> Tensor:
+        assert found is not None  # an estimator computes them
+        return clip_weights(found, alpha)
+
+    return weighted_backward(losses, params, weigh, Estimator(norms, shared=False))
 
 
-def weighted_backward(
+def weighted_backward(  # noqa: C901  the issue of the engine rewrites it
     losses: Tensor,
     params: Iterable[Tensor],
     weigh: Weigh,
@@ -92,7 +95,7 @@ def weighted_backward(
         if estimator is not None:
             norms = estimator.norms(losses, params, found)
             fit_errors = estimator.fit_errors
-        if input_norms:
+        if input_norms and inputs is not None:
             with idle_sinks(walk(losses).nodes):
                 ones = torch.ones_like(losses)
                 (input_gradient,) = torch.autograd.grad(losses, inputs, ones, retain_graph=True, allow_unused=True)
@@ -110,13 +113,13 @@ def weighted_backward(
     if scaler is not None:
         factors = torch.where(finite.all(), factors, torch.nan)
     asked = [] if inputs is None or input_gradient is not None else [inputs]
-    if kept is not None:
+    if found is not None and kept is not None:
         found.deliver(kept, factors)
     else:
         torch.autograd.backward(losses, factors.to(losses.dtype), inputs=params + asked)
-        if asked and inputs.grad is None:
+        if any(t.grad is None for t in asked):
             raise ValueError(OUTSIDE)
-    if input_gradient is not None:
+    if inputs is not None and input_gradient is not None:
         inputs.grad = input_gradient * factors.to(inputs.dtype).view(-1, *[1] * (inputs.dim() - 1))
     return ExampleWeights(norms, weights, lengths, fit_errors)
 

@@ -26,5 +26,5 @@ def _not_finite(finite: Tensor) -> NonFiniteError:
     bad = (~finite).nonzero().flatten().tolist()
     return NonFiniteError(
         f"{len(bad)} of {len(finite)} losses are nan or infinite (first at position {bad[0]} of the batch); "
-        "lower the learning rate or look at the pictures and labels at these positions"
+        "lower the learning rate or look at the images and labels at these positions"
     )

@@ -66,9 +66,9 @@ class Graph:
     def leaf_below(self, place: int) -> tuple[Tensor | None, tuple]:
         """The leaf that only transparent nodes separate from here, if there is one, and a description of them."""
         chain = []
-        while self.nodes[place].name() in TRANSPARENT and self.children[place][0] is not None:
+        while self.nodes[place].name() in TRANSPARENT and (child := self.children[place][0]) is not None:
             chain.append(_transparent(self.nodes[place]))
-            place = self.children[place][0][0]
+            place = child[0]
         return self.leaf(place), tuple(chain)
 
     def shape(self, place: int, output: int = 0) -> torch.Size:
@@ -95,7 +95,8 @@ class Graph:
 def walk(losses: Tensor, params: Iterable[Tensor] = ()) -> Graph:
     """The graph of the losses, breadth first; its signature tells these parameters from each other."""
     known = {id(p) for p in params}
-    nodes, children, descriptions = [losses.grad_fn], [], []
+    nodes: list[Node] = [losses.grad_fn]
+    children, descriptions = [], []
     place = {losses.grad_fn: 0}
     for node in nodes:  # grows while it is read
         slots: list[tuple[int, int] | None] = []

@@ -18,7 +18,7 @@ SINK_FLAG = "_static_graph_delay_allreduce_enqueued"
 Visit = Callable[[int, Tensor], None]
 
 
-def visit_gradients(
+def visit_gradients(  # noqa: C901  the issue of the engine rewrites it
     graph: Graph,
     losses: Tensor,
     weights: Tensor,

@@ -260,8 +260,10 @@ def _find_rows(
     def sketch(place: int, g: Tensor) -> None:
         node = graph.nodes[place]
         shapes = {slot: weights[k].shape for slot, k in slots[place].items()}
+        rule = rule_of(node, shapes)
+        assert rule is not None  # uses without a rule were an error
         with naming(node, params, [weights[k] for k in slots[place].values()]):
-            sketches[place].append(Sketch.of(rule_of(node, shapes).rows(node, shapes, g)))
+            sketches[place].append(Sketch.of(rule.rows(node, shapes, g)))
 
     for code in signs:
         visit_gradients(graph, losses, code, slots, sketch, frozen=frozen)

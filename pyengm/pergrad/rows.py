@@ -72,7 +72,8 @@ def rows_of(sketches: list[Sketch], signs: Tensor) -> list[Rows]:
     """The layouts that fit the rows of one output gradient, from its sketches under each of the codes.
 
     A row that belongs to one example changes its sign with that example's weight and nothing else; a row that two
-    examples share changes its size. Rows of zeros fit everything. Raises UnsupportedOperationError for rows that mix examples.
+    examples share changes its size. Rows of zeros fit everything. Raises UnsupportedOperationError for rows that mix
+    examples.
     """
     n = signs.shape[1]
     sizes = sketches[0].sizes

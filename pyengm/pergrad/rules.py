@@ -183,6 +183,7 @@ class Called(Gradient):
         if not keep:
             return super().squares()
         self.settle()
+        assert self.kept is not None
         return self.kept.squares()
 
     def settle(self) -> None:
@@ -352,7 +353,7 @@ def channel_sums(g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _affine(slots: Slots, weight: Tensor, bias: Tensor, rows: Rows) -> dict[int, Gradient]:
-    """weight, bias: (N, C) sums over the positions of each picture."""
+    """weight, bias: (N, C) sums over the positions of each image."""
     found: dict[int, Gradient] = {}
     if 1 in slots:
         found[1] = Dense(rows.split(weight).sum(1), slots[1])

@@ -34,8 +34,8 @@ def start(losses: Tensor, params: Iterable[Tensor]) -> "Walk":
 
     The first call for a structure of graph checks that no row of an output gradient belongs to two examples and, where
     batch statistics do not couple the examples, compares two norms with exact derivatives.
-    Raises UnsupportedOperationError for what no rule serves, RuntimeError where the comparison fails, and what `exact_norms`
-    raises.
+    Raises UnsupportedOperationError for what no rule serves, RuntimeError where the comparison fails, and what
+    `exact_norms` raises.
     """
     check_losses(losses)
     params = [p for p in dict.fromkeys(params) if p.requires_grad]  # each once
@@ -87,7 +87,7 @@ class Walk:
     plan: Plan
     frozen: list[FrozenNorm]
 
-    def squares(
+    def squares(  # noqa: C901  the issue of the engine rewrites it
         self,
         *,
         inputs: Tensor | None = None,
@@ -171,7 +171,7 @@ class Walk:
             self.plan = start(self.losses, self.params).plan
             return run()
 
-    def _collect(
+    def _collect(  # noqa: C901  the issue of the engine rewrites it
         self,
         done: Callable[[int, Gradient], None],
         inputs: Tensor | None,
@@ -196,7 +196,8 @@ class Walk:
                 _check_silent(g)
                 return
             if place in norms:
-                sums[place] = tuple(rows[place].split(s).sum(1) for s in norms[place].sums(wide(g)))
+                first, second = (rows[place].split(s).sum(1) for s in norms[place].sums(wide(g)))
+                sums[place] = first, second
                 if statistics is not None:
                     deviation = norms[place].deviation()
                     statistics.extend(s * deviation for s in sums[place])
@@ -205,6 +206,7 @@ class Walk:
             use, node = uses[place], graph.nodes[place]
             shapes = {slot: plan.weights[k].shape for slot, k in use.slots.items()}
             rule = rule_of(node, shapes)
+            assert rule is not None  # uses without a rule were an error
             if use.rows.silent is not None:
                 _check_silent(rule.rows(node, shapes, g)[use.rows.silent])
             with naming(node, self.params, [plan.weights[k] for k in use.slots.values()]):
@@ -239,9 +241,9 @@ class Walk:
         rows = {norm.place: uses[layer] for layer, norms in fed.items() if layer in uses for norm in norms}
         n = len(self.losses)
         for place in (norm.place for norm in self.frozen if norm.place not in rows):
-            pictures = self.graph.shape(place)[0]
-            if place in uses or pictures % n == 0:
-                rows[place] = uses.get(place, Rows(n, pictures // n))
+            images = self.graph.shape(place)[0]
+            if place in uses or images % n == 0:
+                rows[place] = uses.get(place, Rows(n, images // n))
         return rows
 
     def _pulled_squares(self, group: Group, gradients: dict[int, Gradient]) -> Tensor:
