@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -54,7 +54,7 @@ def machine() -> dict[str, Any]:
         "nvcc": next(iter(re.findall(r"release ([\d.]+)", _printed(_nvcc(), "--version"))), "unknown"),
         "pyengm": _version("pyengm"),
         "commit": commit(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from pyengm.errors import ConfigError, StorageError
-from pyengm.evaluation import final_attacks, check_attacks, evaluate_with_progress, plot_curves, results_table
+from pyengm.evaluation import check_attacks, evaluate_with_progress, final_attacks, plot_curves, results_table
 from pyengm.training.builders import build_components
 from pyengm.training.config import TrainConfig
 from pyengm.training.loop import evaluation_hint, fit, resume_hint
