@@ -8,6 +8,7 @@ network. Steps are such as most are: no update of the generator, no reset of sto
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,12 @@ from torch import nn
 
 from pyengm import MSGD
 from pyengm.data import CropFlip
-from pyengm.methods import METHODS, DatasetSpec, Method
+from pyengm.methods import METHODS, DatasetSpec
 from pyengm.models import build, in_fast_layout, layout_of
 from pyengm.ops import Key
 from pyengm.training.steps.train_step import train_step
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WIDTH, N, EPS, EPOCHS = 16, 64, 8 / 255, 30
 K = 10  # steps of the attacks of many steps
@@ -65,16 +68,9 @@ ROWS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def build_method(name: str) -> Method:
-    row, kind = ROWS.get(name, Row((1, 1, 1))), METHODS[name]
+def build_method(name: str) -> Any:
+    kind: Any = METHODS[name]
+    row = ROWS.get(name, Row((1, 1, 1)))
     if name == "natural":
         return kind()
     options = {"epochs": EPOCHS} if name in ("dynamic", "atas", "nuat", "sub_at") else {}
@@ -107,19 +103,19 @@ class Trainer:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, id=f"{name}, ideal {row.ideal:.2f}") for name, row in ROWS.items()]
 )
-def test_step(price, name):
+def test_step(relative_cost, name):
     natural, trainer = Trainer("natural"), Trainer(name)
     for _ in range(2):
         trainer.step()
-    price(trainer.step, natural.step, rounds=9, ideal=ROWS[name].ideal)
+    relative_cost(trainer.step, natural.step, rounds=9, ideal=ROWS[name].ideal)
 
 
 @pytest.mark.parametrize("name", ["yopo, first layer", "fgsm_sdi, generator"])
-def test_left_out(price, name):
+def test_left_out(relative_cost, name):
     natural, trainer = Trainer("natural"), Trainer(name.partition(",")[0])
     trainer.step()
     part = first_layer_of_yopo if "first" in name else generator_of_sdi
-    price(lambda: part(trainer), natural.step, rounds=9)
+    relative_cost(lambda: part(trainer), natural.step, rounds=9)
 
 
 def first_layer_of_yopo(trainer: Trainer) -> None:
