@@ -1,4 +1,4 @@
-"""ThreatModel models and random starts in plain torch, for tests that write a method down a second time."""
+"""Threat models, random starts and attack steps in plain torch, for tests that implement a method a second time."""
 
 import torch
 from torch.nn import functional as F
@@ -25,7 +25,8 @@ def batch(n=6, seed=1, epoch=2, dtype=torch.float64):
     return x, torch.randint(0, 10, (n,), generator=generator), Key(3, epoch, torch.arange(n) * 10 + 5)
 
 
-def lengths(t):
+def norms(t):
+    """Norms of the examples, of a shape that broadcasts over them."""
     return t.flatten(1).norm(dim=1).view(-1, *[1] * (t.dim() - 1))
 
 
@@ -37,17 +38,17 @@ def noise(x, key, norm, purpose=Purpose.START):
     direction = philox_normal(key.index, x.shape[1:], purpose=purpose, **named).to(x)
     draw = (purpose - Purpose.START) * 2**12
     radius = philox_uniform(key.index, (1, 1, 1), purpose=Purpose.RADIUS, draw=draw, **named).to(x)
-    return EPS[norm] * direction / lengths(direction) * radius ** (1 / x[0].numel())
+    return EPS[norm] * direction / norms(direction) * radius ** (1 / x[0].numel())
 
 
 def project(x_adv, x, norm):
     delta, eps = x_adv - x, EPS[norm]
-    delta = delta.clamp(-eps, eps) if norm == "linf" else delta * (eps / lengths(delta)).clamp(max=1)
+    delta = delta.clamp(-eps, eps) if norm == "linf" else delta * (eps / norms(delta)).clamp(max=1)
     return (x + delta).clamp(0, 1)
 
 
 def step(x_adv, gradient, x, norm, size):
-    return project(x_adv + size * (gradient.sign() if norm == "linf" else gradient / lengths(gradient)), x, norm)
+    return project(x_adv + size * (gradient.sign() if norm == "linf" else gradient / norms(gradient)), x, norm)
 
 
 def gradient_at(model, x, y):
@@ -56,7 +57,7 @@ def gradient_at(model, x, y):
 
 
 def fosc(x_adv, gradient, origin, norm):
-    """One number per example, pixel by pixel."""
+    """FOSC of each example, (n,), summed pixel by pixel."""
     values = []
     for point, g, center in zip(x_adv, gradient, origin, strict=True):
         reach = sum(abs(v) for v in g.flatten().tolist())
@@ -68,7 +69,7 @@ def fosc(x_adv, gradient, origin, norm):
 
 
 def check_in_threat_model(x_adv, x, norm):
-    distance = (x_adv - x).abs().amax() if norm == "linf" else lengths(x_adv - x).max()
+    distance = (x_adv - x).abs().amax() if norm == "linf" else norms(x_adv - x).max()
     assert distance <= EPS[norm] + 1e-9
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1

@@ -12,9 +12,9 @@ from helpers.reference_attacks import (
     check_in_threat_model,
     gradient_at,
     gradients,
-    lengths,
     network,
     noise,
+    norms,
     project,
     statistics,
     step,
@@ -107,7 +107,7 @@ def test_adaptive_steps_shrink_with_the_average_gradient(norm, given):
         start = project(x + noise(x, key, norm), x, norm)
         g = gradient_at(twin, start, y)
         sizes = []
-        for i, length in zip(members, lengths(g).flatten().tolist(), strict=True):
+        for i, length in zip(members, norms(g).flatten().tolist(), strict=True):
             average[i] = (average[i] + length**2) / 2
             free = largest / (1 + math.sqrt(average[i]) / 1.28)
             sizes.append(min(max(free, largest / 4), 7 / 8 * largest))

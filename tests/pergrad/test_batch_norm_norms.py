@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from helpers.toy_models import Net, cross_entropy, images, norms_of, rows, weight
+from helpers.toy_models import ToyModel, cross_entropy, images, norms_of, rows, weight
 from torch import nn
 
 from pyengm import per_example_grad_norms
@@ -67,12 +67,12 @@ def pre_activation():
         return m.h((torch.relu(m.n(stream)) + torch.tanh(m.o(stream + m.c(x)))).mean((2, 3)))
 
     parts = {name: nn.Conv2d(3, 4, 3, padding=1) for name in "abc"}
-    return Net(forward, n=nn.BatchNorm2d(4), o=nn.BatchNorm2d(4), h=nn.Linear(4, 3), **parts)
+    return ToyModel(forward, n=nn.BatchNorm2d(4), o=nn.BatchNorm2d(4), h=nn.Linear(4, 3), **parts)
 
 
 def two_readers():
     """The output of a convolution goes to a batch norm and past it."""
-    return Net(
+    return ToyModel(
         lambda m, x: (lambda z: m.h((torch.relu(m.n(z)) + z.tanh()).mean((2, 3))))(m.a(x)),
         a=nn.Conv2d(3, 4, 3), n=nn.BatchNorm2d(4), h=nn.Linear(4, 3),
     )  # fmt: skip
@@ -80,7 +80,7 @@ def two_readers():
 
 def siamese():
     """Frames of examples share one batch norm."""
-    return Net(
+    return ToyModel(
         lambda m, x: m.h(torch.relu(m.n(m.a(x.reshape(-1, 1, 7, 6)))).mean((2, 3)).view(len(x), 3, 4).mean(1)),
         a=nn.Conv2d(1, 4, 3), n=nn.BatchNorm2d(4), h=nn.Linear(4, 3),
     )  # fmt: skip
@@ -273,7 +273,7 @@ class TestZeros:
     def zeroed(self):
         torch.manual_seed(0)
         model = ready(
-            Net(
+            ToyModel(
                 lambda m, x: (lambda z: m.h(torch.relu(z + m.n(m.a(z))).mean((2, 3))))(torch.relu(m.o(m.b(x)))),
                 a=nn.Conv2d(4, 4, 3, padding=1),
                 n=nn.BatchNorm2d(4),
@@ -522,7 +522,7 @@ def test_a_scaled_input_of_a_norm():
     """A parameter between a layer and its norm: nothing is corrected there, and the calibration still sums up."""
     torch.manual_seed(0)
     model = ready(
-        Net(lambda m, x: m.h(torch.relu(m.n(m.a(x) * m.w))), a=nn.Linear(6, 5), w=weight(5), n=nn.BatchNorm1d(5),
+        ToyModel(lambda m, x: m.h(torch.relu(m.n(m.a(x) * m.w))), a=nn.Linear(6, 5), w=weight(5), n=nn.BatchNorm1d(5),
             h=nn.Linear(5, 3))
     )  # fmt: skip
     losses, params = cross_entropy(model, rows(7)), list(model.parameters())

@@ -9,15 +9,15 @@ import re
 import pytest
 import torch
 from helpers.toy_models import (
-    NETS,
-    Net,
+    TOY_MODELS,
+    ToyModel,
     cross_entropy,
     fresh,
     images,
     norms_of,
-    numbers,
     rows,
     sequences,
+    token_ids,
     trades,
     weight,
 )
@@ -47,18 +47,18 @@ def check(losses, params, rtol=ROUNDING):
 
 
 def heads(function, **parts):
-    return Net(function, a=nn.Linear(6, 6), h=nn.Linear(6, 3), **parts).double()
+    return ToyModel(function, a=nn.Linear(6, 6), h=nn.Linear(6, 3), **parts).double()
 
 
 class TestExact:
-    @pytest.mark.parametrize("name", NETS)
+    @pytest.mark.parametrize("name", TOY_MODELS)
     def test_small_nets(self, name):
         model, loss, x = fresh(name)
         check(loss(model, x), model.parameters())
         other = torch.randint_like(x, 7) if x.dtype == torch.int64 else x + 0.3 * torch.randn_like(x)
         check(loss(model, other), model.parameters())  # from what the first call has learned
 
-    @pytest.mark.parametrize("name", NETS)
+    @pytest.mark.parametrize("name", TOY_MODELS)
     def test_chunks_change_nothing(self, name, monkeypatch):
         for module in (gradients, conv):
             monkeypatch.setattr(module, "CHUNK_ELEMENTS", 60)
@@ -119,8 +119,10 @@ class TestExact:
         assert per_example_grad_norms(w, [w]).eq(1).all()
 
     def test_sparse_embedding(self):
-        model = Net(lambda m, x: m.h(m.a(x).mean(1)), a=nn.Embedding(7, 6, sparse=True), h=nn.Linear(6, 3)).double()
-        check(cross_entropy(model, numbers()), model.parameters())
+        model = ToyModel(
+            lambda m, x: m.h(m.a(x).mean(1)), a=nn.Embedding(7, 6, sparse=True), h=nn.Linear(6, 3)
+        ).double()
+        check(cross_entropy(model, token_ids()), model.parameters())
 
     @pytest.mark.parametrize(
         "mask",
@@ -243,7 +245,7 @@ def image_layer(kind, c, o):
         "pointwise": lambda: nn.Conv2d(c, o, 1),
         "transposed": lambda: nn.ConvTranspose2d(c, o, 3, padding=1),
         "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(c, o, 3, padding=1)),
-        "linear": lambda: Net(lambda m, x: m.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), a=nn.Linear(c, o)),
+        "linear": lambda: ToyModel(lambda m, x: m.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), a=nn.Linear(c, o)),
     }[kind]()
 
 
@@ -251,14 +253,14 @@ def row_layer(kind, d):
     """A layer that keeps the shape of sequences (n, T, d)."""
     return {
         "linear": lambda: nn.Linear(d, d),
-        "sequence first": lambda: Net(lambda m, x: m.a(x.transpose(0, 1)).transpose(0, 1), a=nn.Linear(d, d)),
+        "sequence first": lambda: ToyModel(lambda m, x: m.a(x.transpose(0, 1)).transpose(0, 1), a=nn.Linear(d, d)),
         "layer norm": lambda: nn.LayerNorm(d),
         "rms norm": lambda: nn.RMSNorm(d),
         "attention": lambda: nn.TransformerEncoderLayer(d, 2, d, dropout=0, batch_first=True),
-        "gru": lambda: Net(lambda m, x: m.a(x)[0], a=nn.GRU(d, d, batch_first=True)),
-        "scale": lambda: Net(lambda m, x: x * m.w, w=weight(d)),
-        "position": lambda: Net(lambda m, x: x + m.w, w=weight(1, 4, d)),
-        "conv": lambda: Net(lambda m, x: m.a(x.mT).mT, a=nn.Conv1d(d, d, 3, padding=1)),
+        "gru": lambda: ToyModel(lambda m, x: m.a(x)[0], a=nn.GRU(d, d, batch_first=True)),
+        "scale": lambda: ToyModel(lambda m, x: x * m.w, w=weight(d)),
+        "position": lambda: ToyModel(lambda m, x: x + m.w, w=weight(1, 4, d)),
+        "conv": lambda: ToyModel(lambda m, x: m.a(x.mT).mT, a=nn.Conv1d(d, d, 3, padding=1)),
         "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(d, d)),
     }[kind]()
 
@@ -393,7 +395,7 @@ class TestRefused:
 
     def test_fused_lstm(self):
         """The CPU runs an LSTM of float32 as one node for all time steps, which has the sequence in its first axis."""
-        model = Net(lambda m, x: m.h(m.a(x)[0].mean(1)), a=nn.LSTM(6, 4, batch_first=True), h=nn.Linear(4, 3))
+        model = ToyModel(lambda m, x: m.h(m.a(x)[0].mean(1)), a=nn.LSTM(6, 4, batch_first=True), h=nn.Linear(4, 3))
         losses = cross_entropy(model, sequences().float())
         expected = norms_of(losses, model.parameters())
         try:
@@ -404,8 +406,8 @@ class TestRefused:
 
     def test_embedding_scaled_by_frequency(self):
         table = nn.Embedding(7, 6, scale_grad_by_freq=True)
-        model = Net(lambda m, x: m.h(m.a(x).mean(1)), a=table, h=nn.Linear(6, 3)).double()
-        self.refused(cross_entropy(model, numbers()), model.parameters(), "scale_grad_by_freq")
+        model = ToyModel(lambda m, x: m.h(m.a(x).mean(1)), a=table, h=nn.Linear(6, 3)).double()
+        self.refused(cross_entropy(model, token_ids()), model.parameters(), "scale_grad_by_freq")
 
     def test_compiled_model(self):
         model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
@@ -494,7 +496,7 @@ class TestZeros:
 
         parts = {name: nn.Conv2d(4, 4, 3, padding=1) for name in "ab"}
         parts.update({f"norm_{name}": nn.GroupNorm(2, 4) for name in "ab"})
-        model = Net(forward, stem=nn.Conv2d(3, 4, 3), h=nn.Linear(4, 3), **parts).double()
+        model = ToyModel(forward, stem=nn.Conv2d(3, 4, 3), h=nn.Linear(4, 3), **parts).double()
         x = images()
         for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
             nn.init.constant_(model.norm_a.weight, a)
@@ -647,7 +649,7 @@ def checkpointed(early_stop=True, preserve=True):
             return m.h(x)
 
     bodies = [nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 6)) for _ in range(2)]
-    return Net(forward, b=bodies[0], c=bodies[1], h=nn.Linear(6, 3)).double()
+    return ToyModel(forward, b=bodies[0], c=bodies[1], h=nn.Linear(6, 3)).double()
 
 
 class TestCheckpointing:

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.toy_models import (
-    NETS,
-    Net,
+    TOY_MODELS,
+    ToyModel,
     cross_entropy,
     filled,
     fresh,
@@ -63,7 +63,7 @@ def check_clipped(loss, model, x):
     return used
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", TOY_MODELS)
 def test_clipped(name, passes):
     model, loss, x = fresh(name)
     check_clipped(loss, model, x)
@@ -246,7 +246,7 @@ class TestGradScaler:
 
     def test_overflow_of_one_example_skips_the_step(self, passes):
         torch.manual_seed(0)
-        model = Net(lambda m, x: m.h(Overflow.apply(m.a(x))), a=nn.Linear(6, 6), h=nn.Linear(6, 3)).double()
+        model = ToyModel(lambda m, x: m.h(Overflow.apply(m.a(x))), a=nn.Linear(6, 6), h=nn.Linear(6, 3)).double()
         x = rows() * torch.tensor([1, 1, 1, 1, 1e-6]).double()[:, None]
         before = [p.detach().clone() for p in model.parameters()]
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
@@ -259,7 +259,7 @@ class TestGradScaler:
         assert not any(p.equal(q) for p, q in zip(model.parameters(), before, strict=True))
 
     def test_without_a_scaler_it_is_an_error(self, passes):
-        model = Net(lambda m, x: m.h(m.a(x) * m.w), a=nn.Linear(6, 6), h=nn.Linear(6, 3), w=weight(6)).double()
+        model = ToyModel(lambda m, x: m.h(m.a(x) * m.w), a=nn.Linear(6, 6), h=nn.Linear(6, 3), w=weight(6)).double()
         x = rows()
         per_example_grad_norms(model(x).logsumexp(1).nan_to_num(1.0, 1.0, 1.0), model.parameters())
         x[3] = torch.inf
@@ -416,7 +416,7 @@ def test_alpha_without_bound_is_the_mean():
 
 def test_sparse_gradients_stay_sparse():
     table = nn.Embedding(7, 6, sparse=True).double()
-    model = Net(lambda m, x: m.h(m.a(x).mean(1)), a=table, h=nn.Linear(6, 3)).double()
+    model = ToyModel(lambda m, x: m.h(m.a(x).mean(1)), a=table, h=nn.Linear(6, 3)).double()
     losses = cross_entropy(model, torch.arange(20).view(5, 4) % 7)
     clipped_backward(losses, model.parameters(), 1.0)
     assert table.weight.grad.is_sparse
