@@ -19,7 +19,7 @@ deadline=${LIMIT:-570}
 begin
 options=$(data_options "$data") || exit
 mapfile -t options <<<"$options"
-options+=(--epochs "$epochs" --select none --precision bf16)
+options+=(--epochs "$epochs" --select-on none --precision bf16)
 
 # train NAME OPTIONS...
 train() {

@@ -12,11 +12,25 @@ from PIL import Image
 from rich.console import Console
 
 from pyengm import cli
+from pyengm.cli import entry
 from pyengm.evaluation import checkpoints, progress
 from pyengm.training.signals import STATUS
 from pyengm.utils import terminal
 
-TINY = ["--model", "cnn4", "--width", "2", "--epochs", "1", "--steps", "1", "--batch-size", "60", "--optimizer", "msgd"]
+TINY = [
+    "--model",
+    "cnn4",
+    "--width",
+    "2",
+    "--epochs",
+    "1",
+    "--attack-steps",
+    "1",
+    "--batch-size",
+    "60",
+    "--optimizer",
+    "msgd",
+]
 TINY += ["--autoattack-examples", "2"]
 
 
@@ -40,7 +54,10 @@ def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     (folder / "few.txt").write_text("\n".join(map(str, range(240))))
     out = folder / "run"
-    assert cli.main(["train", *TINY, "--indices", str(folder / "few.txt"), "--out", str(out), "--attacks", "fgsm"]) == 0
+    assert (
+        cli.main(["train", *TINY, "--train-indices", str(folder / "few.txt"), "--out", str(out), "--attacks", "fgsm"])
+        == 0
+    )
     return out
 
 
@@ -82,7 +99,7 @@ class TestTrain:
         assert {path: path.stat().st_mtime_ns for path in before} == before
 
     def test_one_process_is_this_one(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(cli, "launch", lambda *_: pytest.fail("another process was started"))
+        monkeypatch.setattr(entry, "launch", lambda *_: pytest.fail("another process was started"))
         assert cli.main(["train", *TINY, "--nproc", "1", "--out", str(tmp_path / "run")]) == 0
 
     def test_data_with_three_classes(self, three_classes, tmp_path, monkeypatch, capsys):
@@ -95,7 +112,7 @@ class TestTrain:
         monkeypatch.setattr(pyautoattack.AutoAttack, "__init__", short)
         monkeypatch.setattr(checkpoints, "cores", lambda: 1)
         out = tmp_path / "three"
-        options = [*TINY, "--data", str(three_classes), "--root", str(tmp_path / "cache"), "--out", str(out)]
+        options = [*TINY, "--data", str(three_classes), "--data-dir", str(tmp_path / "cache"), "--out", str(out)]
         assert cli.main(["train", *options]) == 0
         text = " ".join(capsys.readouterr().out.split())
         assert "runs without apgd-t: its targeted DLR loss needs at least 4 classes, there are 3" in text
@@ -125,14 +142,14 @@ class TestTrain:
         ("options", "message"),
         [
             (["--data", "nowhere"], "unknown data set 'nowhere'"),
-            (["--data", "cifar10", "--root", "empty"], "--download"),
+            (["--data", "cifar10", "--data-dir", "empty"], "--download"),
             (["--model", "resnet81"], "unknown model 'resnet81'"),
             (["--method", "pdg_at"], "unknown method 'pdg_at'; known: natural, pgd_at"),
             (["--optimizer", "adam"], "unknown optimizer 'adam'; known: msgd, engm"),
             (["--eps=-0.1"], "eps is -0.1; expected a finite number >= 0"),
             (["--attacks", "fgms"], "unknown attack 'fgms'; known: fgsm"),
             (
-                ["--data", "THREE", "--root", "empty", "--attacks", "apgd_t"],
+                ["--data", "THREE", "--data-dir", "empty", "--attacks", "apgd_t"],
                 "apgd-t cannot run: its targeted DLR loss needs at least 4 classes",
             ),
             (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
@@ -166,7 +183,7 @@ class TestEvaluate:
 
     def test_one_threat_model(self, finished, tmp_path):
         out = tmp_path / "l2.json"
-        options = ["--norm", "l2", "--eps", "1/4", "--autoattack-examples", "1", "--out", str(out)]
+        options = ["--threat", "l2", "--eps", "1/4", "--autoattack-examples", "1", "--out", str(out)]
         assert cli.main(["evaluate", str(finished / "last.safetensors"), *options]) == 0
         assert json.loads(out.read_text())["threats"] == [{"norm": "l2", "eps": 0.25}]
         assert len(list((tmp_path / "l2.autoattack").iterdir())) == 1
@@ -174,7 +191,7 @@ class TestEvaluate:
     def test_surrogate_members_and_distance(self, finished, tmp_path, capsys):
         out = tmp_path / "more.json"
         last, best = (str(finished / f"{name}.safetensors") for name in ("last", "best"))
-        options = ["--surrogate", best, "--attacks", "apgd_ce", "deepfool", "--norm", "linf"]
+        options = ["--surrogate", best, "--attacks", "apgd_ce", "deepfool", "--threat", "linf"]
         assert cli.main(["evaluate", last, *options, "--autoattack-examples", "2", "--out", str(out)]) == 0
         found = json.loads(out.read_text())["last"]
         # best and last are one model after one epoch: the surrogate is the target.
@@ -213,8 +230,8 @@ class TestEvaluate:
         ("options", "message"),
         [
             (["none"], "there is no checkpoint none"),
-            (["RUN", "--eps", "0.1"], "--eps needs --norm"),
-            (["RUN", "--norm", "l3"], "threat norm is 'l3'; known norms: linf, l2"),
+            (["RUN", "--eps", "0.1"], "--eps needs --threat"),
+            (["RUN", "--threat", "l3"], "unknown threat 'l3'; known: linf, l2"),
             (["RUN", "--out", "RUN"], "exists and is not overwritten"),
             (["RUN", "--autoattack-examples", "0"], "autoattack_examples is 0; expected at least 1"),
             (["RUN", "--attacks", "bim"], "unknown attack 'bim'"),

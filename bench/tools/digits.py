@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, pstdev
 
@@ -50,8 +49,8 @@ def main() -> None:
 def train_and_evaluate(method: str, optimizer: str, seed: int, epochs: int | None) -> tuple[float, ...]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(method=method, optimizer=optimizer, seed=seed, epochs=epochs)
-        config = replace(config, out=Path(folder, "run")).resolve()
+        config = TrainConfig.from_flat(method=method, optimizer=optimizer, seed=seed, epochs=epochs)
+        config = config.override(out=Path(folder, "run")).resolve()
         parts, run = build_components(config), RunFolder.create(config)
         start = time.perf_counter()
         fit(config, parts, run)

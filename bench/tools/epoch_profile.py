@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from unittest import mock
@@ -44,10 +44,10 @@ class EpochRunner:
 
     def __init__(self, setting: Setting, batches: int, folder: Path, **options: Any):
         common = {"data": "cifar10", "model": "resnet18", "method": "pgd_at", "optimizer": "msgd", **SGD}
-        common |= {"eps": EPS, "step": STEP_SIZE, "steps": STEPS}
-        common |= {"width": setting.width, "batch_size": setting.n, "epochs": 1, "select": "none"}
+        common |= {"eps": EPS, "step_size": STEP_SIZE, "attack_steps": STEPS}
+        common |= {"width": setting.width, "batch_size": setting.n, "epochs": 1, "select_on": "none"}
         common |= {"device": setting.device, "precision": setting.precision}
-        self.config = TrainConfig(**common | options).resolve()
+        self.config = TrainConfig.from_flat(**common | options).resolve()
         self.setting, self.batches, self.folder = setting, batches, folder
         self.components = self.build_components()
         self.batch_seconds: list[float] = []
@@ -58,7 +58,7 @@ class EpochRunner:
 
     def __call__(self) -> float:
         """The mean loss of the epoch."""
-        run = RunFolder.create(replace(self.config, out=self.folder / str(len(self.batch_seconds))))
+        run = RunFolder.create(self.config.override(out=self.folder / str(len(self.batch_seconds))))
         with timed_epochs(self.components.batches) as seconds:
             fit(self.config, self.components, run)
         self.batch_seconds.append(seconds[0])
@@ -116,7 +116,7 @@ class ProfiledEpoch:
         stats = self._step(*arguments, **options)
         middle = time.perf_counter()
         batch, twin = self.ready[len(self._alone)], self.twin
-        key = Key(self.runner.config.seed, 0, batch.index)
+        key = Key(self.runner.config.run.seed, 0, batch.index)
         twin.train_step(twin.method, twin.network, twin.optimizer, batch.x, batch.y, key, batch.transform)
         self._in_loop.append(middle - start)
         self._alone.append(time.perf_counter() - middle)

@@ -141,8 +141,8 @@ data_options() {
   [[ -d $folder ]] || refuse "there is no folder or archive $1"
   found=$(find -L "$folder" -maxdepth 2 -type d \( -name cifar-10-batches-py -o -name train \) -print -quit)
   case $found in
-    */cifar-10-batches-py) printf '%s\n' --data cifar10 --root "${found%/*}" ;;
-    */train) printf '%s\n' --data "${found%/*}" --root "$work/decoded" ;;
+    */cifar-10-batches-py) printf '%s\n' --data cifar10 --data-dir "${found%/*}" ;;
+    */train) printf '%s\n' --data "${found%/*}" --data-dir "$work/decoded" ;;
     *) refuse "expected cifar-10-batches-py, or train/CLASS/* and test/CLASS/*, in $1" ;;
   esac
 }

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +17,7 @@ from unittest import mock
 
 import torch
 
-from pyengm.cli import parse_train
+from pyengm.cli.train import parse_train
 from pyengm.data import Batch, Loader
 from pyengm.evaluation import accuracy, attack_named
 from pyengm.training.builders import build_components
@@ -31,13 +30,13 @@ def main() -> int:
     path, options = Path(sys.argv[1]), sys.argv[2:]
     config = parse_train(options)
     components = build_components(config)
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in config.flat().items()}
     result: dict[str, Any] = {"given": options, "options": plain}
     with TemporaryDirectory() as folder, timed_epochs(components.batches) as seconds:
-        run = RunFolder.create(replace(config, out=Path(folder, "run")))
+        run = RunFolder.create(config.override(out=Path(folder, "run")))
         try:
             fit(config, components, run)
-            measured = {"seed": config.seed, "device": components.device}
+            measured = {"seed": config.run.seed, "device": components.device}
             result["natural"] = accuracy(components.model, components.test, None, **measured)
             pgd20 = attack_named("pgd20", config.threats()[0])
             result["pgd20"] = accuracy(components.model, components.test, pgd20, **measured)

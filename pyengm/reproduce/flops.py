@@ -30,8 +30,8 @@ HELD_OUT_PASSES = 41  # a natural pass and PGD-20 on every held-out image, after
 
 def epoch_flops(config: TrainConfig, train: ImageDataset, images: int, held_out: int) -> float:
     """Operations of one epoch on so many training and held-out images like those of `train`."""
-    per_step, fixed = PASSES.get(config.method, PGD_PASSES)
-    passes = per_step * (config.steps or 1) + fixed
+    per_step, fixed = PASSES.get(config.method.name, PGD_PASSES)
+    passes = per_step * (config.attack.steps or 1) + fixed
     return (passes * images + HELD_OUT_PASSES * held_out) * forward_flops(config, train)
 
 
@@ -39,12 +39,12 @@ def forward_flops(config: TrainConfig, data: ImageDataset) -> int:
     """Operations of one forward pass of one image through the model, two for a multiplication with an addition."""
     with torch.device("meta"):
         model = build(
-            config.model,
+            config.model.name,
             num_classes=data.num_classes,
             in_channels=data.channels,
             image_size=data.image_size,
-            norm=config.norm_layer,
-            width=config.width,
+            norm=config.model.norm_layer,
+            width=config.model.width,
         ).eval()
         image = torch.empty(1, *data.shape)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

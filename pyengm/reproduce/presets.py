@@ -6,7 +6,6 @@ smoke   the embedded digits and their recipe with the row's method and optimiser
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from pyengm.methods import METHODS
 from pyengm.reproduce.flops import epoch_flops
 from pyengm.training import TrainConfig
 from pyengm.training.config import PER_CALL
-from pyengm.training.option_parsing import BY_NAME, defaults_for, parse_options, parse_pixels
+from pyengm.training.option_parsing import BY_NAME, defaults_for, parse_options
+from pyengm.training.option_types import parse_number
 from pyengm.training.recipes import BOUNDS, recipe_for
 from pyengm.training.schedule import in_proportion
 
@@ -29,16 +29,16 @@ LARGEST_FRACTION = 32  # of 255, in words
 # What the recipe of the digits decides in a smoke run; of the options of methods also those that it sets, KNOBS apart.
 # eps, step and BOUNDS keep their size in units of the usual radius. Every other option of a row stays.
 OF_THE_RECIPE = (
-    *("data", "root", "download", "image_size", "indices", "augment", "model", "width", "norm_layer"),
+    *("data", "data_dir", "download", "image_size", "train_indices", "augment", "model", "width", "norm_layer"),
     *("mean", "std"),
-    *("lr", "weight_decay", "batch_size", "epochs", "schedule", "milestones", "peak", "autoattack_examples"),
-    *("precision", "cuda_graphs", "compile", "threads", "method_options"),
+    *("lr", "weight_decay", "batch_size", "epochs", "schedule", "milestones", "pct_start", "autoattack_examples"),
+    *("precision", "cuda_graphs", "compile", "cpu_threads", "method_options"),
 )
 KNOBS = (*BOUNDS, "weight")
 # Counted in epochs: options of runs, milestones apart, those of methods, and of all the ones that may come down to 0.
-IN_EPOCHS = ("warmup_epochs", "average_start", "patience")
+IN_EPOCHS = ("warmup_epochs", "swa_start", "patience")
 METHOD_IN_EPOCHS = ("warmup", "reset", "fgsm_epochs", "decay_epochs", "patience", "sampling_epochs")
-MAY_BE_ZERO = ("warmup", "fgsm_epochs", "average_start", "from_epoch")
+MAY_BE_ZERO = ("warmup", "fgsm_epochs", "swa_start", "from_epoch")
 
 
 def full(options: Mapping[str, Any], where: str) -> TrainConfig:
@@ -52,15 +52,16 @@ def short(paper: TrainConfig, train: ImageDataset, indices: Path) -> TrainConfig
     paper: as `full` gives it. train: its training split. indices: the file of `short_positions(len(train))`.
     """
     images = min(SHORT_IMAGES, len(train))
-    held_out = {"val": images // 10, "none": 0, "test": images}[paper.select]  # test sets have about as many
+    held_out = {"val": images // 10, "none": 0, "test": images}[
+        paper.evaluation.select_on
+    ]  # test sets have about as many
     affordable = SHORT_FLOPS / epoch_flops(paper, train, images, held_out)
-    epochs = min(paper.epochs, max(2, int(affordable)))
-    return replace(
-        paper,
-        indices=indices,
+    epochs = min(paper.schedule.epochs, max(2, int(affordable)))
+    return paper.override(
+        train_indices=indices,
         epochs=epochs,
-        autoattack_examples=min(SHORT_AUTOATTACK, paper.autoattack_examples or SHORT_AUTOATTACK),
-        precision="bf16" if paper.precision == "float32" else paper.precision,
+        autoattack_examples=min(SHORT_AUTOATTACK, paper.evaluation.autoattack_examples or SHORT_AUTOATTACK),
+        precision="bf16" if paper.machine.precision == "float32" else paper.machine.precision,
         **shorter(paper, epochs),
     ).resolve()
 
@@ -73,41 +74,41 @@ def short_positions(length: int) -> list[int]:
 
 def smoke(options: Mapping[str, Any], paper: TrainConfig) -> TrainConfig:
     """The row's method and optimiser on the digits. options: those of the row; paper: as `full` gives it."""
-    recipe = recipe_for(SMOKE_DATA, paper.method, paper.norm)
-    epochs = min(recipe["epochs"], paper.epochs)
-    larger = recipe["radii"][paper.norm] / recipe_for(paper.data)["radii"][paper.norm]
-    kept = {name: getattr(paper, name) for name in options if name not in OF_THE_RECIPE}
-    kept |= {name: larger * kept[name] for name in ("eps", "step") if kept.get(name) is not None}
+    recipe = recipe_for(SMOKE_DATA, paper.method.name, paper.attack.threat)
+    epochs = min(recipe["epochs"], paper.schedule.epochs)
+    larger = recipe["radii"][paper.attack.threat] / recipe_for(paper.data.name)["radii"][paper.attack.threat]
+    kept = {name: paper.get(name) for name in options if name not in OF_THE_RECIPE}
+    kept |= {name: larger * kept[name] for name in ("eps", "step_size") if kept.get(name) is not None}
     changes = shorter(paper, epochs)
     changes.pop("milestones")  # the digits' schedule has none
     set_by_recipe = [word.partition("=")[0] for word in recipe["method_options"]]
     words = []
     for name, equals, value in (word.partition("=") for word in changes.pop("method_options")):
         if name in BOUNDS:
-            words.append(f"{name}={larger * parse_pixels(value):g}")
+            words.append(f"{name}={larger * parse_number(value):g}")
         elif name != "resolution" and (name in KNOBS or name not in set_by_recipe):
             words.append(name + equals + value)
     kept |= changes | {"method_options": tuple(words)}
-    return TrainConfig(data=SMOKE_DATA, epochs=epochs, **kept).resolve()
+    return TrainConfig.from_flat(data=SMOKE_DATA, epochs=epochs, **kept).resolve()
 
 
 def shorter(paper: TrainConfig, epochs: int) -> dict[str, Any]:
     """Every option of a run that is counted in epochs, in proportion to their number."""
-    share = epochs / paper.epochs
+    share = epochs / paper.schedule.epochs
     changes: dict[str, Any] = {
-        "milestones": in_proportion(paper.milestones, share),
+        "milestones": in_proportion(paper.schedule.milestones, share),
         "method_options": _shorter_method(paper, share, epochs),
-        "optimizer_options": _shorter_optimizer(paper.optimizer_options, share, epochs),
+        "optimizer_options": _shorter_optimizer(paper.optimizer.options, share, epochs),
     }
     for name in IN_EPOCHS:
-        if getattr(paper, name, None):
-            changes[name] = _shorter(name, getattr(paper, name), share)
+        if paper.get(name):
+            changes[name] = _shorter(name, paper.get(name), share)
     return changes
 
 
 def _shorter_method(paper: TrainConfig, share: float, epochs: int) -> tuple[str, ...]:
     """The method's options, where those that are counted in epochs are given even if the row leaves the default."""
-    words = {word.partition("=")[0]: word for word in paper.method_options}
+    words = {word.partition("=")[0]: word for word in paper.method.options}
     for name, value in method_options(paper).items():
         if name in METHOD_IN_EPOCHS and value is not None and share != 1:
             value = _shorter(name, value, share)
@@ -134,25 +135,28 @@ def _shorter(name: str, value: float, share: float) -> float:
 
 def method_options(config: TrainConfig) -> dict[str, Any]:
     """The options of the run's method that have none of their own in TrainConfig, with its defaults."""
-    kind = METHODS[config.method]
-    given = parse_options(config.method_options, kind, "method_options")
+    kind = METHODS[config.method.name]
+    given = parse_options(config.method.options, kind, "method_options")
     return {name: value for name, value in (defaults_for(kind) | given).items() if name not in BY_NAME}
 
 
 def differences(paper: TrainConfig, ours: TrainConfig, images: tuple[int, int] | None = None) -> list[str]:
     """A line for every option that is not the paper's. images: how many training images, of how many."""
-    apart = (*PER_CALL, "seed", "root", "download", "device", "threads", "indices", "method_options", "other_norm")
+    apart = (*PER_CALL, "seed", "data_dir", "download", "device", "cpu_threads", "train_indices")
+    apart += ("method_options", "eval_both_threats")
     lines = []
     if images is not None and images[0] < images[1]:
         lines.append(f"{images[0]:,} of {images[1]:,} training images")
-    for name in (field.name for field in fields(paper) if field.name not in apart):
-        old, new = getattr(paper, name), getattr(ours, name)
-        if old != new and not (name == "milestones" and ours.schedule != "piecewise"):
+    for name in (name for name in paper.options if name not in apart):
+        old, new = paper.get(name), ours.get(name)
+        if old != new and not (name == "milestones" and ours.schedule.name != "piecewise"):
             lines.append(f"{name} {_words(name, new)} in place of {_words(name, old)}")
     old_options, new_options = method_options(paper), method_options(ours)
     for name, new in new_options.items():
         if old_options[name] != new:
-            lines.append(f"{paper.method}'s {name} {_words(name, new)} in place of {_words(name, old_options[name])}")
+            lines.append(
+                f"{paper.method.name}'s {name} {_words(name, new)} in place of {_words(name, old_options[name])}"
+            )
     return lines
 
 
@@ -161,7 +165,7 @@ def _words(name: str, value: Any) -> str:
         return {"autoattack_examples": "all", "mean": "none", "std": "none"}.get(name, "the default")
     if isinstance(value, tuple):
         return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) or "none"
-    steps = 255 * value if isinstance(value, float) and name in ("eps", "step", *BOUNDS) else None
+    steps = 255 * value if isinstance(value, float) and name in ("eps", "step_size", *BOUNDS) else None
     if steps is not None and abs(steps - round(steps)) < 1e-9 and steps <= LARGEST_FRACTION:
         return f"{round(steps)}/255"
     return f"{value:g}" if isinstance(value, float) else str(value)

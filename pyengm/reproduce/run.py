@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import tyro
 import yaml
@@ -13,7 +13,7 @@ import yaml
 from pyengm.data import DATASETS, ImageDataset
 from pyengm.errors import ConfigError
 from pyengm.models import write_atomically
-from pyengm.reproduce.presets import differences, full, short, short_positions, smoke
+from pyengm.reproduce.presets import SCALES, differences, full, short, short_positions, smoke
 from pyengm.reproduce.render import as_markdown, as_table, heading, remarks
 from pyengm.reproduce.report import make_report
 from pyengm.reproduce.tables import PAPER_TABLES, PaperTable, load_table, table_names
@@ -21,6 +21,7 @@ from pyengm.reproduce.timing import times_of
 from pyengm.training import RunFolder, TrainConfig, load_split, pick_device
 from pyengm.training.multi_run import complete_all
 from pyengm.training.multi_seed import seed_folder
+from pyengm.training.option_types import Choice, Count, OptionGroup
 from pyengm.utils.distributed import on_rank0
 from pyengm.utils.terminal import log
 
@@ -28,13 +29,13 @@ OWN_FILE = "reproduce.yaml"  # in the folder of a table, of which table and scal
 
 
 @dataclass(frozen=True)
-class ReproduceConfig:
+class ReproduceConfig(OptionGroup):
     """Train the rows of a table of the papers and print our figures beside the printed ones. The same command goes on
     with what was interrupted. Without a table: the list of them."""
 
     table: tyro.conf.Positional[str | None] = None
     """Such as engm-2, the second table of the ENGM paper."""
-    scale: Literal["smoke", "short", "full"] = "smoke"
+    scale: Annotated[str, Choice(SCALES)] = "smoke"
     """smoke: the embedded digits, minutes on a CPU; short: 10,000 training images and fewer epochs, minutes per row
     on a GPU; full: as the paper."""
     rows: tuple[str, ...] = ()
@@ -43,22 +44,21 @@ class ReproduceConfig:
     """A run of every row for each of these seeds; the table then shows mean and spread."""
     data: Path | None = None
     """Folder of the images of a table on ImageNet or Tiny-ImageNet, which pyengm cannot fetch."""
-    root: Path | None = None
+    data_dir: Path | None = None
     """Where data sets and decoded folders are kept (else $PYENGM_DATA, else ~/.cache/pyengm)."""
     download: bool = False
     """Fetch a data set that is missing."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ... (auto: cuda where there is one)."""
-    nproc: int | None = None
+    nproc: Count | None = None
     """Start this many processes on this machine, which share the work of every run."""
     out: Path | None = None
     """Folder of the runs and of the table, as results.json and table.md (else runs/reproduce/TABLE-SCALE)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds are {self.seeds}; expected at least one, each of them once")
-        if self.nproc is not None and self.nproc < 1:
-            raise ConfigError(f"nproc is {self.nproc}; expected at least 1")
 
 
 def list_tables(folder: Path = PAPER_TABLES) -> None:
@@ -83,8 +83,8 @@ def reproduce(options: ReproduceConfig, folder: Path = PAPER_TABLES) -> dict[str
     out = options.out or Path("runs/reproduce") / f"{table.name}-{options.scale}"
     rows, changes = plan(table, options, out)
     runs = {
-        (row.name, seed): replace(
-            rows[row.name], seed=seed, device=options.device, out=seed_folder(out / row.folder, seed)
+        (row.name, seed): rows[row.name].override(
+            seed=seed, device=options.device, out=seed_folder(out / row.folder, seed)
         )
         for row in table.rows
         if row.name in rows
@@ -97,7 +97,7 @@ def reproduce(options: ReproduceConfig, folder: Path = PAPER_TABLES) -> dict[str
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for (name, seed), config in runs.items():
         if result := results.get(f"{name}, seed {seed}"):
-            found.setdefault(name, {})[seed] = {**result, **times_of(config.out, config.batch_size)}
+            found.setdefault(name, {})[seed] = {**result, **times_of(config.run.out, config.schedule.batch_size)}
     for row in table.rows:
         if row.name in rows:
             changes[row.name] += made_by(rows[row.name], out / row.folder)
@@ -118,8 +118,9 @@ def made_by(config: TrainConfig, folder: Path) -> list[str]:
         last = json.loads(path.read_text())[-1]
         processes, machine = last["processes"], last["machine"]
         lines.add(f"made on {', '.join(sorted(set(machine['gpus']))) or machine['cpu']}, {processes} process(es)")
-        if processes > 1 and config.norm_layer == "bn" and not config.sync_bn:
-            lines.add(f"batch norm over {config.batch_size // processes} images in place of {config.batch_size}")
+        if processes > 1 and config.model.norm_layer == "bn" and not config.machine.sync_bn:
+            whole = config.schedule.batch_size
+            lines.add(f"batch norm over {whole // processes} images in place of {whole}")
     return sorted(lines, reverse=True)
 
 
@@ -135,11 +136,13 @@ def plan(table: PaperTable, options: ReproduceConfig, out: Path) -> tuple[dict[s
     for row in table.rows:
         if row.name in papers:
             paper = papers[row.name]
-            rows[row.name], changes[row.name] = scaled(row.options, paper, options.scale, data.get(paper.data), out)
+            rows[row.name], changes[row.name] = scaled(
+                row.options, paper, options.scale, data.get(paper.data.name), out
+            )
     on_rank0(lambda: claim(out, table.name, options.scale))
     if options.scale == "short":
         for name, config in rows.items():
-            on_rank0(partial(write_positions, config.indices, len(data[papers[name].data])))
+            on_rank0(partial(write_positions, config.data.train_indices, len(data[papers[name].data.name])))
     return rows, changes
 
 
@@ -150,7 +153,7 @@ def paper_runs(table: PaperTable, options: ReproduceConfig) -> dict[str, TrainCo
     for row in table.rows:
         if row.options is None:
             continue
-        data = row.options.get("data", TrainConfig.data)
+        data = row.options.get("data", TrainConfig().data.name)
         if data not in DATASETS and options.scale != "smoke":
             if options.data is None:
                 raise ConfigError(
@@ -159,8 +162,8 @@ def paper_runs(table: PaperTable, options: ReproduceConfig) -> dict[str, TrainCo
                 )
             data, given = str(options.data), True
         own = {**row.options, "data": data, "download": options.download}
-        if options.root is not None:
-            own["root"] = str(options.root)
+        if options.data_dir is not None:
+            own["data_dir"] = str(options.data_dir)
         runs[row.name] = full(own, f"row {row.name!r}")
     if options.data is not None and not given:
         raise ConfigError(f"--data is for tables whose images only a folder can give; {table.name} needs none")
@@ -172,9 +175,9 @@ def paper_runs(table: PaperTable, options: ReproduceConfig) -> dict[str, TrainCo
 def load_data(papers: Mapping[str, TrainConfig]) -> dict[str, ImageDataset]:
     """The training splits that the rows need, by `data`: what is missing, tests too, is missed before the first run."""
     found = {}
-    for config in {paper.data: paper for paper in papers.values()}.values():
-        whole = replace(config, indices=None)
-        found[config.data], _ = (load_split(whole, split) for split in ("train", "test"))
+    for config in {paper.data.name: paper for paper in papers.values()}.values():
+        whole = config.override(train_indices=None)
+        found[config.data.name], _ = (load_split(whole, split) for split in ("train", "test"))
     return found
 
 
@@ -187,7 +190,7 @@ def scaled(
     if scale == "smoke":
         config = smoke(options, paper)
         return config, differences(paper, config)
-    config = short(paper, train, positions_file(out, paper.data))
+    config = short(paper, train, positions_file(out, paper.data.name))
     return config, differences(paper, config, (len(short_positions(len(train))), len(train)))
 
 

@@ -21,7 +21,7 @@ import yaml
 from pyengm.attacks import NORMS
 from pyengm.errors import ConfigError
 from pyengm.training import TrainConfig
-from pyengm.training.option_parsing import did_you_mean
+from pyengm.utils.did_you_mean import did_you_mean
 
 PAPER_TABLES = Path(__file__).resolve().parents[1] / "paper_tables"
 TIMES = ("seconds_per_step", "hours")
@@ -111,8 +111,8 @@ def _table(name: str, content: Any) -> PaperTable:
             raise ConfigError(f"{key} is {content[key]!r}; expected {'names and values' if kind is dict else 'a list'}")
     columns = tuple(_column(column) for column in content["columns"])
     _check_distinct("columns", [column.name for column in columns])
-    other_norm = any(str(column.ours).endswith(tuple(f"_{norm}" for norm in NORMS)) for column in columns)
-    shared = {**content.get("common", {}), "attacks": content.get("attacks", []), "other_norm": other_norm}
+    both_threats = any(str(column.ours).endswith(tuple(f"_{norm}" for norm in NORMS)) for column in columns)
+    shared = {**content.get("common", {}), "attacks": content.get("attacks", []), "eval_both_threats": both_threats}
     rows = tuple(_row(row, shared, [column.name for column in columns]) for row in content["rows"])
     _check_distinct("rows", [row.name for row in rows])
     _check_distinct("folders of rows", [row.folder for row in rows])
@@ -146,7 +146,7 @@ def _row(content: Any, shared: Mapping[str, Any], columns: list[str]) -> Row:
     if "options" not in content:
         return Row(name, None, paper)
     options = {**shared, **(content["options"] or {})}
-    for option in ("seed", "root", "download", "device"):
+    for option in ("seed", "data_dir", "download", "device"):
         if option in options:
             raise ConfigError(f"row {name!r} has a {option}, which is not the table's but that of a call")
     TrainConfig.from_plain(options, f"row {name!r}").resolve()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-AVERAGES = ("none", "ema", "mean")
+AVERAGES = ("none", "ema", "swa")
 
 
 class Averaging:
@@ -111,10 +111,10 @@ class Mean(Average):
 
 
 def averaging(kind: str, model: nn.Module, *, decay: float, start: int | None) -> Averaging:
-    """The average of that name (`AVERAGES`). decay: of "ema". start: the first epoch of "mean"."""
+    """The average of that name (`AVERAGES`). decay: of "ema". start: the first epoch of "swa"."""
     if kind == "ema":
         return EMA(model, decay)
-    return Mean(model, start) if kind == "mean" else Averaging(model)
+    return Mean(model, start) if kind == "swa" else Averaging(model)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

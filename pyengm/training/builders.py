@@ -16,7 +16,8 @@ from pyengm.methods import AWP, METHODS, DatasetSpec, Method
 from pyengm.models import build, in_fast_layout, layout_of
 from pyengm.optim import CLOSURE_OPTIMIZERS, PerExampleSGD, hyperparameters_of
 from pyengm.training.averaging import Averaging, averaging
-from pyengm.training.config import ALL_OPTIMIZERS, PGD_METHODS, TrainConfig
+from pyengm.training.config import PGD_METHODS, TrainConfig
+from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.launcher import local_device
 from pyengm.training.loggers import logger_factory
 from pyengm.training.option_parsing import parse_options, takes
@@ -55,45 +56,45 @@ class TrainComponents:
 
 def build_components(config: TrainConfig) -> TrainComponents:
     """Builds every part of a resolved configuration. Raises ConfigError or DataError before anything is written."""
-    device = local_device(pick_device(config.device))
-    for name in config.loggers:
+    device = local_device(pick_device(config.machine.device))
+    for name in config.run.loggers:
         logger_factory(name)
     train, test = load_split(config, "train"), load_split(config, "test")
-    held_out = {"val": None, "none": None, "test": test}[config.select]
-    if config.select == "val":
+    held_out = {"val": None, "none": None, "test": test}[config.evaluation.select_on]
+    if config.evaluation.select_on == "val":
         train, held_out = split_validation(train)
     check_recipe(config, train)
     height, width = train.shape[1:]
     if height != width:
         raise ConfigError(f"the models take square images, {train.name} has {height}x{width}; give --image-size")
-    side = config.image_size or height  # training images are larger than that where crops are cut from them
-    if config.select == "val":
+    side = config.data.image_size or height  # training images are larger than that where crops are cut from them
+    if config.evaluation.select_on == "val":
         held_out = held_out.centre(side)
     model_options = {
-        "name": config.model,
+        "name": config.model.name,
         "num_classes": train.num_classes,
         "in_channels": train.channels,
         "image_size": side,
-        "norm": config.norm_layer,
-        "width": config.width,
-        "mean": config.mean,
-        "std": config.std,
+        "norm": config.model.norm_layer,
+        "width": config.model.width,
+        "mean": config.model.mean,
+        "std": config.model.std,
     }
-    torch.manual_seed(config.seed)
-    half = config.precision != "float32"
+    torch.manual_seed(config.run.seed)
+    half = config.machine.precision != "float32"
     model = in_fast_layout(with_shared_statistics(config, build(**model_options).to(device)), device, half=half)
-    torch.manual_seed(config.seed + rank())  # dropout, say, is to differ between processes
-    network = in_precision(model, config.precision)
+    torch.manual_seed(config.run.seed + rank())  # dropout, say, is to differ between processes
+    network = in_precision(model, config.machine.precision)
     method = build_method(config)
     speed_up(config, method, network, device)
     optimizer = build_optimizer(config, model, method)
     batches = Loader(
         train,
-        config.batch_size,
+        config.schedule.batch_size,
         device=device,
-        seed=config.seed,
-        augment=config.augment,
-        crop=(side, side) if config.augment == "resized" else None,
+        seed=config.run.seed,
+        augment=config.data.augment,
+        crop=(side, side) if config.data.augment == "resized" else None,
         shuffle=True,
         memory_format=layout_of(model),
         rank=rank(),
@@ -101,13 +102,13 @@ def build_components(config: TrainConfig) -> TrainComponents:
     )
     schedule = build_schedule(
         optimizer,
-        config.schedule,
-        milestones=config.milestones,
-        peak=config.peak,
-        epochs=config.epochs,
+        config.schedule.name,
+        milestones=config.schedule.milestones,
+        peak=config.schedule.pct_start,
+        epochs=config.schedule.epochs,
         steps_per_epoch=len(batches),
-        decay=config.lr_decay,
-        warmup_epochs=config.warmup_epochs,
+        decay=config.schedule.lr_decay,
+        warmup_epochs=config.schedule.warmup_epochs,
     )
     method.needs_input_grad |= optimizer.needs_inputs
     method.prepare(
@@ -116,19 +117,24 @@ def build_components(config: TrainConfig) -> TrainComponents:
             batches.shape,
             padding=batches.padding,
             batches=len(batches),
-            seed=config.seed,
+            seed=config.run.seed,
             device=device,
         )
     )
-    scaler = scaler_for(config.precision, device)
+    scaler = scaler_for(config.machine.precision, device)
     step = train_step
-    if config.cuda_graphs and scaler is None and not isinstance(method, AWP) and is_replayable(optimizer, model):
+    if (
+        config.machine.cuda_graphs
+        and scaler is None
+        and not isinstance(method, AWP)
+        and is_replayable(optimizer, model)
+    ):
         step = ReplayedStep(Replay(part_size(config)))
     for name in ("warmup", "fgsm_epochs"):
-        if getattr(method, name, 0) >= config.epochs:
+        if getattr(method, name, 0) >= config.schedule.epochs:
             warnings.warn(
-                f"{name} is {getattr(method, name)} of {config.epochs} epochs: {config.method} will not get beyond it; "
-                f"give --method-options {name}=...",
+                f"{name} is {getattr(method, name)} of {config.schedule.epochs} epochs: {config.method.name} will not "
+                f"get beyond it; give --method-options {name}=...",
                 stacklevel=2,
             )
     return TrainComponents(
@@ -144,7 +150,7 @@ def build_components(config: TrainConfig) -> TrainComponents:
         schedule,
         scaler,
         step,
-        averaging(config.average, model, decay=config.average_decay, start=config.average_start),
+        averaging(config.weights.average, model, decay=config.weights.ema_decay, start=config.weights.swa_start),
     )
 
 
@@ -153,21 +159,21 @@ def with_shared_statistics(config: TrainConfig, model: nn.Module) -> nn.Module:
 
     Raises ConfigError on a CPU, and for optimisers whose per-example norms would miss the examples of other processes.
     """
-    if not config.sync_bn or world() == 1:
+    if not config.machine.sync_bn or world() == 1:
         return model
     if next(model.parameters()).device.type != "cuda":
         raise ConfigError("sync_bn needs GPUs: torch has batch norm over several processes on these alone")
-    if "norms" in ALL_OPTIMIZERS[config.optimizer].stateful_attributes:
+    if "norms" in ALL_OPTIMIZERS[config.optimizer.name].stateful_attributes:
         raise ConfigError(
-            f"sync_bn couples the examples of all processes, and the gradient norms of {config.optimizer} reach only "
-            "those of one: leave it out, use --norm-layer gn, or another optimizer (msgd, mgnc, sngm, nengm)"
+            f"sync_bn couples the examples of all processes, and the gradient norms of {config.optimizer.name} reach "
+            "only those of one: leave it out, use --norm-layer gn, or another optimizer (msgd, mgnc, sngm, nengm)"
         )
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def part_size(config: TrainConfig) -> int:
     """Images of a batch that this process has."""
-    least, more = divmod(config.batch_size, world())
+    least, more = divmod(config.schedule.batch_size, world())
     return least + (rank() < more)
 
 
@@ -176,43 +182,44 @@ def speed_up(config: TrainConfig, method: Method, network: nn.Module, device: to
 
     Raises ConfigError for options that would change nothing.
     """
-    served = config.method in PGD_METHODS and not getattr(method, "adaptive", False)
+    served = config.method.name in PGD_METHODS and not getattr(method, "adaptive", False)
     for name in ("compile", "cuda_graphs"):
-        if getattr(config, name) and not served:
+        if getattr(config.machine, name) and not served:
             raise ConfigError(
-                f"{name} is for attacks that are PGD alone, as of {', '.join(PGD_METHODS)}; {config.method} has none"
+                f"{name} is for attacks that are PGD alone, as of {', '.join(PGD_METHODS)}; "
+                f"{config.method.name} has none"
             )
-    if config.cuda_graphs and device.type != "cuda":
+    if config.machine.cuda_graphs and device.type != "cuda":
         raise ConfigError(f"cuda_graphs needs a CUDA device; the training is to run on {device}")
     attack = getattr(method, "base", method).attack if served else None
-    if config.compile:
+    if config.machine.compile:
         attack.compiled_model = network, torch.compile(network)
-    if config.cuda_graphs:
+    if config.machine.cuda_graphs:
         attack.replay = Replay(part_size(config))
 
 
 def check_recipe(config: TrainConfig, data: ImageDataset) -> None:
     """Raises ConfigError for large images whose size no option tells, where a method has a recipe for them."""
-    if config.method in LARGE_RECIPES and config.image_size is None and data.image_size >= LARGE:
+    if config.method.name in LARGE_RECIPES and config.data.image_size is None and data.image_size >= LARGE:
         raise ConfigError(
-            f"the images of {data.name} have {data.image_size} pixels, and {config.method} has a recipe for large "
+            f"the images of {data.name} have {data.image_size} pixels, and {config.method.name} has a recipe for large "
             f"ones: give --image-size {data.image_size}, from which it is known"
         )
 
 
 def load_split(config: TrainConfig, split: str) -> ImageDataset:
     """The training or test split that the options name. Training images for resized crops are larger than these."""
-    options = {"root": config.root, "download": config.download, "image_size": config.image_size}
+    options = {"root": config.data.data_dir, "download": config.data.download, "image_size": config.data.image_size}
     if split == "train":
-        options["indices"] = read_positions(config) if config.indices else None
-        if config.augment == "resized" and config.image_size is not None and config.data not in DATASETS:
-            options["margin"] = margin_for(config.image_size)
-    return load(config.data, split, **options)
+        options["indices"] = read_positions(config) if config.data.train_indices else None
+        if config.data.augment == "resized" and config.data.image_size is not None and config.data.name not in DATASETS:
+            options["margin"] = margin_for(config.data.image_size)
+    return load(config.data.name, split, **options)
 
 
 def read_positions(config: TrainConfig) -> np.ndarray:
     """The positions in config.indices. Raises ConfigError for a file that holds no whole numbers."""
-    path = config.indices
+    path = config.data.train_indices
     try:
         return np.load(path) if path.suffix == ".npy" else np.loadtxt(path, dtype=np.int64, ndmin=1)
     except (OSError, ValueError) as error:
@@ -233,42 +240,47 @@ def pick_device(name: str) -> torch.device:
 
 def build_method(config: TrainConfig) -> Method:
     """The method with its options. Raises ConfigError for a pair of method and optimiser that cannot work."""
-    kind = METHODS[config.method]
-    given = {"eps": config.eps, "norm": config.norm, "epochs": config.epochs}
-    given |= {"step_size": config.step, "steps": config.steps, "bn": config.attack_bn}
+    kind = METHODS[config.method.name]
+    given = {"eps": config.attack.eps, "norm": config.attack.threat, "epochs": config.schedule.epochs}
+    given |= {"step_size": config.attack.step_size, "steps": config.attack.steps, "bn": config.attack.bn}
     options = {name: value for name, value in given.items() if value is not None and takes(kind, name)}
-    method = kind(**options, **parse_options(config.method_options or (), kind, "method_options"))
-    method.label_smoothing = config.label_smoothing
-    if config.patience is not None and method.restart_epoch is not None:
+    method = kind(**options, **parse_options(config.method.options, kind, "method_options"))
+    method.label_smoothing = config.method.label_smoothing
+    if config.evaluation.patience is not None and method.restart_epoch is not None:
         raise ConfigError(
-            f"patience counts epochs that are no better than the best, and {config.method} begins anew at epoch "
+            f"patience counts epochs that are no better than the best, and {config.method.name} begins anew at epoch "
             f"{method.restart_epoch}: leave patience out"
         )
-    if config.optimizer in CLOSURE_OPTIMIZERS and (not method.single_pass or method.modifies_grads):
+    if config.optimizer.name in CLOSURE_OPTIMIZERS and (not method.single_pass or method.modifies_grads):
         raise ConfigError(
-            f"method {config.method} has its own way of updating the weights, and optimizer {config.optimizer} takes "
-            "several batches per update: choose another of the two"
+            f"method {config.method.name} has its own way of updating the weights, and optimizer "
+            f"{config.optimizer.name} takes several batches per update: choose another of the two"
         )
     return method
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module, method: Method) -> PerExampleSGD:
     """The optimiser with its options."""
-    kind = ALL_OPTIMIZERS[config.optimizer]
-    options = {
-        name: getattr(config, name) for name in hyperparameters_of(kind) if getattr(config, name, None) is not None
-    }
+    kind = ALL_OPTIMIZERS[config.optimizer.name]
+    given = {name: getattr(config.optimizer, name, None) for name in hyperparameters_of(kind)}
+    options = {name: value for name, value in given.items() if value is not None}
     if "norms" in kind.stateful_attributes:
         options["norms"] = grad_norms(config, model, method)
-    if config.optimizer in CLOSURE_OPTIMIZERS:
-        options |= {"buffers": model.buffers(), "seed": config.seed}
-    options |= parse_options(config.optimizer_options or (), kind, "optimizer_options")
-    if options.get("from_epoch", 0) >= config.epochs:
+    if config.optimizer.name in CLOSURE_OPTIMIZERS:
+        options |= {"buffers": model.buffers(), "seed": config.run.seed}
+    options |= parse_options(config.optimizer.options, kind, "optimizer_options")
+    if options.get("from_epoch", 0) >= config.schedule.epochs:
         raise ConfigError(
-            f"from_epoch is {options['from_epoch']} of {config.epochs} epochs, counted from 0, so {config.optimizer} "
-            "would never begin: give it a smaller one, or more epochs"
+            f"from_epoch is {options['from_epoch']} of {config.schedule.epochs} epochs, counted from 0, so "
+            f"{config.optimizer.name} would never begin: give it a smaller one, or more epochs"
         )
-    return kind(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, **options)
+    return kind(
+        model.parameters(),
+        config.optimizer.lr,
+        config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+        **options,
+    )
 
 
 def grad_norms(config: TrainConfig, model: nn.Module, method: Method) -> str:
@@ -277,12 +289,12 @@ def grad_norms(config: TrainConfig, model: nn.Module, method: Method) -> str:
     Warns where "auto" becomes "exact" for that reason, and raises ConfigError for estimates that cannot be right.
     """
     if not method.double_backward or not any(isinstance(module, _BatchNorm) for module in model.modules()):
-        return config.grad_norms
+        return config.optimizer.norms
     reason = (
-        f"the losses of {config.method} hold a gradient, and under batch norm {config.optimizer} then takes one "
-        "backward pass per example (--norm-layer gn, or --optimizer msgd, mgnc or sngm, are fast)"
+        f"the losses of {config.method.name} hold a gradient, and under batch norm {config.optimizer.name} then takes "
+        "one backward pass per example (--norm-layer gn, or --optimizer msgd, mgnc or sngm, are fast)"
     )
-    if config.grad_norms not in ("auto", "exact"):
-        raise ConfigError(f"grad_norms is {config.grad_norms!r}; {reason}: use exact or auto")
+    if config.optimizer.norms not in ("auto", "exact"):
+        raise ConfigError(f"norms is {config.optimizer.norms!r}; {reason}: use exact or auto")
     warnings.warn(reason, stacklevel=2)
     return "exact"

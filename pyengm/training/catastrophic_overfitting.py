@@ -21,7 +21,7 @@ def training_accuracy(config: TrainConfig, components: TrainComponents, epoch: i
     attack = PGD(threat.eps, threat.eps / 4, STEPS, norm=threat.norm)
     right = seen = 0
     for batch in components.batches.epoch(epoch):
-        x_adv = attack(components.model, batch.x, batch.y, key=Key(config.seed, epoch, batch.index))
+        x_adv = attack(components.model, batch.x, batch.y, key=Key(config.run.seed, epoch, batch.index))
         with attack_mode(components.model, "eval"), torch.no_grad():
             right += (components.model(x_adv).argmax(dim=1) == batch.y).sum().item()
         seen += batch.size

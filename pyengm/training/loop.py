@@ -47,12 +47,12 @@ def fit(config: TrainConfig, components: TrainComponents, run: RunFolder, logger
     A step never waits for a GPU. What it checks is read every `SYNC_INTERVAL` batches and before anything is written.
     """
     every = sync_interval(components.device)
-    watch = EpochTimer(config.epochs, len(components.batches), components.device)
+    watch = EpochTimer(config.schedule.epochs, len(components.batches), components.device)
     log = Loggers(all_loggers(config, run, loggers) if rank() == 0 else ())
     with checkpoint_hint_on_error(run), StopRequest() as stop, log:
         at = restore(config, components, run)
         log.start(config.plain(), len(components.batches), at.epoch, at.batch)
-        for epoch in range(at.epoch, config.epochs):
+        for epoch in range(at.epoch, config.schedule.epochs):
             if at.stopped:
                 break
             components.network.train()
@@ -88,7 +88,7 @@ def all_loggers(config: TrainConfig, run: RunFolder, given: Iterable[Logger]) ->
     yield JsonLines(run.metrics, run.timing)
     yield Terminal()
     yield from given
-    for name in config.loggers:
+    for name in config.run.loggers:
         yield build_logger(name, run.path, config.plain())
 
 
@@ -102,7 +102,7 @@ def step(config: TrainConfig, components: TrainComponents, group: list[Batch], e
 
     Returns the sums over its images, see `SUMS`.
     """
-    keys = [Key(config.seed, epoch, batch.index) for batch in group]
+    keys = [Key(config.run.seed, epoch, batch.index) for batch in group]
     average = partial(average_gradients, components.model)
     if takes_closures(components.optimizer):
         used = closure_step(components.method, components.network, components.optimizer, group, keys, average)
@@ -138,13 +138,13 @@ def finish_epoch(
     model, score = components.averaging.evaluated, math.inf
     if components.held_out is not None:
         row |= held_out_figures(config, components, model)
-        score = row["natural"] if config.method == "natural" else row["robust"]
+        score = row["natural"] if config.method.name == "natural" else row["robust"]
     if at.epoch == components.method.restart_epoch:
         at.train_pgd = None  # the weights are young again, and no match for those of before
-    if config.method != "natural":
+    if config.method.name != "natural":
         row["train_pgd"] = training_accuracy(config, components, at.epoch)
         row["catastrophic_overfitting"] = is_catastrophic(at.train_pgd, row["train_pgd"])
-        if row["catastrophic_overfitting"] and config.catastrophic_overfitting == "stop":
+        if row["catastrophic_overfitting"] and config.method.on_catastrophic_overfitting == "stop":
             on_rank0(lambda: log.epoch(row | {"best": False}, watch.epoch(at.epoch)))
             finish_early(config, components, run, at, log)
             return
@@ -152,7 +152,12 @@ def finish_epoch(
     row["best"] = score > at.best or components.held_out is None
     on_rank0(lambda: log.epoch(row, watch.epoch(at.epoch)))
     info = CheckpointInfo(
-        components.model_options, config.data, components.test.classes, config.norm, config.eps, at.epoch
+        components.model_options,
+        config.data.name,
+        components.test.classes,
+        config.attack.threat,
+        config.attack.eps,
+        at.epoch,
     )
     for path in [run.best, run.last] if row["best"] else [run.last]:
         on_rank0(partial(run.save_weights, path, model, info))
@@ -165,16 +170,16 @@ def finish_epoch(
         components.averaging.restart()
     at.epoch, at.batch, at.sums, at.best = at.epoch + 1, 0, zero_sums(components.device), max(at.best, score)
     at.epochs_without_improvement = 0 if row["best"] else at.epochs_without_improvement + 1
-    at.stopped = config.patience is not None and at.epochs_without_improvement >= config.patience
+    at.stopped = config.evaluation.patience is not None and at.epochs_without_improvement >= config.evaluation.patience
     save_state(config, components, run, at)
-    if at.stopped and at.epoch < config.epochs:
+    if at.stopped and at.epoch < config.schedule.epochs:
         log.log(f"stopped early: no epoch since epoch {at.epoch - at.epochs_without_improvement} was better")
 
 
 def held_out_figures(config: TrainConfig, components: TrainComponents, model: nn.Module) -> dict[str, float]:
     """Accuracy, loss and calibration error of a model on the held-out images, natural and under PGD-20."""
     attack = attack_named("pgd20", config.threats()[0])
-    measured = {"seed": config.seed, "device": components.device}
+    measured = {"seed": config.run.seed, "device": components.device}
     natural = predict(model, components.held_out, None, **measured).summary("natural")
     return natural | predict(model, components.held_out, attack, **measured).summary("robust")
 

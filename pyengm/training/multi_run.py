@@ -2,7 +2,6 @@
 
 import traceback
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from pyengm.errors import ConfigError, PyengmError
@@ -19,16 +18,16 @@ def complete(config: TrainConfig) -> dict[str, Any]:
 
     config: resolved options of one run. Raises ConfigError for a folder whose run has others, and what `train` does.
     """
-    stage, run = on_rank0(lambda: stage_of(config)), RunFolder(config.out)
+    stage, run = on_rank0(lambda: stage_of(config)), RunFolder(config.run.out)
     if stage == "complete":
         log(f"complete: {run.path}")
         return run.read_results()
-    return train(replace(config, resume=stage == "begun"))
+    return train(config.override(resume=stage == "begun"))
 
 
 def stage_of(config: TrainConfig) -> str:
     """ "new", "begun" or "complete". Raises ConfigError for a folder whose run has other options."""
-    run = RunFolder(config.out)
+    run = RunFolder(config.run.out)
     if not run.config.is_file():
         return "new"
     changed = [name for name in config.differing(TrainConfig.load(run.config)) if name not in MAY_CHANGE]

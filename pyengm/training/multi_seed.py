@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,18 @@ def train_seeds(config: TrainConfig) -> dict[str, Any]:
     Raises ConfigError for an OUT that holds something unless `resume` is given, PyengmError where every run failed,
     Interrupted after Ctrl-C, and errors of options and data, which would be those of every run.
     """
-    out = on_rank0(lambda: config.out or next_free(config))
-    again = f"pyengm train --seeds {' '.join(map(str, config.seeds))} --out {out} --resume"
-    if not config.resume:
+    out = on_rank0(lambda: config.run.out or next_free(config))
+    again = f"pyengm train --seeds {' '.join(map(str, config.run.seeds))} --out {out} --resume"
+    if not config.run.resume:
         on_rank0(lambda: check_free(out, again))
         on_rank0(RunFolder(out).note_job)
-    runs = {f"seed-{seed}": replace(config, seed=seed, seeds=(), out=seed_folder(out, seed)) for seed in config.seeds}
+    configs = [config.override(seed=seed, seeds=(), out=seed_folder(out, seed)) for seed in config.run.seeds]
+    runs = {f"seed-{one.run.seed}": one for one in configs}
     results, failed = complete_all(runs, f"go on with: {again}", fatal=(ConfigError, DataError))
     if not results:
         raise PyengmError("every run failed: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
     mean, spread = mean_and_spread(list(results.values()))
-    seeds = [run.seed for name, run in runs.items() if name in results]
+    seeds = [one.run.seed for name, one in runs.items() if name in results]
     summary = {"seeds": seeds, "mean": mean, "spread": spread, "failed": failed}
     text = json.dumps(summary, indent=2) + "\n"
     on_rank0(lambda: write_atomically(out / "summary.json", lambda path: path.write_text(text)))

@@ -1,23 +1,18 @@
 """Options given as words: name=value for the arguments of a class, numbers as fractions."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from pyengm.errors import ConfigError
+from pyengm.training.option_types import parse_number
+from pyengm.utils.did_you_mean import did_you_mean
 
 # What the trainer gives by options of its own.
 OWN = ("self", "params", "eps", "norm", "epochs", "lr", "momentum", "weight_decay", "buffers", "seed")
 BY_NAME = ("step_size", "steps", "bn", "alpha", "tau", "max_norm", "norms")  # have an option of their own
-
-
-def parse_pixels(text: str) -> float:
-    """A number in pixel units, also as a fraction: "0.2" or "8/255"."""
-    top, _, bottom = text.partition("/")
-    return float(top) / float(bottom or 1)
 
 
 def defaults_for(kind: type) -> dict[str, Any]:
@@ -77,7 +72,7 @@ def _value(text: str) -> Any:
     except ValueError:
         pass
     try:
-        return parse_pixels(text)
+        return parse_number(text)
     except (ValueError, ZeroDivisionError):
         return text  # a name; the class checks it
 
@@ -93,9 +88,3 @@ def _fits(value: Any, default: Any, annotation: str | None) -> bool:
     if isinstance(default, float) or (default is None and "float" in str(annotation)):
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return True
-
-
-def did_you_mean(value: str, known: Iterable[str]) -> str:
-    """ " (did you mean ...?)" where something known is close."""
-    close = get_close_matches(str(value), list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -9,17 +9,17 @@ DEFAULT_RECIPE: dict[str, Any] = {
     "model": "resnet18",
     "norm_layer": "bn",
     "augment": "shift",
-    "steps": 10,
+    "attack_steps": 10,
     "batch_size": 128,
     "optimizer": "engm",
     "lr": 0.1,
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "schedule": "piecewise",
-    "peak": 0.4,
+    "pct_start": 0.4,
     "epochs": 120,
     "milestones": (75, 90),
-    "select": "val",
+    "select_on": "val",
     "method_options": (),
     "optimizer_options": (),
     "radii": {"linf": 8 / 255, "l2": 128 / 255},
@@ -30,13 +30,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": "cnn8",
         "width": 16,
         "augment": "none",
-        "steps": 7,
+        "attack_steps": 7,
         "batch_size": 24,
         "lr": 0.2,
         "schedule": "cyclic",
         "epochs": 14,
         "milestones": (8.75, 10.5),
-        "threads": 1,  # images of 64 pixels keep no second core busy
+        "cpu_threads": 1,  # images of 64 pixels keep no second core busy
         "autoattack_examples": 100,
         "radii": {"linf": 0.2, "l2": 0.5},
     },
@@ -53,10 +53,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 # The authors' own, for CIFAR-10; milestones count epochs from 0. Methods that are not here keep the data set's recipe.
 # Curriculum's authors use Adam; it has the recipe of the paper that it was compared in (Wang et al. 2019).
-TRADES_EPS = {"eps": 0.031, "step": 0.007}  # the authors' rounding of 8/255 and 2/255; in L-infinity only
+TRADES_EPS = {"eps": 0.031, "step_size": 0.007}  # the authors' rounding of 8/255 and 2/255; in L-infinity only
 DYNAMIC = {"lr": 0.01, "weight_decay": 1e-4, "epochs": 120, "milestones": (60, 100)}
-ONE_STEP = {"epochs": 30, "milestones": (24, 28), "select": "none"}
-PRIOR = {"epochs": 110, "milestones": (100, 105), "select": "none"}
+ONE_STEP = {"epochs": 30, "milestones": (24, 28), "select_on": "none"}
+PRIOR = {"epochs": 110, "milestones": (100, 105), "select_on": "none"}
 METHOD_RECIPES: dict[str, dict[str, Any]] = {
     "trades": {**TRADES_EPS, "weight_decay": 2e-4, "epochs": 76, "milestones": (74,)},
     "mart": {**TRADES_EPS, "lr": 0.01, "weight_decay": 3.5e-3, "epochs": 120, "milestones": (74, 89, 99)},
@@ -66,23 +66,23 @@ METHOD_RECIPES: dict[str, dict[str, Any]] = {
     "dynamic": DYNAMIC,
     "fgsm_then_pgd": DYNAMIC,
     "curriculum": DYNAMIC,
-    "fgsm_rs": {"lr": 0.2, "schedule": "cyclic", "peak": 0.5, "epochs": 15, "select": "none"},
-    "grad_align": {"lr": 0.2, "schedule": "cyclic", "peak": 0.4, "epochs": 30, "select": "none"},
+    "fgsm_rs": {"lr": 0.2, "schedule": "cyclic", "pct_start": 0.5, "epochs": 15, "select_on": "none"},
+    "grad_align": {"lr": 0.2, "schedule": "cyclic", "pct_start": 0.4, "epochs": 30, "select_on": "none"},
     "ssat": {"lr": 0.01, "epochs": 200, "milestones": (60, 120, 160)},
     "atta": {
         "eps": 0.031,
-        "step": 0.015,
+        "step_size": 0.015,
         "batch_size": 64,
         "weight_decay": 2e-4,
         "epochs": 38,
         "milestones": (30, 36),
-        "select": "none",
+        "select_on": "none",
     },
     "atas": {**ONE_STEP, "model": "preact_resnet18"},
-    "free_at": {"epochs": 10, "milestones": (5, 7), "select": "none"},
-    "yopo": {"lr": 0.04, "batch_size": 256, "epochs": 36, "milestones": (30, 34), "select": "none"},
+    "free_at": {"epochs": 10, "milestones": (5, 7), "select_on": "none"},
+    "yopo": {"lr": 0.04, "batch_size": 256, "epochs": 36, "milestones": (30, 34), "select_on": "none"},
     "nuat": {"batch_size": 64, "schedule": "nuat", "epochs": 100},
-    "sub_at": {"steps": 1, "epochs": 105, "milestones": (), "select": "none"},
+    "sub_at": {"attack_steps": 1, "epochs": 105, "milestones": (), "select_on": "none"},
     "fgsm_sdi": PRIOR,
     "fgsm_pgi": PRIOR,
 }
@@ -94,7 +94,7 @@ LARGE_RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4,
         "epochs": 90,
         "milestones": (50, 75),
-        "select": "none",
+        "select_on": "none",
         "method_options": ("c=12.8", "min_step=4/255", "max_step=8/255", "resolution=32", "dtype=float16"),
     },
     "free_at": {
@@ -103,7 +103,7 @@ LARGE_RECIPES: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-4,
         "epochs": 45,
         "milestones": (15, 30),
-        "select": "none",
+        "select_on": "none",
         "method_options": ("replays=4",),
     },
 }
@@ -138,11 +138,11 @@ def recipe_for(
     if "epochs" in own:
         own = {"milestones": in_proportion(recipe["milestones"], own["epochs"] / recipe["epochs"])} | own
     if norm != "linf":  # radius, step and bounds of steps are those of the other norm
-        own = {name: value for name, value in own.items() if name not in ("eps", "step")}
+        own = {name: value for name, value in own.items() if name not in ("eps", "step_size")}
         if "method_options" in own:
             own["method_options"] = tuple(o for o in own["method_options"] if o.partition("=")[0] not in BOUNDS)
     if eps is not None:
-        own.pop("step", None)  # the method's own multiple of eps
+        own.pop("step_size", None)  # the method's own multiple of eps
     return recipe | own
 
 

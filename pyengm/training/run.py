@@ -27,13 +27,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises ConfigError or DataError before anything is written, StorageError where the disk is full or cannot be written
     to, Interrupted after Ctrl-C or SIGTERM, and what `fit` raises.
     """
-    if config.seeds:
-        raise ConfigError(f"train makes one run, of one seed, and seeds is {config.seeds}: use train_seeds")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    if config.run.seeds:
+        raise ConfigError(f"train makes one run, of one seed, and seeds is {config.run.seeds}: use train_seeds")
+    if config.machine.cpu_threads is not None:
+        torch.set_num_threads(config.machine.cpu_threads)
     with spoken_warnings():
         components = build_components(config)
-        attacks = attack_names(config.attacks)
+        attacks = attack_names(config.evaluation.attacks)
         check_attacks(attacks, components.test, config.threats())  # an error comes now, not after the training
     run = begin(config)
     with resume_hint_on_error(run), run.locked():
@@ -47,16 +47,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
             fit(config, components, run)
         try:
             with sigterm_as_ctrl_c():
-                title = f"{components.test.name}, {config.method}, {config.optimizer}"
+                title = f"{components.test.name}, {config.method.name}, {config.optimizer.name}"
                 on_rank0(lambda: plot_curves(run.read_metrics(), run.curves, title))
                 results = attack_checkpoints(
                     {"best": run.best, "last": run.last},
                     components.test,
                     config.threats(),
                     attacks,
-                    autoattack_examples=config.autoattack_examples,
+                    autoattack_examples=config.evaluation.autoattack_examples,
                     state=run.autoattack,
-                    seed=config.seed,
+                    seed=config.run.seed,
                     device=components.device,
                 )
         except KeyboardInterrupt:
@@ -70,8 +70,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def begin(config: TrainConfig) -> RunFolder:
     """The folder of a new run, which process 0 makes, or with `resume` of the one to go on with."""
-    if config.resume:
-        return RunFolder.open(config.out)
+    if config.run.resume:
+        return RunFolder.open(config.run.out)
     return RunFolder(on_rank0(lambda: RunFolder.create(config).path))
 
 

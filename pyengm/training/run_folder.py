@@ -53,7 +53,7 @@ class RunFolder:
 
         config.yaml is in it whole or not at all, and makes it a run. Raises StorageError where it cannot be written.
         """
-        path = config.out or next_free(config)
+        path = config.run.out or next_free(config)
         check_free(path, f"pyengm train --out {path} --resume")
         run, is_new = cls(path), not path.exists()
         try:
@@ -155,7 +155,7 @@ class RunFolder:
 
 def next_free(config: TrainConfig) -> Path:
     """The folder of a run that is given none: the next free one of its kind below runs/."""
-    stem = f"{Path(config.data).name}-{config.method}-{config.optimizer}"
+    stem = f"{Path(config.data.name).name}-{config.method.name}-{config.optimizer.name}"
     return next(path for path in (Path("runs") / f"{stem}-{i:03d}" for i in count(1)) if not path.exists())
 
 

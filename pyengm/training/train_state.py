@@ -53,7 +53,7 @@ def save_state(config: TrainConfig, components: TrainComponents, run: RunFolder,
         "method": components.method.extra_state() if components.method.rank_local_state else None,
         "stores": {name: store.state_dict() for name, store in components.method.stores().items()},
     }
-    run.checkpoints(config.keep).save(at.epoch, at.batch, shared, part)
+    run.checkpoints(config.run.keep_checkpoints).save(at.epoch, at.batch, shared, part)
 
 
 def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) -> TrainState:
@@ -62,7 +62,7 @@ def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) ->
     As many processes as wrote it go on exactly; another number shares the work anew. Raises CheckpointError where no
     checkpoint is whole, or they are of another architecture or other images.
     """
-    saved = run.checkpoints(config.keep).load(components.device)
+    saved = run.checkpoints(config.run.keep_checkpoints).load(components.device)
     if saved is None and on_rank0(lambda: len(run.read_metrics())) > 1:  # a start that was killed may leave one line
         raise CheckpointError(
             f"{run.path} has figures of several epochs, but no checkpoint to go on from; the weights are in {run.last}"
@@ -81,7 +81,7 @@ def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) ->
     part = saved.parts[rank()] if same else {}
     at.sums = restored_sums(part.get("sums", at.sums if rank() == 0 else None), components.device)
     components.method.load_extra_state(part.get("method") or state["method"])
-    kept = components.batches.kept(min(at.epoch, config.epochs - 1))
+    kept = components.batches.kept(min(at.epoch, config.schedule.epochs - 1))
     for name, store in components.method.stores().items():
         store.load([part["stores"][name] for part in saved.parts], kept)
     if same:

@@ -191,7 +191,7 @@ class TestTrain:
         }
         assert len(calls) == len(runs) == 5
         for call in calls:
-            assert f"|--data|cifar10|--root|{data}|--epochs|2|--select|none|--precision|bf16|" in call
+            assert f"|--data|cifar10|--data-dir|{data}|--epochs|2|--select-on|none|--precision|bf16|" in call
             assert call.endswith("|--batch-size|64|")  # last, so that it wins over the script's own
 
     def test_a_failed_run_stops_nothing(self, stub, tmp_path):
@@ -262,7 +262,7 @@ echo "failed $failed"; cat "$work/report/steps.tsv"
             with zipfile.ZipFile(given, "w") as archive:
                 archive.write(image, "train/cat/0.png")
         done = library(f"data_options '{given}'", tmp_path)
-        assert done.stdout.splitlines() == ["--data", str(expected), "--root", f"{tmp_path}/work/decoded"]
+        assert done.stdout.splitlines() == ["--data", str(expected), "--data-dir", f"{tmp_path}/work/decoded"]
         assert (expected / "train/cat/0.png").exists()
 
     @pytest.mark.parametrize(
@@ -378,13 +378,13 @@ def test_timed_training(tmp_path):
     (tmp_path / "indices").write_text("\n".join(map(str, range(30))))
     script, out = BENCH / "tools" / "timed_training.py", tmp_path / "run.json"
     options = [
-        "--indices",
+        "--train-indices",
         tmp_path / "indices",
         "--epochs",
         "2",
-        "--select",
+        "--select-on",
         "none",
-        "--steps",
+        "--attack-steps",
         "1",
         "--precision",
         "bf16",

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +13,12 @@ import yaml
 from rich.console import Console
 
 from pyengm import cli
+from pyengm.cli import reproduce as reproduce_command
 from pyengm.data import ImageDataset
 from pyengm.errors import ConfigError, DataError
 from pyengm.evaluation import checkpoints
 from pyengm.methods import METHODS
-from pyengm.reproduce import ReproduceConfig, load_table, reproduce, table_names
+from pyengm.reproduce import ReproduceConfig, list_tables, load_table, reproduce, table_names
 from pyengm.reproduce.flops import epoch_flops, forward_flops
 from pyengm.reproduce.presets import (
     METHOD_IN_EPOCHS,
@@ -35,7 +35,7 @@ from pyengm.reproduce.tables import Column, Figure, PaperTable, Row
 from pyengm.reproduce.timing import times_of
 from pyengm.training import Interrupted, RunFolder, TrainConfig, multi_run, train
 from pyengm.training.builders import build_method
-from pyengm.training.config import ALL_OPTIMIZERS
+from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.option_parsing import BY_NAME, defaults_for
 from pyengm.training.signals import STATUS
 from pyengm.utils import terminal
@@ -62,8 +62,8 @@ def here(tmp_path, monkeypatch) -> Path:
     """The working directory, with the few.txt of toy-1; `pyengm reproduce` finds the tables for tests."""
     (tmp_path / "few.txt").write_text("\n".join(map(str, range(240))))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "reproduce", partial(reproduce, folder=TABLES))
-    monkeypatch.setattr(cli, "list_tables", partial(cli.list_tables, folder=TABLES))
+    monkeypatch.setattr(reproduce_command, "reproduce", partial(reproduce, folder=TABLES))
+    monkeypatch.setattr(reproduce_command, "list_tables", partial(list_tables, folder=TABLES))
     return tmp_path
 
 
@@ -152,8 +152,22 @@ class TestTables:
             load_table("broken", tmp_path)
 
 
-PAPER = {"data": "cifar10", "model": "resnet18", "method": "pgd_at", "optimizer": "engm", "alpha": 5, "steps": 10}
-PAPER |= {"step": "2/255", "eps": "8/255", "epochs": 120, "milestones": [75, 90], "select": "val", "attacks": ["fgsm"]}
+PAPER = {
+    "data": "cifar10",
+    "model": "resnet18",
+    "method": "pgd_at",
+    "optimizer": "engm",
+    "alpha": 5,
+    "attack_steps": 10,
+}
+PAPER |= {
+    "step_size": "2/255",
+    "eps": "8/255",
+    "epochs": 120,
+    "milestones": [75, 90],
+    "select_on": "val",
+    "attacks": ["fgsm"],
+}
 
 
 class TestShort:
@@ -162,24 +176,40 @@ class TestShort:
         train = make_images(50_000)
         config = short(paper, train, tmp_path / "positions.txt")
         # The budget by hand: 10,000 images of 23 passes and 1,000 of 41, 1.11 GFLOP each.
-        assert config.epochs == pytest.approx(1.5e16 / ((10_000 * 23 + 1_000 * 41) * 1.11e9), rel=0.05)
-        assert config.milestones == tuple(round(m / 120 * config.epochs, 2) for m in (75, 90))
-        assert (config.autoattack_examples, config.indices) == (1000, tmp_path / "positions.txt")
-        kept = ("method", "optimizer", "alpha", "eps", "step", "steps", "batch_size", "model", "lr", "attacks")
-        assert all(getattr(config, name) == getattr(paper, name) for name in kept)
+        assert config.schedule.epochs == pytest.approx(1.5e16 / ((10_000 * 23 + 1_000 * 41) * 1.11e9), rel=0.05)
+        assert config.schedule.milestones == tuple(round(m / 120 * config.schedule.epochs, 2) for m in (75, 90))
+        assert (config.evaluation.autoattack_examples, config.data.train_indices) == (1000, tmp_path / "positions.txt")
+        kept = (
+            "method",
+            "optimizer",
+            "alpha",
+            "eps",
+            "step_size",
+            "attack_steps",
+            "batch_size",
+            "model",
+            "lr",
+            "attacks",
+        )
+        assert all(config.get(name) == paper.get(name) for name in kept)
 
     def test_rows_that_cost_less_stay_as_long(self):
-        paper = full(PAPER | {"method": "atas", "step": None, "steps": None, "epochs": 30, "milestones": []}, "row")
-        assert short(paper, make_images(50_000), Path("p")).epochs == 30
+        paper = full(
+            PAPER | {"method": "atas", "step_size": None, "attack_steps": None, "epochs": 30, "milestones": []}, "row"
+        )
+        assert short(paper, make_images(50_000), Path("p")).schedule.epochs == 30
 
     @pytest.mark.parametrize("select", ["none", "val", "test"])
     def test_a_budget_for_every_row(self, select):
-        paper = full(PAPER | {"select": select, "model": "wrn_34_10", "epochs": 200}, "row")
+        paper = full(PAPER | {"select_on": select, "model": "wrn_34_10", "epochs": 200}, "row")
         train = make_images(50_000)
         config = short(paper, train, Path("p"))
         held_out = {"none": 0, "val": 1_000, "test": 10_000}[select]
-        assert 2 <= config.epochs < 20
-        assert config.epochs == 2 or config.epochs * epoch_flops(config, train, 10_000, held_out) <= 1.5e16
+        assert 2 <= config.schedule.epochs < 20
+        assert (
+            config.schedule.epochs == 2
+            or config.schedule.epochs * epoch_flops(config, train, 10_000, held_out) <= 1.5e16
+        )
 
     @pytest.mark.parametrize("length", [1437, 10_000, 50_000, 73_257])
     def test_positions(self, length):
@@ -190,10 +220,10 @@ class TestShort:
         assert length - positions[-1] <= gaps.max()
 
     def test_defaults_counted_in_epochs_shrink_too(self):
-        options = {"data": "cifar10", "method": "trades_awp", "model": "wrn_34_10", "epochs": 200, "select": "none"}
+        options = {"data": "cifar10", "method": "trades_awp", "model": "wrn_34_10", "epochs": 200, "select_on": "none"}
         paper = full(options, "row")
         config = short(paper, make_images(50_000), Path("p"))
-        share = config.epochs / 200
+        share = config.schedule.epochs / 200
         assert build_method(paper).warmup == 10
         assert build_method(config).warmup == round(10 * share)
 
@@ -263,19 +293,24 @@ class TestSmoke:
     def test_every_method(self, method):
         options = {"data": "cifar10", "model": "wrn_34_10", "method": method, "eps": "8/255", "epochs": 40}
         config = smoke(options, full(options, "row"))
-        assert (config.data, config.model, config.method) == ("digits", "cnn8", method)
-        assert config.eps == pytest.approx(0.2)
-        assert config.epochs == 14
+        assert (config.data.name, config.model.name, config.method.name) == ("digits", "cnn8", method)
+        assert config.attack.eps == pytest.approx(0.2)
+        assert config.schedule.epochs == 14
         own = build_method(config)
         for name in ("warmup", "fgsm_epochs", "sampling_epochs", "decay_epochs"):
-            assert getattr(own, name, 0) < config.epochs
+            assert getattr(own, name, 0) < config.schedule.epochs
 
     def test_knobs_stay(self):
         config = smoke(PAPER, full(PAPER, "row"))
-        assert (config.optimizer, config.alpha, config.steps, config.attacks) == ("engm", 5, 10, ("fgsm",))
-        assert config.step == pytest.approx(0.05)  # 2/255 of 8/255, of 0.2
+        assert (config.optimizer.name, config.optimizer.alpha, config.attack.steps, config.evaluation.attacks) == (
+            "engm",
+            5,
+            10,
+            ("fgsm",),
+        )
+        assert config.attack.step_size == pytest.approx(0.05)  # 2/255 of 8/255, of 0.2
         options = PAPER | {"optimizer": "entropy_sgd", "optimizer_options": ["L=30"], "alpha": None}
-        assert smoke(options, full(options, "row")).optimizer_options == ("L=30",)
+        assert smoke(options, full(options, "row")).optimizer.options == ("L=30",)
 
     def test_sizes_keep_their_share_of_eps(self):
         options = {"data": "cifar10", "method": "atas", "eps": "12/255", "epochs": 30}
@@ -288,13 +323,13 @@ class TestSmoke:
         options = PAPER | {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
         paper = full(options, "row")
         config = smoke(options, paper)
-        assert config.mean is config.std is None
+        assert config.model.mean is config.model.std is None
         assert "mean none in place of 0.5, 0.5, 0.5" in differences(paper, config)
-        assert short(paper, make_images(50_000), Path("p")).std == (0.25, 0.25, 0.25)
+        assert short(paper, make_images(50_000), Path("p")).model.std == (0.25, 0.25, 0.25)
 
     def test_short_rows_stay_short(self):
         options = PAPER | {"epochs": 1, "milestones": []}
-        assert smoke(options, full(options, "row")).epochs == 1
+        assert smoke(options, full(options, "row")).schedule.epochs == 1
 
 
 class TestDifferences:
@@ -305,8 +340,8 @@ class TestDifferences:
     def test_in_words(self):
         options = PAPER | {"method": "trades_awp", "epochs": 200, "milestones": [100, 150]}
         paper = full(options, "row")
-        ours = replace(paper, epochs=20, milestones=(10, 15), method_options=("warmup=1",), eps=4 / 255)
-        assert differences(paper, replace(ours, autoattack_examples=1000), (10_000, 50_000)) == [
+        ours = paper.override(epochs=20, milestones=(10, 15), method_options=("warmup=1",), eps=4 / 255)
+        assert differences(paper, ours.override(autoattack_examples=1000), (10_000, 50_000)) == [
             "10,000 of 50,000 training images",
             "eps 4/255 in place of 8/255",
             "epochs 20 in place of 200",
@@ -317,7 +352,7 @@ class TestDifferences:
 
     def test_what_decides_nothing_is_not_told(self):
         paper = full(PAPER, "row")
-        cyclic = replace(paper, schedule="cyclic", milestones=(), seed=3, device="cpu", root=Path("there"))
+        cyclic = paper.override(schedule="cyclic", milestones=(), seed=3, device="cpu", data_dir=Path("there"))
         assert differences(paper, cyclic) == ["schedule cyclic in place of piecewise"]
 
 
@@ -325,7 +360,7 @@ class TestCost:
     @pytest.mark.parametrize(("model", "multiplications"), [("resnet18", 0.56e9), ("wrn_28_10", 5.25e9)])
     def test_forward_pass(self, model, multiplications):
         """Counts of multiplications that are commonly given for images of 32 pixels, to two digits."""
-        found = forward_flops(TrainConfig(data="cifar10", model=model).resolve(), make_images(10))
+        found = forward_flops(TrainConfig.from_flat(data="cifar10", model=model).resolve(), make_images(10))
         assert found == pytest.approx(2 * multiplications, rel=0.03)
 
     @pytest.mark.parametrize(
@@ -334,7 +369,7 @@ class TestCost:
     )
     def test_passes_of_an_epoch(self, method, passes):
         """The sums of F + D + W in README's table of methods."""
-        config = TrainConfig(data="cifar10", model="cnn4", method=method).resolve()
+        config = TrainConfig.from_flat(data="cifar10", model="cnn4", method=method).resolve()
         data = make_images(10)
         assert epoch_flops(config, data, 100, 0) == passes * 100 * forward_flops(config, data)
 
@@ -431,7 +466,7 @@ class TestCommand:
         assert "FAILED: Diverges, seed 0" in text
         msgd, diverges, engm, quoted = report["rows"]
         runs = [json.loads((out / f"msgd/seed-{seed}/results.json").read_text()) for seed in (0, 1)]
-        assert TrainConfig.load(out / "msgd/seed-1/config.yaml").seed == 1
+        assert TrainConfig.load(out / "msgd/seed-1/config.yaml").run.seed == 1
         natural = [100 * run["best"]["natural"] for run in runs]
         assert msgd["ours"]["Natural"]["value"] == pytest.approx(np.mean(natural))
         assert msgd["ours"]["Natural"]["spread"] == pytest.approx(np.std(natural, ddof=1))
@@ -443,7 +478,7 @@ class TestCommand:
         assert report["orders"][0]["paper"] == [["ENGM"], ["MSGD"]]
         assert (out / "table.md").read_text().startswith("# A table for tests (Nobody 2020, Table 1), scale full")
 
-        monkeypatch.setattr(multi_run, "train", lambda config: pytest.fail(f"{config.out} is complete"))
+        monkeypatch.setattr(multi_run, "train", lambda config: pytest.fail(f"{config.run.out} is complete"))
         assert cli.main([*command, "--rows", "MSGD", "ENGM", "Quoted"]) == 0
         again = json.loads((out / "results.json").read_text())
         assert again["rows"] == [msgd, engm, quoted]
@@ -455,7 +490,7 @@ class TestCommand:
         positions = np.loadtxt("short/positions-digits.txt", dtype=int)
         assert positions.tolist() == list(range(1437))
         config = TrainConfig.load(Path("short/msgd/seed-0/config.yaml"))
-        assert (config.indices, config.precision) == (here / "short/positions-digits.txt", "bf16")
+        assert (config.data.train_indices, config.machine.precision) == (here / "short/positions-digits.txt", "bf16")
         report = json.loads(Path("short/results.json").read_text())
         precision, made_on = report["differences"]["all rows"]
         assert precision == "precision bf16 in place of float32"
@@ -470,7 +505,7 @@ class TestCommand:
         stopped = []
 
         def stops_once(config):
-            if not stopped and config.optimizer == "engm":
+            if not stopped and config.optimizer.name == "engm":
                 stopped.append(RunFolder.create(config))
                 raise Interrupted("stopped after batch 1")
             return train(config)
@@ -533,7 +568,7 @@ class TestCommand:
         Path("tables").mkdir()
         Path("tables/cifar.yaml").write_text(yaml.safe_dump(content))
         with pytest.raises(DataError, match="download"):
-            reproduce(ReproduceConfig("cifar", scale="short", root=Path("empty"), out=Path("out")), Path("tables"))
+            reproduce(ReproduceConfig("cifar", scale="short", data_dir=Path("empty"), out=Path("out")), Path("tables"))
         assert not Path("out").exists()
 
     def test_help(self, capsys):

@@ -1,7 +1,6 @@
 """The detector of catastrophic overfitting: sees a fall, warns, and can stop with the weights from before it."""
 
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +14,9 @@ from pyengm.training.catastrophic_overfitting import IMAGES, is_catastrophic, tr
 def tiny(tmp_path) -> TrainConfig:
     path = tmp_path / "first.txt"
     path.write_text("\n".join(map(str, range(200))))
-    return TrainConfig(indices=path, model="cnn4", width=2, epochs=4, steps=1, batch_size=50, out=tmp_path / "run")
+    return TrainConfig.from_flat(
+        train_indices=path, model="cnn4", width=2, epochs=4, attack_steps=1, batch_size=50, out=tmp_path / "run"
+    )
 
 
 @pytest.mark.parametrize(("before", "now", "fell"), [(None, 0, 0), (0.5, 0.31, 0), (0.5, 0.29, 1), (0.2, 0.5, 0)])
@@ -58,8 +59,8 @@ def test_warns_and_goes_on(tiny, monkeypatch, capsys):
 
 
 def test_stops_and_keeps_the_weights_from_before(tiny, monkeypatch, tmp_path, capsys):
-    whole = run_with(replace(tiny, epochs=2, schedule="constant", out=tmp_path / "two"), monkeypatch, [0.5, 0.6])
-    stopping = replace(tiny, catastrophic_overfitting="stop", schedule="constant", out=tmp_path / "stopped")
+    whole = run_with(tiny.override(epochs=2, schedule="constant", out=tmp_path / "two"), monkeypatch, [0.5, 0.6])
+    stopping = tiny.override(on_catastrophic_overfitting="stop", schedule="constant", out=tmp_path / "stopped")
     with pytest.warns(UserWarning, match="catastrophic"):
         run = run_with(stopping, monkeypatch, [0.5, 0.6, 0.1])
     assert len(run.read_metrics()) == 3
@@ -74,7 +75,7 @@ def test_stops_and_keeps_the_weights_from_before(tiny, monkeypatch, tmp_path, ca
 
 
 def test_natural_training_is_not_watched(tiny):
-    config = replace(tiny, method="natural", steps=None, epochs=1).resolve()
+    config = tiny.override(method="natural", attack_steps=None, epochs=1).resolve()
     run = RunFolder.create(config)
     fit(config, build_components(config), run)
     assert "train_pgd" not in run.read_metrics()[0]
@@ -82,7 +83,7 @@ def test_natural_training_is_not_watched(tiny):
 
 def test_sees_a_real_fall(tiny):
     """Weights that fit only images as they are, after weights that withstand the attack."""
-    config = replace(tiny, eps=0.3).resolve()
+    config = tiny.override(eps=0.3).resolve()
     parts = build_components(config)
     robust = training_accuracy(config, parts, 0)
     with torch.no_grad():
@@ -96,11 +97,10 @@ def test_sees_a_real_fall(tiny):
 
 
 def test_a_method_that_begins_again_does_not_overfit(tiny, monkeypatch, tmp_path):
-    config = replace(
-        tiny,
+    config = tiny.override(
         method="sub_at",
         method_options=("sampling_epochs=2",),
-        catastrophic_overfitting="stop",
+        on_catastrophic_overfitting="stop",
         out=tmp_path / "sub",
     )
     rows = run_with(config, monkeypatch, [0.6, 0.7, 0.1, 0.2]).read_metrics()

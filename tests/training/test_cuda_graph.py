@@ -1,7 +1,5 @@
 """A training step keeps the host waiting for nothing, and its attack can be captured; on a CPU by a stand-in."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,7 +26,7 @@ PLAIN = ("natural", *PGD_METHODS)
 def tiny(tmp_path_factory) -> TrainConfig:
     path = tmp_path_factory.mktemp("indices") / "first.txt"
     path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig(indices=path, model="cnn4", width=2, epochs=1, batch_size=30, lr=0.05)
+    return TrainConfig.from_flat(train_indices=path, model="cnn4", width=2, epochs=1, batch_size=30, lr=0.05)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -71,20 +69,20 @@ class TestNoWaiting:
     def test_in_a_step(self, method, optimizer, norm_layer, tiny, monkeypatch):
         # On a CPU torch looks at the labels here, on a GPU it does not.
         monkeypatch.setattr(F, "one_hot", lambda y, k: (y[:, None] == torch.arange(k)).long())
-        parts, config = self._warm(replace(tiny, method=method, optimizer=optimizer, norm_layer=norm_layer))
+        parts, config = self._warm(tiny.override(method=method, optimizer=optimizer, norm_layer=norm_layer))
         batch = next(parts.batches.epoch(0))
         with Checks().at("here"), NoWaiting():
             loop.step(config, parts, [batch], 0)
 
     def test_in_l2_and_in_bf16(self, tiny):
-        parts, config = self._warm(replace(tiny, method="pgd_at", norm="l2", precision="bf16"))
+        parts, config = self._warm(tiny.override(method="pgd_at", threat="l2", precision="bf16"))
         batch = next(parts.batches.epoch(0))
         with Checks().at("here"), NoWaiting():
             loop.step(config, parts, [batch], 0)
 
     def _warm(self, config: TrainConfig):
         """After steps that look at the structure of the graph, and, under batch norm, fit norms for a while to come."""
-        config = replace(config, steps=None if config.method in ("natural", "fgsm_rs") else 2).resolve()
+        config = config.override(attack_steps=None if config.method.name in ("natural", "fgsm_rs") else 2).resolve()
         parts = build_components(config)
         parts.method.warmup = 0  # of AWP
         batches = list(parts.batches.epoch(0))
@@ -131,7 +129,7 @@ class TestChecks:
     @pytest.mark.parametrize("method", ["natural", "pgd_at"])
     @pytest.mark.parametrize("optimizer", ["msgd", "engm"])
     def test_a_step_with_a_nan(self, method, optimizer, tiny):
-        config = replace(tiny, method=method, optimizer=optimizer).resolve()
+        config = tiny.override(method=method, optimizer=optimizer).resolve()
         parts = build_components(config)
         batches = list(parts.batches.epoch(0))
         loop.step(config, parts, batches[:1], 0)
@@ -267,15 +265,15 @@ class TestReplay:
         """Every batch of two epochs, the short last one included; batch norm's running statistics see each once."""
         weights = []
         for captured in (False, True):
-            config = replace(tiny, method=method, steps=None if method == "fgsm_rs" else 2).resolve()
-            config = replace(config, attack_bn="eval")  # the stand-in runs at capture, a CUDA graph does not
+            config = tiny.override(method=method, attack_steps=None if method == "fgsm_rs" else 2).resolve()
+            config = config.override(attack_bn="eval")  # the stand-in runs at capture, a CUDA graph does not
             parts = build_components(config)
             parts.method.warmup = 0  # of AWP
             made = []
             if captured:
                 attack = getattr(parts.method, "base", parts.method).attack
                 attack.replay = Replay(
-                    config.batch_size, lambda device, made=made: made.append(Again(device)) or made[-1]
+                    config.schedule.batch_size, lambda device, made=made: made.append(Again(device)) or made[-1]
                 )
             for epoch in range(2):
                 parts.method.start_epoch(parts.network, epoch)
@@ -292,8 +290,10 @@ class TestReplayedStep:
     @pytest.mark.parametrize("method", ["pgd_at", "trades", "mart", "fgsm_rs"])
     def test_is_a_training_step(self, method, optimizer, norm_layer, tiny):
         """Two epochs with a rate that changes at every step and short last batches: weights and sums, bit for bit."""
-        config = replace(tiny, method=method, steps=None if method == "fgsm_rs" else 2, attack_bn="eval", epochs=2)
-        config = replace(config, optimizer=optimizer, norm_layer=norm_layer, schedule="cyclic").resolve()
+        config = tiny.override(
+            method=method, attack_steps=None if method == "fgsm_rs" else 2, attack_bn="eval", epochs=2
+        )
+        config = config.override(optimizer=optimizer, norm_layer=norm_layer, schedule="cyclic").resolve()
         weights, sums, made = [], [], []
         for captured in (False, True):
             parts = build_components(config)
@@ -302,7 +302,7 @@ class TestReplayedStep:
                 return
             if captured:
                 parts.train_step = ReplayedStep(
-                    Replay(config.batch_size, lambda device: made.append(Again(device)) or made[-1])
+                    Replay(config.schedule.batch_size, lambda device: made.append(Again(device)) or made[-1])
                 )
             # The stand-in runs the pass at capture too, which a CUDA graph does not: statistics must not see it.
             for module in parts.model.modules():
@@ -318,12 +318,14 @@ class TestReplayedStep:
         assert [(g.captures, g.replays) for g in made] == [(1, 6 - WARM_UP)]
 
     def test_goes_with_averages_and_smoothed_labels(self, tiny):
-        config = replace(tiny, method="pgd_at", steps=2, norm_layer="gn", average="ema", label_smoothing=0.1).resolve()
+        config = tiny.override(
+            method="pgd_at", attack_steps=2, norm_layer="gn", average="ema", label_smoothing=0.1
+        ).resolve()
         averages, losses = [], []
         for captured in (False, True):
             parts = build_components(config)
             if captured:
-                parts.train_step = ReplayedStep(Replay(config.batch_size, Again))
+                parts.train_step = ReplayedStep(Replay(config.schedule.batch_size, Again))
             for epoch in range(2):
                 for batch in parts.batches.epoch(epoch):
                     losses.append(read_sums(loop.step(config, parts, [batch], epoch))["loss"])
@@ -332,11 +334,11 @@ class TestReplayedStep:
         assert losses[: len(losses) // 2] == losses[len(losses) // 2 :]
 
     def test_a_nan_is_seen(self, tiny):
-        config = replace(tiny, norm_layer="gn", method="pgd_at").resolve()
+        config = tiny.override(norm_layer="gn", method="pgd_at").resolve()
         parts = build_components(config)
-        parts.train_step = ReplayedStep(Replay(config.batch_size, Again))
+        parts.train_step = ReplayedStep(Replay(config.schedule.batch_size, Again))
         parts.method.perturb = lambda model, x, *args: x.clone()  # only the outer pass meets the nan
-        batches = [batch for batch in parts.batches.epoch(0) if len(batch.y) == config.batch_size]
+        batches = [batch for batch in parts.batches.epoch(0) if len(batch.y) == config.schedule.batch_size]
         for k in range(WARM_UP + 2):
             loop.step(config, parts, [batches[k % len(batches)]], 0)
         with torch.no_grad():
@@ -356,7 +358,7 @@ class TestReplayedStep:
             ({"cuda_graphs": True, "optimizer": "msgd", "method": "pgd_at_awp"}, False),
             ({"optimizer": "msgd"}, False),
         ):
-            step = build_components(replace(tiny, **options).resolve()).train_step
+            step = build_components(tiny.override(**options).resolve()).train_step
             assert isinstance(step, ReplayedStep) == expected, options
 
 
@@ -368,12 +370,12 @@ class TestOptions:
     )
     def test_that_would_change_nothing(self, name, options, tiny):
         with pytest.raises(ConfigError, match=rf"{name} is for attacks that are PGD alone.*{options['method']} has"):
-            build_components(replace(tiny, **{name: True}, **options).resolve())
+            build_components(tiny.override(**{name: True}, **options).resolve())
 
     def test_no_graphs_on_a_cpu(self, tiny):
         with pytest.raises(ConfigError, match="cuda_graphs needs a CUDA device; the training is to run on cpu"):
-            build_components(replace(tiny, cuda_graphs=True, device="cpu").resolve())
-        assert build_components(replace(tiny, device="cpu").resolve()).method.attack.replay is None
+            build_components(tiny.override(cuda_graphs=True, device="cpu").resolve())
+        assert build_components(tiny.override(device="cpu").resolve()).method.attack.replay is None
 
     def test_captures_on_a_gpu_where_asked_to(self, tiny):
         for options, expected in (
@@ -383,8 +385,8 @@ class TestOptions:
             ({"precision": "bf16", "cuda_graphs": True}, True),
             ({"precision": "fp16", "cuda_graphs": True}, True),
         ):
-            config = replace(tiny, **options).resolve()
-            parts = build_components(replace(config, cuda_graphs=False, device="cpu"))
+            config = tiny.override(**options).resolve()
+            parts = build_components(config.override(cuda_graphs=False, device="cpu"))
             speed_up(config, parts.method, parts.network, torch.device("cuda"))
             assert (parts.method.attack.replay is not None) == expected, options
 
@@ -400,7 +402,7 @@ class TestOptions:
         torch._dynamo.reset()
         found = []
         for options in ({}, {"compile": True}):
-            config = replace(tiny, steps=2, **options).resolve()
+            config = tiny.override(attack_steps=2, **options).resolve()
             parts = build_components(config)
             for batch in parts.batches.epoch(0):
                 loop.step(config, parts, [batch], 0)
@@ -426,9 +428,11 @@ class TestCuda:
         weights = []
         for cuda_graphs in (False, True):
             steps = None if method == "fgsm_rs" else 2
-            config = replace(tiny, method=method, norm=norm, precision=precision, steps=steps, schedule="cyclic")
-            config = replace(config, device="cuda", cuda_graphs=cuda_graphs, epochs=2)
-            config = replace(config, optimizer=optimizer, norm_layer=norm_layer).resolve()
+            config = tiny.override(
+                method=method, threat=norm, precision=precision, attack_steps=steps, schedule="cyclic"
+            )
+            config = config.override(device="cuda", cuda_graphs=cuda_graphs, epochs=2)
+            config = config.override(optimizer=optimizer, norm_layer=norm_layer).resolve()
             parts = build_components(config)
             parts.method.warmup = 0  # of AWP
             for epoch in range(2):
@@ -448,8 +452,8 @@ class TestCuda:
     @pytest.mark.parametrize("norm_layer", ["bn", "gn"])
     @pytest.mark.parametrize("cuda_graphs", [False, True])
     def test_a_step_never_waits(self, optimizer, norm_layer, cuda_graphs, tiny):
-        config = replace(tiny, steps=2, optimizer=optimizer, norm_layer=norm_layer, device="cuda").resolve()
-        config = replace(config, cuda_graphs=cuda_graphs, average="ema", label_smoothing=0.1)
+        config = tiny.override(attack_steps=2, optimizer=optimizer, norm_layer=norm_layer, device="cuda").resolve()
+        config = config.override(cuda_graphs=cuda_graphs, average="ema", label_smoothing=0.1)
         parts = build_components(config)
         batches = list(parts.batches.epoch(0))
         for k in range(WARM_UP + 1):

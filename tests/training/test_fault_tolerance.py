@@ -31,6 +31,7 @@ from torch import distributed
 import pyengm
 from pyengm import cli
 from pyengm.attacks import autoattack
+from pyengm.cli import evaluate
 from pyengm.errors import ConfigError, StorageError
 from pyengm.evaluation import checkpoints as evaluation
 from pyengm.models import load_checkpoint
@@ -42,7 +43,7 @@ from pyengm.training.signals import STATUS
 # Stores, estimated norms under batch norm, and an average: all that a checkpoint can hold.
 OPTIONS = ["--method", "atas", "--method-options", "warmup=1", "reset=2", "c=0.05", "--optimizer", "engm"]
 OPTIONS += ["--norm-layer", "bn", "--average", "ema", "--model", "cnn4", "--lr", "0.05", "--seed", "3"]
-OPTIONS += ["--threads", "1", "--autoattack-examples", "1"]
+OPTIONS += ["--cpu-threads", "1", "--autoattack-examples", "1"]
 LONG = [*OPTIONS, "--width", "4", "--batch-size", "60", "--epochs", "24", "--loggers", "phase_logger:PhaseLogger"]
 SHORT = [*OPTIONS, "--width", "2", "--batch-size", "30", "--epochs", "3"]
 
@@ -216,7 +217,7 @@ def short(tmp_path_factory) -> list[str]:
     """The options of a run of three epochs of four batches."""
     path = tmp_path_factory.mktemp("indices") / "first.txt"
     path.write_text("\n".join(map(str, range(120))))
-    return [*SHORT, "--indices", str(path)]
+    return [*SHORT, "--train-indices", str(path)]
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +232,7 @@ def whole(short, tmp_path_factory) -> RunFolder:
 
 @pytest.fixture(autouse=True)
 def same_threads() -> Iterator[None]:
-    """--threads is of the process; other tests have their own."""
+    """--cpu-threads is of the process; other tests have their own."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -437,9 +438,9 @@ class TestFullDisk:
 
     def test_results_of_an_evaluation(self, whole, alone, tmp_path, monkeypatch, capsys):
         out = tmp_path / "found.json"
-        options = ["evaluate", str(whole.last), "--autoattack-examples", "1", "--norm", "linf", "--out", str(out)]
+        options = ["evaluate", str(whole.last), "--autoattack-examples", "1", "--threat", "linf", "--out", str(out)]
         with monkeypatch.context() as patch, room_again():
-            call_before(patch, cli, "results_table", fill_disk)
+            call_before(patch, evaluate, "results_table", fill_disk)
             assert cli.main(options) == 1
         assert f"cannot write {out}: " in error_of(capsys)
         assert not out.exists()

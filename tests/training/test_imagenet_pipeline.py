@@ -1,7 +1,5 @@
 """A folder of JPEGs, trained on as ImageNet is: decoded once, resized crops, a small perturbation kept per image."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -37,9 +35,9 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def config(folder, tmp_path_factory):
     """The recipe of ATAS for ImageNet but for the model and the length."""
-    return TrainConfig(
+    return TrainConfig.from_flat(
         data=str(folder),
-        root=tmp_path_factory.getbasetemp() / "decoded",
+        data_dir=tmp_path_factory.getbasetemp() / "decoded",
         image_size=64,
         method="atas",
         method_options=("warmup=1",),
@@ -52,12 +50,12 @@ def config(folder, tmp_path_factory):
 
 
 def run_in(path, config):
-    config = replace(config, out=path).resolve()
+    config = config.override(out=path).resolve()
     return config, RunFolder.create(config)
 
 
 def test_every_part_is_for_large_images(config):
-    parts = build_components(replace(config, select="val").resolve())
+    parts = build_components(config.override(select_on="val").resolve())
     assert not parts.batches.resident
     assert parts.batches.data.shape == (3, 74, 74)
     assert parts.test.shape == parts.held_out.shape == (3, 64, 64)
@@ -117,7 +115,7 @@ def test_trains_and_goes_on_bitwise_after_a_stop_at_any_batch(config, tmp_path, 
 def test_learns(config, tmp_path, method, options):
     """Three colours, with what is kept at a low resolution and at that of the canvas."""
     config, run = run_in(
-        tmp_path / "run", replace(config, method=method, method_options=options, eps=2 / 255, epochs=16, width=8)
+        tmp_path / "run", config.override(method=method, method_options=options, eps=2 / 255, epochs=16, width=8)
     )
     parts = build_components(config)
     fit(config, parts, run)

@@ -4,14 +4,13 @@ import io
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
-from pyengm.cli import parse_train
+from pyengm.cli.train import parse_train
 from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
 from pyengm.methods import StepOutput
 from pyengm.pergrad import ExampleWeights
@@ -34,7 +33,9 @@ def tiny(tmp_path_factory) -> TrainConfig:
     """A run of a second: 120 digits, a net of a few hundred weights."""
     path = tmp_path_factory.mktemp("indices") / "first.txt"
     path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig(indices=path, model="cnn4", width=2, epochs=3, steps=1, batch_size=30, lr=0.05)
+    return TrainConfig.from_flat(
+        train_indices=path, model="cnn4", width=2, epochs=3, attack_steps=1, batch_size=30, lr=0.05
+    )
 
 
 class Recorder(Logger):
@@ -63,7 +64,7 @@ class Recorder(Logger):
 
 
 def train(path: Path, config: TrainConfig, *loggers: Logger) -> RunFolder:
-    config = replace(config, out=path).resolve()
+    config = config.override(out=path).resolve()
     parts = build_components(config)
     run = RunFolder.create(config)
     fit(config, parts, run, loggers)
@@ -102,9 +103,11 @@ class TestInTheLoop:
     def test_start(self, recorded):
         recorder, run = recorded
         ((config, batches, epoch, batch),) = recorder.told("start")
-        assert TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}).epochs == 3
+        saved = TrainConfig.load(run.config)
+        assert config == saved.plain()
+        assert config["schedule"]["epochs"] == 3
         assert json.dumps(config)
-        assert config["indices"] == str(TrainConfig.load(run.config).indices)
+        assert config["data"]["train_indices"] == str(saved.data.train_indices)
         assert (batches, epoch, batch) == (BATCHES, 0, 0)
 
     def test_rows_of_epochs(self, recorded):
@@ -149,7 +152,7 @@ class TestInTheLoop:
         """As on a GPU, where the loop looks seldom."""
         monkeypatch.setattr(loop, "sync_interval", lambda device: 3)
         recorder = Recorder()
-        train(tmp_path / "run", replace(tiny, epochs=1), recorder)
+        train(tmp_path / "run", tiny.override(epochs=1), recorder)
         (first, _), (last, _) = recorder.told("step")
         ((row, _),) = recorder.told("epoch")
         assert (first["batch"], last["batch"]) == (3, 4)
@@ -163,7 +166,7 @@ class TestInTheLoop:
             return measure(used, y)
 
         monkeypatch.setattr(loop, "measure", spy)
-        (row,) = train(tmp_path / "run", replace(tiny, epochs=1)).read_metrics()
+        (row,) = train(tmp_path / "run", tiny.override(epochs=1)).read_metrics()
         norms = torch.cat(norms).double()
         assert row["grad_norm_mean"] == pytest.approx(norms.mean().item(), rel=1e-9)
         assert row["grad_norm_variance"] == pytest.approx(norms.var(correction=0).item(), rel=1e-6)
@@ -173,24 +176,24 @@ class TestInTheLoop:
         [("msgd", "bn", False, False), ("nengm", "bn", False, False), ("engm", "gn", True, False)],
     )
     def test_what_was_not_measured_is_none(self, tiny, tmp_path, optimizer, norm_layer, norms, error):
-        config = replace(tiny, epochs=1, optimizer=optimizer, norm_layer=norm_layer)
+        config = tiny.override(epochs=1, optimizer=optimizer, norm_layer=norm_layer)
         (row,) = train(tmp_path / "run", config).read_metrics()
         assert (row["grad_norm_mean"] is not None) == (row["grad_norm_variance"] is not None) == norms
         assert (row["grad_norm_error"] is not None) == error
 
     def test_error_of_fitted_norms(self, tiny, tmp_path):
-        rows = train(tmp_path / "run", replace(tiny, norm_layer="bn", optimizer="engm", epochs=2)).read_metrics()
+        rows = train(tmp_path / "run", tiny.override(norm_layer="bn", optimizer="engm", epochs=2)).read_metrics()
         assert 0 < rows[0]["grad_norm_error"] < 1
 
     def test_nothing_is_held_out(self, tiny, tmp_path):
-        (row,) = train(tmp_path / "run", replace(tiny, epochs=1, select="none")).read_metrics()
+        (row,) = train(tmp_path / "run", tiny.override(epochs=1, select_on="none")).read_metrics()
         assert not HELD_OUT & row.keys()
 
     def test_catastrophe(self, tiny, tmp_path, monkeypatch):
         left, recorder = iter([0.9, 0.1]), Recorder()
         monkeypatch.setattr(loop, "training_accuracy", lambda *_: next(left))
         with pytest.warns(UserWarning, match="catastrophic"):
-            train(tmp_path / "run", replace(tiny, catastrophic_overfitting="stop"), recorder)
+            train(tmp_path / "run", tiny.override(on_catastrophic_overfitting="stop"), recorder)
         assert recorder.told("epoch")[-1][0]["catastrophic_overfitting"]
         assert not recorder.told("epoch")[-1][0]["best"]
         assert "stopped" in recorder.told("say")[0][0]
@@ -217,14 +220,14 @@ class TestClosed:
 
     def test_where_another_cannot_be_built(self, tiny, tmp_path, monkeypatch):
         recorder = Recorder()
-        config = replace(tiny, out=tmp_path / "run").resolve()
+        config = tiny.override(out=tmp_path / "run").resolve()
         parts = build_components(config)
         with pytest.raises(ConfigError, match=r"is_ gave a bool; expected a pyengm\.training\.Logger"):
-            fit(replace(config, loggers=("operator:is_",)), parts, RunFolder.create(config), [recorder])
+            fit(config.override(loggers=("operator:is_",)), parts, RunFolder.create(config), [recorder])
         assert recorder.calls == [("close",)]
 
     def test_where_the_saved_state_is_damaged(self, tiny, tmp_path):
-        run = train(tmp_path / "run", replace(tiny, epochs=1))
+        run = train(tmp_path / "run", tiny.override(epochs=1))
         (run.checkpoints(2).all()[0] / "state.pt").write_bytes(b"no state")
         recorder = Recorder()
         with pytest.warns(UserWarning, match="damaged"), pytest.raises(CheckpointError, match="damaged"):
@@ -250,11 +253,11 @@ class TestNames:
     @pytest.mark.parametrize("name", ["tensorbord", "", ":", "module:", ":factory"])
     def test_unknown(self, name):
         with pytest.raises(ConfigError, match=f"unknown logger '{name}'; known: tensorboard.*MODULE:FACTORY"):
-            TrainConfig(loggers=(name,))
+            TrainConfig.from_flat(loggers=(name,))
 
     def test_hint(self):
         with pytest.raises(ConfigError, match="did you mean tensorboard"):
-            TrainConfig(loggers=("tensorbord",))
+            TrainConfig.from_flat(loggers=("tensorbord",))
 
     @pytest.mark.parametrize(
         ("name", "message"),
@@ -270,7 +273,7 @@ class TestNames:
         (tmp_path / "broken_logger.py").write_text("1 / 0")
         (tmp_path / "own_logger.py").write_text("NUMBER = 3\ndef make(folder, config): ...")
         with pytest.raises(ConfigError, match=message):
-            train(tmp_path / "run", replace(tiny, loggers=(name,)))
+            train(tmp_path / "run", tiny.override(loggers=(name,)))
         assert not (tmp_path / "run").exists()
         sys.modules.pop("own_logger", None)
 
@@ -280,19 +283,19 @@ class TestNames:
             "from pyengm.training import Logger\n"
             "class Mine(Logger):\n"
             "    def __init__(self, folder, config):\n"
-            "        self.path, self.method = folder / 'mine.txt', config['method']\n"
+            "        self.path, self.method = folder / 'mine.txt', config['method']['name']\n"
             "    def epoch(self, row, timing):\n"
             "        with open(self.path, 'a') as file:\n"
             "            print(self.method, row['epoch'], file=file)\n"
         )
-        run = train(tmp_path / "run", replace(tiny, epochs=2, loggers=("my_logger:Mine",)))
+        run = train(tmp_path / "run", tiny.override(epochs=2, loggers=("my_logger:Mine",)))
         assert (run.path / "mine.txt").read_text() == "pgd_at 0\npgd_at 1\n"
-        assert TrainConfig.load(run.config).loggers == ("my_logger:Mine",)
+        assert TrainConfig.load(run.config).run.loggers == ("my_logger:Mine",)
 
     def test_of_a_resumed_run_may_change(self, tiny, tmp_path):
-        run = train(tmp_path / "run", replace(tiny, epochs=1))
+        run = train(tmp_path / "run", tiny.override(epochs=1))
         config = parse_train(["--out", str(run.path), "--resume", "--loggers", "tensorboard", "own:make"])
-        assert config.loggers == ("tensorboard", "own:make")
+        assert config.run.loggers == ("tensorboard", "own:make")
 
     def test_tensorboard_is_optional(self, tiny, monkeypatch):
         for name in [n for n in sys.modules if n.startswith(("torch.utils.tensorboard", "tensorboard"))]:
@@ -300,7 +303,7 @@ class TestNames:
         monkeypatch.delitem(sys.modules, "pyengm.training.loggers.tensorboard", raising=False)
         monkeypatch.setitem(sys.modules, "tensorboard", None)
         with pytest.raises(ConfigError, match=r'not installed: pip install "pyengm\[tensorboard\]"'):
-            build_components(replace(tiny, loggers=("tensorboard",)).resolve())
+            build_components(tiny.override(loggers=("tensorboard",)).resolve())
 
 
 class TestJsonLines:
@@ -316,7 +319,7 @@ class TestJsonLines:
 
     def test_a_resumed_run_has_the_metrics_of_an_uninterrupted_one(self, tiny, tmp_path, monkeypatch):
         """In the middle of an epoch, so that sums over its steps and fits go on."""
-        config = replace(tiny, epochs=2, norm_layer="bn", optimizer="engm")
+        config = tiny.override(epochs=2, norm_layer="bn", optimizer="engm")
         whole = train(tmp_path / "whole", config)
         interrupt(monkeypatch, 3)
         with pytest.raises(Interrupted):
@@ -343,7 +346,7 @@ class TestTensorBoard:
         return read
 
     def test_curves(self, tiny, tmp_path, curves):
-        run = train(tmp_path / "run", replace(tiny, loggers=("tensorboard",)))
+        run = train(tmp_path / "run", tiny.override(loggers=("tensorboard",)))
         found, rows = curves(run), run.read_metrics()
         assert [step for step, _ in found["step/loss"]] == list(range(1, 3 * BATCHES + 1))
         for name in ("loss", "robust", "natural_ece", "grad_norm_mean", "lr", "best"):
@@ -354,7 +357,7 @@ class TestTensorBoard:
         assert not {"epoch/epoch", "step/epoch", "step/batch"} & found.keys()
 
     def test_a_resumed_run_has_nothing_twice(self, tiny, tmp_path, curves, monkeypatch):
-        config = replace(tiny, loggers=("tensorboard",))
+        config = tiny.override(loggers=("tensorboard",))
         whole = train(tmp_path / "whole", config)
         original = Checkpoints.save
 
@@ -386,7 +389,7 @@ class TestTerminal:
     ROW = {"epoch": 0, "loss": 1.25, "train_robust": 0.5, "clipped": 0.25, "best": True}  # noqa: RUF012
 
     def test_lines(self, tiny, tmp_path, capsys):
-        train(tmp_path / "run", replace(tiny, epochs=2))
+        train(tmp_path / "run", tiny.override(epochs=2))
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
         assert len(lines) == 2
         assert all("loss" in line and "PGD-20" in line and "natural" in line for line in lines)
@@ -395,7 +398,7 @@ class TestTerminal:
         terminal = Terminal()
         text = io.StringIO()
         terminal._bars.live.console = Console(file=text, force_terminal=True, width=120)
-        terminal.start({"epochs": 3}, 40, 1, 5)
+        terminal.start({"schedule": {"epochs": 3}}, 40, 1, 5)
         terminal.step({**self.ROW, "batch": 20}, {"seconds_to_finish": 3725.4})
         terminal._bars.refresh()
         terminal.close()

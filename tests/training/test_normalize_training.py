@@ -1,7 +1,5 @@
 """Pixels brought to a mean and deviation by the model's first layer, in the training loop."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,11 +14,13 @@ from pyengm.training import RunFolder, TrainConfig, build_components, fit
 def tiny(tmp_path_factory) -> TrainConfig:
     path = tmp_path_factory.mktemp("indices") / "first.txt"
     path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig(indices=path, model="cnn4", width=2, epochs=2, steps=2, batch_size=30, lr=0.05)
+    return TrainConfig.from_flat(
+        train_indices=path, model="cnn4", width=2, epochs=2, attack_steps=2, batch_size=30, lr=0.05
+    )
 
 
 def trained(path, config):
-    config = replace(config, out=path).resolve()
+    config = config.override(out=path).resolve()
     run, parts = RunFolder.create(config), build_components(config)
     fit(config, parts, run)
     return run, parts, TrainConfig.load(run.config).resolve()
@@ -29,9 +29,9 @@ def trained(path, config):
 @pytest.mark.parametrize("method", ["pgd_at", "yopo"])
 def test_mean_0_and_deviation_1_change_nothing(method, tiny, tmp_path):
     """Bit for bit: attack, gradient norms of ENGM, and the first layer that YOPO looks for."""
-    tiny = replace(tiny, method=method, optimizer="engm", steps=2 if method == "pgd_at" else None)
+    tiny = tiny.override(method=method, optimizer="engm", attack_steps=2 if method == "pgd_at" else None)
     plain = trained(tmp_path / "plain", tiny)[0]
-    normalized = trained(tmp_path / "normalized", replace(tiny, mean=(0.0,), std=(1.0,)))[0]
+    normalized = trained(tmp_path / "normalized", tiny.override(mean=(0.0,), std=(1.0,)))[0]
     expected, found = load_file(plain.last), load_file(normalized.last)
     assert found.keys() == {f"network.{name}" for name in expected} | {"normalize.mean", "normalize.std"}
     assert all(found[f"network.{name}"].equal(value) for name, value in expected.items())
@@ -40,7 +40,7 @@ def test_mean_0_and_deviation_1_change_nothing(method, tiny, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["engm", "entropy_sgd"])
 def test_evaluation_rebuilds_the_layer(optimizer, tiny, tmp_path):
-    config = replace(tiny, mean=(0.3,), std=(0.4,), optimizer=optimizer)
+    config = tiny.override(mean=(0.3,), std=(0.4,), optimizer=optimizer)
     run, parts, kept = trained(tmp_path / "run", config)
     assert (kept.mean, kept.std) == ((0.3,), (0.4,))
     model, info = load_checkpoint(run.last)
@@ -63,12 +63,12 @@ def test_evaluation_rebuilds_the_layer(optimizer, tiny, tmp_path):
 )
 def test_errors(options, message, tiny):
     with pytest.raises(ConfigError, match=message):
-        build_components(replace(tiny, **options).resolve())
+        build_components(tiny.override(**options).resolve())
 
 
 def test_from_the_command_line(tiny, tmp_path, capsys):
-    words = ["train", "--model", "cnn4", "--width", "2", "--epochs", "1", "--steps", "1", "--batch-size", "120"]
-    words += ["--autoattack-examples", "1", "--optimizer", "msgd", "--indices", str(tiny.indices)]
+    words = ["train", "--model", "cnn4", "--width", "2", "--epochs", "1", "--attack-steps", "1", "--batch-size", "120"]
+    words += ["--autoattack-examples", "1", "--optimizer", "msgd", "--train-indices", str(tiny.data.train_indices)]
     words += ["--out", str(tmp_path / "run")]
     assert cli.main([*words, "--mean", "0.3"]) == 1
     assert "give both mean and std" in capsys.readouterr().err

@@ -26,7 +26,9 @@ from pyengm.utils.distributed import average_buffers, rank
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")
 ELSEWHERE = tempfile.gettempdir()  # -m takes a package of the working directory first, and a checkout's is not built
-TINY = TrainConfig(model="cnn4", width=4, norm_layer="gn", epochs=1, steps=2, batch_size=30, lr=0.05, augment="shift")
+TINY = TrainConfig.from_flat(
+    model="cnn4", width=4, norm_layer="gn", epochs=1, attack_steps=2, batch_size=30, lr=0.05, augment="shift"
+)
 
 
 class Double(Loader):
@@ -50,7 +52,7 @@ def in_double(config: TrainConfig) -> TrainComponents:
 def weights_after(config: TrainConfig, out: Path) -> dict[str, torch.Tensor]:
     """Trains to the end, or on to it, and returns the final weights and stores."""
     if rank() == 0 and not out.exists():
-        RunFolder.create(replace(config, out=out).resolve())
+        RunFolder.create(config.override(out=out).resolve())
     if distributed.is_initialized():
         distributed.barrier()
     parts = in_double(config.resolve())
@@ -112,7 +114,7 @@ RUNS = {
     "pgd_at-engm": {"optimizer": "engm", "alpha": 0.5},
     "normalized": {"optimizer": "engm", "alpha": 0.5, "mean": (0.3,), "std": (0.4,)},
     "pgd_at-aengm": {"optimizer": "aengm", "alpha": 0.5, "tau": 3},
-    "atas": {"method": "atas", "steps": None, "epochs": 3, "method_options": ("warmup=1", "reset=2", "c=0.05")},
+    "atas": {"method": "atas", "attack_steps": None, "epochs": 3, "method_options": ("warmup=1", "reset=2", "c=0.05")},
 }
 
 
@@ -132,7 +134,8 @@ def indices(tmp_path_factory) -> Path:
 def configs(indices) -> dict[str, TrainConfig]:
     """Loader of 31, 31, 31, 31 and 11 images: no half is as large as the other."""
     return {
-        name: replace(TINY, indices=indices, batch_size=31, select="test", **changes) for name, changes in RUNS.items()
+        name: TINY.override(train_indices=indices, batch_size=31, select_on="test", **changes)
+        for name, changes in RUNS.items()
     }
 
 
@@ -155,7 +158,9 @@ def test_every_method(indices, tmp_path):
     """Those that treat images one by one are as in one process; the others have one model in all processes."""
     (tmp_path / "two").mkdir()
     configs = {
-        method: options_for(method, "msgd", indices=indices, norm_layer="gn", batch_size=34, select="test", width=4)
+        method: options_for(
+            method, "msgd", train_indices=indices, norm_layer="gn", batch_size=34, select_on="test", width=4
+        )
         for method in METHODS
     }
     together = run_together(2, tmp_path / "two", configs)
@@ -166,7 +171,7 @@ def test_every_method(indices, tmp_path):
 
 def test_another_number_of_processes_goes_on(configs, tmp_path, monkeypatch):
     """Stopped in the middle of an epoch by two processes, gone on with by three, ended by one."""
-    config = replace(configs["atas"], batch_size=30)
+    config = configs["atas"].override(batch_size=30)
     alone = weights_after(config, tmp_path / "alone")
     run = tmp_path / "atas"
     stopped = {"atas": config}
@@ -181,7 +186,7 @@ def test_another_number_of_processes_goes_on(configs, tmp_path, monkeypatch):
 def test_as_many_processes_go_on_exactly(indices, tmp_path, monkeypatch):
     """Bit for bit, also with statistics and perturbations that each process has of its own."""
     for method in ("free_at", "atas"):
-        config = options_for(method, "engm", indices=indices, norm_layer="bn")
+        config = options_for(method, "engm", train_indices=indices, norm_layer="bn")
         whole, parts = tmp_path / f"{method}-whole", tmp_path / f"{method}-parts"
         whole.mkdir()
         parts.mkdir()
@@ -208,7 +213,20 @@ def test_constants_stay_what_they_are(monkeypatch):
 
 
 class TestCommand:
-    TINY = ("--model", "cnn4", "--width", "2", "--epochs", "2", "--steps", "1", "--batch-size", "60", "--threads", "1")
+    TINY = (
+        "--model",
+        "cnn4",
+        "--width",
+        "2",
+        "--epochs",
+        "2",
+        "--attack-steps",
+        "1",
+        "--batch-size",
+        "60",
+        "--cpu-threads",
+        "1",
+    )
 
     def pyengm(self, *arguments: str, **options) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "pyengm", *arguments]
@@ -280,7 +298,7 @@ class TestCommand:
 
 class TestShares:
     def test_every_image_is_kept_once(self, indices):
-        config = replace(TINY, indices=indices, batch_size=33, select="test").resolve()  # 135 = 4 * 33 + 3
+        config = TINY.override(train_indices=indices, batch_size=33, select_on="test").resolve()  # 135 = 4 * 33 + 3
         data = build_components(config).batches.data
         options = {"device": "cpu", "seed": 0, "augment": "none", "shuffle": True}
         parts = [Loader(data, 33, rank=i, world_size=4, **options) for i in range(4)]
@@ -297,4 +315,4 @@ class TestShares:
         monkeypatch.setattr("pyengm.training.builders.world", lambda: 2)
         monkeypatch.setattr("pyengm.training.builders.rank", lambda: 1)
         with pytest.raises(ConfigError, match="sync_bn needs GPUs"):
-            build_components(replace(TINY, indices=indices, norm_layer="bn", sync_bn=True).resolve())
+            build_components(TINY.override(train_indices=indices, norm_layer="bn", sync_bn=True).resolve())

@@ -117,7 +117,9 @@ class TestWarmUp:
 
 class TestOfARun:
     def test_options_reach_the_schedule(self):
-        config = TrainConfig(schedule="piecewise", milestones=(1.5,), lr_decay=0.2, warmup_epochs=0.5, lr=0.1, epochs=3)
+        config = TrainConfig.from_flat(
+            schedule="piecewise", milestones=(1.5,), lr_decay=0.2, warmup_epochs=0.5, lr=0.1, epochs=3
+        )
         parts = build_components(config.resolve())
         n = len(parts.batches)
         (factor,) = parts.schedule.lr_lambdas
@@ -150,15 +152,17 @@ class TestOfThePapers:
     @pytest.mark.parametrize("method", ["fgsm_sdi", "fgsm_pgi"])
     def test_prior_guided_methods_count_steps(self, method):
         """At 100/110 and 105/110 of the steps of the run."""
-        config = TrainConfig(data="cifar10", method=method).resolve()
-        factor, total = piecewise(config.milestones, 391), 110 * 391
+        config = TrainConfig.from_flat(data="cifar10", method=method).resolve()
+        factor, total = piecewise(config.schedule.milestones, 391), 110 * 391
         for step in range(0, total, 17):
             assert factor(step) == pytest.approx(0.1 ** sum(step >= total * k / 110 for k in (100, 105)))
 
     def test_sub_at_is_at_1_throughout_its_second_phase(self, tmp_path):
         path = tmp_path / "first.txt"
         path.write_text("\n".join(map(str, range(60))))
-        config = TrainConfig(indices=path, model="cnn4", width=2, method="sub_at", epochs=2, batch_size=20, lr=0.2)
+        config = TrainConfig.from_flat(
+            train_indices=path, model="cnn4", width=2, method="sub_at", epochs=2, batch_size=20, lr=0.2
+        )
         config = config.resolve()
         parts = build_components(config)
         seen = []

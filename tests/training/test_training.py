@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,11 +25,13 @@ def tiny(tmp_path_factory) -> TrainConfig:
     """A run of a second: 120 digits, a net of a few hundred weights."""
     path = tmp_path_factory.mktemp("indices") / "first.txt"
     path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig(indices=path, model="cnn4", width=2, epochs=3, steps=2, batch_size=30, lr=0.05)
+    return TrainConfig.from_flat(
+        train_indices=path, model="cnn4", width=2, epochs=3, attack_steps=2, batch_size=30, lr=0.05
+    )
 
 
 def start(path: Path, config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
-    config = replace(config, out=path).resolve()
+    config = config.override(out=path).resolve()
     return config, RunFolder.create(config)
 
 
@@ -89,18 +90,18 @@ class TestLoop:
         assert_same_files(train(tmp_path / "again", tiny), finished)
 
     def test_seed_counts(self, tiny, finished, tmp_path):
-        other = load_file(train(tmp_path / "other", replace(tiny, seed=1, epochs=1)).last)
+        other = load_file(train(tmp_path / "other", tiny.override(seed=1, epochs=1)).last)
         assert not torch.equal(other["dense.weight"], load_file(finished.last)["dense.weight"])
 
     @pytest.mark.parametrize("optimizer", ["engm", "msgd"])
     @pytest.mark.parametrize("method", ["natural", "pgd_at"])
     def test_every_method_learns_with_every_optimizer(self, tmp_path, method, optimizer):
-        config = TrainConfig(
+        config = TrainConfig.from_flat(
             model="cnn4",
             width=4,
             method=method,
             optimizer=optimizer,
-            steps=None if method == "natural" else 2,
+            attack_steps=None if method == "natural" else 2,
             epochs=2,
             eps=0.05,
             batch_size=64,
@@ -111,27 +112,27 @@ class TestLoop:
 
     @pytest.mark.parametrize("select", ["none", "test"])
     def test_selection(self, tiny, tmp_path, select):
-        run = train(tmp_path / "run", replace(tiny, select=select, epochs=2))
+        run = train(tmp_path / "run", tiny.override(select_on=select, epochs=2))
         rows = run.read_metrics()
         assert ("robust" in rows[0]) == (select == "test")
         if select == "none":
             assert load_checkpoint(run.best)[1].epoch == 1
-        parts = build_components(replace(tiny, select=select).resolve())
+        parts = build_components(tiny.override(select_on=select).resolve())
         assert len(parts.batches.data) == 120
         assert (parts.held_out is parts.test) == (select == "test")
 
     def test_l2_threat(self, tiny, tmp_path):
-        run = train(tmp_path / "run", replace(tiny, norm="l2", epochs=1))
+        run = train(tmp_path / "run", tiny.override(threat="l2", epochs=1))
         assert load_checkpoint(run.last)[1].eps == 0.5
 
     def test_indices(self, tiny, tmp_path):
         path = tmp_path / "some.txt"
         path.write_text("3\n5\n8\n" + "\n".join(map(str, range(100, 160))))
-        parts = build_components(replace(tiny, indices=path, select="none").resolve())
+        parts = build_components(tiny.override(train_indices=path, select_on="none").resolve())
         assert parts.batches.data.index.tolist()[:4] == [3, 5, 8, 100]
         path.write_text("three")
         with pytest.raises(ConfigError, match="cannot read whole numbers"):
-            build_components(replace(tiny, indices=path).resolve())
+            build_components(tiny.override(train_indices=path).resolve())
 
 
 class TestResume:
@@ -207,7 +208,7 @@ class TestResume:
         assert run.read_metrics() == finished.read_metrics()
 
     def test_state_of_another_architecture(self, tiny, finished, tmp_path):
-        config, run = start(tmp_path / "run", replace(tiny, width=3))
+        config, run = start(tmp_path / "run", tiny.override(width=3))
         shutil.copytree(finished.path / "checkpoints", run.path / "checkpoints")
         with pytest.raises(CheckpointError, match="another architecture"):
             fit(config, build_components(config), run)
@@ -278,11 +279,11 @@ class TestTrouble:
 
     def test_unknown_model(self, tiny):
         with pytest.raises(ConfigError, match=r"unknown model 'resnet81'.*resnet18"):
-            build_components(replace(tiny, model="resnet81").resolve())
+            build_components(tiny.override(model="resnet81").resolve())
 
     def test_unknown_device(self, tiny):
         with pytest.raises(ConfigError, match="cannot be used here"):
-            build_components(replace(tiny, device="cuda:77").resolve())
+            build_components(tiny.override(device="cuda:77").resolve())
 
     def test_first_signal_asks_second_interrupts(self):
         before = signal.getsignal(signal.SIGINT)

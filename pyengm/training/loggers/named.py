@@ -7,7 +7,7 @@ from typing import Any
 
 from pyengm.errors import ConfigError
 from pyengm.training.loggers.base import Logger, Row
-from pyengm.training.option_parsing import did_you_mean
+from pyengm.utils.did_you_mean import did_you_mean
 
 LOGGERS = {"tensorboard": "pyengm.training.loggers.tensorboard:TensorBoard"}  # imported when asked for
 INSTALL = {"tensorboard": 'pip install "pyengm[tensorboard]"'}

@@ -25,7 +25,7 @@ class Terminal(Logger):
         )
 
     def start(self, config: Row, batches: int, epoch: int, batch: int) -> None:
-        self._epochs = self._bars.add_task("epochs", total=config["epochs"], completed=epoch, note="")
+        self._epochs = self._bars.add_task("epochs", total=config["schedule"]["epochs"], completed=epoch, note="")
         self._batches = self._bars.add_task("batches", total=batches, completed=batch, note="")
         self._bars.start()
 

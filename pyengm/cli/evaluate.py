@@ -1,0 +1,101 @@
+"""`pyengm evaluate`."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from pyengm.attacks import NORMS, ThreatModel
+from pyengm.data import load
+from pyengm.errors import ConfigError
+from pyengm.evaluation import attack_checkpoints, attack_names, results_table
+from pyengm.models import make_folder, read_info, write_atomically
+from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device
+from pyengm.training.config import default_threats
+from pyengm.training.launcher import local_device
+from pyengm.training.option_types import Choice, Count, OptionGroup, Pixels
+from pyengm.utils.distributed import rank
+from pyengm.utils.terminal import log
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(OptionGroup):
+    """Attack a trained model and print its accuracies. A run folder brings its options; the others override them."""
+
+    target: tyro.conf.Positional[Path]
+    """A run folder, of which best and last are evaluated, or one checkpoint (.safetensors)."""
+    data: str | None = None
+    """Data set whose test images are attacked (else that of the training)."""
+    data_dir: Path | None = None
+    """Where data sets and decoded folders are kept."""
+    threat: Annotated[str | None, Choice(NORMS)] = None
+    """Evaluate under this threat model only: linf or l2 (else both)."""
+    eps: Pixels | None = None
+    """Radius for --threat in pixel units, such as 8/255."""
+    attacks: tuple[str, ...] = ()
+    """Further attacks: fgsm, pgd10, pgd50, cw, members of AutoAttack (apgd_ce, apgd_t, fab_t, square), or deepfool for
+    the mean L2 distance to the decision boundary."""
+    autoattack_examples: Count | None = None
+    """Test images for AutoAttack, spread evenly over the test set (else the run's number, else all)."""
+    surrogate: Path | None = None
+    """Checkpoint of another model: PGD-20 against that one is tried on the target too (black box)."""
+    seed: int = 0
+    """Seed of the random starts."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ... (auto: cuda where there is one)."""
+    out: Path | None = None
+    """Also write the results to this JSON file, which must not exist yet. An interrupted AutoAttack goes on from a
+    folder beside it (OUT.autoattack); that of a run always does, from RUN/autoattack."""
+
+
+def evaluate_command(options: EvaluateConfig) -> int:
+    """Attacks a run's checkpoints or a single one, prints the table and, where asked, writes it as JSON; returns 0."""
+    if options.out is not None and options.out.exists():
+        raise ConfigError(f"{options.out} exists and is not overwritten; choose another --out")
+    if options.target.is_dir():
+        run = RunFolder.open(options.target)
+        checkpoints = {"best": run.best, "last": run.last}
+        info = read_info(run.best)
+        state = run.autoattack if os.access(run.path, os.W_OK) else None
+        trained = TrainConfig.load(run.config)
+    else:
+        checkpoints = {options.target.stem: options.target}
+        info = read_info(options.target)
+        state = options.out and options.out.with_suffix(".autoattack")
+        trained = TrainConfig.from_flat(data=info.data).resolve()
+    if trained.machine.cpu_threads is not None:
+        torch.set_num_threads(trained.machine.cpu_threads)
+    data = options.data or info.data
+    test = load(data, "test", root=options.data_dir or trained.data.data_dir, image_size=trained.data.image_size)
+    threats = default_threats(data, ThreatModel(info.norm, info.eps))
+    if options.threat is not None:
+        known = {threat.norm: threat.eps for threat in threats}
+        threats = [ThreatModel(options.threat, known.get(options.threat, 0.0) if options.eps is None else options.eps)]
+    elif options.eps is not None:
+        raise ConfigError("--eps needs --threat linf or --threat l2, the threat model that it belongs to")
+    if options.out is not None:
+        make_folder(options.out.parent)  # an error comes now, not after the evaluation
+    try:
+        results = attack_checkpoints(
+            checkpoints,
+            test,
+            threats,
+            attack_names(options.attacks),
+            autoattack_examples=options.autoattack_examples or trained.evaluation.autoattack_examples,
+            surrogate=options.surrogate,
+            state=state,
+            seed=options.seed,
+            device=local_device(pick_device(options.device)),
+        )
+    except KeyboardInterrupt:
+        again = "interrupted" if state is None else "interrupted; the same command goes on where AutoAttack stopped"
+        raise Interrupted(again) from None
+    log(results_table(results, str(options.target)))
+    if options.out is not None and rank() == 0:
+        text = json.dumps(results, indent=2) + "\n"
+        write_atomically(options.out, lambda path: path.write_text(text))
+    return 0
