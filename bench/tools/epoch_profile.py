@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from unittest import mock
 
-from tools.paired_steps import EPS, SGD, STEP_SIZE, STEPS, Setting
-from tools.timed_training import timed_epochs
 from torch.optim.lr_scheduler import LambdaLR
 
 from pyengm.data import Batch
@@ -21,6 +19,8 @@ from pyengm.training.loop import fit, report_step
 from pyengm.training.metric_sums import measure
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.steps.train_step import StepStats
+from tools.paired_steps import EPS, SGD, STEP_SIZE, STEPS, Setting
+from tools.timed_training import timed_epochs
 
 P = ParamSpec("P")
 R = TypeVar("R")

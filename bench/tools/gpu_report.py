@@ -1,11 +1,9 @@
 """The results of gpu_check.sh and gpu_train.sh as JSON and Markdown.
 
-    cd bench && python -m tools.gpu_report machine > FOLDER/machine.json   # this machine and its versions
-    cd bench && python -m tools.gpu_report write FOLDER OUT KIND           # OUT/gpu_KIND_<gpu>.json and .md
+    cd bench && python -m tools.gpu_report FOLDER OUT KIND   # writes OUT/gpu_KIND_<gpu>.json and .md
 
-FOLDER holds the files of a run: machine.json, steps.tsv (step, how it ended, seconds, remark), tests.xml and
-sanitizer.xml (JUnit), bench_*.json (pytest-benchmark), train_*.json (timed_training.py). All but the first may be
-missing.
+FOLDER holds the files of a run: steps.tsv (step, how it ended, seconds, remark), tests.xml and sanitizer.xml (JUnit),
+bench_*.json (pytest-benchmark), train_*.json (timed_training.py). Any of them may be missing.
 """
 
 import csv
@@ -24,19 +22,16 @@ from typing import Any
 from xml.etree import ElementTree
 
 import torch
+
 from tools.machine import processor
 
 REPO = Path(__file__).resolve().parents[2]
 QUANTILES = ("p20", "p50", "p80")
 
 
-def main(command: str, *arguments: str) -> None:
-    if command == "machine":
-        print(json.dumps(machine(), indent=2))
-    elif command == "write":
-        write(*map(Path, arguments[:2]), kind=arguments[2])
-    else:
-        sys.exit(__doc__)
+def main(folder: str, out: str, kind: str) -> None:
+    Path(folder, "machine.json").write_text(json.dumps(machine(), indent=2) + "\n")
+    write(Path(folder), Path(out), kind)
 
 
 def machine() -> dict[str, Any]:
@@ -72,7 +67,7 @@ def write(folder: Path, out: Path, kind: str) -> None:
     """Writes both files and prints the Markdown.
 
     Args:
-        folder: Folder with the files of a run.
+        folder: Folder with the files of a run, and machine.json with the result of `machine`.
         out: Folder for the results.
         kind: "check" or "train".
 
@@ -263,4 +258,4 @@ def _version(package: str) -> str:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["help"]))
+    main(*sys.argv[1:])
