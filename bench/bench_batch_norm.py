@@ -34,7 +34,7 @@ def _settled(kind: str) -> Estimator:
 def test_adversarial_step(relative_cost, benchmark, kind, model_name):
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = build(model_name, norm="bn", width=WIDTH).train()
+    model = build(model_name, norm_layer="bn", width=WIDTH).train()
     x, y = torch.rand(N, 3, 32, 32), torch.arange(N) % 10
     attack = PGD(eps=8 / 255, step_size=2 / 255, steps=10)
     msgd = MSGD(model.parameters(), lr=1e-4)

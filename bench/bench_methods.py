@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from pyengm import MSGD
 from pyengm.data import CropFlip
 from pyengm.methods import METHODS, DatasetSpec
-from pyengm.models import build, in_fast_layout, layout_of
+from pyengm.models import build, memory_format_of, to_fast_memory_format
 from pyengm.ops import Key
 from pyengm.training.steps.train_step import train_step
 
@@ -85,7 +86,7 @@ class Trainer:
 
     def __init__(self, name: str):
         torch.manual_seed(0)
-        self.model = in_fast_layout(build("resnet18", width=WIDTH), torch.device("cpu")).train()
+        self.model = to_fast_memory_format(build("resnet18", width=WIDTH), torch.device("cpu")).train()
         self.optimizer = MSGD(self.model.parameters(), lr=1e-4)
         self.method, index = build_method(name), torch.arange(N)
         self.method.prepare(DatasetSpec(index, (3, 32, 32), padding=4, batches=20))
@@ -93,7 +94,8 @@ class Trainer:
         self.method.start_epoch(self.model, 0)
         self.method.start_epoch(self.model, epoch)
         self.transform = CropFlip.draw(index, (3, 32, 32), 4, seed=0, epoch=epoch)
-        self.x = self.transform.apply(torch.rand(N, 3, 32, 32)).contiguous(memory_format=layout_of(self.model))
+        shifted = self.transform.gather_window(F.pad(torch.rand(N, 3, 32, 32), (4, 4, 4, 4)))
+        self.x = shifted.contiguous(memory_format=memory_format_of(self.model))
         self.y, self.key = index % 10, Key(0, epoch, index)
 
     def step(self) -> None:

@@ -32,14 +32,14 @@ class Trainer:
 
     def __init__(self, name: str, norm: str, attack: PGD | None):
         torch.manual_seed(0)
-        self.model, self.attack, self.calls = build("resnet18", norm=norm, width=WIDTH), attack, 0
+        self.model, self.attack, self.calls = build("resnet18", norm_layer=norm, width=WIDTH), attack, 0
         self.x, self.y = torch.rand(N, 3, 32, 32), torch.arange(N) % 10
         kind = (OPTIMIZERS | CLOSURE_OPTIMIZERS)[name]
         self.optimizer = kind(self.model.parameters(), lr=1e-4, **self._options(name))
 
     def _options(self, name: str) -> dict[str, Any]:
         if name in CLOSURE_OPTIMIZERS:
-            return {"L": INNER_STEPS, "inner_lr": 1e-4}  # too small to memorise the one batch
+            return {"inner_steps": INNER_STEPS, "inner_lr": 1e-4}  # too small to memorise the one batch
         x = self.x.clone().requires_grad_()
         losses = self._losses(x)
         if name == "engm":

@@ -93,7 +93,7 @@ def _memory(benchmark, name: str, width: int, n: int) -> None:
 
 def _problem(width: int, n: int) -> tuple[nn.Module, Tensor, Tensor]:
     torch.manual_seed(0)
-    return build("resnet18", norm="gn", width=width), torch.rand(n, 3, 32, 32), torch.arange(n) % 10
+    return build("resnet18", norm_layer="gn", width=width), torch.rand(n, 3, 32, 32), torch.arange(n) % 10
 
 
 def _replace_relu(module: nn.Module) -> None:

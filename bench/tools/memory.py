@@ -68,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = build("resnet18", norm="gn", width=args.width)
+    model = build("resnet18", norm_layer="gn", width=args.width)
     report(STEPS[args.name].build(model, torch.rand(args.n, 3, 32, 32), torch.arange(args.n) % 10, 10.0))
 
 

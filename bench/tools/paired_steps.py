@@ -23,7 +23,7 @@ from torch import nn
 
 from pyengm.data import ImageDataset, Loader
 from pyengm.methods import ATAS, ATTA, MART, PGDATAWP, TRADES, TRADESAWP, DatasetSpec, Method
-from pyengm.models import build, in_fast_layout, layout_of
+from pyengm.models import build, memory_format_of, to_fast_memory_format
 from pyengm.ops import Key
 from pyengm.optim import OPTIMIZERS
 from pyengm.training.precision import in_precision
@@ -96,11 +96,11 @@ class Trainer:
 
     def __init__(self, method: Method, setting: Setting, optimizer: str = "msgd"):
         device, data = torch.device(setting.device), setting.make_images()
-        model = in_fast_layout(setting.network(), device, half=setting.precision != "float32")
+        model = to_fast_memory_format(setting.network(), device, half=setting.precision != "float32")
         self.model, self.method = in_precision(model, setting.precision), method
         self.optimizer = OPTIMIZERS[optimizer](model.parameters(), **SGD)
         self.batches = Loader(
-            data, setting.n, device=device, seed=0, augment="shift", shuffle=True, memory_format=layout_of(model)
+            data, setting.n, device=device, seed=0, augment="shift", shuffle=True, memory_format=memory_format_of(model)
         )
         index = torch.arange(len(data))
         method.prepare(DatasetSpec(index, data.shape, padding=self.batches.padding, batches=1, device=device))

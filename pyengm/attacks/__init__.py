@@ -5,6 +5,7 @@ from pyengm.attacks.deepfool import DeepFool
 from pyengm.attacks.fosc import FOSCPGD, fosc_of
 from pyengm.attacks.model_state import BN_MODES, attack_mode
 from pyengm.attacks.pgd import CW, FGSM, PGD
+from pyengm.attacks.runner import EagerRunner, Runner
 from pyengm.attacks.threat_model import NORMS, ThreatModel
 from pyengm.attacks.transfer import Transfer
 
@@ -17,6 +18,8 @@ __all__ = [
     "PGD",
     "AutoAttack",
     "DeepFool",
+    "EagerRunner",
+    "Runner",
     "ThreatModel",
     "Transfer",
     "Verdicts",

@@ -21,7 +21,7 @@ from pyengm.attacks.threat_model import ThreatModel
 from pyengm.attacks.validation import check_batch
 from pyengm.data import ImageDataset, Loader
 from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
-from pyengm.models import make_folder, write_atomically
+from pyengm.utils.io import atomic_write, make_dirs
 
 MEMBERS = ("apgd-ce", "apgd-t", "fab-t", "square")
 _PACKAGE_NORMS = {"linf": "Linf", "l2": "L2"}
@@ -219,9 +219,9 @@ class _State:
         return done, survived
 
     def save(self, done: int, survived: Tensor) -> None:
-        make_folder(self.path.parent)
+        make_dirs(self.path.parent)
         text = json.dumps({**self.identity, "passes": done, "survived": survived.tolist()}) + "\n"
-        write_atomically(self.path, lambda path: path.write_text(text))
+        atomic_write(self.path, lambda path: path.write_text(text))
 
 
 def _run(member: Any, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

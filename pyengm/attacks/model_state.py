@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from pyengm.attacks.fused_batch_norm import affine_batch_norm
 from pyengm.errors import ConfigError
 
-BN_MODES = ("eval", "train", "frozen")
+BN_MODES = ("eval", "train", "batch_stats")
 
 
 @contextmanager
@@ -18,7 +18,7 @@ def attack_mode(model: nn.Module, bn: str) -> Iterator[None]:
 
     Linear layers then keep no input for one either; torch's convolutions keep theirs all the same.
     bn: "eval" (running statistics), "train" (batch statistics, running ones are updated by each forward pass) or
-    "frozen" (batch statistics, running ones stay as they are). Everything is put back on leaving, by an error too.
+    "batch_stats" (batch statistics, running ones stay as they are). Everything is put back on leaving, by an error too.
     The mode is that of all modules, of norm layers that were in evaluation mode by themselves too.
     Raises ConfigError for an unknown mode.
     """
@@ -30,7 +30,7 @@ def attack_mode(model: nn.Module, bn: str) -> Iterator[None]:
         for p in trainable:
             p.requires_grad_(False)
         model.train(bn != "eval")
-        with {"eval": affine_batch_norm, "train": nullcontext, "frozen": running_statistics_kept}[bn](model):
+        with {"eval": affine_batch_norm, "train": nullcontext, "batch_stats": running_statistics_kept}[bn](model):
             yield
     finally:
         for module, training in flags:

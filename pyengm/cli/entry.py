@@ -15,7 +15,7 @@ from pyengm.cli.train import parse_train, train_command
 from pyengm.errors import PyengmError
 from pyengm.reproduce import ReproduceConfig
 from pyengm.training import Interrupted
-from pyengm.training.launcher import group, is_rank_zero, launch, started
+from pyengm.training.launcher import is_launched, is_rank_zero, launch, process_group
 from pyengm.training.signals import STATUS
 from pyengm.utils import terminal
 from pyengm.utils.terminal import log
@@ -74,7 +74,7 @@ def usage(command: str) -> int:
 
 def in_processes(nproc: int | None, args: Sequence[str], command: Callable[[], int]) -> int:
     """Runs the command in the group that this process belongs to, or starts one of `nproc` that do; its status."""
-    if nproc and nproc > 1 and not started():
+    if nproc and nproc > 1 and not is_launched():
         return launch(nproc, args)
-    with group():
+    with process_group():
         return command()

@@ -13,12 +13,13 @@ from pyengm.attacks import NORMS, ThreatModel
 from pyengm.data import load
 from pyengm.errors import ConfigError
 from pyengm.evaluation import attack_checkpoints, attack_names, results_table
-from pyengm.models import make_folder, read_info, write_atomically
+from pyengm.models import read_info
 from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device
 from pyengm.training.config import default_threats
 from pyengm.training.launcher import local_device
 from pyengm.training.option_types import Choice, Count, OptionGroup, Pixels
 from pyengm.utils.distributed import rank
+from pyengm.utils.io import atomic_write, make_dirs
 from pyengm.utils.terminal import log
 
 
@@ -78,7 +79,7 @@ def evaluate_command(options: EvaluateConfig) -> int:
     elif options.eps is not None:
         raise ConfigError("--eps needs --threat linf or --threat l2, the threat model that it belongs to")
     if options.out is not None:
-        make_folder(options.out.parent)  # an error comes now, not after the evaluation
+        make_dirs(options.out.parent)  # an error comes now, not after the evaluation
     try:
         results = attack_checkpoints(
             checkpoints,
@@ -97,5 +98,5 @@ def evaluate_command(options: EvaluateConfig) -> int:
     log(results_table(results, str(options.target)))
     if options.out is not None and rank() == 0:
         text = json.dumps(results, indent=2) + "\n"
-        write_atomically(options.out, lambda path: path.write_text(text))
+        atomic_write(options.out, lambda path: path.write_text(text))
     return 0

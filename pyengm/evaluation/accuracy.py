@@ -13,23 +13,23 @@ from pyengm.data import ImageDataset, Loader
 from pyengm.errors import NonFiniteError
 from pyengm.evaluation.attack_registry import Attack
 from pyengm.evaluation.calibration import expected_calibration_error
-from pyengm.models import layout_of
+from pyengm.models import memory_format_of
 from pyengm.ops import Key
-from pyengm.utils.distributed import gather, rank, world
+from pyengm.utils.distributed import all_gather_object, rank, world_size
 
 BATCH_SIZE = 250  # AutoAttack's own: 256 would run as 250 and 6
 
 
 def sharded(data: ImageDataset, predict: Callable[[ImageDataset], Tensor]) -> Tensor:
     """predict(data), numbers (N, ...) on the CPU per image; where several processes run, each judges its share."""
-    if world() == 1:
+    if world_size() == 1:
         return predict(data)
-    mine = torch.arange(len(data))[rank() :: world()]
-    parts = gather(predict(data.subset(mine)) if len(mine) else None)
+    mine = torch.arange(len(data))[rank() :: world_size()]
+    parts = all_gather_object(predict(data.subset(mine)) if len(mine) else None)
     whole = parts[0].new_zeros(len(data), *parts[0].shape[1:])
     for place, part in enumerate(parts):
         if part is not None:
-            whole[place :: world()] = part
+            whole[place :: world_size()] = part
     return whole
 
 
@@ -71,7 +71,7 @@ def _predict(model: nn.Module, attack: Attack | None, seed: int, device: torch.d
     """Right or not, confidence and loss, (N, 3)."""
     parts = []
     images = Loader(
-        data, BATCH_SIZE, device=device, seed=seed, augment="none", shuffle=False, memory_format=layout_of(model)
+        data, BATCH_SIZE, device=device, seed=seed, augment="none", shuffle=False, memory_format=memory_format_of(model)
     )
     for batch in images.epoch(0):
         x = batch.x

@@ -30,8 +30,8 @@ from pyengm.evaluation.evaluate import (
     merge,
     robust_overfitting,
 )
-from pyengm.models import CheckpointInfo, in_fast_layout, load_checkpoint, read_info
-from pyengm.utils.distributed import world
+from pyengm.models import CheckpointInfo, load_checkpoint, read_info, to_fast_memory_format
+from pyengm.utils.distributed import world_size
 
 
 def evaluate_checkpoints(
@@ -107,7 +107,7 @@ def _raise_failure(job: Future) -> None:
 def evaluate_file(path: Path, surrogate: Path | None, *arguments: Any, **options: Any) -> dict[str, float]:
     """`evaluate_under` for the models of two checkpoints."""
     other = None if surrogate is None else load_checkpoint(surrogate)[0]
-    model = in_fast_layout(load_checkpoint(path)[0], options["device"])
+    model = to_fast_memory_format(load_checkpoint(path)[0], options["device"])
     return evaluate_under(model, *arguments, surrogate=other, **options)
 
 
@@ -129,7 +129,7 @@ def executor(jobs: int, device: torch.device) -> Iterator[tuple[ProcessPoolExecu
     None and None where one is enough.
     """
     threads = torch.get_num_threads()
-    workers = min(jobs, cores() // threads) if device.type == "cpu" and world() == 1 else 1
+    workers = min(jobs, cores() // threads) if device.type == "cpu" and world_size() == 1 else 1
     if workers < 2:
         yield None, None
         return

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from pyengm.models import write_atomically
+from pyengm.utils.io import atomic_write
 
 SERIES = {
     "train_robust": ("training, attacked", "tab:blue", "--"),
@@ -42,4 +42,4 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         loss.plot([], [], color="tab:orange", label="examples clipped (right)")
     loss.set(xlabel="epoch", ylabel="loss")
     loss.legend()
-    write_atomically(path, lambda new: figure.savefig(new, format="png"))
+    atomic_write(path, lambda new: figure.savefig(new, format="png"))

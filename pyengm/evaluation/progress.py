@@ -7,7 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from pyengm.evaluation.checkpoints import evaluate_checkpoints
 from pyengm.utils import terminal
 from pyengm.utils.distributed import rank
-from pyengm.utils.terminal import spoken_warnings
+from pyengm.utils.terminal import log_warnings
 
 
 def attack_checkpoints(*arguments: Any, **options: Any) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def attack_checkpoints(*arguments: Any, **options: Any) -> dict[str, Any]:
     bar, note = BarColumn(bar_width=10), TextColumn("{task.fields[note]}")
     columns = (TextColumn("{task.description}"), bar, MofNCompleteColumn(), note)
     shown = {"console": terminal.console, "transient": True, "disable": rank() != 0}
-    with spoken_warnings(), Progress(*columns, **shown) as bars:
+    with log_warnings(), Progress(*columns, **shown) as bars:
         tasks: dict[str, TaskID] = {"": bars.add_task("evaluating", total=None, note="")}
 
         def on_pass(title: str, done: int, total: int, robust: float) -> None:

@@ -132,7 +132,7 @@ def mode_with_weights(model: nn.Module, bn: str) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.train(bn != "eval")
-        with {"eval": statistics_copied, "train": nullcontext, "frozen": running_statistics_kept}[bn](model):
+        with {"eval": statistics_copied, "train": nullcontext, "batch_stats": running_statistics_kept}[bn](model):
             yield
     finally:
         for module, training in flags:

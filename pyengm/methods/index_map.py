@@ -7,7 +7,7 @@ from torch import Tensor, distributed
 
 from pyengm.errors import DataError
 from pyengm.utils.checks import require
-from pyengm.utils.distributed import gather, rank
+from pyengm.utils.distributed import all_gather_object, rank
 
 CHUNK = 1024  # rows between two processes at a time
 
@@ -52,11 +52,11 @@ class IndexMap:
 
         A collective call: every process names the images that it is to have. Raises DataError where nobody has one.
         """
-        wanted = [index.to(self.index.device) for index in gather(to.index.cpu())]
+        wanted = [index.to(self.index.device) for index in all_gather_object(to.index.cpu())]
         found = [self.find(index) for index in wanted]
         sent = [rows for _, rows in found]
         names = [index[here] for index, (here, _) in zip(wanted, found, strict=True)]
-        counts = torch.tensor(gather([len(rows) for rows in sent]))  # (from, to)
+        counts = torch.tensor(all_gather_object([len(rows) for rows in sent]))  # (from, to)
         coming = counts[:, rank()].tolist()
         if sum(coming) != len(to):
             raise DataError(f"{len(to) - sum(coming)} of {len(to)} images are kept by no process, or by several")

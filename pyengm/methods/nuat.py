@@ -128,7 +128,7 @@ class NuAT(AttackMethod):
         counted = self.as_published and self.steps == 1  # in the running statistics
         if not (needed or counted):
             return None
-        mode = self.bn if self.steps > 1 else "train" if counted else "frozen"
+        mode = self.bn if self.steps > 1 else "train" if counted else "batch_stats"
         with attack_mode(model, mode), torch.no_grad():
             logits = model(x)
         return logits if needed else None

@@ -12,7 +12,7 @@ from pyengm.errors import CheckpointError, ConfigError, DataError
 from pyengm.methods.dataset_spec import DatasetSpec
 from pyengm.methods.index_map import IndexMap
 from pyengm.ops import Key
-from pyengm.utils.distributed import all_reduce_any, world
+from pyengm.utils.distributed import all_reduce_any, world_size
 
 CHUNK = 1024  # images that are drawn at a time
 
@@ -62,7 +62,7 @@ class PerExampleBuffer:
         """Keeps the images `index` (n,) here from now on. Where several processes run, all call this, each with the
         images that it is going to see; together they name every image once. Alone a process keeps them all."""
         index = index.to(self.values.device)
-        if world() > 1 and all_reduce_any(not index.equal(self.index)):
+        if world_size() > 1 and all_reduce_any(not index.equal(self.index)):
             images = IndexMap(index)
             self.values = self.images.moved(self.values, images)
             self.images = images
@@ -129,7 +129,7 @@ class PerExampleBuffer:
     def _shown(self, transform: Transform | None, like: Tensor) -> Transform:
         """What cuts windows of what is kept, and pastes them."""
         if transform is None:
-            transform = CropFlip.centre(len(like), self.padding, like.device)
+            transform = CropFlip.identity(len(like), self.padding, like.device)
         if transform.padding != self.padding:
             raise DataError(
                 f"the store is for images padded by {self.padding} pixels, augmentation pads by {transform.padding}"

@@ -75,7 +75,7 @@ class YOPO(Method):
 
     def _climb(self, model: nn.Module, x_adv: Tensor, x: Tensor, slope: Tensor) -> Tensor:
         x_adv = x_adv.clone()
-        with attack_mode(model, "frozen"):
+        with attack_mode(model, "batch_stats"):
             for _ in range(self.inner):
                 leaf = x_adv.detach().requires_grad_()
                 (grad,) = torch.autograd.grad(self._products(model, leaf, slope).sum(), leaf)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyengm.ops import regression_fit, regression_statistics, regression_weights
-from pyengm.utils.distributed import all_reduce_sum, world
+from pyengm.utils.distributed import all_reduce_sum, world_size
 
 
 class Regression:
@@ -22,7 +22,7 @@ class Regression:
     def weights(self, input_norms: Tensor, norms: Tensor | None, alpha: float, keep: float) -> Tensor:
         """(n,) weights for n input norms; norms (n,) move the line first, and None leaves it."""
         gammas = self.gammas.to(input_norms.device)
-        if norms is not None and world() > 1:
+        if norms is not None and world_size() > 1:
             sums = all_reduce_sum(regression_statistics(input_norms, norms))
             norms, gammas = None, regression_fit(sums, gammas, keep=keep)
         weights, self.gammas = regression_weights(input_norms, norms, gammas, alpha, keep=keep)

@@ -11,7 +11,7 @@ from pyengm.pergrad.check import check_losses
 from pyengm.pergrad.lowrank import lowrank_squares
 from pyengm.pergrad.oracle import exact_norms, exact_squares
 from pyengm.pergrad.walk import Walk, start
-from pyengm.utils.distributed import all_reduce_sum, is_running
+from pyengm.utils.distributed import all_reduce_sum, is_initialized
 
 NORMS = ("auto", "exact", "frozen", "corrected", "lowrank")
 DEFAULT = "frozen"  # under batch norm in training mode: what measured best for its cost
@@ -92,7 +92,7 @@ class Estimator:
         return self._gaps and bool(((self._estimated == 0) & (total.sum(1) > 0)).any())
 
     def _among_others(self) -> bool:
-        return self.shared and is_running()
+        return self.shared and is_initialized()
 
     def _fit(self, found: Walk, total: Tensor) -> None:
         chosen = _spread(total.sum(0), self.examples)

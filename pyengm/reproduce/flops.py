@@ -43,7 +43,7 @@ def forward_flops(config: TrainConfig, data: ImageDataset) -> int:
             num_classes=data.num_classes,
             in_channels=data.channels,
             image_size=data.image_size,
-            norm=config.model.norm_layer,
+            norm_layer=config.model.norm_layer,
             width=config.model.width,
         ).eval()
         image = torch.empty(1, *data.shape)

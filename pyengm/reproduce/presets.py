@@ -17,7 +17,7 @@ from pyengm.training.config import PER_CALL
 from pyengm.training.option_parsing import BY_NAME, defaults_for, parse_options
 from pyengm.training.option_types import parse_number
 from pyengm.training.recipes import BOUNDS, recipe_for
-from pyengm.training.schedule import in_proportion
+from pyengm.training.schedule import scale_milestones
 
 SCALES = ("smoke", "short", "full")
 SHORT_IMAGES = 10_000
@@ -96,7 +96,7 @@ def shorter(paper: TrainConfig, epochs: int) -> dict[str, Any]:
     """Every option of a run that is counted in epochs, in proportion to their number."""
     share = epochs / paper.schedule.epochs
     changes: dict[str, Any] = {
-        "milestones": in_proportion(paper.schedule.milestones, share),
+        "milestones": scale_milestones(paper.schedule.milestones, share),
         "method_options": _shorter_method(paper, share, epochs),
         "optimizer_options": _shorter_optimizer(paper.optimizer.options, share, epochs),
     }

@@ -12,7 +12,6 @@ import yaml
 
 from pyengm.data import DATASETS, ImageDataset
 from pyengm.errors import ConfigError
-from pyengm.models import write_atomically
 from pyengm.reproduce.presets import SCALES, differences, full, short, short_positions, smoke
 from pyengm.reproduce.render import as_markdown, as_table, heading, remarks
 from pyengm.reproduce.report import make_report
@@ -23,6 +22,7 @@ from pyengm.training.multi_run import complete_all
 from pyengm.training.multi_seed import seed_folder
 from pyengm.training.option_types import Choice, Count, OptionGroup
 from pyengm.utils.distributed import on_rank0
+from pyengm.utils.io import atomic_write
 from pyengm.utils.terminal import log
 
 OWN_FILE = "reproduce.yaml"  # in the folder of a table, of which table and scale its runs are
@@ -202,7 +202,7 @@ def write_positions(file: Path, length: int) -> None:
     """The positions of a short run in a training split of that length. Raises ConfigError for a file of others."""
     text = "".join(f"{position}\n" for position in short_positions(length))
     if not file.exists():
-        write_atomically(file, lambda path: path.write_text(text))
+        atomic_write(file, lambda path: path.write_text(text))
     elif file.read_text() != text:
         raise ConfigError(f"{file} holds other positions than a short run of today: choose another --out")
 
@@ -219,11 +219,11 @@ def claim(out: Path, table: str, scale: str) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists, holds no runs of a table, and is not written into: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(own, lambda path: path.write_text(yaml.safe_dump(wanted)))
+    atomic_write(own, lambda path: path.write_text(yaml.safe_dump(wanted)))
 
 
 def write_report(report: dict[str, Any], out: Path) -> None:
     """results.json and table.md, in place of those of an earlier call."""
     texts = {"results.json": json.dumps(report, indent=2) + "\n", "table.md": as_markdown(report)}
     for name, text in texts.items():
-        write_atomically(out / name, lambda path, text=text: path.write_text(text))
+        atomic_write(out / name, lambda path, text=text: path.write_text(text))

@@ -1,7 +1,6 @@
 """From options to the parts of a run."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyengm.data import DATASETS, ImageDataset, Loader, load, margin_for, split_validation
 from pyengm.errors import ConfigError
-from pyengm.methods import AWP, METHODS, DatasetSpec, Method
-from pyengm.models import build, in_fast_layout, layout_of
+from pyengm.methods import METHODS, DatasetSpec, Method
+from pyengm.models import build, memory_format_of, to_fast_memory_format
 from pyengm.optim import CLOSURE_OPTIMIZERS, PerExampleSGD, hyperparameters_of
-from pyengm.training.averaging import Averaging, averaging
+from pyengm.training.averaging import Averaging, build_averaging
 from pyengm.training.config import PGD_METHODS, TrainConfig
 from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.launcher import local_device
@@ -24,10 +23,8 @@ from pyengm.training.option_parsing import parse_options, takes
 from pyengm.training.precision import in_precision, scaler_for
 from pyengm.training.recipes import LARGE, LARGE_RECIPES
 from pyengm.training.schedule import build_schedule
-from pyengm.training.steps.cuda_graph import Replay
-from pyengm.training.steps.graph_step import ReplayedStep, is_replayable
-from pyengm.training.steps.train_step import StepStats, train_step
-from pyengm.utils.distributed import rank, world
+from pyengm.training.steps import Step, build_runner, build_step
+from pyengm.utils.distributed import rank, world_size
 
 
 @dataclass
@@ -35,8 +32,8 @@ class TrainComponents:
     """What the loop works with.
 
     held_out: images that choose the best checkpoint, or None. network: the model as training steps run it, in mixed
-    precision say; its parameters are the model's. scaler: of the losses in fp16, else None. train_step: that of
-    `pyengm.methods`, or one that gives the same. averaging: holds the model that is evaluated and saved.
+    precision say; its parameters are the model's. scaler: of the losses in fp16, else None. step: updates the
+    weights. averaging: holds the model that is evaluated and saved.
     """
 
     device: torch.device
@@ -50,7 +47,7 @@ class TrainComponents:
     optimizer: PerExampleSGD
     schedule: torch.optim.lr_scheduler.LambdaLR
     scaler: torch.amp.GradScaler | None
-    train_step: Callable[..., StepStats]
+    step: Step
     averaging: Averaging
 
 
@@ -69,20 +66,20 @@ def build_components(config: TrainConfig) -> TrainComponents:
         raise ConfigError(f"the models take square images, {train.name} has {height}x{width}; give --image-size")
     side = config.data.image_size or height  # training images are larger than that where crops are cut from them
     if config.evaluation.select_on == "val":
-        held_out = held_out.centre(side)
+        held_out = held_out.center_crop(side)
     model_options = {
         "name": config.model.name,
         "num_classes": train.num_classes,
         "in_channels": train.channels,
         "image_size": side,
-        "norm": config.model.norm_layer,
+        "norm_layer": config.model.norm_layer,
         "width": config.model.width,
         "mean": config.model.mean,
         "std": config.model.std,
     }
     torch.manual_seed(config.run.seed)
     half = config.machine.precision != "float32"
-    model = in_fast_layout(with_shared_statistics(config, build(**model_options).to(device)), device, half=half)
+    model = to_fast_memory_format(with_shared_statistics(config, build(**model_options).to(device)), device, half=half)
     torch.manual_seed(config.run.seed + rank())  # dropout, say, is to differ between processes
     network = in_precision(model, config.machine.precision)
     method = build_method(config)
@@ -96,15 +93,15 @@ def build_components(config: TrainConfig) -> TrainComponents:
         augment=config.data.augment,
         crop=(side, side) if config.data.augment == "resized" else None,
         shuffle=True,
-        memory_format=layout_of(model),
+        memory_format=memory_format_of(model),
         rank=rank(),
-        world_size=world(),
+        world_size=world_size(),
     )
     schedule = build_schedule(
         optimizer,
         config.schedule.name,
         milestones=config.schedule.milestones,
-        peak=config.schedule.pct_start,
+        pct_start=config.schedule.pct_start,
         epochs=config.schedule.epochs,
         steps_per_epoch=len(batches),
         decay=config.schedule.lr_decay,
@@ -113,7 +110,7 @@ def build_components(config: TrainConfig) -> TrainComponents:
     method.needs_input_grad |= optimizer.needs_inputs
     method.prepare(
         DatasetSpec(
-            batches.kept(0),
+            batches.local_index(0),
             batches.shape,
             padding=batches.padding,
             batches=len(batches),
@@ -122,14 +119,8 @@ def build_components(config: TrainConfig) -> TrainComponents:
         )
     )
     scaler = scaler_for(config.machine.precision, device)
-    step = train_step
-    if (
-        config.machine.cuda_graphs
-        and scaler is None
-        and not isinstance(method, AWP)
-        and is_replayable(optimizer, model)
-    ):
-        step = ReplayedStep(Replay(part_size(config)))
+    capture_size = part_size(config) if config.machine.cuda_graphs else None
+    step = build_step(method, model, optimizer, network=network, scaler=scaler, capture_size=capture_size)
     for name in ("warmup", "fgsm_epochs"):
         if getattr(method, name, 0) >= config.schedule.epochs:
             warnings.warn(
@@ -150,7 +141,7 @@ def build_components(config: TrainConfig) -> TrainComponents:
         schedule,
         scaler,
         step,
-        averaging(config.weights.average, model, decay=config.weights.ema_decay, start=config.weights.swa_start),
+        build_averaging(config.weights.average, model, decay=config.weights.ema_decay, start=config.weights.swa_start),
     )
 
 
@@ -159,7 +150,7 @@ def with_shared_statistics(config: TrainConfig, model: nn.Module) -> nn.Module:
 
     Raises ConfigError on a CPU, and for optimisers whose per-example norms would miss the examples of other processes.
     """
-    if not config.machine.sync_bn or world() == 1:
+    if not config.machine.sync_bn or world_size() == 1:
         return model
     if next(model.parameters()).device.type != "cuda":
         raise ConfigError("sync_bn needs GPUs: torch has batch norm over several processes on these alone")
@@ -173,7 +164,7 @@ def with_shared_statistics(config: TrainConfig, model: nn.Module) -> nn.Module:
 
 def part_size(config: TrainConfig) -> int:
     """Images of a batch that this process has."""
-    least, more = divmod(config.schedule.batch_size, world())
+    least, more = divmod(config.schedule.batch_size, world_size())
     return least + (rank() < more)
 
 
@@ -191,11 +182,10 @@ def speed_up(config: TrainConfig, method: Method, network: nn.Module, device: to
             )
     if config.machine.cuda_graphs and device.type != "cuda":
         raise ConfigError(f"cuda_graphs needs a CUDA device; the training is to run on {device}")
-    attack = getattr(method, "base", method).attack if served else None
-    if config.machine.compile:
-        attack.compiled_model = network, torch.compile(network)
-    if config.machine.cuda_graphs:
-        attack.replay = Replay(part_size(config))
+    if config.machine.compile or config.machine.cuda_graphs:
+        capture_size = part_size(config) if config.machine.cuda_graphs else None
+        attack = getattr(method, "base", method).attack
+        attack.runner = build_runner(network, compile_model=config.machine.compile, capture_size=capture_size)
 
 
 def check_recipe(config: TrainConfig, data: ImageDataset) -> None:

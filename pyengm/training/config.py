@@ -27,7 +27,7 @@ from pyengm.training.config_groups import (
 from pyengm.training.option_parsing import defaults_for, merge_options, parse_options
 from pyengm.training.option_types import Option, OptionGroup, options_of
 from pyengm.training.recipes import recipe_for
-from pyengm.training.schedule import in_proportion
+from pyengm.training.schedule import scale_milestones
 from pyengm.utils.did_you_mean import did_you_mean
 
 # Their whole attack is one call of PGD, which can be compiled, captured in a CUDA graph, and scaled for float16.
@@ -106,7 +106,7 @@ class TrainConfig:
         recipe["attack_bn"] = taken.get("bn")
         recipe |= defaults_of(ALL_OPTIMIZERS[self.optimizer.name or recipe["optimizer"]])
         epochs = self.schedule.epochs or recipe["epochs"]
-        recipe["milestones"] = in_proportion(recipe["milestones"], epochs / recipe["epochs"])
+        recipe["milestones"] = scale_milestones(recipe["milestones"], epochs / recipe["epochs"])
         if self.weights.average == "swa":
             recipe["swa_start"] = epochs * 3 // 4
         recipe = {"eps": recipe["radii"][self.attack.threat], **recipe}

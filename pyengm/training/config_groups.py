@@ -119,7 +119,7 @@ class OptimizerConfig(OptionGroup):
     name: Annotated[str, Flag("optimizer"), Choice(ALL_OPTIMIZERS)] = FROM_RECIPE
     """Outer optimiser."""
     options: Annotated[tuple[str, ...], Flag("optimizer_options")] = ()
-    """Other options of the optimiser, such as L=20. The options of an optimiser are listed by: pyengm train --optimizer
+    """Other options of the optimiser, such as inner_steps=20. Options are listed by: pyengm train --optimizer
     NAME --help."""
     alpha: Annotated[float | None, Unset("the optimiser has none")] = None
     """Largest norm of the gradient that one example may contribute; for nengm of the gradient with respect to its

@@ -9,7 +9,7 @@ from pyengm.training.config import MAY_CHANGE, TrainConfig
 from pyengm.training.run import train
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.signals import Interrupted
-from pyengm.utils.distributed import on_rank0, world
+from pyengm.utils.distributed import on_rank0, world_size
 from pyengm.utils.terminal import log
 
 
@@ -57,7 +57,7 @@ def complete_all(
         except fatal:
             raise
         except Exception as error:  # one run out of memory, or with an error of ours, leaves the others as they are
-            if world() > 1:
+            if world_size() > 1:
                 raise  # the other processes wait for this one within the run
             failed[name] = str(error)
             if not isinstance(error, PyengmError):

@@ -9,12 +9,12 @@ import numpy as np
 
 from pyengm.errors import ConfigError, DataError, PyengmError
 from pyengm.evaluation import results_table
-from pyengm.models import write_atomically
 from pyengm.training.config import TrainConfig
 from pyengm.training.multi_run import complete_all
 from pyengm.training.run_folder import RunFolder, check_free, next_free
 from pyengm.utils import terminal
 from pyengm.utils.distributed import on_rank0
+from pyengm.utils.io import atomic_write
 
 
 def train_seeds(config: TrainConfig) -> dict[str, Any]:
@@ -33,14 +33,14 @@ def train_seeds(config: TrainConfig) -> dict[str, Any]:
         on_rank0(RunFolder(out).note_job)
     configs = [config.override(seed=seed, seeds=(), out=seed_folder(out, seed)) for seed in config.run.seeds]
     runs = {f"seed-{one.run.seed}": one for one in configs}
-    results, failed = complete_all(runs, f"go on with: {again}", fatal=(ConfigError, DataError))
+    results, failed = complete_all(runs, f"resume with: {again}", fatal=(ConfigError, DataError))
     if not results:
         raise PyengmError("every run failed: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
     mean, spread = mean_and_spread(list(results.values()))
     seeds = [one.run.seed for name, one in runs.items() if name in results]
     summary = {"seeds": seeds, "mean": mean, "spread": spread, "failed": failed}
     text = json.dumps(summary, indent=2) + "\n"
-    on_rank0(lambda: write_atomically(out / "summary.json", lambda path: path.write_text(text)))
+    on_rank0(lambda: atomic_write(out / "summary.json", lambda path: path.write_text(text)))
     terminal.log(f"mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}:")
     terminal.log(results_table(mean, str(out), spread))
     terminal.log(f"the same figures are in {out / 'summary.json'}")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pyengm.training.schedule import in_proportion
+from pyengm.training.schedule import scale_milestones
 
 # radii: eps per norm; both norms are evaluated. milestones: epochs at which the learning rate is divided by ten.
 DEFAULT_RECIPE: dict[str, Any] = {
@@ -136,7 +136,7 @@ def recipe_for(
         recipe["augment"] = "resized"
     own = dict(LARGE_RECIPES.get(method) or METHOD_RECIPES.get(method, {}) if large else METHOD_RECIPES.get(method, {}))
     if "epochs" in own:
-        own = {"milestones": in_proportion(recipe["milestones"], own["epochs"] / recipe["epochs"])} | own
+        own = {"milestones": scale_milestones(recipe["milestones"], own["epochs"] / recipe["epochs"])} | own
     if norm != "linf":  # radius, step and bounds of steps are those of the other norm
         own = {name: value for name, value in own.items() if name not in ("eps", "step_size")}
         if "method_options" in own:

@@ -12,11 +12,11 @@ from pyengm.errors import ConfigError, StorageError
 from pyengm.evaluation import attack_checkpoints, attack_names, check_attacks, plot_curves, results_table
 from pyengm.training.builders import build_components
 from pyengm.training.config import TrainConfig
-from pyengm.training.loop import after_training, fit, how_to_resume
+from pyengm.training.loop import evaluation_hint, fit, resume_hint
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.signals import Interrupted, sigterm_as_ctrl_c
 from pyengm.utils.distributed import on_rank0
-from pyengm.utils.terminal import log, spoken_warnings
+from pyengm.utils.terminal import log, log_warnings
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         raise ConfigError(f"train makes one run, of one seed, and seeds is {config.run.seeds}: use train_seeds")
     if config.machine.cpu_threads is not None:
         torch.set_num_threads(config.machine.cpu_threads)
-    with spoken_warnings():
+    with log_warnings():
         components = build_components(config)
         attacks = attack_names(config.evaluation.attacks)
         check_attacks(attacks, components.test, config.threats())  # an error comes now, not after the training
@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             log(f"further attacks: pyengm evaluate {run.path} --attacks ...")
             return run.read_results()
         on_rank0(run.add_environment)
-        with spoken_warnings():
+        with log_warnings():
             fit(config, components, run)
         try:
             with sigterm_as_ctrl_c():
@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     device=components.device,
                 )
         except KeyboardInterrupt:
-            raise Interrupted(after_training(run)) from None
+            raise Interrupted(evaluation_hint(run)) from None
         table = results_table(results, str(run.path))
         on_rank0(lambda: run.save_results(results, as_text(table)))
         log(table)
@@ -81,7 +81,7 @@ def resume_hint_on_error(run: RunFolder) -> Iterator[None]:
     try:
         yield
     except StorageError as error:
-        raise StorageError(f"{error}. Make room, or the folder writable, and {how_to_resume(run)}") from error
+        raise StorageError(f"{error}. Make room, or the folder writable, and {resume_hint(run)}") from error
 
 
 def as_text(table: Any) -> str:

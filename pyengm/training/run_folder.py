@@ -10,9 +10,7 @@ environment.json    versions, machine, git state and command line, of the start 
 autoattack/         what AutoAttack has found so far, so that an interrupted evaluation goes on
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
@@ -22,12 +20,14 @@ from typing import Any
 from torch import nn
 
 from pyengm.errors import CheckpointError, ConfigError, StorageError
-from pyengm.models import CheckpointInfo, save_checkpoint, write_atomically
+from pyengm.models import CheckpointInfo, save_checkpoint
 from pyengm.training.checkpoints import Checkpoints
 from pyengm.training.config import TrainConfig
 from pyengm.training.environment import describe
 from pyengm.training.launcher import job_name
 from pyengm.utils.distributed import on_rank0
+from pyengm.utils.io import atomic_write
+from pyengm.utils.locks import file_lock
 
 
 class RunFolder:
@@ -59,7 +59,7 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             run.note_job()
-            write_atomically(run.config, config.save)
+            atomic_write(run.config, config.save)
         except OSError as error:
             with suppress(OSError):
                 run.job.unlink(missing_ok=True)
@@ -94,26 +94,10 @@ class RunFolder:
             yield
 
     def _lock(self, stack: ExitStack) -> None:
-        path = self.path / ".lock"
-        try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error}") from error
-        stack.callback(os.close, lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"the run in {self.path} is being written to by another process ({os.read(lock, 100).decode()}); "
-                "wait for it or end it"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        with suppress(OSError):  # a full disk does not keep the lock from holding
-            os.truncate(lock, 0)
-            os.write(lock, f"process {os.getpid()}".encode())
-            for half in self.path.glob(".*.tmp"):
-                half.unlink(missing_ok=True)
+        stack.enter_context(file_lock(self.path, wait=False))
+        with suppress(OSError):
+            for partial in self.path.glob(".*.tmp"):
+                partial.unlink(missing_ok=True)
 
     def add_environment(self) -> None:
         """Notes on what this start, or resume, of the run goes on."""
@@ -122,7 +106,7 @@ class RunFolder:
         except (OSError, ValueError):  # the first start, or a damaged file that nothing depends on
             starts = []
         text = json.dumps([*starts, describe()], indent=2) + "\n"
-        write_atomically(self.environment, lambda path: path.write_text(text))
+        atomic_write(self.environment, lambda path: path.write_text(text))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """One dict per epoch so far."""
@@ -140,8 +124,8 @@ class RunFolder:
     def save_results(self, results: dict[str, Any], table: str) -> None:
         """Writes the final evaluation, and its table as text."""
         text = json.dumps(results, indent=2) + "\n"
-        write_atomically(self.table, lambda path: path.write_text(table))
-        write_atomically(self.results, lambda path: path.write_text(text))
+        atomic_write(self.table, lambda path: path.write_text(table))
+        atomic_write(self.results, lambda path: path.write_text(text))
 
     def read_results(self) -> dict[str, Any]:
         """What `save_results` wrote. Raises CheckpointError for a damaged file."""

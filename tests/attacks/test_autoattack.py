@@ -144,7 +144,7 @@ def test_no_member_leaves_less_than_all_of_them(norm, monkeypatch):
     # APGD and FAB at full strength: with few steps one may do better alone, as its random starts are others then.
     shorten(monkeypatch, apgd=100, fab=100, square=400)
     torch.manual_seed(0)
-    model = build("cnn4", width=4, image_size=8, in_channels=1, norm="gn").eval()
+    model = build("cnn4", width=4, image_size=8, in_channels=1, norm_layer="gn").eval()
     data = image_data(model, n=20)
     eps = {"linf": 0.04, "l2": 0.3}[norm]
     together = AutoAttack(eps, norm=norm).run(model, data, device=CPU).robust
@@ -317,7 +317,7 @@ def test_fewer_classes_than_targets():
 
 
 def test_running_statistics_stay():
-    model = build("cnn4", width=4, image_size=8, in_channels=1, norm="bn").train()
+    model = build("cnn4", width=4, image_size=8, in_channels=1, norm_layer="bn").train()
     x = torch.rand(4, 1, 8, 8)
     y = model.eval()(x).argmax(dim=1)
     before = {name: b.clone() for name, b in model.named_buffers()}

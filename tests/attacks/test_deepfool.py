@@ -27,7 +27,7 @@ def linear(classes=10, scale=1.0):
 
 def network(classes=10, norm="bn", dtype=torch.float32):
     torch.manual_seed(0)
-    model = build("cnn4", width=4, image_size=8, in_channels=1, norm=norm, num_classes=classes)
+    model = build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm, num_classes=classes)
     model(torch.rand(64, 1, 8, 8))  # running statistics
     with torch.no_grad():
         model.head.weight.mul_(30)  # logits as far apart as those of a trained model

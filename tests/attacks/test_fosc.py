@@ -26,7 +26,7 @@ both_norms = pytest.mark.parametrize("norm", EPS)
 
 
 @both_norms
-@pytest.mark.parametrize("bn", ["eval", "frozen"])
+@pytest.mark.parametrize("bn", ["eval", "batch_stats"])
 def test_fosc_is_its_formula(norm, bn):
     model, (x, y, key) = network(), batch()
     before = statistics(model)

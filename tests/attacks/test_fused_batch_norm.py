@@ -51,7 +51,7 @@ def test_same_numbers(options, layout):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("mode", ["train", "frozen"])
+@pytest.mark.parametrize("mode", ["train", "batch_stats"])
 def test_other_modes_use_torchs_own(mode):
     model = trained()
     with attack_mode(model, mode):
@@ -86,9 +86,9 @@ def test_statistics_of_the_time_of_the_attack_count():
 
 def test_a_layer_in_training_mode_within_the_attack_uses_the_batch():
     model, x = trained().eval(), torch.rand(4, 2, 5, 5, dtype=torch.float64)
-    with attack_mode(model, "eval"), attack_mode(model, "frozen"):
+    with attack_mode(model, "eval"), attack_mode(model, "batch_stats"):
         found = model(x)
-    with attack_mode(model, "frozen"):
+    with attack_mode(model, "batch_stats"):
         torch.testing.assert_close(found, model(x), rtol=1e-12, atol=0)
 
 

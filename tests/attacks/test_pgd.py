@@ -21,7 +21,7 @@ both_norms = pytest.mark.parametrize("norm", EPS)
 
 def network(norm="gn", dtype=torch.float32):
     torch.manual_seed(0)
-    model = build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype)
+    model = build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype)
     return model.eval()
 
 
@@ -295,7 +295,7 @@ def test_restarts_draw_anew():
 
 
 @both_norms
-@pytest.mark.parametrize("bn", ["eval", "frozen"])
+@pytest.mark.parametrize("bn", ["eval", "batch_stats"])
 def test_restarts_in_one_batch_or_in_turn_are_the_best_of_single_runs(norm, bn):
     model, (x, y) = network("bn", torch.float64), batch(8, torch.float64)
     attack = PGD(EPS[norm], EPS[norm] / 4, 3, norm=norm, restarts=3, bn=bn)
@@ -489,7 +489,7 @@ class BackwardMasks(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("bn", ["eval", "train", "frozen"])
+@pytest.mark.parametrize("bn", ["eval", "train", "batch_stats"])
 def test_no_weight_gradient_is_computed(bn):
     model, (x, y) = network("bn"), batch()
     model.head.bias.requires_grad_(False)
@@ -563,7 +563,7 @@ def model_with_statistics():
     return model
 
 
-@pytest.mark.parametrize("bn", ["eval", "train", "frozen"])
+@pytest.mark.parametrize("bn", ["eval", "train", "batch_stats"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_mode_is_restored(bn, fails):
     model, (x, y) = model_with_statistics(), batch()
@@ -595,28 +595,28 @@ def test_mode_is_restored(bn, fails):
         assert all(unchanged.values()), unchanged
 
 
-def test_frozen_uses_the_statistics_of_the_batch():
+def test_batch_stats_uses_the_statistics_of_the_batch():
     model, (x, _) = model_with_statistics(), batch()
     outputs = {}
-    for bn in ("eval", "frozen", "train"):  # train last: it changes what eval gives
+    for bn in ("eval", "batch_stats", "train"):  # train last: it changes what eval gives
         with attack_mode(model, bn), torch.no_grad():
             outputs[bn] = model(x)
-    assert outputs["frozen"].equal(outputs["train"])
-    assert not outputs["frozen"].allclose(outputs["eval"])
+    assert outputs["batch_stats"].equal(outputs["train"])
+    assert not outputs["batch_stats"].allclose(outputs["eval"])
 
 
 def test_modes_nest():
     model = model_with_statistics()
     before = statistics(model)
-    with attack_mode(model, "frozen"):
-        with attack_mode(model, "frozen"):
+    with attack_mode(model, "batch_stats"):
+        with attack_mode(model, "batch_stats"):
             model(torch.rand(4, 1, 8, 8))
         model(torch.rand(4, 1, 8, 8))
     assert all(same(before, statistics(model)).values())
     assert all(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize("bn", ["eval", "frozen", "train"])
+@pytest.mark.parametrize("bn", ["eval", "batch_stats", "train"])
 def test_attack_sees_the_mode(bn):
     model, (x, y) = model_with_statistics(), batch()
     leaf = x.clone().requires_grad_()

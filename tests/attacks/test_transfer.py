@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def network(seed):
     torch.manual_seed(seed)
-    model = build("cnn4", width=4, image_size=8, in_channels=1, norm="bn")
+    model = build("cnn4", width=4, image_size=8, in_channels=1, norm_layer="bn")
     model(torch.rand(32, 1, 8, 8))
     return model.eval()
 

@@ -13,7 +13,7 @@ from pyengm.pergrad import per_example_grad_norms
 @pytest.mark.parametrize("name", [name for name in STEPS if name not in ("plain step", "single examples")])
 def test_step_returns_the_gradient_of_single_examples(name):
     torch.manual_seed(0)
-    model = build("resnet18", norm="gn", width=8).double()
+    model = build("resnet18", norm_layer="gn", width=8).double()
     x, y = torch.rand(4, 3, 32, 32, dtype=torch.float64), torch.arange(4)
     losses = F.cross_entropy(model(x), y, reduction="none")
     alpha = per_example_grad_norms(losses, model.parameters()).median().item()  # clips some examples, not all

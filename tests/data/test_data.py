@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.reference_crops import show
 from PIL import Image
 from torchvision.transforms import functional as transforms
 
@@ -182,6 +183,25 @@ def test_folder(tmp_path, test):
     assert np.array_equal(data.images[0].numpy(), random_pixels(100, 6, 8).transpose(2, 0, 1))
 
 
+def test_order_of_images(tmp_path):
+    """By class, then by path, through sub-folders and links; hidden files and folders do not count."""
+    root, elsewhere = tmp_path / "set", tmp_path / "elsewhere"
+    names = ["a/b.PNG", "a/b/0.png", "a/b-c.png", "a/z.png", "a-b/0.png", "a-b/.1.png", "a/.b/1.png", ".git/0.png"]
+    names.append("B/0.png")
+    for seed, name in enumerate(names):
+        save(root / "train" / name, random_pixels(seed, 4, 4))
+    (root / "train" / "a" / "notes.txt").write_text("no image")
+    save(elsewhere / "0.png", random_pixels(20, 4, 4))
+    (root / "train" / "linked").symlink_to(elsewhere)
+    data = load(root, "train")
+    assert data.classes == ("B", "a", "a-b", "linked")
+    found = [(data.classes[label], image) for label, image in zip(data.labels, data.images[:], strict=True)]
+    expected = [("B", 8), ("a", 6), ("a", 2), ("a", 0), ("a", 1), ("a", 3), ("a-b", 4), ("linked", 20)]
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    for (_, image), (_, seed) in zip(found, expected, strict=True):
+        assert np.array_equal(image.numpy(), random_pixels(seed, 4, 4).transpose(2, 0, 1))
+
+
 def test_second_load_reads_the_cache(tmp_path, cache, monkeypatch):
     root = make_folder(tmp_path / "set")
     first = load(root, "train")
@@ -229,7 +249,7 @@ def test_margin(tmp_path, cache):
     assert np.array_equal(data.images[0].numpy(), whole)
     # the images of the test are their middles
     middle = load(root, "train", image_size=14, indices=[0, 1])
-    assert torch.equal(data.subset([0, 1]).centre(14).images, middle.images[:])
+    assert torch.equal(data.subset([0, 1]).center_crop(14).images, middle.images[:])
     assert len(list(cache.rglob("images.npy"))) == 2
     for image_size, margin in ((14, -1), (None, 2)):
         with pytest.raises(DataError, match=f"margin of 0 pixels or more around .* got {margin} around {image_size}"):
@@ -238,16 +258,16 @@ def test_margin(tmp_path, cache):
         load("digits", "train", image_size=6, margin=2)
 
 
-def test_centre():
+def test_center_crop():
     data = arrays(n=4, shape=(3, 8, 10))
-    middle = data.centre(4)
+    middle = data.center_crop(4)
     assert torch.equal(middle.images, data.images[:, :, 2:6, 3:7])
     assert (middle.labels.tolist(), middle.index.tolist()) == (data.labels.tolist(), data.index.tolist())
     square = arrays(n=4)
-    assert square.centre(8) is square
+    assert square.center_crop(8) is square
     for size in (0, 9):
         with pytest.raises(DataError, match=f"a size of 1 to 8 pixels, got {size}"):
-            data.centre(size)
+            data.center_crop(size)
 
 
 def test_grey_and_palette_become_rgb(tmp_path):
@@ -459,7 +479,7 @@ def test_order_changes_with_epoch_and_seed_only():
     assert part.index[Loader(part, 7, **options()).order(2)].tolist() == kept
 
 
-def test_a_image_does_not_depend_on_its_batch():
+def test_an_image_does_not_depend_on_its_batch():
     data = arrays(n=60)
     one = {int(i): x for b in Loader(data, 7, **options()).epoch(4) for i, x in zip(b.index, b.x, strict=True)}
     half = data.subset(range(59, 10, -1))
@@ -474,7 +494,7 @@ def test_augmentation_is_that_of_the_set():
     assert batch.transform.padding == 1
     assert batch.transform.flip.any()
     expected = CropFlip.draw(batch.index, (3, 8, 8), 1, seed=3, epoch=1)
-    assert torch.equal(batch.x, to_float(expected.apply(arrays(n=64).images[batch.index])))
+    assert torch.equal(batch.x, to_float(show(expected, arrays(n=64).images[batch.index])))
     resized = Loader(arrays(n=64), 64, **options(augment="resized", crop=(6, 6)))
     assert (resized.shape, resized.padding) == ((3, 6, 6), 1)
     batch = next(resized.epoch(1))
@@ -549,9 +569,9 @@ def test_batch_errors():
     for start in (-1, 6):
         with pytest.raises(ConfigError, match=f"from 0 to 5, got {start}"):
             Loader(arrays(), 10, **options()).epoch(0, start)
-    for part, parts in ((-1, 2), (2, 2), (0, 0)):
-        with pytest.raises(ConfigError, match=f"from 0 to parts - 1, got part {part} of {parts}"):
-            Loader(arrays(), 10, **options(rank=part, world_size=parts))
+    for rank, world_size in ((-1, 2), (2, 2), (0, 0)):
+        with pytest.raises(ConfigError, match=f"from 0 to world_size - 1, got rank {rank} of {world_size}"):
+            Loader(arrays(), 10, **options(rank=rank, world_size=world_size))
     with pytest.raises(ConfigError, match="each of 11 processes, got batches of 10 from 50 images"):
         Loader(arrays(), 10, **options(rank=0, world_size=11))
     with pytest.raises(ConfigError, match="each of 6 processes, got batches of 10 from 5 images"):

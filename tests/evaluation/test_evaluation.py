@@ -34,21 +34,14 @@ from pyengm.evaluation import (
 )
 from pyengm.evaluation.checkpoints import check_fit
 from pyengm.evaluation.evaluate import SAME_EXAMPLES, evenly_spread
-from pyengm.models import (
-    CheckpointInfo,
-    build,
-    load_checkpoint,
-    load_weights,
-    read_info,
-    save_checkpoint,
-    write_atomically,
-)
+from pyengm.models import CheckpointInfo, build, load_checkpoint, load_weights, read_info, save_checkpoint
 from pyengm.ops import Key
+from pyengm.utils.io import atomic_write
 
 CPU = torch.device("cpu")
 LINF, L2 = ThreatModel("linf", 0.1), ThreatModel("l2", 0.6)
 TRANSFERS = ("transfer_pgd20", "transfer_pgd20_l2")
-OPTIONS = {"name": "cnn4", "num_classes": 10, "in_channels": 1, "image_size": 8, "norm": "bn", "width": 4}
+OPTIONS = {"name": "cnn4", "num_classes": 10, "in_channels": 1, "image_size": 8, "norm_layer": "bn", "width": 4}
 
 
 def network(seed=0):
@@ -309,7 +302,7 @@ def test_members_of_autoattack_by_name():
 
 def test_few_classes_leave_a_member_out():
     torch.manual_seed(0)
-    model = build(**OPTIONS | {"num_classes": 3, "norm": "gn"}).eval()
+    model = build(**OPTIONS | {"num_classes": 3, "norm_layer": "gn"}).eval()
     data = make_images(12, classes=3)
     data.labels = (model(data.images / 255).argmax(dim=1) + 1) % 3  # nothing to do
     with pytest.warns(UserWarning, match="without apgd-t") as warned:
@@ -542,7 +535,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, die_half_way)
+        atomic_write(path, die_half_way)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 

@@ -11,7 +11,7 @@ EPS = {"linf": 0.1, "l2": 0.5}
 
 def network(norm="bn", dtype=torch.float64):
     torch.manual_seed(0)
-    model = build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype).train()
+    model = build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype).train()
     with torch.no_grad():
         for _ in range(3):
             model(torch.rand(8, 1, 8, 8, dtype=dtype))  # running statistics that differ from the initial ones

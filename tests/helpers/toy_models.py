@@ -204,7 +204,7 @@ def _windows(m, x):
 
 
 def _group_norm_resnet():
-    return build("resnet18", norm="gn", width=4, image_size=16, num_classes=3), torch.rand(3, 3, 16, 16).double()
+    return build("resnet18", norm_layer="gn", width=4, image_size=16, num_classes=3), torch.rand(3, 3, 16, 16).double()
 
 
 def _one_pixel(m, x):

@@ -12,7 +12,7 @@ from pyengm.ops import Key
 
 def network(norm="bn", dtype=torch.float32):
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype).train()
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype).train()
 
 
 def batch(n=6, seed=1, dtype=torch.float32):
@@ -35,7 +35,7 @@ def test_natural_is_the_cross_entropy():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("bn", ["eval", "train", "frozen"])
+@pytest.mark.parametrize("bn", ["eval", "train", "batch_stats"])
 def test_pgd_at_is_the_cross_entropy_on_the_attack(norm, bn):
     model, (x, y, key) = network(), batch()
     before = x.clone()

@@ -27,7 +27,7 @@ EXAMPLES = DatasetSpec(torch.arange(24), (1, 8, 8), seed=3)
 
 def network(norm="bn", dtype=torch.float64):
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype).train()
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype).train()
 
 
 def batch(n=6, number=0, epoch=0, dtype=torch.float64):
@@ -400,7 +400,7 @@ def test_sub_at_misused():
     sub_at_run(method, model, MSGD(model.parameters(), 0.05), 1)
     state = through_a_file(method.state_dict())
     method.start_epoch(model, 1)
-    other = build("cnn4", width=3, image_size=8, in_channels=1, norm="bn").double()
+    other = build("cnn4", width=3, image_size=8, in_channels=1, norm_layer="bn").double()
     other(x).sum().backward()
     with pytest.raises(ConfigError, match="weights, but"):
         method.before_step(other, MSGD(other.parameters()))

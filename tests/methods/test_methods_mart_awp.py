@@ -28,7 +28,7 @@ both_norms = pytest.mark.parametrize("norm", EPS)
 
 def network(norm="bn", dtype=torch.float64):
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype).train()
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype).train()
 
 
 def batch(n=6, seed=1, epoch=0, dtype=torch.float64):
@@ -213,7 +213,7 @@ def test_awp_raises_the_loss():
     model, (x, y, key) = network(), batch(32)
     base = PGDAT(0.1, 0.03, 2)
     x_adv = base.perturb(model, x, y, key)
-    with torch.no_grad(), attack_mode(model, "frozen"):
+    with torch.no_grad(), attack_mode(model, "batch_stats"):
         at_weights = base.outcome(model, x, x_adv, y).losses.mean()
     outcome = AWP(base, 0.01).outcome(model, x, x_adv, y)
     assert outcome.losses.mean() > at_weights
@@ -310,7 +310,7 @@ def test_awp_within_entropy_sgd():
     base, parts = PGDAT(0.1, 0.03, 2), [network("gn"), network("gn")]
     ends = []
     for model, by_hand in zip(parts, (False, True), strict=True):
-        optimizer = EntropySGD(model.parameters(), 0.5, L=3, noise=0.0)
+        optimizer = EntropySGD(model.parameters(), 0.5, inner_steps=3, noise=0.0)
         turn = iter(range(3))
 
         def closure(model=model, by_hand=by_hand, turn=turn):
@@ -435,9 +435,9 @@ def test_named_awp():
     assert [(method.gamma, method.warmup) for method in (at, trades, mart)] == [(0.01, 0), (0.005, 10), (0.005, 10)]
     assert [method.base.attack.bn for method in (at, trades, mart)] == ["train", "eval", "eval"]
     assert TRADESAWP(0.08, beta=3.0).base.beta == MARTAWP(0.08, beta=3.0).base.beta == 3.0
-    made = MARTAWP(0.5, 0.1, 7, gamma=0.02, warmup=3, norm="l2", bn="frozen")
+    made = MARTAWP(0.5, 0.1, 7, gamma=0.02, warmup=3, norm="l2", bn="batch_stats")
     attack = made.base.attack
-    assert (made.gamma, made.warmup, attack.step_size, attack.steps, attack.bn) == (0.02, 3, 0.1, 7, "frozen")
+    assert (made.gamma, made.warmup, attack.step_size, attack.steps, attack.bn) == (0.02, 3, 0.1, 7, "batch_stats")
     assert (made.threat.norm, made.threat.eps) == ("l2", 0.5)
 
 

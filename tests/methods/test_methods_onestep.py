@@ -32,7 +32,7 @@ from pyengm.ops import Key, Purpose
 from pyengm.training.steps.train_step import train_step
 
 both_norms = pytest.mark.parametrize("norm", EPS)
-MODES = {"eval": 0, "train": 1, "frozen": 0}  # updates of the running statistics by a forward pass of the attack
+MODES = {"eval": 0, "train": 1, "batch_stats": 0}  # updates of the running statistics by a forward pass of the attack
 
 
 def examples(n=6):
@@ -222,7 +222,7 @@ def test_ssat_stops_where_the_model_is_first_wrong(norm, c):
 
 
 @both_norms
-@pytest.mark.parametrize("bn", ["train", "frozen"])
+@pytest.mark.parametrize("bn", ["train", "batch_stats"])
 def test_ssat_with_batch_statistics_tests_whole_batches(norm, bn):
     model, twin, (x, y, key) = trained(), trained(), batch(24)
     outcome = SSAT(EPS[norm], norm=norm, bn=bn)(model, x, y, key)

@@ -26,7 +26,7 @@ every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 
 def network(norm="bn", dtype=torch.float64, **options):
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm, **options).to(dtype).train()
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm, **options).to(dtype).train()
 
 
 def batch(n=6, seed=1, dtype=torch.float64):

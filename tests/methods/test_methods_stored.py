@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from helpers.reference_crops import show
 from torch.nn import functional as F
 
 from pyengm.data import CropFlip
@@ -26,7 +27,7 @@ both_norms = pytest.mark.parametrize("norm", EPS)
 
 def network(norm="bn", dtype=torch.float64):
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype).train()
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype).train()
 
 
 def data(dtype=torch.float64):
@@ -45,7 +46,7 @@ def batches(epoch, size=5, dtype=torch.float64):
     order = torch.randperm(N, generator=torch.Generator().manual_seed(epoch))
     for at in order.split(size):
         transform = CropFlip.draw(INDEX[at], (1, 8, 8), PADDING, seed=SEED, epoch=epoch)
-        yield at, transform.apply(x[at]), y[at], Key(SEED, epoch, INDEX[at]), transform
+        yield at, show(transform, x[at]), y[at], Key(SEED, epoch, INDEX[at]), transform
 
 
 def prepared(method):
@@ -431,7 +432,7 @@ def test_halves_are_enough():
         (lambda: ATTA(0.1, steps=3, bn="train"), 4),
         (lambda: ATTA(0.1, bn="train", loss="trades"), 4),
         (lambda: ATTA(0.1, bn="train", loss="trades", as_published=True), 3),
-        (lambda: ATTA(0.1, bn="frozen"), 1),
+        (lambda: ATTA(0.1, bn="batch_stats"), 1),
         (lambda: ATAS(0.1, epochs=3, bn="train"), 2),
         (lambda: ATAS(0.1, epochs=3), 1),
         (lambda: FGSMPGI(0.1), 2),

@@ -57,7 +57,9 @@ def train(config: TrainConfig, monkeypatch, stops: bool) -> RunFolder:
     run = RunFolder.create(config)
     with monkeypatch.context() as patch:
         if stops:
-            patch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
+            patch.setattr(
+                StopRequest, "requested", property(lambda self: True, lambda self, value: None), raising=False
+            )
         for _ in range(20):
             try:
                 fit(config, build_components(config), run)

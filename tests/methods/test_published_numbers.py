@@ -27,6 +27,7 @@ from helpers.published_numbers import (
     uniform_noise,
     weighted,
 )
+from helpers.reference_crops import show
 from torch.nn import functional as F
 
 from pyengm import MSGD, EntropySGD, methods
@@ -125,7 +126,7 @@ def cropped(first, fill):
     x, y = batch(4, 32)
     rows, cols, flips = (torch.tensor(column) for column in zip(*crops(4, first), strict=True))
     transform = CropFlip(rows, cols, flips, 4)
-    return transform.apply(x, fill), y, transform
+    return show(transform, x, fill), y, transform
 
 
 def stored_steps(method, expected, fill, divisor=1):
@@ -173,7 +174,14 @@ def test_atta(expected, loss):
 def test_entropy_sgd():
     model = network()
     optimizer = EntropySGD(
-        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, L=5, noise=1e-4, gamma0=0.03, as_published=True
+        model.parameters(),
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=5e-4,
+        inner_steps=5,
+        noise=1e-4,
+        gamma0=0.03,
+        as_published=True,
     )
     # The authors subtract the noise.
     optimizer.normals.like = lambda tensors: [-normal_noise(t.shape) for t in tensors]

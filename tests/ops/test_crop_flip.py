@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.reference_crops import show
 from torch import Tensor
 
 from pyengm.data import CropFlip, to_float
@@ -73,10 +74,10 @@ def test_every_value_is_divided_exactly(backend):
 
 
 @pytest.mark.parametrize("memory_format", LAYOUTS.values())
-def test_is_apply_and_to_float(backend, memory_format):
+def test_is_the_window_as_floats(backend, memory_format):
     images, index = make_images(50, (3, 16, 12), device_of(backend)), torch.arange(50, device=device_of(backend))
     transform = CropFlip.draw(index, (3, 16, 12), 3, seed=2, epoch=1)
-    expected = to_float(transform.apply(images)).contiguous(memory_format=memory_format)
+    expected = to_float(show(transform, images)).contiguous(memory_format=memory_format)
     window = (transform.rows, transform.cols, transform.flip, 3)
     last = memory_format is torch.channels_last
     assert torch.equal(crop_flip(images, *window, channels_last=last, backend=backend), expected)

@@ -19,7 +19,7 @@ SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
 def network(norm="gn", dtype=torch.float32):
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype)
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype)
 
 
 def batch(n=7, dtype=torch.float32, seed=1):

@@ -21,7 +21,7 @@ SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
 def network(norm="gn", dtype=torch.float32, seed=0):
     torch.manual_seed(seed)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype)
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype)
 
 
 def batch(n=7, dtype=torch.float32, seed=1):
@@ -482,7 +482,7 @@ class TestBadUse:
             (NENGM, "alpha", math.nan),
             (FENGM, "alpha", math.inf),
             (SNGM, "decay_inside", 1),
-            (EntropySGD, "L", -1),
+            (EntropySGD, "inner_steps", -1),
             (EntropySGD, "inner_lr", 0.0),
             (EntropySGD, "averaging", 1.0),
             (EntropySGD, "noise", math.inf),

@@ -29,7 +29,7 @@ def test_runs_and_goes_on_after_every_batch(name, method, tiny, tmp_path, monkey
         with monkeypatch.context() as patch:
             if stops:
                 asked = property(lambda self: True, lambda self, value: None)
-                patch.setattr(StopRequest, "asked", asked, raising=False)
+                patch.setattr(StopRequest, "requested", asked, raising=False)
             for _ in range(9):
                 try:
                     fit(config, build_components(config), run)

@@ -13,7 +13,7 @@ from pyengm.pergrad import check_losses, exact_norms, oracle
 
 def network(norm, dtype=torch.float64):
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype)
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype)
 
 
 def batch(n=7, dtype=torch.float64):

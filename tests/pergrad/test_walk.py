@@ -207,8 +207,8 @@ def torchvision_model(name, **options):
 
 
 MODELS = {
-    "resnet18": (lambda: build("resnet18", norm="gn", width=8, image_size=32, num_classes=5), 32),
-    "wrn_28_10": (lambda: build("wrn_28_10", norm="gn", width=1, image_size=16, num_classes=5), 16),
+    "resnet18": (lambda: build("resnet18", norm_layer="gn", width=8, image_size=32, num_classes=5), 32),
+    "wrn_28_10": (lambda: build("wrn_28_10", norm_layer="gn", width=1, image_size=16, num_classes=5), 16),
     "vit_tiny": (lambda: timm_model("vit_tiny_patch16_224", img_size=32), 32),
     "deit3_small": (lambda: timm_model("deit3_small_patch16_224", img_size=32), 32),
     "convnext_atto": (lambda: timm_model("convnext_atto"), 32),

@@ -9,7 +9,7 @@ from torch import nn
 
 from pyengm.errors import ConfigError
 from pyengm.evaluation import attack_names
-from pyengm.models import names as model_names
+from pyengm.models import list_models
 from pyengm.training import TrainConfig
 from pyengm.training.builders import build_method, build_optimizer
 
@@ -97,7 +97,7 @@ def test_every_row_can_be_trained(table):
         config = given.resolve()
         method = build_method(config)
         build_optimizer(config, nn.Linear(2, 2), method)
-        assert config.model.name in model_names()
+        assert config.model.name in list_models()
         for name in table["common"] | row["options"]:
             kept, asked = config.get(name), given.get(name)
             assert kept == asked or (name == "method_options" and set(kept) >= set(asked)), (row["name"], name)

@@ -275,11 +275,13 @@ def test_options_of_optimizers_counted_in_epochs_are_all_known():
     ("epochs", "span"), [(200, (10, 150)), (20, (1, 15)), (14, (1, 11)), (3, (0, 2)), (2, (0, 2)), (1, (0, 1))]
 )
 def test_the_epochs_of_an_optimizer_shrink_too(epochs, span):
-    options = ["L=30", "from_epoch=10", "until_epoch=150"]
+    options = ["inner_steps=30", "from_epoch=10", "until_epoch=150"]
     row = PAPER | {"optimizer": "entropy_sgd", "optimizer_options": options, "alpha": None, "epochs": 200}
     words = shorter(full(row, "row"), epochs)["optimizer_options"]
-    assert words == ("L=30", f"from_epoch={span[0]}", f"until_epoch={span[1]}")
-    assert shorter(full(row | {"optimizer_options": ["L=3"]}, "row"), epochs)["optimizer_options"] == ("L=3",)
+    assert words == ("inner_steps=30", f"from_epoch={span[0]}", f"until_epoch={span[1]}")
+    assert shorter(full(row | {"optimizer_options": ["inner_steps=3"]}, "row"), epochs)["optimizer_options"] == (
+        "inner_steps=3",
+    )
     for given, kept in (
         (["until_epoch=1"], ("until_epoch=1",)),
         (["from_epoch=199", "until_epoch=none"], (f"from_epoch={epochs - 1}",)),
@@ -309,8 +311,8 @@ class TestSmoke:
             ("fgsm",),
         )
         assert config.attack.step_size == pytest.approx(0.05)  # 2/255 of 8/255, of 0.2
-        options = PAPER | {"optimizer": "entropy_sgd", "optimizer_options": ["L=30"], "alpha": None}
-        assert smoke(options, full(options, "row")).optimizer.options == ("L=30",)
+        options = PAPER | {"optimizer": "entropy_sgd", "optimizer_options": ["inner_steps=30"], "alpha": None}
+        assert smoke(options, full(options, "row")).optimizer.options == ("inner_steps=30",)
 
     def test_sizes_keep_their_share_of_eps(self):
         options = {"data": "cifar10", "method": "atas", "eps": "12/255", "epochs": 30}

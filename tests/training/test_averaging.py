@@ -14,7 +14,7 @@ from pyengm.evaluation import accuracy, attack_named
 from pyengm.methods import Curriculum
 from pyengm.models import build, load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit, loop
-from pyengm.training.averaging import EMA, Mean, averaging
+from pyengm.training.averaging import EMA, SWA, build_averaging
 from pyengm.training.signals import StopRequest
 
 # Each with its own way of changing the weights: AWP takes moves back, Sub-AT and Curriculum begin again, FreeAT updates
@@ -25,7 +25,7 @@ WAYS = {
     "sub_at": {"method": "sub_at", "method_options": ("sampling_epochs=1", "dimension=1"), "select_on": "none"},
     "curriculum": {"method": "curriculum", "attack_steps": 2, "method_options": ("patience=1",)},
     "free_at": {"method": "free_at", "method_options": ("replays=2",)},
-    "entropy_sgd": {"optimizer": "entropy_sgd", "optimizer_options": ("L=2",), "attack_steps": 1},
+    "entropy_sgd": {"optimizer": "entropy_sgd", "optimizer_options": ("inner_steps=2",), "attack_steps": 1},
     "fp16": {"attack_steps": 1, "precision": "fp16"},
 }
 
@@ -101,7 +101,7 @@ class TestFormulas:
 
     def test_mean_is_that_of_torch_from_its_first_epoch_on(self):
         model = network()
-        mean, torchs = Mean(model, start=2), AveragedModel(model, use_buffers=True)
+        mean, torchs = SWA(model, start=2), AveragedModel(model, use_buffers=True)
         for epoch in range(6):
             walk(model, epoch)
             mean.after_epoch(epoch)
@@ -119,7 +119,7 @@ class TestFormulas:
     @pytest.mark.parametrize("average", ["ema", "swa"])
     def test_restart_forgets(self, average):
         model = network()
-        held = averaging(average, model, decay=0.9, start=0)
+        held = build_averaging(average, model, decay=0.9, start=0)
 
         def pass_by(seed):
             walk(model, seed)
@@ -145,7 +145,7 @@ class TestFormulas:
 
     def test_none_is_the_model_itself(self):
         model = network()
-        held = averaging("none", model, decay=0.9, start=None)
+        held = build_averaging("none", model, decay=0.9, start=None)
         held.after_step()
         held.after_epoch(0)
         assert held.evaluated is model
@@ -159,7 +159,7 @@ class TestSteps:
         config, run = start(tmp_path / "run", tiny.override(average="ema", ema_decay=0.7, **WAYS[way]))
         parts = build_components(config)
         shadow = deepcopy(parts.model)
-        second, original = EMA(shadow, 0.7), loop.step
+        second, original = EMA(shadow, 0.7), loop.update
 
         def step(config, parts, group, epoch):
             if epoch == parts.method.restart_epoch and parts.averaging.count == 0:
@@ -171,7 +171,7 @@ class TestSteps:
             assert_same(parts.averaging.average.state_dict(), second.average.state_dict())
             return sums
 
-        monkeypatch.setattr(loop, "step", step)
+        monkeypatch.setattr(loop, "update", step)
         fit(config, parts, run)
         assert second.count == {"sub_at": 2 * 4, "entropy_sgd": 3 * 2}.get(way, 3 * 4)
         moved = (p.equal(parts.model.get_parameter(name)) for name, p in second.average.named_parameters())
@@ -203,7 +203,7 @@ class TestSteps:
         parts.scaler._init_scale = 2.0**40
         before = deepcopy(parts.model)
         parts.network.train()
-        loop.step(config, parts, [next(parts.batches.epoch(0))], 0)
+        loop.update(config, parts, [next(parts.batches.epoch(0))], 0)
         for name, p in before.named_parameters():
             assert p.equal(parts.model.get_parameter(name))
             assert p.equal(parts.averaging.evaluated.get_parameter(name))
@@ -242,7 +242,9 @@ class TestRuns:
         whole = train(tmp_path / "whole", config)
         config, run = start(tmp_path / "stopped", config)
         with monkeypatch.context() as patch:
-            patch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
+            patch.setattr(
+                StopRequest, "requested", property(lambda self: True, lambda self, value: None), raising=False
+            )
             for _ in range(3 * (2 if way == "entropy_sgd" else 4)):
                 with pytest.raises(Interrupted):
                     fit(config, build_components(config), run)

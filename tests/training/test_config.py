@@ -125,10 +125,14 @@ class TestOptions:
         config = TrainConfig.from_flat(
             method="trades", method_options=("beta=3",), optimizer="entropy_sgd", eps=0.1, attack_steps=3
         )
-        config = config.override(optimizer_options=("L=3", "nesterov=false", "noise=1/1000")).resolve()
+        config = config.override(optimizer_options=("inner_steps=3", "nesterov=false", "noise=1/1000")).resolve()
         parts = build_components(config)
         assert (parts.method.beta, parts.method.attack.steps, parts.method.threat.eps) == (3, 3, 0.1)
-        assert (parts.optimizer.L, parts.optimizer.defaults["nesterov"], parts.optimizer.noise) == (3, False, 0.001)
+        assert (parts.optimizer.inner_steps, parts.optimizer.defaults["nesterov"], parts.optimizer.noise) == (
+            3,
+            False,
+            0.001,
+        )
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -140,7 +144,10 @@ class TestOptions:
             ({"method": "natural", "method_options": ("beta=1",)}, "it has none"),
             ({"method": "natural", "attack_steps": 3}, "method natural takes no attack_steps"),
             ({"method": "fgsm_rs", "attack_steps": 3}, "method fgsm_rs takes no attack_steps"),
-            ({"optimizer": "engm", "optimizer_options": ("L=3",)}, "'L=3'; expected NAME=VALUE with a name of ENGM"),
+            (
+                {"optimizer": "engm", "optimizer_options": ("inner_steps=3",)},
+                "'inner_steps=3'; expected NAME=VALUE with a name of ENGM",
+            ),
             ({"pct_start": 1.0}, "pct_start is 1.0"),
             (
                 {"method": "sub_at", "method_options": ("sampling_epochs=1.5",)},

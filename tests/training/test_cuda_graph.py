@@ -8,14 +8,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyengm.attacks import PGD
 from pyengm.errors import ConfigError, DataError, NonFiniteError
-from pyengm.models import build
+from pyengm.models import build as build_model
 from pyengm.ops import Key
-from pyengm.training import TrainConfig, build_components, builders, loop
+from pyengm.training import TrainComponents, TrainConfig, build_components, builders, loop
 from pyengm.training.builders import speed_up
 from pyengm.training.config import PGD_METHODS
 from pyengm.training.metric_sums import read_sums
-from pyengm.training.steps.cuda_graph import WARM_UP, CudaGraph, Replay
-from pyengm.training.steps.graph_step import ReplayedStep, is_replayable
+from pyengm.training.steps import build
+from pyengm.training.steps.captured_function import WARM_UP, CapturedFunction, CudaGraph
+from pyengm.training.steps.cuda_graph_step import CudaGraphStep, can_capture_backward
+from pyengm.training.steps.runners import CompiledRunner, CudaGraphRunner
+from pyengm.training.steps.train_step import EagerStep
 from pyengm.utils.checks import Checks
 
 EPS = 0.1
@@ -72,13 +75,13 @@ class TestNoWaiting:
         parts, config = self._warm(tiny.override(method=method, optimizer=optimizer, norm_layer=norm_layer))
         batch = next(parts.batches.epoch(0))
         with Checks().at("here"), NoWaiting():
-            loop.step(config, parts, [batch], 0)
+            loop.update(config, parts, [batch], 0)
 
     def test_in_l2_and_in_bf16(self, tiny):
         parts, config = self._warm(tiny.override(method="pgd_at", threat="l2", precision="bf16"))
         batch = next(parts.batches.epoch(0))
         with Checks().at("here"), NoWaiting():
-            loop.step(config, parts, [batch], 0)
+            loop.update(config, parts, [batch], 0)
 
     def _warm(self, config: TrainConfig):
         """After steps that look at the structure of the graph, and, under batch norm, fit norms for a while to come."""
@@ -87,16 +90,16 @@ class TestNoWaiting:
         parts.method.warmup = 0  # of AWP
         batches = list(parts.batches.epoch(0))
         for k in range(3):
-            loop.step(config, parts, [batches[k]], 0)
+            loop.update(config, parts, [batches[k]], 0)
         if hasattr(parts.optimizer, "norms"):
             parts.optimizer.norms.gap = 100
-            loop.step(config, parts, [batches[0]], 0)
+            loop.update(config, parts, [batches[0]], 0)
         return parts, config
 
 
 def model_of(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return build("cnn4", num_classes=10, in_channels=1, image_size=8, width=4, norm="bn").to(dtype)
+    return build_model("cnn4", num_classes=10, in_channels=1, image_size=8, width=4, norm_layer="bn").to(dtype)
 
 
 def batch_of(n: int, seed: int = 0, device: str = "cpu") -> tuple[Tensor, Tensor, Key]:
@@ -132,13 +135,13 @@ class TestChecks:
         config = tiny.override(method=method, optimizer=optimizer).resolve()
         parts = build_components(config)
         batches = list(parts.batches.epoch(0))
-        loop.step(config, parts, batches[:1], 0)
+        loop.update(config, parts, batches[:1], 0)
         with torch.no_grad():
             parts.model.head.weight.fill_(torch.nan)
         checks = Checks()
         with pytest.raises(NonFiniteError, match=r"^there: .*nan or infinite"):  # noqa: PT012
             with checks.at("there"):
-                loop.step(config, parts, batches[1:2], 0)
+                loop.update(config, parts, batches[1:2], 0)
             checks.read()
 
     def test_what_follows_from_a_check_that_failed_is_not_said(self):
@@ -179,13 +182,13 @@ def attack_of(norm: str = "linf", **options) -> PGD:
     return PGD(EPS, EPS / 4, 3, norm=norm, **options)
 
 
-class TestReplay:
+class TestCapturedFunction:
     @pytest.mark.parametrize(("norm", "loss"), [("linf", "ce"), ("l2", "ce"), ("linf", "kl")])
     def test_gives_what_the_attack_gives(self, norm, loss):
         """Several batches, the weights moving, with a short batch in between, and gradients of the last step."""
         made = []
         plain, replayed, model = attack_of(norm, loss=loss), attack_of(norm, loss=loss), model_of()
-        replayed.replay = Replay(6, lambda device: made.append(Again(device)) or made[-1])
+        replayed.runner = CudaGraphRunner(CapturedFunction(6, lambda device: made.append(Again(device)) or made[-1]))
         for step, n in enumerate([6, 6, 6, 6, 2, 6, 6]):
             x, y, key = batch_of(n, seed=step)
             grads = torch.zeros_like(x), torch.zeros_like(x)
@@ -202,7 +205,7 @@ class TestReplay:
 
     def test_results_are_the_callers_own(self):
         attack, model = attack_of(), model_of()
-        attack.replay = Replay(6, Again)
+        attack.runner = CudaGraphRunner(CapturedFunction(6, Again))
         found = []
         for seed in range(WARM_UP + 3):
             x, y, key = batch_of(6, seed)
@@ -214,7 +217,7 @@ class TestReplay:
     def test_another_form_is_captured_anew(self):
         made = []
         attack, model = attack_of(), model_of()
-        attack.replay = Replay(6, lambda device: made.append(Again(device)) or made[-1])
+        attack.runner = CudaGraphRunner(CapturedFunction(6, lambda device: made.append(Again(device)) or made[-1]))
         x, y, key = batch_of(6)
         for _ in range(WARM_UP + 1):
             attack(model, x, y, key=key)
@@ -229,7 +232,7 @@ class TestReplay:
 
     def test_a_nan_is_seen_in_a_replay(self):
         attack, model = attack_of(), model_of()
-        attack.replay = Replay(6, Again)
+        attack.runner = CudaGraphRunner(CapturedFunction(6, Again))
         x, y, key = batch_of(6)
         for _ in range(WARM_UP + 2):
             attack(model, x, y, key=key)
@@ -244,7 +247,7 @@ class TestReplay:
                 raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
         attack = attack_of()
-        attack.replay = Replay(6, Refusing)
+        attack.runner = CudaGraphRunner(CapturedFunction(6, Refusing))
         model, (x, y, key) = model_of(), batch_of(6)
         for _ in range(WARM_UP):
             attack(model, x, y, key=key)
@@ -255,9 +258,8 @@ class TestReplay:
         x, y, key = batch_of(6)
         for options in ({"early_stop": True}, {"restarts": 2}):
             attack = attack_of(**options)
-            attack.replay = None
             expected = attack(model_of(), x, y, key=key)
-            attack.replay = lambda *args: pytest.fail("was to be captured")
+            attack.runner = CudaGraphRunner(lambda *args: pytest.fail("was captured"))
             assert attack(model_of(), x, y, key=key).equal(expected)
 
     @pytest.mark.parametrize("method", ["pgd_at", "trades_awp", "fgsm_rs"])
@@ -272,19 +274,26 @@ class TestReplay:
             made = []
             if captured:
                 attack = getattr(parts.method, "base", parts.method).attack
-                attack.replay = Replay(
-                    config.schedule.batch_size, lambda device, made=made: made.append(Again(device)) or made[-1]
-                )
+                graph = lambda device, made=made: made.append(Again(device)) or made[-1]  # noqa: E731
+                attack.runner = CudaGraphRunner(CapturedFunction(config.schedule.batch_size, graph))
             for epoch in range(2):
                 parts.method.start_epoch(parts.network, epoch)
                 for batch in parts.batches.epoch(epoch):
-                    loop.step(config, parts, [batch], epoch)
+                    loop.update(config, parts, [batch], epoch)
             weights.append(parts.model.state_dict())
             assert [g.replays for g in made] == ([6 - WARM_UP] if captured else [])
         assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
 
 
-class TestReplayedStep:
+def capture(parts: TrainComponents, config: TrainConfig, graph=Again) -> None:
+    """Has the parts make captured steps, on a CPU by the stand-in for a CUDA graph."""
+    step = parts.step
+    assert isinstance(step, EagerStep)
+    captured = CapturedFunction(config.schedule.batch_size, graph)
+    parts.step = CudaGraphStep(step.method, step.model, step.optimizer, step.average, captured)
+
+
+class TestCudaGraphStep:
     @pytest.mark.parametrize("norm_layer", ["bn", "gn"])
     @pytest.mark.parametrize("optimizer", ["msgd", "engm", "fengm", "nengm"])
     @pytest.mark.parametrize("method", ["pgd_at", "trades", "mart", "fgsm_rs"])
@@ -297,20 +306,18 @@ class TestReplayedStep:
         weights, sums, made = [], [], []
         for captured in (False, True):
             parts = build_components(config)
-            if captured and not is_replayable(parts.optimizer, parts.model):
+            if captured and not can_capture_backward(parts.optimizer, parts.model):
                 assert (optimizer in ("engm", "fengm"), norm_layer) == (True, "bn")
                 return
             if captured:
-                parts.train_step = ReplayedStep(
-                    Replay(config.schedule.batch_size, lambda device: made.append(Again(device)) or made[-1])
-                )
+                capture(parts, config, lambda device: made.append(Again(device)) or made[-1])
             # The stand-in runs the pass at capture too, which a CUDA graph does not: statistics must not see it.
             for module in parts.model.modules():
                 module.momentum = 0.0
             parts.model.train()
             for epoch in range(2):
                 for batch in parts.batches.epoch(epoch):
-                    sums.append(loop.step(config, parts, [batch], epoch))
+                    sums.append(loop.update(config, parts, [batch], epoch))
             weights.append({name: value for name, value in parts.model.named_parameters()})
             assert all(p.grad is None for p in parts.model.parameters())
         assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
@@ -325,10 +332,10 @@ class TestReplayedStep:
         for captured in (False, True):
             parts = build_components(config)
             if captured:
-                parts.train_step = ReplayedStep(Replay(config.schedule.batch_size, Again))
+                capture(parts, config)
             for epoch in range(2):
                 for batch in parts.batches.epoch(epoch):
-                    losses.append(read_sums(loop.step(config, parts, [batch], epoch))["loss"])
+                    losses.append(read_sums(loop.update(config, parts, [batch], epoch))["loss"])
             averages.append(parts.averaging.evaluated.state_dict())
         assert all(value.equal(averages[1][name]) for name, value in averages[0].items())
         assert losses[: len(losses) // 2] == losses[len(losses) // 2 :]
@@ -336,19 +343,19 @@ class TestReplayedStep:
     def test_a_nan_is_seen(self, tiny):
         config = tiny.override(norm_layer="gn", method="pgd_at").resolve()
         parts = build_components(config)
-        parts.train_step = ReplayedStep(Replay(config.schedule.batch_size, Again))
+        capture(parts, config)
         parts.method.perturb = lambda model, x, *args: x.clone()  # only the outer pass meets the nan
         batches = [batch for batch in parts.batches.epoch(0) if len(batch.y) == config.schedule.batch_size]
         for k in range(WARM_UP + 2):
-            loop.step(config, parts, [batches[k % len(batches)]], 0)
+            loop.update(config, parts, [batches[k % len(batches)]], 0)
         with torch.no_grad():
             parts.model.head.weight.fill_(torch.nan)
         with pytest.raises(NonFiniteError, match="a loss or a gradient norm is nan or infinite"):
-            loop.step(config, parts, [batches[0]], 0)
+            loop.update(config, parts, [batches[0]], 0)
 
     def test_is_chosen_by_the_option(self, tiny, monkeypatch):
         monkeypatch.setattr(builders, "speed_up", lambda *args: None)  # which refuses it on a CPU
-        monkeypatch.setattr(builders, "Replay", lambda n: Replay(n, Again))
+        monkeypatch.setattr(build, "CapturedFunction", lambda n: CapturedFunction(n, Again))
         for options, expected in (
             ({"cuda_graphs": True, "optimizer": "msgd"}, True),
             ({"cuda_graphs": True, "optimizer": "engm"}, False),
@@ -358,8 +365,8 @@ class TestReplayedStep:
             ({"cuda_graphs": True, "optimizer": "msgd", "method": "pgd_at_awp"}, False),
             ({"optimizer": "msgd"}, False),
         ):
-            step = build_components(tiny.override(**options).resolve()).train_step
-            assert isinstance(step, ReplayedStep) == expected, options
+            step = build_components(tiny.override(**options).resolve()).step
+            assert isinstance(step, CudaGraphStep) == expected, options
 
 
 class TestOptions:
@@ -375,7 +382,7 @@ class TestOptions:
     def test_no_graphs_on_a_cpu(self, tiny):
         with pytest.raises(ConfigError, match="cuda_graphs needs a CUDA device; the training is to run on cpu"):
             build_components(tiny.override(cuda_graphs=True, device="cpu").resolve())
-        assert build_components(tiny.override(device="cpu").resolve()).method.attack.replay is None
+        assert build_components(tiny.override(device="cpu").resolve()).method.attack.runner is PGD.runner
 
     def test_captures_on_a_gpu_where_asked_to(self, tiny):
         for options, expected in (
@@ -388,7 +395,7 @@ class TestOptions:
             config = tiny.override(**options).resolve()
             parts = build_components(config.override(cuda_graphs=False, device="cpu"))
             speed_up(config, parts.method, parts.network, torch.device("cuda"))
-            assert (parts.method.attack.replay is not None) == expected, options
+            assert isinstance(parts.method.attack.runner, CudaGraphRunner) == expected, options
 
     def test_compiled_attack(self, tiny, monkeypatch):
         """The attack runs the compiled model, the outer step the plain one; both have the same parameters."""
@@ -405,9 +412,11 @@ class TestOptions:
             config = tiny.override(attack_steps=2, **options).resolve()
             parts = build_components(config)
             for batch in parts.batches.epoch(0):
-                loop.step(config, parts, [batch], 0)
+                loop.update(config, parts, [batch], 0)
             found.append(torch.cat([p.detach().flatten() for p in parts.model.parameters()]))
-        assert parts.method.attack.compiled_model == (parts.network, compiled[0])
+        runner = parts.method.attack.runner
+        assert isinstance(runner, CompiledRunner)
+        assert (runner.model, runner.compiled) == (parts.network, compiled[0])
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
         torch.testing.assert_close(
             *found, rtol=1e-3, atol=1e-4
@@ -438,13 +447,13 @@ class TestCuda:
             for epoch in range(2):
                 parts.method.start_epoch(parts.network, epoch)
                 for batch in parts.batches.epoch(epoch):
-                    loop.step(config, parts, [batch], epoch)
+                    loop.update(config, parts, [batch], epoch)
             weights.append(parts.model.state_dict())
-        replay = getattr(parts.method, "base", parts.method).attack.replay
-        assert isinstance(replay._graph, CudaGraph)
-        assert replay._inputs is not None
+        recording = getattr(parts.method, "base", parts.method).attack.runner.captured.recording
+        assert isinstance(recording.graph, CudaGraph)
+        assert recording.captured
         if method != "pgd_at_awp" and (optimizer, norm_layer) != ("engm", "bn"):
-            assert parts.train_step._replay._inputs is not None
+            assert parts.step.captured.recording.captured
         for name, value in weights[0].items():
             assert value.equal(weights[1][name]), name
 
@@ -457,13 +466,13 @@ class TestCuda:
         parts = build_components(config)
         batches = list(parts.batches.epoch(0))
         for k in range(WARM_UP + 1):
-            loop.step(config, parts, [batches[k % 3]], 0)
+            loop.update(config, parts, [batches[k % 3]], 0)
         if hasattr(parts.optimizer, "norms"):
             parts.optimizer.norms.gap = 100
-            loop.step(config, parts, [batches[0]], 0)
+            loop.update(config, parts, [batches[0]], 0)
         torch.cuda.set_sync_debug_mode("error")
         try:
             with Checks().at("here"):
-                loop.step(config, parts, [batches[1]], 0)
+                loop.update(config, parts, [batches[1]], 0)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -85,14 +85,15 @@ def test_the_count_outlives_stops_and_the_end_is_the_end(tiny, monkeypatch):
     config = tiny.resolve()
     run = RunFolder.create(config)
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
+        patch.setattr(StopRequest, "requested", property(lambda self: True, lambda self, value: None), raising=False)
         for _ in range(4 * 2):
             with pytest.raises(Interrupted):
                 fit(config, build_components(config), run)
     fit(config, build_components(config), run)
     assert [row["robust"] for row in run.read_metrics()] == scores
     files = {
-        path: path.read_bytes() for path in (run.best, run.last, run.metrics, run.checkpoints(2).all()[-1] / "state.pt")
+        path: path.read_bytes()
+        for path in (run.best, run.last, run.metrics, run.checkpoints(2).complete()[-1] / "state.pt")
     }
     fit(config, build_components(config), run)  # asks for no score: there is none left
     assert all(path.read_bytes() == content for path, content in files.items())

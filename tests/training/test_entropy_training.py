@@ -3,10 +3,11 @@
 import pytest
 from safetensors.torch import load_file
 
+from pyengm.data import Batch
 from pyengm.errors import ConfigError
-from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit
+from pyengm.training import Interrupted, RunFolder, TrainComponents, TrainConfig, build_components, fit
+from pyengm.training.loop import grouped
 from pyengm.training.signals import StopRequest
-from pyengm.training.steps.closure_step import groups
 
 
 @pytest.fixture
@@ -21,13 +22,13 @@ def tiny(tmp_path) -> TrainConfig:
         attack_steps=1,
         batch_size=20,
         optimizer="entropy_sgd",
-        optimizer_options=("L=4", "inner_lr=0.05"),
+        optimizer_options=("inner_steps=4", "inner_lr=0.05"),
         lr=0.3,
         out=tmp_path / "run",
     )
 
 
-ALL, SPAN = ("L=4", "inner_lr=0.05"), ("L=4", "inner_lr=0.05", "from_epoch=1", "until_epoch=2")
+ALL, SPAN = ("inner_steps=4", "inner_lr=0.05"), ("inner_steps=4", "inner_lr=0.05", "from_epoch=1", "until_epoch=2")
 
 
 @pytest.mark.parametrize("name", ["entropy_sgd", "entropy_sgd2"])
@@ -45,7 +46,7 @@ def test_goes_on_after_every_group(name, method, epochs, options, tiny, tmp_path
         with monkeypatch.context() as patch:
             if stops:
                 asked = property(lambda self: True, lambda self, value: None)
-                patch.setattr(StopRequest, "asked", asked, raising=False)
+                patch.setattr(StopRequest, "requested", asked, raising=False)
             interruptions = 0
             while interruptions <= groups_of_a_run:
                 try:
@@ -60,38 +61,42 @@ def test_goes_on_after_every_group(name, method, epochs, options, tiny, tmp_path
     assert runs[0].read_metrics() == runs[1].read_metrics()
 
 
+def groups(parts: TrainComponents) -> list[list[Batch]]:
+    return list(grouped(parts.batches.epoch(0), parts.step.batches_per_update))
+
+
 def test_groups_hold_every_batch_once(tiny):
     parts = build_components(tiny.resolve())
-    found = list(groups(parts.batches.epoch(0), parts.optimizer))
+    found = groups(parts)
     assert [len(group) for group in found] == [4, 2]
     index = [batch.index.tolist() for group in found for batch in group]
     assert index == [batch.index.tolist() for batch in parts.batches.epoch(0)]
     parts.optimizer.switch_to_sgd()
-    assert [len(group) for group in groups(parts.batches.epoch(0), parts.optimizer)] == [1] * 6
-    msgd = build_components(tiny.override(optimizer="msgd", optimizer_options=()).resolve()).optimizer
-    assert [len(group) for group in groups(parts.batches.epoch(0), msgd)] == [1] * 6
+    assert [len(group) for group in groups(parts)] == [1] * 6
+    msgd = build_components(tiny.override(optimizer="msgd", optimizer_options=()).resolve())
+    assert [len(group) for group in groups(msgd)] == [1] * 6
 
 
-def test_short_group_leaves_the_length_as_it_was(tiny):
+def test_a_short_group_leaves_the_number_of_inner_steps_as_it_was(tiny):
     config = tiny.resolve()
     parts = build_components(config)
     fit(config, parts, RunFolder.create(config))
-    assert parts.optimizer.L == 4
+    assert parts.optimizer.inner_steps == 4
     assert parts.optimizer.t == 4
 
 
 def test_steps_that_open_with_a_batch_of_their_own(tiny):
-    config = tiny.override(optimizer_options=("L=4", "as_published=true")).resolve()
+    config = tiny.override(optimizer_options=("inner_steps=4", "as_published=true")).resolve()
     parts = build_components(config)
-    assert [len(group) for group in groups(parts.batches.epoch(0), parts.optimizer)] == [5, 1]
+    assert [len(group) for group in groups(parts)] == [5, 1]
     fit(config, parts, RunFolder.create(config))
-    assert (parts.optimizer.L, parts.optimizer.t) == (4, 4)
+    assert (parts.optimizer.inner_steps, parts.optimizer.t) == (4, 4)
 
 
 def test_the_first_epochs_are_those_of_sgd(tiny):
     """Entropy-SGD without inner steps is SGD (test_entropy_sgd); the epochs after the first two are its own."""
     runs = []
-    for options in (("L=0",), ("L=4", "from_epoch=2")):
+    for options in (("inner_steps=0",), ("inner_steps=4", "from_epoch=2")):
         config = tiny.override(epochs=3, optimizer_options=options, out=tiny.run.out / options[0]).resolve()
         run = RunFolder.create(config)
         parts = build_components(config)
@@ -99,7 +104,7 @@ def test_the_first_epochs_are_those_of_sgd(tiny):
         runs.append(run.read_metrics())
     assert runs[0][:2] == runs[1][:2]
     assert runs[0][2]["loss"] != runs[1][2]["loss"]
-    assert (parts.optimizer.L, parts.optimizer.t) == (4, 2)
+    assert (parts.optimizer.inner_steps, parts.optimizer.t) == (4, 2)
 
 
 def test_a_beginning_after_the_end_is_refused(tiny):

@@ -63,7 +63,7 @@ def begin(out: Path, *options: str, **more) -> subprocess.Popen:
 
 def check_whole(run: RunFolder) -> None:
     """Every file that is there can be read, and holds what was written."""
-    assert all(find_corruption(checkpoint) is None for checkpoint in run.checkpoints(2).all())
+    assert all(find_corruption(checkpoint) is None for checkpoint in run.checkpoints(2).complete())
     for path in run.path.glob("*.safetensors"):
         load_checkpoint(path)  # compares with the digest in the header
     for path in run.path.glob("*.jsonl"):
@@ -85,7 +85,7 @@ def assert_same_end(run: RunFolder, whole: RunFolder) -> None:
     check_whole(run)
     for path in (whole.best, whole.last, whole.metrics, whole.results):
         assert (run.path / path.name).read_bytes() == path.read_bytes(), path.name
-    last, expected = (some.checkpoints(2).all()[-1] / checkpoints.MANIFEST for some in (run, whole))
+    last, expected = (some.checkpoints(2).complete()[-1] / checkpoints.MANIFEST for some in (run, whole))
     assert last.parent.name == expected.parent.name
     assert last.read_text() == expected.read_text()
     assert not list(run.path.glob(".*.tmp"))
@@ -274,16 +274,16 @@ class TestSignals:
         run = RunFolder(tmp_path / "run")
         options = [*short, "--out", str(run.path)]
         for owner, name, epoch, said in (
-            (loop, "step", 0, "stopped after batch 1 of epoch 1"),
+            (loop, "update", 0, "stopped after batch 1 of epoch 1"),
             (loop, "predict", 0, "stopped after batch 1 of epoch 2"),
-            (Checkpoints, "save", 3, "the training is complete; for its evaluation"),
-            (evaluation, "load_checkpoint", 3, "the training is complete; for its evaluation"),
+            (Checkpoints, "save", 3, "the training is complete; to evaluate it"),
+            (evaluation, "load_checkpoint", 3, "the training is complete; to evaluate it"),
         ):
             with monkeypatch.context() as patch:
                 call_before(patch, owner, name, send(number), lambda epoch=epoch: len(run.read_metrics()) >= epoch)
                 assert cli.main(["train", *options]) == STATUS
             assert said in (text := " ".join(capsys.readouterr().out.split()))
-            assert f"go on with: pyengm train --out {run.path} --resume" in text
+            assert f"resume with: pyengm train --out {run.path} --resume" in text
             check_whole(run)
             options = ["--resume", "--out", str(run.path)]
         assert cli.main(["train", *options]) == 0
@@ -293,10 +293,10 @@ class TestSignals:
         run = RunFolder(tmp_path / "run")
         twice = send(signal.SIGINT, signal.SIGINT)
         with monkeypatch.context() as patch:
-            call_before(patch, loop, "step", twice, lambda: len(run.read_metrics()) == 1)
+            call_before(patch, loop, "update", twice, lambda: len(run.read_metrics()) == 1)
             assert cli.main(["train", *short, "--out", str(run.path)]) == 130
         assert "interrupted" in capsys.readouterr().out
-        assert [path.name for path in run.checkpoints(2).all()] == ["epoch-0001-batch-000000"]
+        assert [path.name for path in run.checkpoints(2).complete()] == ["epoch-0001-batch-000000"]
         assert cli.main(["train", "--resume", "--out", str(run.path)]) == 0
         assert_same_end(run, whole)
 
@@ -312,7 +312,7 @@ class TestSignals:
         process.terminate()
         said, _ = process.communicate(timeout=30)
         assert process.returncode == STATUS, said
-        assert f"go on with: pyengm train --out {run.path} --resume" in said
+        assert f"resume with: pyengm train --out {run.path} --resume" in said
         assert "Traceback" not in said
         assert_gone(family, within=10)
         assert not run.results.exists()
@@ -352,7 +352,7 @@ def room_again() -> Iterator[None]:
 
 def epochs_saved(run: RunFolder) -> int:
     """Epochs that a checkpoint counts."""
-    return max((int(path.name.split("-")[1]) for path in run.checkpoints(2).all()), default=0)
+    return max((int(path.name.split("-")[1]) for path in run.checkpoints(2).complete()), default=0)
 
 
 def error_of(capsys) -> str:
@@ -391,7 +391,7 @@ class TestFullDisk:
                 assert cli.main(["train", *options]) == 1, file
             error = error_of(capsys)
             assert re.search(rf"cannot write .*{run.path.name}/[a-z/]*{re.escape(file)}.*File too large", error)
-            assert f"go on with: pyengm train --out {run.path} --resume" in error
+            assert f"resume with: pyengm train --out {run.path} --resume" in error
             check_whole(run)
             assert epochs_saved(run) == epochs
             assert not list(run.path.rglob(".*tmp"))

@@ -91,7 +91,7 @@ def test_trains_and_goes_on_bitwise_after_a_stop_at_any_batch(config, tmp_path, 
 
     stopped_config, stopped = run_in(tmp_path / "stopped", config)
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
+        patch.setattr(StopRequest, "requested", property(lambda self: True, lambda self, value: None), raising=False)
         for _ in range(3 * len(parts.batches)):
             with pytest.raises(Interrupted):
                 fit(stopped_config, build_components(stopped_config), stopped)

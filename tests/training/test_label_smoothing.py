@@ -31,7 +31,7 @@ OPTIONS = {
 
 def network(norm="bn"):
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).train()
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).train()
 
 
 def batch(n=6):

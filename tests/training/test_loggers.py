@@ -23,7 +23,7 @@ from pyengm.training.timing import EpochTimer, peak_memory
 
 CPU = torch.device("cpu")
 BATCHES, IMAGES = 4, 108  # of 120 images, in batches of 30, 30, 30 and 18
-MEANS = {"loss", "train_robust", "clipped", "grad_norm_mean", "grad_norm_variance", "grad_norm_error"}
+MEANS = {"loss", "train_robust", "clipped", "grad_norm_mean", "grad_norm_var", "grad_norm_error"}
 HELD_OUT = {"natural", "natural_loss", "natural_ece", "robust", "robust_loss", "robust_ece"}
 EPOCH_TIMING = {"images_per_second", "seconds_training", "seconds_evaluation", "seconds_to_finish", "peak_memory_mib"}
 
@@ -78,15 +78,15 @@ def resume(run: RunFolder, *loggers: Logger) -> None:
 
 def interrupt(monkeypatch, when: int) -> None:
     """Asks the run to stop at the batch of that number, counted over all processes from 1."""
-    original, steps = loop.step, []
+    original, steps = loop.update, []
 
     def step(*arguments):
         steps.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(loop, "step", step)
+    monkeypatch.setattr(loop, "update", step)
     asked = property(lambda self: len(steps) == when, lambda self, value: None)
-    monkeypatch.setattr(StopRequest, "asked", asked, raising=False)
+    monkeypatch.setattr(StopRequest, "requested", asked, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ class TestInTheLoop:
         for row in rows:
             assert row.keys() == MEANS | HELD_OUT | {"epoch", "lr", "train_pgd", "catastrophic_overfitting", "best"}
             assert row["grad_norm_mean"] > 0
-            assert row["grad_norm_variance"] > 0
+            assert row["grad_norm_var"] > 0
             assert 0 <= row["natural_ece"] <= 1
             assert 0 <= row["robust_ece"] <= 1
             assert row["natural_loss"] < row["robust_loss"]
@@ -169,7 +169,7 @@ class TestInTheLoop:
         (row,) = train(tmp_path / "run", tiny.override(epochs=1)).read_metrics()
         norms = torch.cat(norms).double()
         assert row["grad_norm_mean"] == pytest.approx(norms.mean().item(), rel=1e-9)
-        assert row["grad_norm_variance"] == pytest.approx(norms.var(correction=0).item(), rel=1e-6)
+        assert row["grad_norm_var"] == pytest.approx(norms.var(correction=0).item(), rel=1e-6)
 
     @pytest.mark.parametrize(
         ("optimizer", "norm_layer", "norms", "error"),
@@ -178,7 +178,7 @@ class TestInTheLoop:
     def test_what_was_not_measured_is_none(self, tiny, tmp_path, optimizer, norm_layer, norms, error):
         config = tiny.override(epochs=1, optimizer=optimizer, norm_layer=norm_layer)
         (row,) = train(tmp_path / "run", config).read_metrics()
-        assert (row["grad_norm_mean"] is not None) == (row["grad_norm_variance"] is not None) == norms
+        assert (row["grad_norm_mean"] is not None) == (row["grad_norm_var"] is not None) == norms
         assert (row["grad_norm_error"] is not None) == error
 
     def test_error_of_fitted_norms(self, tiny, tmp_path):
@@ -205,7 +205,7 @@ class TestClosed:
         def step(config, parts, group, epoch):
             raise NonFiniteError("nan")
 
-        monkeypatch.setattr(loop, "step", step)
+        monkeypatch.setattr(loop, "update", step)
         recorder = Recorder()
         with pytest.raises(NonFiniteError):
             train(tmp_path / "run", tiny, recorder)
@@ -222,13 +222,13 @@ class TestClosed:
         recorder = Recorder()
         config = tiny.override(out=tmp_path / "run").resolve()
         parts = build_components(config)
-        with pytest.raises(ConfigError, match=r"is_ gave a bool; expected a pyengm\.training\.Logger"):
+        with pytest.raises(ConfigError, match=r"is_ returned a bool; expected a pyengm\.training\.Logger"):
             fit(config.override(loggers=("operator:is_",)), parts, RunFolder.create(config), [recorder])
         assert recorder.calls == [("close",)]
 
     def test_where_the_saved_state_is_damaged(self, tiny, tmp_path):
         run = train(tmp_path / "run", tiny.override(epochs=1))
-        (run.checkpoints(2).all()[0] / "state.pt").write_bytes(b"no state")
+        (run.checkpoints(2).complete()[0] / "state.pt").write_bytes(b"no state")
         recorder = Recorder()
         with pytest.warns(UserWarning, match="damaged"), pytest.raises(CheckpointError, match="damaged"):
             resume(run, recorder)
@@ -498,7 +498,7 @@ class TestSums:
         norms = torch.cat([w.norms for w in weights]).double()
         found = means(read_sums(both))
         assert found["grad_norm_mean"] == pytest.approx(norms.mean().item())
-        assert found["grad_norm_variance"] == pytest.approx(norms.var(correction=0).item())
+        assert found["grad_norm_var"] == pytest.approx(norms.var(correction=0).item())
         assert found["grad_norm_error"] == pytest.approx(torch.cat([w.fit_errors for w in weights]).mean().item())
         assert found["clipped"] == pytest.approx((norms > 0.5).double().mean().item())
         assert write_sums(read_sums(both), CPU).equal(both)
@@ -510,12 +510,12 @@ class TestSums:
         weights.norms[:2] = torch.tensor([math.inf, math.nan])
         found = means(read_sums(measure(used, y)))
         assert found["grad_norm_mean"] == pytest.approx(expected.mean().item())
-        assert found["grad_norm_variance"] == pytest.approx(expected.var(correction=0).item())
+        assert found["grad_norm_var"] == pytest.approx(expected.var(correction=0).item())
 
     def test_norms_that_are_all_the_same(self):
         used, y = self.used(6, 4)
         used[0][1].norms.fill_(0.1)
-        assert 0 <= means(read_sums(measure(used, y)))["grad_norm_variance"] < 1e-15
+        assert 0 <= means(read_sums(measure(used, y)))["grad_norm_var"] < 1e-15
 
     def test_nothing(self):
         assert set(means(read_sums(zero_sums(CPU))).values()) == {None}

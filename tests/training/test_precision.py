@@ -12,7 +12,7 @@ from pyengm.attacks.input_grad import input_grad
 from pyengm.attacks.losses import cross_entropy
 from pyengm.errors import ConfigError, NonFiniteError
 from pyengm.methods import METHODS
-from pyengm.models import build, in_fast_layout, layout_of
+from pyengm.models import build, memory_format_of, to_fast_memory_format
 from pyengm.optim import CLOSURE_OPTIMIZERS
 from pyengm.pergrad import exact_norms
 from pyengm.pergrad.verify import HALF_TOLERANCE
@@ -40,7 +40,9 @@ def train(config: TrainConfig, path: Path, monkeypatch, stops: bool = False) -> 
     run = RunFolder.create(config)
     with monkeypatch.context() as patch:
         if stops:
-            patch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
+            patch.setattr(
+                StopRequest, "requested", property(lambda self: True, lambda self, value: None), raising=False
+            )
         for _ in range(20):
             try:
                 fit(config, build_components(config), run)
@@ -52,7 +54,7 @@ def train(config: TrainConfig, path: Path, monkeypatch, stops: bool = False) -> 
 
 def model_of(norm: str = "gn", seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return build("cnn4", num_classes=10, in_channels=1, image_size=8, width=4, norm=norm)
+    return build("cnn4", num_classes=10, in_channels=1, image_size=8, width=4, norm_layer=norm)
 
 
 def batch_of(n: int = 8):
@@ -220,10 +222,10 @@ class TestOptions:
     @pytest.mark.parametrize("half", [False, True])
     def test_layout(self, half):
         model = build("cnn4", num_classes=10, in_channels=3, image_size=8, width=4)
-        assert layout_of(in_fast_layout(model, torch.device("cuda"), half=half)) == (
+        assert memory_format_of(to_fast_memory_format(model, torch.device("cuda"), half=half)) == (
             torch.channels_last if half else torch.contiguous_format
         )
-        assert layout_of(in_fast_layout(model, torch.device("cpu"), half=half)) == torch.channels_last
+        assert memory_format_of(to_fast_memory_format(model, torch.device("cpu"), half=half)) == torch.channels_last
 
     def test_round_trip(self, tmp_path):
         config = TrainConfig.from_flat(precision="bf16", cuda_graphs=False, compile=True).resolve()

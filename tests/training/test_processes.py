@@ -67,7 +67,7 @@ def weights_after(config: TrainConfig, out: Path) -> dict[str, torch.Tensor]:
 
 def stop_after(batches: int) -> None:
     """From the batch of that number on, counted over all epochs, process 0 is asked to stop."""
-    original = loop.step
+    original = loop.update
 
     def step(config, parts, group, epoch):
         done = epoch * len(parts.batches) + parts.schedule.last_epoch % len(parts.batches) + 1
@@ -75,7 +75,7 @@ def stop_after(batches: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(config, parts, group, epoch)
 
-    loop.step = step
+    loop.update = step
 
 
 def work(number: int, world: int, folder: str, configs: dict[str, TrainConfig]) -> None:
@@ -179,7 +179,7 @@ def test_another_number_of_processes_goes_on(configs, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setenv("STOP_AFTER", str(batch))
             run_together(world, tmp_path, stopped)
-    assert [path.name for path in RunFolder.open(run).checkpoints(2).all()][-1] == "epoch-0002-batch-000001"
+    assert [path.name for path in RunFolder.open(run).checkpoints(2).complete()][-1] == "epoch-0002-batch-000001"
     assert_one([weights_after(config, run)], alone)
 
 
@@ -201,7 +201,7 @@ def test_as_many_processes_go_on_exactly(indices, tmp_path, monkeypatch):
 
 def test_constants_stay_what_they_are(monkeypatch):
     """Such as the mean of pixels: a sum of seven in float32, divided by seven, is not always the number itself."""
-    for name, function in (("world", lambda: 7), ("all_reduce_sum", lambda values: sum([values] * 7))):
+    for name, function in (("world_size", lambda: 7), ("all_reduce_sum", lambda values: sum([values] * 7))):
         monkeypatch.setattr(f"pyengm.utils.distributed.{name}", function)
     module = torch.nn.Module()
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
@@ -263,13 +263,13 @@ class TestCommand:
         command = [sys.executable, "-m", "pyengm", "train", *self.TINY, *long]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ELSEWHERE)
         run = RunFolder(tmp_path / "run")
-        while process.poll() is None and len(run.checkpoints(2).all()) == 0:
+        while process.poll() is None and len(run.checkpoints(2).complete()) == 0:
             time.sleep(0.05)
         process.send_signal(number)
         said, _ = process.communicate(timeout=120)
         assert process.returncode == STATUS, said
         assert said.count("--resume") == 1
-        newest = run.checkpoints(2).all()[-1]
+        newest = run.checkpoints(2).complete()[-1]
         assert find_corruption(newest) is None
         assert sorted(path.name for path in newest.glob("process*")) == ["process-0-of-2.pt", "process-1-of-2.pt"]
 
@@ -304,7 +304,7 @@ class TestShares:
         parts = [Loader(data, 33, rank=i, world_size=4, **options) for i in range(4)]
         assert {len(part) for part in parts} == {5}  # the last two are evened out: three are not enough for four
         for epoch in (0, 1):
-            kept = torch.cat([part.kept(epoch) for part in parts])
+            kept = torch.cat([part.local_index(epoch) for part in parts])
             assert kept.sort().values.equal(data.index)
             seen = torch.cat([batch.index for part in parts for batch in part.epoch(epoch)])
             assert len(seen.unique()) == len(seen) == 135
@@ -312,7 +312,7 @@ class TestShares:
             Loader(data, 7, rank=0, world_size=4, **options)
 
     def test_batch_norm_over_processes_needs_gpus(self, indices, monkeypatch):
-        monkeypatch.setattr("pyengm.training.builders.world", lambda: 2)
+        monkeypatch.setattr("pyengm.training.builders.world_size", lambda: 2)
         monkeypatch.setattr("pyengm.training.builders.rank", lambda: 1)
         with pytest.raises(ConfigError, match="sync_bn needs GPUs"):
             build_components(TINY.override(train_indices=indices, norm_layer="bn", sync_bn=True).resolve())

@@ -12,10 +12,10 @@ from pyengm.training.schedule import (
     build_schedule,
     cosine,
     cyclic,
-    in_proportion,
     nuat,
     piecewise,
-    warmed_up,
+    scale_milestones,
+    with_warmup,
 )
 
 
@@ -35,7 +35,7 @@ def rates(optimizer, schedule, steps: int) -> list[float]:
 def built(kind: str, *, epochs: int = 2, steps_per_epoch: int = 10, milestones=(1,), **options) -> list[float]:
     optimizer = sgd()
     schedule = build_schedule(
-        optimizer, kind, milestones=milestones, peak=0.4, epochs=epochs, steps_per_epoch=steps_per_epoch, **options
+        optimizer, kind, milestones=milestones, pct_start=0.4, epochs=epochs, steps_per_epoch=steps_per_epoch, **options
     )
     return rates(optimizer, schedule, epochs * steps_per_epoch)
 
@@ -63,11 +63,11 @@ class TestPiecewise:
         assert built("piecewise", epochs=4, milestones=(0.5, 1.7, 3.1), decay=decay) == pytest.approx(expected)
 
     def test_of_a_shorter_run(self):
-        assert in_proportion((75, 90), 1 / 3) == (25, 30)
-        assert in_proportion((75.0, 90), 1) == (75, 90)
-        assert in_proportion((60, 120, 160), 1 / 100) == (0.6, 1.2, 1.6)
-        assert in_proportion((7.5, 10), 1) == (7.5, 10)
-        assert in_proportion((7.5, 10), 0.5) == (3.75, 5)
+        assert scale_milestones((75, 90), 1 / 3) == (25, 30)
+        assert scale_milestones((75.0, 90), 1) == (75, 90)
+        assert scale_milestones((60, 120, 160), 1 / 100) == (0.6, 1.2, 1.6)
+        assert scale_milestones((7.5, 10), 1) == (7.5, 10)
+        assert scale_milestones((7.5, 10), 0.5) == (3.75, 5)
 
 
 class TestCyclic:
@@ -112,7 +112,7 @@ class TestWarmUp:
 
     @pytest.mark.parametrize("steps", [0, 0.5, 1])
     def test_of_one_step_or_less_is_none(self, steps):
-        assert [warmed_up(lambda step: 0.7, steps)(step) for step in range(3)] == [0.7] * 3
+        assert [with_warmup(lambda step: 0.7, steps)(step) for step in range(3)] == [0.7] * 3
 
 
 class TestOfARun:
@@ -128,7 +128,7 @@ class TestOfARun:
 
     @pytest.mark.parametrize("kind", SCHEDULES)
     def test_goes_on_from_its_state(self, kind):
-        options = {"milestones": (0.7,), "peak": 0.4, "epochs": 2, "steps_per_epoch": 10, "warmup_epochs": 0.3}
+        options = {"milestones": (0.7,), "pct_start": 0.4, "epochs": 2, "steps_per_epoch": 10, "warmup_epochs": 0.3}
         whole = built(kind, milestones=(0.7,), warmup_epochs=0.3)
         optimizers = [sgd(), sgd()]
         first, second = (build_schedule(optimizer, kind, **options) for optimizer in optimizers)
@@ -172,7 +172,7 @@ class TestOfThePapers:
         for epoch in range(2):
             parts.method.start_epoch(parts.network, epoch)
             for batch in parts.batches.epoch(epoch):
-                loop.step(config, parts, [batch], epoch)
+                loop.update(config, parts, [batch], epoch)
             parts.method.finish_epoch(parts.model, {})
         half = len(parts.batches)
         assert len(seen) == 2 * half

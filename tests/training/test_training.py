@@ -139,7 +139,9 @@ class TestResume:
     def test_after_every_batch(self, tiny, finished, tmp_path, monkeypatch):
         """Stopped at each batch in turn, the run ends as the uninterrupted one."""
         _, run = start(tmp_path / "run", tiny)
-        monkeypatch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
+        monkeypatch.setattr(
+            StopRequest, "requested", property(lambda self: True, lambda self, value: None), raising=False
+        )
         for stop in range(3 * BATCHES):
             with pytest.raises(
                 Interrupted, match=f"batch {stop % BATCHES + 1} of epoch {stop // BATCHES + 1};.*--resume"
@@ -183,13 +185,13 @@ class TestResume:
     def test_damaged_state(self, finished, tmp_path):
         shutil.copytree(finished.path, tmp_path / "copy")
         run = RunFolder.open(tmp_path / "copy")
-        older, newer = run.checkpoints(2).all()
+        older, newer = run.checkpoints(2).complete()
         shorten(newer / "state.pt")
         with pytest.warns(UserWarning, match=r"epoch-0003.*state\.pt is damaged.*going back"):
             assert_same_files(resume(run), finished)
-        assert [path.name for path in run.checkpoints(2).all()] == [older.name, newer.name]
+        assert [path.name for path in run.checkpoints(2).complete()] == [older.name, newer.name]
         assert find_corruption(newer) is None
-        for path in run.checkpoints(2).all():
+        for path in run.checkpoints(2).complete():
             shorten(path / "process-0-of-1.pt")
         with (
             pytest.warns(UserWarning, match="going back"),
@@ -203,7 +205,7 @@ class TestResume:
         shutil.copytree(finished.path, tmp_path / "copy")
         run = RunFolder.open(tmp_path / "copy")
         shutil.rmtree(run.path / "checkpoints")
-        with pytest.raises(CheckpointError, match=r"no checkpoint to go on from; the weights are in .*last"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint to resume from; the weights are in .*last"):
             resume(run)
         assert run.read_metrics() == finished.read_metrics()
 
@@ -217,7 +219,7 @@ class TestResume:
 class TestTrouble:
     def test_nan_loss_keeps_the_last_good_weights(self, tiny, tmp_path, monkeypatch):
         config, run = start(tmp_path / "run", tiny)
-        original = loop.step
+        original = loop.update
 
         def step(config, parts, batch, epoch):
             if epoch == 1:
@@ -225,7 +227,7 @@ class TestTrouble:
                     parts.model.head.weight.fill_(float("nan"))
             return original(config, parts, batch, epoch)
 
-        monkeypatch.setattr(loop, "step", step)
+        monkeypatch.setattr(loop, "update", step)
         with pytest.raises(NonFiniteError, match=r"epoch 2, batch 1: .*last good weights are in .*last\.safetensors"):
             fit(config, build_components(config), run)
         model, info = load_checkpoint(run.last)
@@ -238,7 +240,7 @@ class TestTrouble:
         """As on a GPU: the place is the right one, and nothing was written since."""
         config, run = start(tmp_path / "run", tiny)
         monkeypatch.setattr(loop, "sync_interval", lambda device: 3)
-        original, batches = loop.step, []
+        original, batches = loop.update, []
 
         def step(config, parts, batch, epoch):
             batches.append(epoch)
@@ -247,7 +249,7 @@ class TestTrouble:
                     parts.model.head.weight.fill_(float("nan"))
             return original(config, parts, batch, epoch)
 
-        monkeypatch.setattr(loop, "step", step)
+        monkeypatch.setattr(loop, "update", step)
         with pytest.raises(NonFiniteError, match=rf"epoch 2, batch {bad + 1}: .*last good weights are in .*last\.saf"):
             fit(config, build_components(config), run)
         model, info = load_checkpoint(run.last)
@@ -288,23 +290,23 @@ class TestTrouble:
     def test_first_signal_asks_second_interrupts(self):
         before = signal.getsignal(signal.SIGINT)
         with StopRequest() as stop:
-            assert not stop.asked
+            assert not stop.requested
             os.kill(os.getpid(), signal.SIGINT)
-            assert stop.asked
+            assert stop.requested
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is before
 
     def test_ctrl_c_saves(self, tiny, finished, tmp_path, monkeypatch):
         config, run = start(tmp_path / "run", tiny)
-        original = loop.step
+        original = loop.update
 
         def step(config, parts, batch, epoch):
             if epoch == 1:
                 os.kill(os.getpid(), signal.SIGINT)
             return original(config, parts, batch, epoch)
 
-        monkeypatch.setattr(loop, "step", step)
+        monkeypatch.setattr(loop, "update", step)
         with pytest.raises(Interrupted, match="stopped after batch 1 of epoch 2"):
             fit(config, build_components(config), run)
         monkeypatch.undo()
