@@ -15,12 +15,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pyengm import MSGD
+from pyengm import MSGD, train_step
 from pyengm.data import CropFlip
 from pyengm.methods import METHODS, DatasetSpec
 from pyengm.models import build, memory_format_of, to_fast_memory_format
 from pyengm.ops import Key
-from pyengm.training.steps.train_step import train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -2,9 +2,9 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from unittest import mock
@@ -18,7 +18,7 @@ from pyengm.training.config import TrainConfig
 from pyengm.training.loop import fit, report_step
 from pyengm.training.metric_sums import measure
 from pyengm.training.run_folder import RunFolder
-from pyengm.training.steps.train_step import StepStats
+from pyengm.training.steps import Step, StepStats
 from tools.paired_steps import EPS, SGD, STEP_SIZE, STEPS, Setting
 from tools.timed_training import timed_epochs
 
@@ -82,45 +82,61 @@ class EpochProfile:
     epoch_end: float
 
 
+@dataclass
+class DoubledStep:
+    """A training step that is followed by the same step of a second model on a batch that is ready.
+
+    Args:
+        step: The step of the loop.
+        twin: The step of the second model.
+        ready: The batches of the second model.
+        alone: Receives the seconds of the second step.
+        in_loop: Receives the seconds of the first step.
+    """
+
+    step: Step
+    twin: Step
+    ready: list[Batch]
+    alone: list[float] = field(default_factory=list)
+    in_loop: list[float] = field(default_factory=list)
+    batches_per_update = 1
+
+    def __call__(self, batches: Sequence[Batch], keys: Sequence[Key]) -> StepStats:
+        start = time.perf_counter()
+        stats = self.step(batches, keys)
+        middle = time.perf_counter()
+        batch = self.ready[len(self.alone)]
+        self.twin([batch], [Key(keys[0].seed, 0, batch.index)])
+        self.in_loop.append(middle - start)
+        self.alone.append(time.perf_counter() - middle)
+        return stats
+
+
 class ProfiledEpoch:
-    """Each call trains an epoch; every step is followed by the same step of a second model on a batch that is ready.
+    """Each call trains an epoch with doubled steps.
 
     Args:
         runner: Trains the epochs.
     """
 
     def __init__(self, runner: EpochRunner):
+        twin = runner.build_components()
         self.runner, self.components = runner, runner.components
-        self.twin = runner.build_components()
-        self.ready = [*self.twin.batches.epoch(0)]
-        self._step = self.components.train_step
-        self.components.train_step = self._both
-        self._alone: list[float] = []
-        self._in_loop: list[float] = []
+        self.step = DoubledStep(self.components.step, twin.step, [*twin.batches.epoch(0)])
+        self.components.step = self.step
 
     def __call__(self) -> EpochProfile:
-        self._alone, self._in_loop = [], []
+        self.step.alone, self.step.in_loop = [], []
         with self._timed_parts() as spent:
             start = time.perf_counter()
             self.runner()
             whole = time.perf_counter() - start
+        alone, in_loop = self.step.alone, self.step.in_loop
         batches = self.runner.batch_seconds[-1]
-        outside = batches - sum(self._alone) - sum(self._in_loop)
-        n = len(self._alone)
-        overhead = {name: seconds / n for name, seconds in spent.items()}
-        overhead["the rest of the loop"] = outside / n - sum(overhead.values())
-        return EpochProfile(self._alone, self._in_loop, overhead, whole - batches)
-
-    def _both(self, *arguments: Any, **options: Any) -> StepStats:
-        start = time.perf_counter()
-        stats = self._step(*arguments, **options)
-        middle = time.perf_counter()
-        batch, twin = self.ready[len(self._alone)], self.twin
-        key = Key(self.runner.config.run.seed, 0, batch.index)
-        twin.train_step(twin.method, twin.network, twin.optimizer, batch.x, batch.y, key, batch.transform)
-        self._in_loop.append(middle - start)
-        self._alone.append(time.perf_counter() - middle)
-        return stats
+        outside = batches - sum(alone) - sum(in_loop)
+        overhead = {name: seconds / len(alone) for name, seconds in spent.items()}
+        overhead["the rest of the loop"] = outside / len(alone) - sum(overhead.values())
+        return EpochProfile(alone, in_loop, overhead, whole - batches)
 
     @contextmanager
     def _timed_parts(self) -> Iterator[dict[str, float]]:

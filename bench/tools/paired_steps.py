@@ -18,16 +18,16 @@ from typing import TypedDict
 import pytest
 import torch
 from baselines import author_baselines
-from tools import memory
 from torch import nn
 
+from pyengm import train_step
 from pyengm.data import ImageDataset, Loader
 from pyengm.methods import ATAS, ATTA, MART, PGDATAWP, TRADES, TRADESAWP, DatasetSpec, Method
 from pyengm.models import build, memory_format_of, to_fast_memory_format
 from pyengm.ops import Key
 from pyengm.optim import OPTIMIZERS
 from pyengm.training.precision import in_precision
-from pyengm.training.steps.train_step import train_step
+from tools import memory
 
 EPS, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 10
 IMAGE_SIZE, EPOCH = 32, 12  # pixels; the epoch of all steps, after every warm-up
