@@ -125,7 +125,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
     path = config.getoption("--tables")
     if path is not None:
-        # The path of the folder says nothing on another machine; DIR says that the option was given.
+        # DIR stands for the path of the folder, which differs between machines.
         baselines = str(config.getoption("--baseline-dir") or "DIR")
         command = shlex.join(["pytest", *config.invocation_params.args]).replace(baselines, "DIR")
         tables = [f"{title}\n" + "\n".join(_format_table(rows)) for title, rows in _tables.items()]
