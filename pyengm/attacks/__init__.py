@@ -4,8 +4,7 @@ from pyengm.attacks.autoattack import AutoAttack, Verdicts
 from pyengm.attacks.deepfool import DeepFool
 from pyengm.attacks.fosc import FOSCPGD, fosc_of
 from pyengm.attacks.model_state import BN_MODES, attack_mode
-from pyengm.attacks.pgd import CW, FGSM, PGD
-from pyengm.attacks.runner import EagerRunner, Runner
+from pyengm.attacks.pgd import CW, FGSM, PGD, EagerRunner, Runner
 from pyengm.attacks.threat_model import NORMS, ThreatModel
 from pyengm.attacks.transfer import Transfer
 

@@ -1,7 +1,9 @@
 """Projected gradient descent (Madry et al. 2018) in L-infinity and L2, and FGSM and C&W as its special cases."""
 
 import math
+from collections.abc import Callable, Hashable
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +12,55 @@ from pyengm.attacks.input_grad import input_grad
 from pyengm.attacks.losses import log_softmax, loss_named
 from pyengm.attacks.memory_format import empty_dense
 from pyengm.attacks.model_state import BN_MODES, attack_mode
-from pyengm.attacks.runner import EagerRunner, Runner
 from pyengm.attacks.threat_model import ThreatModel
 from pyengm.attacks.validation import check_batch, check_extras, check_finite
 from pyengm.errors import ConfigError
 from pyengm.ops import Key
+
+
+class Runner(Protocol):
+    """Runs the passes of an attack. `EagerRunner` runs them as they are; a trainer has faster ones."""
+
+    def module_for(self, model: nn.Module) -> nn.Module:
+        """The module that the attack calls in place of the model, such as the same model compiled.
+
+        Args:
+            model: The model that the attack was given. Its state (see `attack_mode`) is set on what is returned.
+
+        Returns:
+            A module with the outputs and the parameters of the model.
+        """
+        ...
+
+    def __call__(
+        self, function: Callable[..., tuple[Tensor, ...]], settings: Hashable, x_adv: Tensor, *others: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Returns function(x_adv, *others), which changes x_adv in place.
+
+        Args:
+            function: All steps of an attack. It draws no random numbers and does not make the host wait for a GPU.
+            settings: Everything that the function depends on, except the contents of the tensors and of the parameters.
+            x_adv: (n, ...) the iterates.
+            others: Tensors of n rows each, which stay as they are.
+        """
+        ...
+
+
+class EagerRunner:
+    """Runs every pass as it is."""
+
+    def module_for(self, model: nn.Module) -> nn.Module:
+        """Returns the model itself."""
+        return model
+
+    def __call__(
+        self, function: Callable[..., tuple[Tensor, ...]], settings: Hashable, x_adv: Tensor, *others: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Calls the function; arguments as for `Runner`."""
+        return function(x_adv, *others)
+
+
+EAGER = EagerRunner()
 
 
 class PGD:
@@ -47,7 +93,7 @@ class PGD:
         Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks".
     """
 
-    runner: Runner = EagerRunner()
+    runner: Runner = EAGER
     keyed = True  # takes key=, which selects the random numbers
 
     def __init__(
@@ -133,7 +179,9 @@ class PGD:
             if key is not None and self.restarts > 1:
                 return self._best_of(model, out, x, y, target, key)
             self._initialize(out, x, start, key)
-            finite, last = self._run(model, out, x, y, target)
+            runner = EAGER if self.early_stop else self.runner  # its batches shrink as the outputs of the model decide
+            settings = id(model), self.threat, self.step_size, self.steps, self.loss, self.bn
+            finite, last = runner(partial(self._ascend, model), settings, out, x, y, target)
             if gradient is not None:
                 gradient.copy_(last)
         check_finite(finite)
@@ -144,13 +192,6 @@ class PGD:
         if key is None:
             return x_adv.copy_(x if start is None else start)
         return self.threat.project_(torch.add(x, self.threat.uniform(x, key, draw=draw), out=x_adv), x)
-
-    def _run(self, model: nn.Module, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        if self.early_stop:  # the size of its batches depends on the outputs of the model
-            return self._ascend(model, *tensors)
-        settings = id(model), self.threat, self.step_size, self.steps, self.loss, self.bn
-        finite, grad = self.runner(partial(self._ascend, model), settings, *tensors)
-        return finite, grad
 
     def _ascend(self, model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Moves x_adv in place; returns a scalar that is finite if all was well, and the gradient of the last step."""

@@ -14,9 +14,10 @@ from pyengm.methods import METHODS
 from pyengm.reproduce.flops import epoch_flops
 from pyengm.training import TrainConfig
 from pyengm.training.config import PER_CALL
+from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.option_parsing import BY_NAME, defaults_for, parse_options
 from pyengm.training.option_types import parse_number
-from pyengm.training.recipes import BOUNDS, recipe_for
+from pyengm.training.recipes import recipe_for
 from pyengm.training.schedule import scale_milestones
 
 SCALES = ("smoke", "short", "full")
@@ -26,19 +27,17 @@ SHORT_FLOPS = 1.5e16  # of the training of a row: 150 seconds at 100 teraflops
 SMOKE_DATA = "digits"
 LARGEST_FRACTION = 32  # of 255, in words
 
-# What the recipe of the digits decides in a smoke run; of the options of methods also those that it sets, KNOBS apart.
-# eps, step and BOUNDS keep their size in units of the usual radius. Every other option of a row stays.
+# Options that a smoke run takes from the recipe of the digits, with those options of the method that the recipe sets,
+# KEPT_OPTIONS apart. eps, step_size and the method's other options in pixel units keep their size in units of the usual
+# radius. Every other option of a row stays.
 OF_THE_RECIPE = (
     *("data", "data_dir", "download", "image_size", "train_indices", "augment", "model", "width", "norm_layer"),
     *("mean", "std"),
     *("lr", "weight_decay", "batch_size", "epochs", "schedule", "milestones", "pct_start", "autoattack_examples"),
     *("precision", "cuda_graphs", "compile", "cpu_threads", "method_options"),
 )
-KNOBS = (*BOUNDS, "weight")
-# Counted in epochs: options of runs, milestones apart, those of methods, and of all the ones that may come down to 0.
-IN_EPOCHS = ("warmup_epochs", "swa_start", "patience")
-METHOD_IN_EPOCHS = ("warmup", "reset", "fgsm_epochs", "decay_epochs", "patience", "sampling_epochs")
-MAY_BE_ZERO = ("warmup", "fgsm_epochs", "swa_start", "from_epoch")
+KEPT_OPTIONS = ("weight",)
+IN_EPOCHS = {"warmup_epochs": 1, "swa_start": 0, "patience": 1}  # options that count epochs, with their least values
 
 
 def full(options: Mapping[str, Any], where: str) -> TrainConfig:
@@ -84,9 +83,9 @@ def smoke(options: Mapping[str, Any], paper: TrainConfig) -> TrainConfig:
     set_by_recipe = [word.partition("=")[0] for word in recipe["method_options"]]
     words = []
     for name, equals, value in (word.partition("=") for word in changes.pop("method_options")):
-        if name in BOUNDS:
+        if name in METHODS[paper.method.name].info.pixel_options:
             words.append(f"{name}={larger * parse_number(value):g}")
-        elif name != "resolution" and (name in KNOBS or name not in set_by_recipe):
+        elif name != "resolution" and (name in KEPT_OPTIONS or name not in set_by_recipe):
             words.append(name + equals + value)
     kept |= changes | {"method_options": tuple(words)}
     return TrainConfig.from_flat(data=SMOKE_DATA, epochs=epochs, **kept).resolve()
@@ -98,39 +97,41 @@ def shorter(paper: TrainConfig, epochs: int) -> dict[str, Any]:
     changes: dict[str, Any] = {
         "milestones": scale_milestones(paper.schedule.milestones, share),
         "method_options": _shorter_method(paper, share, epochs),
-        "optimizer_options": _shorter_optimizer(paper.optimizer.options, share, epochs),
+        "optimizer_options": _shorter_optimizer(paper, share, epochs),
     }
-    for name in IN_EPOCHS:
+    for name, least in IN_EPOCHS.items():
         if paper.get(name):
-            changes[name] = _shorter(name, paper.get(name), share)
+            changes[name] = _shorter(paper.get(name), share, least)
     return changes
 
 
 def _shorter_method(paper: TrainConfig, share: float, epochs: int) -> tuple[str, ...]:
     """The method's options, where those that are counted in epochs are given even if the row leaves the default."""
     words = {word.partition("=")[0]: word for word in paper.method.options}
-    for name, value in method_options(paper).items():
-        if name in METHOD_IN_EPOCHS and value is not None and share != 1:
-            value = _shorter(name, value, share)
-            words[name] = f"{name}={min(value, epochs - 1) if name == 'sampling' else value:g}"
+    options = method_options(paper)
+    for name, least in METHODS[paper.method.name].info.epoch_options.items():
+        if options[name] is not None and share != 1:
+            value = _shorter(options[name], share, least)
+            words[name] = f"{name}={min(value, epochs - 1) if name == 'sampling_epochs' else value:g}"
     return tuple(words.values())
 
 
-def _shorter_optimizer(words: Sequence[str], share: float, epochs: int) -> tuple[str, ...]:
+def _shorter_optimizer(paper: TrainConfig, share: float, epochs: int) -> tuple[str, ...]:
     """The optimiser's options; the span of epochs that they name keeps at least one."""
-    options = dict(word.split("=", 1) for word in words if word.lower() != "until_epoch=none")
-    first = min(_shorter("from_epoch", int(options.get("from_epoch", 0)), share), epochs - 1)
+    options = dict(word.split("=", 1) for word in paper.optimizer.options if word.lower() != "until_epoch=none")
+    for name, least in ALL_OPTIMIZERS[paper.optimizer.name].info.epoch_options.items():
+        if name in options:
+            options[name] = str(_shorter(int(options[name]), share, least))
+    first = min(int(options.get("from_epoch", 0)), epochs - 1)
     if "from_epoch" in options:
         options["from_epoch"] = str(first)
     if "until_epoch" in options:
-        options["until_epoch"] = str(max(_shorter("until_epoch", int(options["until_epoch"]), share), first + 1))
+        options["until_epoch"] = str(max(int(options["until_epoch"]), first + 1))
     return tuple(f"{name}={value}" for name, value in options.items())
 
 
-def _shorter(name: str, value: float, share: float) -> float:
-    if isinstance(value, float):
-        return share * value
-    return max(0 if name in MAY_BE_ZERO else 1, round(share * value))
+def _shorter(value: float, share: float, least: int) -> float:
+    return share * value if isinstance(value, float) else max(least, round(share * value))
 
 
 def method_options(config: TrainConfig) -> dict[str, Any]:
@@ -144,28 +145,28 @@ def differences(paper: TrainConfig, ours: TrainConfig, images: tuple[int, int] |
     """A line for every option that is not the paper's. images: how many training images, of how many."""
     apart = (*PER_CALL, "seed", "data_dir", "download", "device", "cpu_threads", "train_indices")
     apart += ("method_options", "eval_both_threats")
+    in_pixels = ("eps", "step_size", *METHODS[paper.method.name].info.pixel_options)
     lines = []
     if images is not None and images[0] < images[1]:
         lines.append(f"{images[0]:,} of {images[1]:,} training images")
     for name in (name for name in paper.options if name not in apart):
         old, new = paper.get(name), ours.get(name)
         if old != new and not (name == "milestones" and ours.schedule.name != "piecewise"):
-            lines.append(f"{name} {_words(name, new)} in place of {_words(name, old)}")
+            lines.append(f"{name} {_words(name, new, in_pixels)} in place of {_words(name, old, in_pixels)}")
     old_options, new_options = method_options(paper), method_options(ours)
     for name, new in new_options.items():
         if old_options[name] != new:
-            lines.append(
-                f"{paper.method.name}'s {name} {_words(name, new)} in place of {_words(name, old_options[name])}"
-            )
+            old = _words(name, old_options[name], in_pixels)
+            lines.append(f"{paper.method.name}'s {name} {_words(name, new, in_pixels)} in place of {old}")
     return lines
 
 
-def _words(name: str, value: Any) -> str:
+def _words(name: str, value: Any, in_pixels: Sequence[str]) -> str:
     if value is None:
         return {"autoattack_examples": "all", "mean": "none", "std": "none"}.get(name, "the default")
     if isinstance(value, tuple):
         return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) or "none"
-    steps = 255 * value if isinstance(value, float) and name in ("eps", "step_size", *BOUNDS) else None
+    steps = 255 * value if isinstance(value, float) and name in in_pixels else None
     if steps is not None and abs(steps - round(steps)) < 1e-9 and steps <= LARGEST_FRACTION:
         return f"{round(steps)}/255"
     return f"{value:g}" if isinstance(value, float) else str(value)

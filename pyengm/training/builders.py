@@ -1,7 +1,8 @@
-"""From options to the parts of a run."""
+"""Builds the components of a run from its options."""
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,19 +10,20 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyengm.attacks import PGD
 from pyengm.data import DATASETS, ImageDataset, Loader, load, margin_for, split_validation
 from pyengm.errors import ConfigError
-from pyengm.methods import METHODS, DatasetSpec, Method
+from pyengm.methods import AWP, METHODS, DatasetSpec, Method
 from pyengm.models import build, memory_format_of, to_fast_memory_format
 from pyengm.optim import CLOSURE_OPTIMIZERS, PerExampleSGD, hyperparameters_of
 from pyengm.training.averaging import Averaging, build_averaging
-from pyengm.training.config import PGD_METHODS, TrainConfig
+from pyengm.training.config import TrainConfig
 from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.launcher import local_device
 from pyengm.training.loggers import logger_factory
 from pyengm.training.option_parsing import parse_options, takes
 from pyengm.training.precision import in_precision, scaler_for
-from pyengm.training.recipes import LARGE, LARGE_RECIPES
+from pyengm.training.recipes import LARGE
 from pyengm.training.schedule import build_schedule
 from pyengm.training.steps import Step, build_runner, build_step
 from pyengm.utils.distributed import rank, world_size
@@ -29,11 +31,22 @@ from pyengm.utils.distributed import rank, world_size
 
 @dataclass
 class TrainComponents:
-    """What the loop works with.
+    """The components of a run, which the training loop works with.
 
-    held_out: images that choose the best checkpoint, or None. network: the model as training steps run it, in mixed
-    precision say; its parameters are the model's. scaler: of the losses in fp16, else None. step: updates the
-    weights. averaging: holds the model that is evaluated and saved.
+    Attributes:
+        device: The device of this process.
+        batches: The training images, in batches on the device.
+        held_out: The images that select the best checkpoint, None without selection.
+        test: The test images.
+        model: The model that is trained.
+        model_options: The arguments of `pyengm.models.build` that made it.
+        network: The model as training steps run it, in mixed precision for instance. It shares the parameters.
+        method: Computes the per-example losses of a batch.
+        optimizer: Has all parameters of the model.
+        schedule: The learning rate, stepped after every batch.
+        scaler: Scales the losses in fp16, None in other precisions.
+        step: Updates the weights from the batches of one update.
+        averaging: Has the model that is evaluated and saved.
     """
 
     device: torch.device
@@ -52,22 +65,82 @@ class TrainComponents:
 
 
 def build_components(config: TrainConfig) -> TrainComponents:
-    """Builds every part of a resolved configuration. Raises ConfigError or DataError before anything is written."""
+    """Builds the components of a run. Nothing is written.
+
+    Args:
+        config: Resolved options.
+
+    Raises:
+        ConfigError: For options that do not fit together, the data or the machine.
+        DataError: For data that cannot be read.
+    """
     device = local_device(pick_device(config.machine.device))
     for name in config.run.loggers:
         logger_factory(name)
+    train, held_out, test, side = load_images(config)
+    options = model_options(config, train, side)
+    torch.manual_seed(config.run.seed)
+    model = build_model(config, options, device)
+    torch.manual_seed(config.run.seed + rank())  # dropout, for instance, differs between processes
+    network = in_precision(model, config.machine.precision)
+    method = build_method(config)
+    set_attack_runner(config, method, network, device)
+    optimizer = build_optimizer(config, model, method)
+    batches = build_loader(config, train, side, model, device)
+    schedule = build_schedule(
+        optimizer,
+        config.schedule.name,
+        milestones=config.schedule.milestones,
+        pct_start=config.schedule.pct_start,
+        epochs=config.schedule.epochs,
+        steps_per_epoch=len(batches),
+        decay=config.schedule.lr_decay,
+        warmup_epochs=config.schedule.warmup_epochs,
+    )
+    prepare_method(config, method, optimizer, batches)
+    scaler = scaler_for(config.machine.precision, device)
+    capture_size = local_batch_size(config) if config.machine.cuda_graphs else None
+    return TrainComponents(
+        device=device,
+        batches=batches,
+        held_out=held_out,
+        test=test,
+        model=model,
+        model_options=options,
+        network=network,
+        method=method,
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=scaler,
+        step=build_step(method, model, optimizer, network=network, scaler=scaler, capture_size=capture_size),
+        averaging=build_averaging(
+            config.weights.average, model, decay=config.weights.ema_decay, start=config.weights.swa_start
+        ),
+    )
+
+
+def load_images(config: TrainConfig) -> tuple[ImageDataset, ImageDataset | None, ImageDataset, int]:
+    """Loads the training, held-out and test images, and determines the height and width that the model takes.
+
+    Training images are larger than that where crops are cut from them. Raises ConfigError and DataError.
+    """
     train, test = load_split(config, "train"), load_split(config, "test")
-    held_out = {"val": None, "none": None, "test": test}[config.evaluation.select_on]
+    held_out = test if config.evaluation.select_on == "test" else None
     if config.evaluation.select_on == "val":
         train, held_out = split_validation(train)
     check_recipe(config, train)
     height, width = train.shape[1:]
     if height != width:
         raise ConfigError(f"the models take square images, {train.name} has {height}x{width}; give --image-size")
-    side = config.data.image_size or height  # training images are larger than that where crops are cut from them
-    if config.evaluation.select_on == "val":
+    side = config.data.image_size or height
+    if config.evaluation.select_on == "val" and held_out is not None:
         held_out = held_out.center_crop(side)
-    model_options = {
+    return train, held_out, test, side
+
+
+def model_options(config: TrainConfig, train: ImageDataset, side: int) -> dict[str, Any]:
+    """The arguments of `pyengm.models.build`."""
+    return {
         "name": config.model.name,
         "num_classes": train.num_classes,
         "in_channels": train.channels,
@@ -77,15 +150,17 @@ def build_components(config: TrainConfig) -> TrainComponents:
         "mean": config.model.mean,
         "std": config.model.std,
     }
-    torch.manual_seed(config.run.seed)
-    half = config.machine.precision != "float32"
-    model = to_fast_memory_format(with_shared_statistics(config, build(**model_options).to(device)), device, half=half)
-    torch.manual_seed(config.run.seed + rank())  # dropout, say, is to differ between processes
-    network = in_precision(model, config.machine.precision)
-    method = build_method(config)
-    speed_up(config, method, network, device)
-    optimizer = build_optimizer(config, model, method)
-    batches = Loader(
+
+
+def build_model(config: TrainConfig, options: dict[str, Any], device: torch.device) -> nn.Module:
+    """The model on the device, in the memory format that is fast there. Raises ConfigError."""
+    model = with_shared_statistics(config, build(**options).to(device))
+    return to_fast_memory_format(model, device, half=config.machine.precision != "float32")
+
+
+def build_loader(config: TrainConfig, train: ImageDataset, side: int, model: nn.Module, device: torch.device) -> Loader:
+    """The loader of the training images of this process."""
+    return Loader(
         train,
         config.schedule.batch_size,
         device=device,
@@ -97,17 +172,11 @@ def build_components(config: TrainConfig) -> TrainComponents:
         rank=rank(),
         world_size=world_size(),
     )
-    schedule = build_schedule(
-        optimizer,
-        config.schedule.name,
-        milestones=config.schedule.milestones,
-        pct_start=config.schedule.pct_start,
-        epochs=config.schedule.epochs,
-        steps_per_epoch=len(batches),
-        decay=config.schedule.lr_decay,
-        warmup_epochs=config.schedule.warmup_epochs,
-    )
-    method.needs_input_grad |= optimizer.needs_inputs
+
+
+def prepare_method(config: TrainConfig, method: Method, optimizer: PerExampleSGD, batches: Loader) -> None:
+    """Gives the method the training images and the needs of the optimiser; warns of phases that fill the run."""
+    method.needs_input_grad |= optimizer.info.needs_inputs
     method.prepare(
         DatasetSpec(
             batches.local_index(0),
@@ -115,82 +184,70 @@ def build_components(config: TrainConfig) -> TrainComponents:
             padding=batches.padding,
             batches=len(batches),
             seed=config.run.seed,
-            device=device,
+            device=batches.device,
         )
     )
-    scaler = scaler_for(config.machine.precision, device)
-    capture_size = part_size(config) if config.machine.cuda_graphs else None
-    step = build_step(method, model, optimizer, network=network, scaler=scaler, capture_size=capture_size)
     for name in ("warmup", "fgsm_epochs"):
         if getattr(method, name, 0) >= config.schedule.epochs:
             warnings.warn(
                 f"{name} is {getattr(method, name)} of {config.schedule.epochs} epochs: {config.method.name} will not "
                 f"get beyond it; give --method-options {name}=...",
-                stacklevel=2,
+                stacklevel=3,
             )
-    return TrainComponents(
-        device,
-        batches,
-        held_out,
-        test,
-        model,
-        model_options,
-        network,
-        method,
-        optimizer,
-        schedule,
-        scaler,
-        step,
-        build_averaging(config.weights.average, model, decay=config.weights.ema_decay, start=config.weights.swa_start),
-    )
 
 
 def with_shared_statistics(config: TrainConfig, model: nn.Module) -> nn.Module:
-    """The model with batch norm over all processes, where the options ask for it.
+    """The model, with batch norm over all processes if the options enable it.
 
     Raises ConfigError on a CPU, and for optimisers whose per-example norms would miss the examples of other processes.
     """
     if not config.machine.sync_bn or world_size() == 1:
         return model
     if next(model.parameters()).device.type != "cuda":
-        raise ConfigError("sync_bn needs GPUs: torch has batch norm over several processes on these alone")
+        raise ConfigError("sync_bn needs GPUs: torch supports batch norm over several processes only there")
     if "norms" in ALL_OPTIMIZERS[config.optimizer.name].stateful_attributes:
         raise ConfigError(
-            f"sync_bn couples the examples of all processes, and the gradient norms of {config.optimizer.name} reach "
-            "only those of one: leave it out, use --norm-layer gn, or another optimizer (msgd, mgnc, sngm, nengm)"
+            f"under sync_bn the examples of all processes are not independent, and the gradient norms of "
+            f"{config.optimizer.name} cover only those of one process: leave it out, use --norm-layer gn, or another "
+            "optimizer (msgd, mgnc, sngm, nengm)"
         )
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
-def part_size(config: TrainConfig) -> int:
-    """Images of a batch that this process has."""
-    least, more = divmod(config.schedule.batch_size, world_size())
-    return least + (rank() < more)
+def local_batch_size(config: TrainConfig) -> int:
+    """The number of images of a full batch that this process has."""
+    least, remainder = divmod(config.schedule.batch_size, world_size())
+    return least + (rank() < remainder)
 
 
-def speed_up(config: TrainConfig, method: Method, network: nn.Module, device: torch.device) -> None:
-    """Compiles the network for the method's attack, and has the attack captured in a CUDA graph, as the options say.
+def set_attack_runner(config: TrainConfig, method: Method, network: nn.Module, device: torch.device) -> None:
+    """Gives the attack of the method the runner that the options name: compiled, or captured in a CUDA graph.
 
-    Raises ConfigError for options that would change nothing.
+    Raises ConfigError for options that would have no effect.
     """
-    served = config.method.name in PGD_METHODS and not getattr(method, "adaptive", False)
+    attack = pgd_of(method)
     for name in ("compile", "cuda_graphs"):
-        if getattr(config.machine, name) and not served:
+        if getattr(config.machine, name) and attack is None:
+            pgd_methods = ", ".join(name for name, kind in METHODS.items() if kind.info.is_pgd)
             raise ConfigError(
-                f"{name} is for attacks that are PGD alone, as of {', '.join(PGD_METHODS)}; "
-                f"{config.method.name} has none"
+                f"{name} is for attacks that are PGD alone, as of {pgd_methods}; {config.method.name} has none"
             )
     if config.machine.cuda_graphs and device.type != "cuda":
         raise ConfigError(f"cuda_graphs needs a CUDA device; the training is to run on {device}")
-    if config.machine.compile or config.machine.cuda_graphs:
-        capture_size = part_size(config) if config.machine.cuda_graphs else None
-        attack = getattr(method, "base", method).attack
+    if attack is not None and (config.machine.compile or config.machine.cuda_graphs):
+        capture_size = local_batch_size(config) if config.machine.cuda_graphs else None
         attack.runner = build_runner(network, compile_model=config.machine.compile, capture_size=capture_size)
 
 
+def pgd_of(method: Method) -> PGD | None:
+    """The attack of a method whose whole attack is one call of PGD, None for other methods."""
+    attack = getattr(method.base if isinstance(method, AWP) else method, "attack", None)
+    return attack if method.info.is_pgd and isinstance(attack, PGD) else None
+
+
 def check_recipe(config: TrainConfig, data: ImageDataset) -> None:
-    """Raises ConfigError for large images whose size no option tells, where a method has a recipe for them."""
-    if config.method.name in LARGE_RECIPES and config.data.image_size is None and data.image_size >= LARGE:
+    """Raises ConfigError for large images whose size is not among the options, where a method has a recipe for them."""
+    if METHODS[config.method.name].info.large_recipe and config.data.image_size is None and data.image_size >= LARGE:
         raise ConfigError(
             f"the images of {data.name} have {data.image_size} pixels, and {config.method.name} has a recipe for large "
             f"ones: give --image-size {data.image_size}, from which it is known"
@@ -198,18 +255,27 @@ def check_recipe(config: TrainConfig, data: ImageDataset) -> None:
 
 
 def load_split(config: TrainConfig, split: str) -> ImageDataset:
-    """The training or test split that the options name. Training images for resized crops are larger than these."""
-    options = {"root": config.data.data_dir, "download": config.data.download, "image_size": config.data.image_size}
+    """Loads the images that the options name.
+
+    Args:
+        config: Resolved options.
+        split: "train" or "test". Training images for resized crops are larger than test images.
+
+    Raises:
+        ConfigError: For an unreadable file of indices.
+        DataError: For data that cannot be read.
+    """
+    data = config.data
+    options: dict[str, Any] = {"root": data.data_dir, "download": data.download, "image_size": data.image_size}
     if split == "train":
-        options["indices"] = read_positions(config) if config.data.train_indices else None
-        if config.data.augment == "resized" and config.data.image_size is not None and config.data.name not in DATASETS:
-            options["margin"] = margin_for(config.data.image_size)
-    return load(config.data.name, split, **options)
+        options["indices"] = None if data.train_indices is None else read_indices(data.train_indices)
+        if data.augment == "resized" and data.image_size is not None and data.name not in DATASETS:
+            options["margin"] = margin_for(data.image_size)
+    return load(data.name, split, **options)
 
 
-def read_positions(config: TrainConfig) -> np.ndarray:
-    """The positions in config.indices. Raises ConfigError for a file that holds no whole numbers."""
-    path = config.data.train_indices
+def read_indices(path: Path) -> np.ndarray:
+    """The integers in a .npy file or a text file. Raises ConfigError where the file cannot be read as such."""
     try:
         return np.load(path) if path.suffix == ".npy" else np.loadtxt(path, dtype=np.int64, ndmin=1)
     except (OSError, ValueError) as error:
@@ -217,7 +283,14 @@ def read_positions(config: TrainConfig) -> np.ndarray:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name. Raises ConfigError where this machine has none such."""
+    """Finds the device of a name.
+
+    Args:
+        name: "auto" for a GPU if there is one and the CPU otherwise, or a name of torch such as "cuda:1".
+
+    Raises:
+        ConfigError: Where this machine has no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -229,7 +302,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def build_method(config: TrainConfig) -> Method:
-    """The method with its options. Raises ConfigError for a pair of method and optimiser that cannot work."""
+    """The method with its options. Raises ConfigError for options, and an optimiser, that do not fit the method."""
     kind = METHODS[config.method.name]
     given = {"eps": config.attack.eps, "norm": config.attack.threat, "epochs": config.schedule.epochs}
     given |= {"step_size": config.attack.step_size, "steps": config.attack.steps, "bn": config.attack.bn}
@@ -241,7 +314,7 @@ def build_method(config: TrainConfig) -> Method:
             f"patience counts epochs that are no better than the best, and {config.method.name} begins anew at epoch "
             f"{method.restart_epoch}: leave patience out"
         )
-    if config.optimizer.name in CLOSURE_OPTIMIZERS and (not method.single_pass or method.modifies_grads):
+    if config.optimizer.name in CLOSURE_OPTIMIZERS and (not method.single_pass or method.info.modifies_grads):
         raise ConfigError(
             f"method {config.method.name} has its own way of updating the weights, and optimizer "
             f"{config.optimizer.name} takes several batches per update: choose another of the two"
@@ -274,15 +347,15 @@ def build_optimizer(config: TrainConfig, model: nn.Module, method: Method) -> Pe
 
 
 def grad_norms(config: TrainConfig, model: nn.Module, method: Method) -> str:
-    """How gradient norms are found. Losses that hold a gradient leave one way under batch norm: a pass per example.
+    """How gradient norms are computed. Losses that contain a gradient need a pass per example under batch norm.
 
-    Warns where "auto" becomes "exact" for that reason, and raises ConfigError for estimates that cannot be right.
+    Warns where "auto" becomes "exact" for that reason, and raises ConfigError for estimates, which would be wrong.
     """
-    if not method.double_backward or not any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if not method.info.double_backward or not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return config.optimizer.norms
     reason = (
-        f"the losses of {config.method.name} hold a gradient, and under batch norm {config.optimizer.name} then takes "
-        "one backward pass per example (--norm-layer gn, or --optimizer msgd, mgnc or sngm, are fast)"
+        f"the losses of {config.method.name} contain a gradient, and under batch norm {config.optimizer.name} then "
+        "takes one backward pass per example (--norm-layer gn, or --optimizer msgd, mgnc or sngm, are fast)"
     )
     if config.optimizer.norms not in ("auto", "exact"):
         raise ConfigError(f"norms is {config.optimizer.norms!r}; {reason}: use exact or auto")

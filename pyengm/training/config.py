@@ -30,8 +30,6 @@ from pyengm.training.recipes import recipe_for
 from pyengm.training.schedule import scale_milestones
 from pyengm.utils.did_you_mean import did_you_mean
 
-# Their whole attack is one call of PGD, which can be compiled, captured in a CUDA graph, and scaled for float16.
-PGD_METHODS = ("pgd_at", "trades", "mart", "pgd_at_awp", "trades_awp", "mart_awp", "fgsm_rs")
 # Options, by flat name, that may change when a run is resumed.
 MAY_CHANGE = ("device", "data_dir", "download", "attacks", "autoattack_examples", "loggers", "keep_checkpoints")
 PER_CALL = ("seeds", "out", "resume", "config", "nproc")  # options of one call, which config.yaml does not hold
@@ -223,7 +221,7 @@ class TrainConfig:
 
     def _check_precision(self, recipe: Mapping[str, Any]) -> None:
         method, optimizer = self.method.name, self.optimizer.name or recipe["optimizer"]
-        scalable = method in ("natural", *PGD_METHODS) and optimizer not in CLOSURE_OPTIMIZERS
+        scalable = (method == "natural" or METHODS[method].info.is_pgd) and optimizer not in CLOSURE_OPTIMIZERS
         if self.machine.precision == "fp16" and not scalable:
             raise ConfigError(
                 f"precision fp16 scales the losses, which {method} with {optimizer} does not allow for; use bf16"

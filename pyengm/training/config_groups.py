@@ -1,5 +1,7 @@
 """The groups of options of a training run."""
 
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -8,7 +10,7 @@ from pyengm.attacks import BN_MODES, NORMS, ThreatModel
 from pyengm.data import AUGMENTATIONS
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
-from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS
+from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, PerExampleSGD
 from pyengm.pergrad import NORMS as GRAD_NORMS
 from pyengm.training.averaging import AVERAGES
 from pyengm.training.loggers import check_logger_name
@@ -28,7 +30,7 @@ from pyengm.training.option_types import (
 from pyengm.training.precision import PRECISIONS
 from pyengm.training.schedule import SCHEDULES
 
-ALL_OPTIMIZERS = OPTIMIZERS | CLOSURE_OPTIMIZERS
+ALL_OPTIMIZERS: Mapping[str, type[PerExampleSGD]] = ChainMap(OPTIMIZERS, CLOSURE_OPTIMIZERS)
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ def sync_interval(device: torch.device) -> int:
 
 def start_epoch(components: TrainComponents, epoch: int) -> None:
     """Prepares the method, the optimiser and the average of weights for the batches of an epoch."""
-    for store in components.method.stores().values():
-        store.follow(components.batches.local_index(epoch))
+    for buffer in components.method.buffers().values():
+        buffer.exchange(components.batches.local_index(epoch))
     components.method.start_epoch(components.network, epoch)
     components.optimizer.start_epoch(epoch)
     if epoch == components.method.restart_epoch:
@@ -226,7 +226,7 @@ def finish_method_epoch(
 ) -> None:
     """Passes the metrics of the epoch to the method; those of the trained weights where it uses held-out metrics."""
     model, method, held_out = components.model, components.method, components.held_out
-    if method.uses_val_metrics and held_out is not None and evaluated is not model:
+    if method.info.uses_val_metrics and held_out is not None and evaluated is not model:
         row = row | held_out_metrics(config, components, held_out, model)
     if method.finish_epoch(model, row):
         components.averaging.restart()

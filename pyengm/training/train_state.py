@@ -72,8 +72,8 @@ def save_state(config: TrainConfig, components: TrainComponents, run: RunFolder,
         "sums": read_sums(state.sums),
         "generator": torch.get_rng_state(),
         "cuda_generator": torch.cuda.get_rng_state(components.device) if components.device.type == "cuda" else None,
-        "method": components.method.extra_state() if components.method.rank_local_state else None,
-        "stores": {name: store.state_dict() for name, store in components.method.stores().items()},
+        "method": components.method.extra_state() if components.method.info.rank_local_state else None,
+        "buffers": {name: buffer.state_dict() for name, buffer in components.method.buffers().items()},
     }
     run.checkpoints(config.run.keep_checkpoints).save(state.epoch, state.batch, shared, part)
 
@@ -114,8 +114,8 @@ def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) ->
     state = TrainState(**shared["state"] | {"sums": _restored_sums(sums, components.device)})
     components.method.load_extra_state(part.get("method") or shared["method"])
     local_index = components.batches.local_index(min(state.epoch, config.schedule.epochs - 1))
-    for name, store in components.method.stores().items():
-        store.load([part["stores"][name] for part in saved.parts], local_index)
+    for name, buffer in components.method.buffers().items():
+        buffer.redistribute([part["buffers"][name] for part in saved.parts], local_index)
     if same_world:
         _restore_generators(part, components.device)
     return state

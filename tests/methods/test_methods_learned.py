@@ -443,7 +443,9 @@ def test_sdi_is_its_formula(norm, number, as_published, bn):
     for _ in range(number):
         method.perturb(network(), x, y, key)  # the batches before
     generator, adam = twin_generator(method)
-    adam.load_state_dict(copy.deepcopy(method.adam.state_dict()) | {"param_groups": adam.state_dict()["param_groups"]})
+    adam.load_state_dict(
+        copy.deepcopy(method.extra_state()["adam"]) | {"param_groups": adam.state_dict()["param_groups"]}
+    )
     outcome = method(model, x, y, key)
 
     twin.train(bn == "train")
@@ -576,7 +578,7 @@ all_methods = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys
 def test_methods_train(make, kind):
     model, method = network(dtype=torch.float32), make()
     optimizer, start = kind(model.parameters(), 0.05), weights(model)
-    method.needs_input_grad = kind.needs_inputs
+    method.needs_input_grad = kind.info.needs_inputs
     method.prepare(EXAMPLES)
     for epoch in range(6):
         method.start_epoch(model, epoch)
@@ -584,7 +586,7 @@ def test_methods_train(make, kind):
             x, y, key = batch(number=number, epoch=epoch, dtype=torch.float32)
             ((outcome, _),) = train_step(method, model, optimizer, x, y, key)
             assert outcome.losses.shape == (6,)
-            assert outcome.x_adv.requires_grad == kind.needs_inputs
+            assert outcome.x_adv.requires_grad == kind.info.needs_inputs
         method.finish_epoch(model, {})
     assert method.single_pass
     assert all(module.training for module in model.modules())
@@ -681,7 +683,7 @@ def test_cost(name, costs):
         (lambda: NuAT(0.1, -1.0, epochs=3), "step"),
         (lambda: NuAT(0.1, steps=0, epochs=3), "steps"),
         (lambda: NuAT(0.1, epochs=0), "epochs"),
-        (lambda: NuAT(0.1, epochs=3, max_lambda=-1.0), "slope"),
+        (lambda: NuAT(0.1, epochs=3, max_lambda=-1.0), "max_lambda"),
         (lambda: NuAT(0.1, epochs=3, divisor=0), "divisor is 0"),
         (lambda: NuAT(0.1, epochs=3, bn="off"), "known modes"),
         (lambda: NuAT(0.1, epochs=3, norm="l1"), "known norms"),

@@ -343,7 +343,7 @@ def test_awp_hands_everything_on_to_its_base():
     calls = []
 
     class Base(PGDAT):
-        def prepare(self, examples):
+        def prepare(self, dataset):
             calls.append("prepare")
 
         def start_epoch(self, model, epoch):
@@ -387,13 +387,13 @@ def test_awp_hands_everything_on_to_its_base():
 def test_methods_train(make, kind):
     model, (x, y, key) = network(dtype=torch.float32), batch(8, dtype=torch.float32)
     method = make(0.1, 0.03, 2)
-    method.needs_input_grad = kind.needs_inputs
+    method.needs_input_grad = kind.info.needs_inputs
     method.start_epoch(model, 10)
     optimizer, start = kind(model.parameters(), 0.05), weights(model)
     for _ in range(2):
         ((outcome, _),) = train_step(method, model, optimizer, x, y, key)
         assert outcome.losses.shape == (8,)
-        assert outcome.x_adv.requires_grad == kind.needs_inputs
+        assert outcome.x_adv.requires_grad == kind.info.needs_inputs
     assert all(module.training for module in model.modules())
     assert all(p.requires_grad and p.isfinite().all() for p in model.parameters())
     assert not any(p.detach().equal(start[name]) for name, p in model.named_parameters())

@@ -240,7 +240,7 @@ def test_without_held_out_images_strength_grows_with_training_accuracy():
         method.finish_epoch(model, {"train_robust": accuracy})
         strengths.append(method.k)
     assert strengths == [0, 0, 1, 2, 2, 3, 3]  # at most `steps`
-    assert method.best is None
+    assert not method.best_weights
 
 
 def marked(model, value):
@@ -307,11 +307,11 @@ def test_curriculum_goes_on_from_a_saved_state():
     assert expected[0] == (1, 2)  # the saved weights matter
     x, y, key = batch()
     assert method(network(), x, y, key).losses.equal(restored(network(), x, y, key).losses)
-    best = restored.best["head.bias"].clone()
+    best = restored.best_weights["head.bias"].clone()
     marked(twin, 77)
-    assert restored.best["head.bias"].equal(best)  # a copy
+    assert restored.best_weights["head.bias"].equal(best)  # a copy
     restored.load_state_dict(made().state_dict())
-    assert (restored.k, restored.best) == (0, None)
+    assert (restored.k, restored.best_weights) == (0, {})
     method.k = 3
     with pytest.raises(CheckpointError, match="k = 3"):
         Curriculum(0.1, steps=2).load_state_dict(method.state_dict())

@@ -261,7 +261,7 @@ def test_yopo_is_its_formula(norm, outer, inner):
 def test_yopo_has_the_gradient_of_the_losses_whatever_the_optimizer(norm, optimizer):
     model, method = network("gn"), YOPO(EPS[norm], outer=2, inner=2, norm=norm)
     opt = plain_sgd(model, optimizer, **({"alpha": 0.05} if optimizer in (ENGM, NENGM, AENGM) else {}))
-    method.needs_input_grad = opt.needs_inputs
+    method.needs_input_grad = opt.info.needs_inputs
     for seed in (1, 1, 2):  # the first call looks at the structure of the graph by passes of its own
         x, y, key = batch(seed=seed)
         expected = slow_yopo(copy.deepcopy(model), x, y, key, norm, EPS[norm] / 4, 2, 2)
@@ -435,7 +435,7 @@ def test_outcomes_have_what_the_optimizers_need():
     for method in (FreeAT(0.1, replays=1), YOPO(0.1, outer=1)):
         assert not method.single_pass
         for optimizer in (NENGM, ENGM):
-            method.needs_input_grad, model = optimizer.needs_inputs, network("gn")
+            method.needs_input_grad, model = optimizer.info.needs_inputs, network("gn")
             for outcome, _ in train_step(method, model, plain_sgd(model, optimizer), *batch()):
                 assert isinstance(outcome, StepOutput)
-                assert outcome.x_adv.requires_grad == (optimizer.needs_inputs or isinstance(method, FreeAT))
+                assert outcome.x_adv.requires_grad == (optimizer.info.needs_inputs or isinstance(method, FreeAT))

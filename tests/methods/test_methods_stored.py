@@ -297,7 +297,7 @@ def test_images_stay_within_the_threat_model(kind, norm, factor, monkeypatch):
 
 def run(method, model, optimizer, steps, start=0):
     """Steps `start` to `steps` of a training run, three to an epoch."""
-    method.needs_input_grad = optimizer.needs_inputs
+    method.needs_input_grad = optimizer.info.needs_inputs
     for k in range(start, steps):
         epoch, position = divmod(k, 3)
         if position == 0:
@@ -336,7 +336,7 @@ def test_atas_does_not_depend_on_how_the_data_are_cut(resolution):
             method.start_epoch(model, epoch)
             for _, x, y, key, transform in batches(epoch, size):
                 method(model, x, y, key, transform)
-        kept.append((method.store.values, method.v.values))
+        kept.append((method.delta.values, method.v.values))
     for values, v in kept[1:]:
         torch.testing.assert_close(values, kept[0][0], rtol=0, atol=1e-12)
         torch.testing.assert_close(v, kept[0][1], rtol=1e-9, atol=0)
@@ -359,12 +359,12 @@ def test_a_coarse_atas_starts_where_it_ended():
     method, model = made(ATAS, resolution=6), network("gn")
     x, y = data()
     key = Key(SEED, 1, INDEX)
-    random = method.store.values.clone()
+    random = method.delta.values.clone()
     x_adv = method(model, x, y, key).x_adv
-    start = method.store.read(method.store.rows(INDEX), None, x)
+    start = method.delta.read(method.delta.rows(INDEX), None, x)
     random = F.interpolate(random, (12, 12), mode="bilinear")[..., 2:-2, 2:-2]
     assert F.cosine_similarity((start - random).flatten(), (x_adv - x - random).flatten(), 0) > 0.4
-    assert method.store.values.abs().max() <= EPS["linf"]
+    assert method.delta.values.abs().max() <= EPS["linf"]
 
 
 @pytest.mark.parametrize("as_published", [False, True])
@@ -397,7 +397,7 @@ def test_a_coarse_pgi_keeps_both_memories_small_and_starts_within_the_ball(norm)
             assert length.min() > 0
             assert length.max() <= EPS[norm] * (1 + 2**-10)  # rounded to float16
     handle.remove()
-    for store in method.stores().values():
+    for store in method.buffers().values():
         assert store.values.shape == (N, 1, 5, 5)
         assert store.values.dtype == torch.float16
         assert store.values.abs().min(dim=0).values.max() > 0

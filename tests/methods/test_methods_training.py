@@ -105,7 +105,7 @@ def test_learns(method, tmp_path, monkeypatch):
 
 def test_state_of_a_method_is_in_the_checkpoint(indices, tmp_path, monkeypatch):
     run = train(options_for("atas", "msgd", train_indices=indices, out=tmp_path / "run"), monkeypatch, False)
-    state = run.checkpoints(2).load("cpu").parts[0]["stores"]
+    state = run.checkpoints(2).load("cpu").parts[0]["buffers"]
     config = TrainConfig.load(run.config).resolve()
     method = build_components(config).method
     assert method.state_dict().keys() == state.keys()

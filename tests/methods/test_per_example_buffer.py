@@ -33,18 +33,18 @@ def test_values_belong_to_the_image():
     store = PerExampleBuffer(examples())
     assert store.values.shape == (5, 2, 10, 12)
     assert not store.values.any()
-    store.fill(4, uniform)
+    store.initialize(4, uniform)
     batch = torch.tensor([3, 40, 1000])
     kept = store.values[store.rows(batch)]
     assert kept.equal(uniform(kept, Key(9, 4, batch)))
-    store.fill(5, uniform)
+    store.initialize(5, uniform)
     assert not store.values[store.rows(batch)].equal(kept)
 
 
 def test_filling_in_parts_is_filling_at_once():
     index = torch.arange(2 * CHUNK + 3)
     store = PerExampleBuffer(examples(index, (1, 2, 2), 0), dtype=torch.float16)
-    store.fill(0, uniform)
+    store.initialize(0, uniform)
     assert store.values.dtype == torch.float16
     assert store.values.equal(uniform(store.values.float(), Key(9, 0, index)).half())
 
@@ -52,7 +52,7 @@ def test_filling_in_parts_is_filling_at_once():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_reads_and_writes_go_through_the_window(dtype):
     store = PerExampleBuffer(examples(), dtype=dtype)
-    store.fill(0, uniform)
+    store.initialize(0, uniform)
     expected = store.values.clone()
     for epoch in range(6):
         batch = INDEX[torch.randperm(5, generator=torch.Generator().manual_seed(epoch))[:3]]
@@ -123,7 +123,7 @@ def test_a_coarse_store_gives_back_about_what_was_written(dtype):
 
 def test_a_coarse_store_changes_only_under_the_window():
     store = PerExampleBuffer(examples(shape=(1, 64, 64), padding=8), resolution=20)
-    store.fill(0, uniform)
+    store.initialize(0, uniform)
     before, rows = store.values.clone(), store.rows(INDEX)
     corner = torch.full((5,), 16)
     transform = CropFlip(corner, corner, torch.tensor([True, False] * 2 + [True]), 8)
@@ -146,7 +146,7 @@ def test_values_stay_within_the_bound():
 
 def test_state_survives_a_file():
     store, other = PerExampleBuffer(examples()), PerExampleBuffer(examples())
-    store.fill(3, uniform)
+    store.initialize(3, uniform)
     buffer = io.BytesIO()
     torch.save(store.state_dict(), buffer)
     buffer.seek(0)
@@ -154,7 +154,7 @@ def test_state_survives_a_file():
     other.load_state_dict(torch.load(buffer, weights_only=True))
     assert other.values.equal(store.values)
     assert other.values.data_ptr() == memory
-    with pytest.raises(CheckpointError, match=r"\(2, 10, 12\) numbers per image, the saved one \(2, 6, 8\)"):
+    with pytest.raises(CheckpointError, match=r"\(2, 10, 12\) per image, the saved one \(2, 6, 8\)"):
         store.load_state_dict(PerExampleBuffer(examples(padding=0)).state_dict())
 
 

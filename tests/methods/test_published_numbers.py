@@ -159,7 +159,7 @@ def test_atas(expected, c):
     method = methods.ATAS(EPS, epochs=30, c=4 * c, dtype=torch.float64)
     for numbers in stored_steps(method, expected, fill=0):
         close((method.v.values.flatten() / 16).tolist(), numbers["v"])
-        close(fingerprint(method.store.values), numbers["store"])
+        close(fingerprint(method.delta.values), numbers["delta"])
 
 
 @pytest.mark.parametrize(("expected", "loss"), [(ATTA, "ce"), (ATTA_TRADES, "trades")])
@@ -168,7 +168,7 @@ def test_atta(expected, loss):
     method = methods.ATTA(EPS, STEP, STEPS, loss=loss, dtype=torch.float64, as_published=True)
     canvas = F.pad(batch(4, 32)[0], (4, 4, 4, 4), value=0.5)
     for numbers in stored_steps(method, expected, fill=0.5, divisor=4 if loss == "ce" else 1):
-        close(fingerprint(canvas + method.store.values), numbers["store"])
+        close(fingerprint(canvas + method.delta.values), numbers["delta"])
 
 
 def test_entropy_sgd():

@@ -351,7 +351,7 @@ class TestSteps:
             x_adv = attack(model, x, y, key=Key(0, t, torch.arange(20)))
             return F.cross_entropy(model(x_adv), y, reduction="none")
 
-        optimizer = EntropySGD(model.parameters(), lr=0.5, inner_steps=10)
+        optimizer = EntropySGD(model.parameters(), lr=0.1, inner_steps=10)
         first, *_, last = (optimizer.step(closure).item() for _ in range(25))
         assert last < 0.7 * first
 
@@ -474,8 +474,8 @@ class TestBadUse:
             kind(network().parameters(), **options)
 
     @pytest.mark.parametrize("options", [{"from_epoch": 1}, {"until_epoch": 1}])
-    def test_epochs_that_nobody_tells(self, options):
+    def test_epochs_that_are_not_given(self, options):
         model = network()
         optimizer = EntropySGD(model.parameters(), **options)
-        with pytest.raises(RuntimeError, match=r"does not know the epoch: call start_epoch\(epoch\)"):
+        with pytest.raises(RuntimeError, match=r"needs the epoch: call start_epoch\(epoch\)"):
             optimizer.step(closure_of(model))

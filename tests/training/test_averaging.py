@@ -1,10 +1,10 @@
 """Averages of the weights: by their formulas, with every kind of step, evaluated and saved, bitwise after a stop."""
 
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import always_stop, start, train
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -15,7 +15,6 @@ from pyengm.methods import Curriculum
 from pyengm.models import build, load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit, loop
 from pyengm.training.averaging import EMA, SWA, build_averaging
-from pyengm.training.signals import StopRequest
 
 # Each with its own way of changing the weights: AWP takes moves back, Sub-AT and Curriculum begin again, FreeAT updates
 # several times, Entropy-SGD once for several batches, and the scaler of fp16 skips updates.
@@ -31,21 +30,8 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig.from_flat(train_indices=path, model="cnn4", width=2, epochs=3, batch_size=30, lr=0.05)
-
-
-def start(path: Path, config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
-    config = config.override(out=path).resolve()
-    return config, RunFolder.create(config)
-
-
-def train(path: Path, config: TrainConfig) -> RunFolder:
-    config, run = start(path, config)
-    fit(config, build_components(config), run)
-    return run
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(attack_steps=None)
 
 
 def state_of(run: RunFolder) -> dict:
@@ -185,7 +171,7 @@ class TestSteps:
         original, gone_back = Curriculum.finish_epoch, []
 
         def finish_epoch(self, model, metrics):
-            self.age, self.k = 5, 0  # of its patience of 1
+            self.epochs_without_improvement, self.k = 5, 0  # of its patience of 1
             scores = {"natural": metrics["epoch"] == 0, "robust": metrics["epoch"] == 0}
             gone_back.append(original(self, model, {**metrics, **scores, "train_robust": 1.0}))
             return gone_back[-1]
@@ -242,9 +228,7 @@ class TestRuns:
         whole = train(tmp_path / "whole", config)
         config, run = start(tmp_path / "stopped", config)
         with monkeypatch.context() as patch:
-            patch.setattr(
-                StopRequest, "requested", property(lambda self: True, lambda self, value: None), raising=False
-            )
+            always_stop(patch)
             for _ in range(3 * (2 if way == "entropy_sgd" else 4)):
                 with pytest.raises(Interrupted):
                     fit(config, build_components(config), run)

@@ -50,7 +50,7 @@ def run_with(config, monkeypatch, accuracies):
 
 
 def test_warns_and_goes_on(tiny, monkeypatch, capsys):
-    with pytest.warns(UserWarning, match=r"fell from 60\.0 to 10\.0 %.*--catastrophic_overfitting stop"):
+    with pytest.warns(UserWarning, match=r"fell from 60\.0 to 10\.0 %.*--on-catastrophic-overfitting stop"):
         run = run_with(tiny, monkeypatch, [0.5, 0.6, 0.1, 0.1])
     rows = run.read_metrics()
     assert [row["catastrophic_overfitting"] for row in rows] == [False, False, True, False]

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from helpers.runs import always_stop
 
 from pyengm.errors import ConfigError
 from pyengm.evaluation.accuracy import Verdicts
 from pyengm.models import load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit, loop
-from pyengm.training.signals import StopRequest
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_the_count_outlives_stops_and_the_end_is_the_end(tiny, monkeypatch):
     config = tiny.resolve()
     run = RunFolder.create(config)
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "requested", property(lambda self: True, lambda self, value: None), raising=False)
+        always_stop(patch)
         for _ in range(4 * 2):
             with pytest.raises(Interrupted):
                 fit(config, build_components(config), run)

@@ -1,23 +1,18 @@
 """Entropy-SGD in the training loop: the batches of an epoch in groups, each seen once, and exact after a stop."""
 
 import pytest
+from helpers.runs import always_stop
 from safetensors.torch import load_file
 
 from pyengm.data import Batch
 from pyengm.errors import ConfigError
 from pyengm.training import Interrupted, RunFolder, TrainComponents, TrainConfig, build_components, fit
 from pyengm.training.loop import grouped
-from pyengm.training.signals import StopRequest
 
 
 @pytest.fixture
-def tiny(tmp_path) -> TrainConfig:
-    path = tmp_path / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig.from_flat(
-        train_indices=path,
-        model="cnn4",
-        width=2,
+def tiny(tiny, tmp_path) -> TrainConfig:
+    return tiny.override(
         epochs=2,
         attack_steps=1,
         batch_size=20,
@@ -45,8 +40,7 @@ def test_goes_on_after_every_group(name, method, epochs, options, tiny, tmp_path
         run = RunFolder.create(config)
         with monkeypatch.context() as patch:
             if stops:
-                asked = property(lambda self: True, lambda self, value: None)
-                patch.setattr(StopRequest, "requested", asked, raising=False)
+                always_stop(patch)
             interruptions = 0
             while interruptions <= groups_of_a_run:
                 try:

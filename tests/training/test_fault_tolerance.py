@@ -369,7 +369,7 @@ class TestFullDisk:
         with room_again():
             fill_disk()
             assert cli.main(["train", *short, "--out", str(run.path)]) == 1
-        assert f"cannot begin the run in {run.path}: cannot write {run.config}: " in error_of(capsys)
+        assert f"cannot start the run in {run.path}: cannot write {run.config}: " in error_of(capsys)
         assert not run.path.exists()
         options = [*short, "--out", str(run.path)]
         for owner, name, file, epochs in (
@@ -450,7 +450,7 @@ class TestFullDisk:
 
 class TestNowhereToWrite:
     @pytest.mark.parametrize(
-        ("command", "message"), [("train", "cannot begin the run in"), ("evaluate", "cannot make the folder")]
+        ("command", "message"), [("train", "cannot start the run in"), ("evaluate", "cannot make the folder")]
     )
     def test_below_a_file(self, short, whole, tmp_path, capsys, command, message):
         (tmp_path / "file").write_text("mine")

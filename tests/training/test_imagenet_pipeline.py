@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.runs import always_stop
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -10,7 +11,6 @@ from pyengm.data import ResizedCrop
 from pyengm.evaluation import accuracy
 from pyengm.models import load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit
-from pyengm.training.signals import StopRequest
 
 TRAIN, TEST = 12, 4  # images of a class
 CLASSES = ("red", "green", "blue")
@@ -62,8 +62,8 @@ def test_every_part_is_for_large_images(config):
     batch = next(parts.batches.epoch(0))
     assert batch.x.shape == (8, 3, 64, 64)
     assert len({(int(h), int(w)) for h, w in zip(batch.transform.height, batch.transform.width, strict=True)}) > 1
-    assert parts.method.store.values.shape == (len(parts.batches.data), 3, 32, 32)
-    assert parts.method.store.values.dtype == torch.float16
+    assert parts.method.delta.values.shape == (len(parts.batches.data), 3, 32, 32)
+    assert parts.method.delta.values.dtype == torch.float16
     centre = (slice(None), slice(None), slice(5, 69), slice(5, 69))
     assert parts.held_out.images.equal(
         build_components(config.resolve()).batches.data.images[parts.held_out.index][centre]
@@ -74,9 +74,9 @@ def test_every_part_is_for_large_images(config):
 def test_trains_and_goes_on_bitwise_after_a_stop_at_any_batch(config, tmp_path, monkeypatch):
     whole_config, whole = run_in(tmp_path / "whole", config)
     parts = build_components(whole_config)
-    first = parts.method.store.values.clone()
+    first = parts.method.delta.values.clone()
     fit(whole_config, parts, whole)
-    kept = parts.method.store.values
+    kept = parts.method.delta.values
     eps = parts.method.threat.eps
     seen, index = torch.zeros(len(kept), 1, 32, 32), parts.batches.data.index
     for epoch in range(3):
@@ -91,7 +91,7 @@ def test_trains_and_goes_on_bitwise_after_a_stop_at_any_batch(config, tmp_path, 
 
     stopped_config, stopped = run_in(tmp_path / "stopped", config)
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "requested", property(lambda self: True, lambda self, value: None), raising=False)
+        always_stop(patch)
         for _ in range(3 * len(parts.batches)):
             with pytest.raises(Interrupted):
                 fit(stopped_config, build_components(stopped_config), stopped)
@@ -100,8 +100,8 @@ def test_trains_and_goes_on_bitwise_after_a_stop_at_any_batch(config, tmp_path, 
     assert weights.keys() == expected.keys()
     for name, value in expected.items():
         assert value.equal(weights[name]), name
-    states = [run.checkpoints(2).load(torch.device("cpu")).parts[0]["stores"] for run in (whole, stopped)]
-    for name in ("store", "v"):
+    states = [run.checkpoints(2).load(torch.device("cpu")).parts[0]["buffers"] for run in (whole, stopped)]
+    for name in ("delta", "v"):
         assert states[0][name]["values"].equal(states[1][name]["values"])
     assert whole.read_metrics() == stopped.read_metrics()
     assert len(whole.read_metrics()) == 3

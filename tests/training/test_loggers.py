@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import resume, train
 from rich.console import Console
 
 from pyengm.cli.train import parse_train
@@ -29,13 +30,8 @@ EPOCH_TIMING = {"images_per_second", "seconds_training", "seconds_evaluation", "
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    """A run of a second: 120 digits, a net of a few hundred weights."""
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig.from_flat(
-        train_indices=path, model="cnn4", width=2, epochs=3, attack_steps=1, batch_size=30, lr=0.05
-    )
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(attack_steps=1)
 
 
 class Recorder(Logger):
@@ -61,19 +57,6 @@ class Recorder(Logger):
 
     def told(self, name):
         return [call[1:] for call in self.calls if call[0] == name]
-
-
-def train(path: Path, config: TrainConfig, *loggers: Logger) -> RunFolder:
-    config = config.override(out=path).resolve()
-    parts = build_components(config)
-    run = RunFolder.create(config)
-    fit(config, parts, run, loggers)
-    return run
-
-
-def resume(run: RunFolder, *loggers: Logger) -> None:
-    config = TrainConfig.load(run.config).resolve()
-    fit(config, build_components(config), run, loggers)
 
 
 def interrupt(monkeypatch, when: int) -> None:

@@ -11,12 +11,8 @@ from pyengm.training import RunFolder, TrainConfig, build_components, fit
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig.from_flat(
-        train_indices=path, model="cnn4", width=2, epochs=2, attack_steps=2, batch_size=30, lr=0.05
-    )
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(epochs=2)
 
 
 def trained(path, config):

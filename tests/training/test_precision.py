@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import always_stop
 from safetensors.torch import load_file
 from torch import nn
 
@@ -17,9 +18,7 @@ from pyengm.optim import CLOSURE_OPTIMIZERS
 from pyengm.pergrad import exact_norms
 from pyengm.pergrad.verify import HALF_TOLERANCE
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit
-from pyengm.training.config import PGD_METHODS
 from pyengm.training.precision import FIRST_SCALE, Autocast, in_precision
-from pyengm.training.signals import StopRequest
 from pyengm.training.steps.train_step import train_step
 
 HALVES = ("bf16", "fp16")
@@ -27,12 +26,8 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig.from_flat(
-        train_indices=path, model="cnn4", width=2, epochs=2, attack_steps=2, batch_size=30, lr=0.05
-    )
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(epochs=2)
 
 
 def train(config: TrainConfig, path: Path, monkeypatch, stops: bool = False) -> RunFolder:
@@ -40,9 +35,7 @@ def train(config: TrainConfig, path: Path, monkeypatch, stops: bool = False) -> 
     run = RunFolder.create(config)
     with monkeypatch.context() as patch:
         if stops:
-            patch.setattr(
-                StopRequest, "requested", property(lambda self: True, lambda self, value: None), raising=False
-            )
+            always_stop(patch)
         for _ in range(20):
             try:
                 fit(config, build_components(config), run)
@@ -203,7 +196,7 @@ class TestScaler:
         assert 5 < skipped < 30  # float16 ends below 2**16
         assert all(p.isfinite().all() for p in parts.model.parameters())
 
-    @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("natural", *PGD_METHODS)])
+    @pytest.mark.parametrize("method", [n for n, kind in METHODS.items() if n != "natural" and not kind.info.is_pgd])
     def test_methods_that_do_not_know_of_it(self, method):
         with pytest.raises(ConfigError, match=f"precision fp16 scales the losses, which {method} with .*use bf16"):
             TrainConfig.from_flat(method=method, precision="fp16")

@@ -44,7 +44,7 @@ def in_double(config: TrainConfig) -> TrainComponents:
     parts.model.double()
     parts.model.register_forward_pre_hook(lambda model, inputs: (inputs[0].double(),))  # evaluation's are float32
     parts.batches.__class__ = Double
-    for store in parts.method.stores().values():
+    for store in parts.method.buffers().values():
         store.values = store.values.double()
     return parts
 
@@ -59,7 +59,7 @@ def weights_after(config: TrainConfig, out: Path) -> dict[str, torch.Tensor]:
     with suppress(Interrupted):
         fit(config.resolve(), parts, RunFolder.open(out))
     kept = {name: t.clone() for name, t in parts.model.state_dict().items()}
-    for name, store in parts.method.stores().items():
+    for name, store in parts.method.buffers().items():
         kept[f"store {name}"] = store.values[store.index.argsort()]
         kept[f"index {name}"] = store.index.sort().values
     return kept

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import always_stop, resume, start, train
 from safetensors.torch import load_file
 
 from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
@@ -18,33 +19,6 @@ from pyengm.training.loggers import JsonLines
 from pyengm.training.signals import StopRequest
 
 BATCHES = 4  # 108 of 120 images train, in batches of 30
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    """A run of a second: 120 digits, a net of a few hundred weights."""
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig.from_flat(
-        train_indices=path, model="cnn4", width=2, epochs=3, attack_steps=2, batch_size=30, lr=0.05
-    )
-
-
-def start(path: Path, config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
-    config = config.override(out=path).resolve()
-    return config, RunFolder.create(config)
-
-
-def train(path: Path, config: TrainConfig) -> RunFolder:
-    config, run = start(path, config)
-    fit(config, build_components(config), run)
-    return run
-
-
-def resume(run: RunFolder) -> RunFolder:
-    config = TrainConfig.load(run.config).resolve()
-    fit(config, build_components(config), run)
-    return run
 
 
 def contents(run: RunFolder) -> dict[Path, bytes]:
@@ -139,9 +113,7 @@ class TestResume:
     def test_after_every_batch(self, tiny, finished, tmp_path, monkeypatch):
         """Stopped at each batch in turn, the run ends as the uninterrupted one."""
         _, run = start(tmp_path / "run", tiny)
-        monkeypatch.setattr(
-            StopRequest, "requested", property(lambda self: True, lambda self, value: None), raising=False
-        )
+        always_stop(monkeypatch)
         for stop in range(3 * BATCHES):
             with pytest.raises(
                 Interrupted, match=f"batch {stop % BATCHES + 1} of epoch {stop // BATCHES + 1};.*--resume"

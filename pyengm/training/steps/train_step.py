@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,33 +44,14 @@ def train_step(
     Raises:
         PyengmError: What the method and the optimiser raise. The parameters are then those of the last update.
     """
-    stats: StepStats = []
-    optimizer.zero_grad()
-    for output in method.passes(model, x, y, key, transform):
-        inputs = output.x_adv if output.x_adv.requires_grad else None
-        try:
-            weights = optimizer.backward(output.losses, inputs=inputs, scaler=scaler)
-            stats.append((output, weights))
-            if output.update:
-                average()
-                method.before_step(model, optimizer)
-                if scaler is None:
-                    optimizer.step()
-                else:
-                    scaler.step(optimizer)
-                    scaler.update()
-        finally:
-            if output.undo is not None:
-                output.undo()
-        if output.update:
-            optimizer.zero_grad()
-            torch.clear_autocast_cache()  # a caller's autocast may hold 16-bit casts of the weights before the update
-    return stats
+    step = EagerStep(method, model, optimizer, lambda images: average(), scaler)
+    index = torch.arange(len(y)) if key is None else key.index
+    return step([Batch(x, y, index, transform, len(y))], [key])
 
 
 @dataclass
 class EagerStep:
-    """`train_step` for the batches of a run.
+    """An attack, per-example losses and weights, and an update; several of them where the method does so.
 
     Args:
         method: As for `train_step`.
@@ -88,9 +68,29 @@ class EagerStep:
     scaler: torch.amp.GradScaler | None = None
     batches_per_update = 1
 
-    def __call__(self, batches: Sequence[Batch], keys: Sequence[Key]) -> StepStats:
+    def __call__(self, batches: Sequence[Batch], keys: Sequence[Key | None]) -> StepStats:
         """One step on one batch; see `Step`."""
         (batch,), (key,) = batches, keys
-        average = partial(self.average, len(batch.y))
-        images = batch.x, batch.y, key, batch.transform
-        return train_step(self.method, self.model, self.optimizer, *images, scaler=self.scaler, average=average)
+        method, model, optimizer, scaler = self.method, self.model, self.optimizer, self.scaler
+        stats: StepStats = []
+        optimizer.zero_grad()
+        for output in method.passes(model, batch.x, batch.y, key, batch.transform):
+            inputs = output.x_adv if output.x_adv.requires_grad else None
+            try:
+                weights = optimizer.backward(output.losses, inputs=inputs, scaler=scaler)
+                stats.append((output, weights))
+                if output.update:
+                    self.average(len(batch.y))
+                    method.before_step(model, optimizer)
+                    if scaler is None:
+                        optimizer.step()
+                    else:
+                        scaler.step(optimizer)
+                        scaler.update()
+            finally:
+                if output.undo is not None:
+                    output.undo()
+            if output.update:
+                optimizer.zero_grad()
+                torch.clear_autocast_cache()  # it may hold 16-bit casts of the weights before the update
+        return stats

@@ -8,11 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyengm.attacks import PGD
 from pyengm.errors import ConfigError, DataError, NonFiniteError
+from pyengm.methods import METHODS
 from pyengm.models import build as build_model
 from pyengm.ops import Key
 from pyengm.training import TrainComponents, TrainConfig, build_components, builders, loop
-from pyengm.training.builders import speed_up
-from pyengm.training.config import PGD_METHODS
+from pyengm.training.builders import set_attack_runner
 from pyengm.training.metric_sums import read_sums
 from pyengm.training.steps import build
 from pyengm.training.steps.captured_function import WARM_UP, CapturedFunction, CudaGraph
@@ -22,14 +22,13 @@ from pyengm.training.steps.train_step import EagerStep
 from pyengm.utils.checks import Checks
 
 EPS = 0.1
+PGD_METHODS = [name for name, kind in METHODS.items() if kind.info.is_pgd]
 PLAIN = ("natural", *PGD_METHODS)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig.from_flat(train_indices=path, model="cnn4", width=2, epochs=1, batch_size=30, lr=0.05)
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(epochs=1, attack_steps=None)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -354,7 +353,7 @@ class TestCudaGraphStep:
             loop.update(config, parts, [batches[0]], 0)
 
     def test_is_chosen_by_the_option(self, tiny, monkeypatch):
-        monkeypatch.setattr(builders, "speed_up", lambda *args: None)  # which refuses it on a CPU
+        monkeypatch.setattr(builders, "set_attack_runner", lambda *args: None)  # which refuses it on a CPU
         monkeypatch.setattr(build, "CapturedFunction", lambda n: CapturedFunction(n, Again))
         for options, expected in (
             ({"cuda_graphs": True, "optimizer": "msgd"}, True),
@@ -394,7 +393,7 @@ class TestOptions:
         ):
             config = tiny.override(**options).resolve()
             parts = build_components(config.override(cuda_graphs=False, device="cpu"))
-            speed_up(config, parts.method, parts.network, torch.device("cuda"))
+            set_attack_runner(config, parts.method, parts.network, torch.device("cuda"))
             assert isinstance(parts.method.attack.runner, CudaGraphRunner) == expected, options
 
     def test_compiled_attack(self, tiny, monkeypatch):
