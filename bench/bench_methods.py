@@ -15,12 +15,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pyengm import MSGD
+from pyengm import MSGD, train_step
 from pyengm.data import CropFlip
 from pyengm.methods import FGSMSDI, METHODS, Curriculum, DatasetSpec, Method
 from pyengm.models import build, memory_format_of, to_fast_memory_format
 from pyengm.ops import Key
-from pyengm.training.steps.train_step import train_step
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WIDTH, N, EPS, EPOCHS = 16, 64, 8 / 255, 30
 
@@ -33,14 +34,6 @@ EPOCH = 12
 def ideal(name: str) -> float:
     """The method's own count of passes, in natural steps."""
     return sum(METHODS[name].info.passes.of()) / 3
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build_method(name: str) -> Method:
@@ -77,19 +70,19 @@ class Trainer:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, id=f"{name}, ideal {ideal(name):.2f}") for name in METHODS if name != "natural"]
 )
-def test_step(price, name):
+def test_step(relative_cost, name):
     natural, trainer = Trainer("natural"), Trainer(name)
     for _ in range(2):
         trainer.step()
-    price(trainer.step, natural.step, rounds=9, ideal=ideal(name))
+    relative_cost(trainer.step, natural.step, rounds=9, ideal=ideal(name))
 
 
 @pytest.mark.parametrize("name", ["yopo, first layer", "fgsm_sdi, generator"])
-def test_left_out(price, name):
+def test_left_out(relative_cost, name):
     natural, trainer = Trainer("natural"), Trainer(name.partition(",")[0])
     trainer.step()
     part = first_layer_of_yopo if "first" in name else generator_of_sdi
-    price(lambda: part(trainer), natural.step, rounds=9)
+    relative_cost(lambda: part(trainer), natural.step, rounds=9)
 
 
 def first_layer_of_yopo(trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""Counter-based numbers against torch's generator: pytest bench/bench_philox.py."""
+"""Counter-based random values against torch's generator: pytest bench/bench_philox.py."""
 
 import pytest
 import torch

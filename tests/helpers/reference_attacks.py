@@ -54,7 +54,7 @@ def gradient_at(model, x, y):
 
 
 def fosc(x_adv, gradient, origin, norm):
-    """One number per example, pixel by pixel."""
+    """FOSC of each example, (n,), summed pixel by pixel."""
     values = []
     for point, g, center in zip(x_adv, gradient, origin, strict=True):
         reach = sum(abs(v) for v in g.flatten().tolist())

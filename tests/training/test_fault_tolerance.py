@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.phase_logger import PHASES, entered, notes_of
+from helpers.phase_logger import PHASES, phases_path, read_phases
 from PIL import Image
 from torch import distributed
 
@@ -44,7 +44,7 @@ from pyengm.training.signals import STATUS
 OPTIONS = ["--method", "atas", "--method-options", "warmup=1", "reset=2", "c=0.05", "--optimizer", "engm"]
 OPTIONS += ["--norm-layer", "bn", "--average", "ema", "--model", "cnn4", "--lr", "0.05", "--seed", "3"]
 OPTIONS += ["--cpu-threads", "1", "--autoattack-examples", "1"]
-LONG = [*OPTIONS, "--width", "4", "--batch-size", "60", "--epochs", "24", "--loggers", "phase_logger:Phases"]
+LONG = [*OPTIONS, "--width", "4", "--batch-size", "60", "--epochs", "24", "--loggers", "phase_logger:PhaseLogger"]
 SHORT = [*OPTIONS, "--width", "2", "--batch-size", "30", "--epochs", "3"]
 
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
@@ -52,7 +52,7 @@ NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="fi
 
 def begin(out: Path, *options: str, **more) -> subprocess.Popen:
     """`pyengm train` on this tree in a process of its own."""
-    notes_of(out).unlink(missing_ok=True)
+    phases_path(out).unlink(missing_ok=True)
     folders = [str(Path(pyengm.__file__).parents[1]), str(Path(__file__).parents[1] / "helpers")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pyengm", "train", *options, "--out", str(out)]
@@ -127,13 +127,13 @@ def kill_and_resume(folder: Path, counts: Mapping[str, int], kill: Kill, *option
     began = time.monotonic()
     said, _ = (process := begin(whole.path, *LONG, *options)).communicate()
     assert process.returncode == 0, said
-    planned = moments(counts, [(began, "start-up"), *entered(whole.path), (time.monotonic(), "")], seed)
+    planned = moments(counts, [(began, "start-up"), *read_phases(whole.path), (time.monotonic(), "")], seed)
     killed: Counter[str] = Counter()
     for number, moment in enumerate(planned):
         goes_on = run.config.exists()
         began, process = time.monotonic(), begin(run.path, *(["--resume"] if goes_on else LONG), *options)
         came = moment.wait(process, run.path, began)
-        family, notes = [process.pid, *below(process.pid)], entered(run.path)
+        family, notes = [process.pid, *below(process.pid)], read_phases(run.path)
         if came:
             kill(process, number)
         said, _ = process.communicate(timeout=120)
@@ -164,7 +164,7 @@ class Moment:
     def wait(self, process: subprocess.Popen, out: Path, began: float) -> bool:
         """Whether that moment came before the process ended."""
         while process.poll() is None:
-            entries = [at for at, phase in [(began, "start-up"), *entered(out)] if phase == self.phase]
+            entries = [at for at, phase in [(began, "start-up"), *read_phases(out)] if phase == self.phase]
             if len(entries) >= self.turn and time.monotonic() >= entries[self.turn - 1] + self.after:
                 return True
             time.sleep(0.001)
