@@ -20,14 +20,16 @@ import pybind11
 from ninja.ninja_syntax import Writer
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError, OptionError
 
 ROOT = Path(__file__).parent.resolve()
 LINUX = sys.platform.startswith("linux")
+CPU_MODULE, CUDA_MODULE = NATIVE_MODULES = ("pyengm._C", "pyengm._cuda")
 
 
 def find_nvcc() -> str | None:
-    """Path of nvcc, or None where the CUDA module is not to be built. Never asks for a GPU."""
+    """Path of nvcc, or None where the CUDA module is not to be built. No GPU is needed."""
     wish = os.environ.get("PYENGM_CUDA", "auto").lower()
     if wish not in {"auto", "0", "1"}:
         raise OptionError(f"PYENGM_CUDA is {wish!r}; expected auto, 0 or 1")
@@ -39,16 +41,19 @@ def find_nvcc() -> str | None:
     nvcc = next(filter(None, candidates), None)
     if nvcc is None and wish == "1":
         raise OptionError(
-            "PYENGM_CUDA=1 asks for the CUDA module, but nvcc was not found in CUDA_HOME, on PATH or in "
+            "PYENGM_CUDA=1 requires the CUDA module, but nvcc was not found in CUDA_HOME, on PATH or in "
             "/usr/local/cuda/bin. Install the CUDA toolkit or set CUDA_HOME to it; PYENGM_CUDA=0 builds without CUDA."
         )
     return nvcc
 
 
 def find_ninja() -> str:
-    """Path of the ninja program. Under build isolation ninja.BIN_DIR may name the environment outside, whose
-    bin/ninja may be a script that starts the imported package's ninja, which is again itself, without end."""
-    own = [file.locate() for file in metadata.files("ninja") or () if file.name in ("ninja", "ninja.exe")]
+    """Path of the ninja program.
+
+    Under build isolation ninja.BIN_DIR may name the environment outside, whose bin/ninja may be a script that starts
+    the imported package's ninja, which is that script again, without end.
+    """
+    own = [Path(file.locate()) for file in metadata.files("ninja") or () if file.name in ("ninja", "ninja.exe")]
     for path in [*own, Path(ninja.BIN_DIR, "ninja"), shutil.which("ninja")]:
         if path and Path(path).is_file() and not Path(path).read_bytes().startswith(b"#!"):
             return str(path)
@@ -69,6 +74,15 @@ def cuda_arch_flags(archs: str) -> list[str]:
     return flags
 
 
+class FreshBuild(build_py):
+    """Copies the package into an empty folder: modules of an earlier build there would end up in the wheel."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib, "pyengm"), ignore_errors=True)
+        super().run()
+
+
 class NinjaBuild(build_ext):
     """Compiles every extension with one ninja file: in parallel, and only what changed since the last build."""
 
@@ -81,7 +95,7 @@ class NinjaBuild(build_ext):
         headers.unlink(missing_ok=True)
         headers.symlink_to(pybind11.get_include(), target_is_directory=True)
         with open(work / "build.ninja", "w") as file:
-            self.write_rules(Writer(file), headers)
+            self.write_rules(Writer(file), headers)  # pyright: ignore[reportArgumentType]  # annotated as a str there
         command = [find_ninja(), "-C", str(work)]
         if jobs := os.environ.get("MAX_JOBS"):
             command += ["-j", jobs]
@@ -91,71 +105,74 @@ class NinjaBuild(build_ext):
             )
         self.copy_into_checkout()
 
-    def write_rules(self, rules: Writer, headers: Path) -> None:
+    def write_rules(self, writer: Writer, headers: Path) -> None:
         env = os.environ.get
         cxx = shlex.split(env("CXX") or sysconfig.get_config_var("CXX") or "c++")
         # -isystem keeps the headers of Python and pybind11 out of the dependency files: versions are in the paths.
         include = [f"-I{ROOT / 'csrc'}", "-isystem", sysconfig.get_path("include"), "-isystem", str(headers)]
         # Without contraction a*b+c rounds twice everywhere, so that every backend gives the same bits.
         flags = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
-        # Nobody reads the flags of floating-point exceptions, which would keep loops with choices from SIMD.
+        # The flags of floating-point exceptions are not read, and would keep loops with conditions from SIMD.
         flags.append("-fno-trapping-math")
         flags += [*(["-fopenmp"] if LINUX else []), *include, *shlex.split(env("CXXFLAGS", ""))]
         shared = ["-shared", "-fopenmp"] if LINUX else ["-bundle", "-undefined", "dynamic_lookup"]
         link = [*shared, *shlex.split(env("LDFLAGS", ""))]
-        rules.variable("cxx", shlex.join(cxx))
-        rules.variable("cxxflags", shlex.join(flags))
-        rules.variable("ldflags", shlex.join(link))
-        rules.rule("cxx", "$cxx -MMD -MF $out.d $cxxflags -c $in -o $out", depfile="$out.d", deps="gcc")
-        rules.rule("link", "$cxx $in $ldflags -o $out")
+        writer.variable("cxx", shlex.join(cxx))
+        writer.variable("cxxflags", shlex.join(flags))
+        writer.variable("ldflags", shlex.join(link))
+        writer.rule("cxx", "$cxx -MMD -MF $out.d $cxxflags -c $in -o $out", depfile="$out.d", deps="gcc")
+        writer.rule("link", "$cxx $in $ldflags -o $out")
         if nvcc := find_nvcc():
-            host = ["-ccbin", cxx[0]] if env("CXX") else []
-            cuda = [
-                "-O3",
-                "-std=c++17",
-                "-fmad=false",
-                "-Xcompiler",
-                "-fPIC,-fvisibility=hidden",
-                *host,
-                *include[:1],
-            ]
-            cuda += cuda_arch_flags(env("PYENGM_CUDA_ARCHS", "80,90+PTX"))
-            rules.variable("nvcc", shlex.quote(nvcc))
-            rules.variable("cudaflags", shlex.join(cuda))
-            rules.rule("nvcc", "$nvcc -MMD -MF $out.d $cudaflags -c $in -o $out", depfile="$out.d", deps="gcc")
-            rules.rule("nvlink", f"$nvcc {shlex.join(host)} -shared -cudart static $in -o $out")
+            self.write_cuda_rules(writer, nvcc, host=["-ccbin", cxx[0]] if env("CXX") else [], include=include[:1])
         for extension in self.extensions:
-            objects = []
-            for source in extension.sources:
-                # Matrix products want fused multiply-adds, and no other backend repeats their bits.
-                fused = {"cxxflags": "$cxxflags -ffp-contract=fast"} if "/conv_" in source else None
-                rule = "nvcc" if source.endswith(".cu") else "cxx"
-                objects += rules.build(f"{source}.o", rule, str(ROOT / source), variables=fused)
-            output = Path(self.get_ext_fullpath(extension.name)).resolve()
-            rules.build(str(output), "nvlink" if extension.name.endswith("_cuda") else "link", objects)
+            self.write_extension(writer, extension)
+
+    def write_cuda_rules(self, writer: Writer, nvcc: str, host: list[str], include: list[str]) -> None:
+        flags = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden", *host, *include]
+        flags += cuda_arch_flags(os.environ.get("PYENGM_CUDA_ARCHS", "80,90+PTX"))
+        writer.variable("nvcc", shlex.quote(nvcc))
+        writer.variable("cudaflags", shlex.join(flags))
+        writer.rule("nvcc", "$nvcc -MMD -MF $out.d $cudaflags -c $in -o $out", depfile="$out.d", deps="gcc")
+        writer.rule("nvlink", f"$nvcc {shlex.join(host)} -shared -cudart static $in -o $out")
+
+    def write_extension(self, writer: Writer, extension: Extension) -> None:
+        objects = [f"{source}.o" for source in extension.sources]
+        for source, compiled in zip(extension.sources, objects, strict=True):
+            # Matrix products want fused multiply-adds, and no other backend repeats their bits.
+            fused = {"cxxflags": "$cxxflags -ffp-contract=fast"} if "/conv_" in source else None
+            rule = "nvcc" if source.endswith(".cu") else "cxx"
+            writer.build([compiled], rule, [str(ROOT / source)], variables=fused)
+        link = "nvlink" if extension.name == CUDA_MODULE else "link"
+        writer.build([str(self.built(extension))], link, objects)
+
+    def built(self, extension: Extension) -> Path:
+        return Path(self.get_ext_fullpath(extension.name)).resolve()
 
     def copy_into_checkout(self) -> None:
-        """Puts the native modules beside the sources too: Python started in a clone imports the package found there."""
-        for extension in self.extensions:
-            built = Path(self.get_ext_fullpath(extension.name)).resolve()
-            beside = ROOT / self.get_ext_filename(extension.name)
-            if built != beside:
-                part = beside.with_suffix(".tmp")  # a running process keeps the file that it has mapped
-                shutil.copyfile(built, part)
-                part.replace(beside)
+        """Copies the native modules beside the sources too: Python started in a clone imports the package there."""
+        beside = {ROOT / self.get_ext_filename(extension.name): self.built(extension) for extension in self.extensions}
+        for path, built in beside.items():
+            if path != built:
+                unfinished = path.with_suffix(".tmp")  # a running process keeps the file that it has mapped
+                shutil.copyfile(built, unfinished)
+                unfinished.replace(path)
+        for name in NATIVE_MODULES:  # one that an earlier build left for this Python, and this build does not have
+            path = ROOT / self.get_ext_filename(name)
+            if path not in beside:
+                path.unlink(missing_ok=True)
 
 
 def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
-extensions = [Extension("pyengm._C", sources("csrc/cpu/*.cpp"))]
+extensions = [Extension(CPU_MODULE, sources("csrc/cpu/*.cpp"))]
 if find_nvcc():
-    extensions.append(Extension("pyengm._cuda", sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")))
+    extensions.append(Extension(CUDA_MODULE, sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")))
 
 setup(
     packages=find_packages(include=["pyengm", "pyengm.*"]),
     package_data={"pyengm": ["py.typed", "paper_tables/*.yaml", "examples/*.sbatch"]},
     ext_modules=extensions,
-    cmdclass={"build_ext": NinjaBuild},
+    cmdclass={"build_ext": NinjaBuild, "build_py": FreshBuild},
 )

@@ -1,8 +1,8 @@
-"""A whole PGD-10 training step with ENGM under batch norm, in units of the same step with MSGD.
+"""A PGD-10 training step with ENGM under batch norm, in units of the same step with MSGD.
 
     pytest -s bench/bench_batch_norm.py
 
-The price of a fit of the norms is measured apart, and added in its share: one fit every `Estimator.interval` steps.
+The cost of a fit of the norms is measured separately and added as a share: one fit in `Estimator.interval` steps.
 """
 
 import time
@@ -23,7 +23,7 @@ ROUNDS = 7
 
 
 def _settled(kind: str) -> Estimator:
-    """One whose next fit is a whole interval away."""
+    """An estimator whose next fit is a whole interval away."""
     estimator = Estimator(kind)
     estimator.gap = estimator.interval
     return estimator
@@ -31,10 +31,10 @@ def _settled(kind: str) -> Estimator:
 
 @pytest.mark.parametrize("model_name", ["resnet18", "preact_resnet18"])
 @pytest.mark.parametrize("kind", ["frozen", "corrected"])
-def test_adversarial_step(price, benchmark, kind, model_name):
+def test_adversarial_step(relative_cost, benchmark, kind, model_name):
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = build(model_name, norm="bn", width=WIDTH).train()
+    model = build(model_name, norm_layer="bn", width=WIDTH).train()
     x, y = torch.rand(N, 3, 32, 32), torch.arange(N) % 10
     attack = PGD(eps=8 / 255, step_size=2 / 255, steps=10)
     msgd = MSGD(model.parameters(), lr=1e-4)
@@ -53,15 +53,18 @@ def test_adversarial_step(price, benchmark, kind, model_name):
         return run
 
     for _ in range(2):
-        step(engm)()  # finds the plan, and fits
+        step(engm)()  # computes the plan, and fits
     engm.norms.gap = 10**6
-    price(step(engm), step(msgd), ROUNDS, kind=kind, model=model_name)
+    relative_cost(step(engm), step(msgd), ROUNDS, kind=kind, model=model_name)
     if benchmark.disabled:
         return
 
-    params = list(model.parameters())
-    of = losses()
-    fits = [(_seconds(Estimator(kind), of, params), _seconds(_settled(kind), of, params)) for _ in range(3)]
+    params: list[torch.Tensor] = list(model.parameters())
+    per_example = losses()
+    fits = [
+        (_seconds(Estimator(kind), per_example, params), _seconds(_settled(kind), per_example, params))
+        for _ in range(3)
+    ]
     share = median(a - b for a, b in fits) / Estimator(kind).interval / benchmark.extra_info["unit"]
     benchmark.extra_info["fits"] = share
     benchmark.extra_info["ratio with fits"] = benchmark.extra_info["ratio"] + share
@@ -70,6 +73,7 @@ def test_adversarial_step(price, benchmark, kind, model_name):
 
 def _seconds(estimator: Estimator, losses: torch.Tensor, params: list[torch.Tensor]) -> float:
     found = estimator.start(losses, params)
+    assert found is not None
     if estimator.gap > 1:  # a plan's groups and a fit, as after the first call
         estimator._leaves = [group.leaves for group in found.plan.groups]
         estimator._exact = estimator._estimated = torch.ones(len(estimator._leaves), dtype=torch.float64)

@@ -38,7 +38,7 @@ def loop_over_examples(x: Tensor, g: Tensor, weight: Tensor, window: list[list[i
 
 
 def torch_gram(x: Tensor, g: Tensor, window: list[list[int]]) -> Tensor:
-    """The best form in torch: products of pixels by bmm, eight examples at a time, then shifted adds over offsets."""
+    """The fastest form in torch: bmm for products of pixels, eight examples at a time, and sums of shifted products."""
     (k, _), (s, _), _, _ = window
     box = box_3x3 if (k, s) == (3, 1) else box_by_phases
     sqnorms = []
@@ -66,7 +66,8 @@ def box_3x3(x: Tensor, g: Tensor, window: list[list[int]]) -> Tensor:
 
 def box_by_phases(x: Tensor, g: Tensor, window: list[list[int]]) -> Tensor:
     (k, _), (s, _), (p, _), _ = window
-    x, (h, w), box = pad(x, (p, p, p, p)), g.shape[2:], 0
+    x, (h, w) = pad(x, (p, p, p, p)), g.shape[2:]
+    box = x.new_zeros(())
     for y_0, x_0 in itertools.product(range(min(s, k)), repeat=2):
         products = products_of_pixels(x[:, :, y_0::s, x_0::s])
         for i, j in itertools.product(range(len(range(y_0, k, s))), range(len(range(x_0, k, s)))):

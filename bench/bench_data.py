@@ -1,9 +1,9 @@
-"""Loader of ImageNet's size beside torchvision's DataLoader: python bench/bench_data.py [--images 1000]
+"""Loader of ImageNet's size against torchvision's DataLoader: cd bench && python bench_data.py [--images 1000]
 
-Images of noise that JPEG does not find easy, 500 x 375 pixels as ImageNet's are on average: stored as JPEGs, as PIL
-images in memory whose shorter side is 256, and decoded in a memory-mapped file as `pyengm train` has them. All make
-batches of 128 float images of 224 x 224 in [0, 1], in one process, in turn, round by round. The DataLoader works in
-this process too, `num_workers=0`: with k workers it is up to k times as fast, as are our operations with k threads.
+The images are noise that is not easy for JPEG, 500 x 375 pixels, the average of ImageNet. They are stored as JPEGs, as
+PIL images in memory whose shorter side is 256, and decoded in a memory-mapped file as by `pyengm train`. All candidates
+make batches of 128 float images of 224 x 224 in [0, 1], in one process, in turn, round by round. The DataLoader works
+in this process too (`num_workers=0`): with k workers it is up to k times as fast, as are our operations with k threads.
 """
 
 import argparse
@@ -16,25 +16,26 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from conftest import _machine
 from PIL import Image
+from tools.machine import describe_machine
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from pyengm.data import ImageDataset, Loader
 from pyengm.data import loader as loader_module
+from pyengm.data.memmap import MemmapImages
 
 BATCH = 128
 ROUNDS = 7
-THEIRS = transforms.Compose(
+TRANSFORM = transforms.Compose(
     [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
 )
-DIFFERENT = 16  # images; the others are these again
+DIFFERENT = 16  # images; the others repeat these
 
 
 class Images(Dataset):
-    """What a user of torchvision writes: open, transform."""
+    """The usual data set with torchvision: open, transform."""
 
     def __init__(self, sources: list, opened: Callable):
         self.sources, self.opened = sources, opened
@@ -43,22 +44,22 @@ class Images(Dataset):
         return len(self.sources)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
-        return THEIRS(self.opened(self.sources[position])), 0
+        return TRANSFORM(self.opened(self.sources[position])), 0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
     images = parser.parse_args().images
     with TemporaryDirectory() as folder:
-        candidates = make(images, Path(folder))
+        candidates = make_candidates(images, Path(folder))
         speeds = {name: [] for name in candidates}
         for round_ in range(ROUNDS + 1):
             for name, epochs in candidates.items():
                 speed = images_per_second(epochs(round_))
                 if round_:  # the first one warms up
                     speeds[name].append(speed)
-    print(_machine())
+    print(describe_machine())
     ours = next(iter(speeds))
     print(f"{'images per second, median (lowest to highest)':60}  {ours} is faster by")
     for name, values in speeds.items():
@@ -67,8 +68,8 @@ def main() -> None:
         print(f"{median(ratios):6.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
 
 
-def make(n: int, folder: Path) -> dict[str, Callable[[int], Iterable]]:
-    """By name, what gives the batches of an epoch."""
+def make_candidates(n: int, folder: Path) -> dict[str, Callable[[int], Iterable]]:
+    """Functions by name that return the batches of an epoch."""
     pixels = [noise(seed) for seed in range(DIFFERENT)]
     jpegs = [jpeg(image) for image in pixels]
     smaller = [image.resize((341, 256), Image.Resampling.BICUBIC) for image in pixels]
@@ -78,9 +79,10 @@ def make(n: int, folder: Path) -> dict[str, Callable[[int], Iterable]]:
         decoded[position] = middle[position % DIFFERENT]
     decoded.flush()
     del decoded
-    mapped = np.load(folder / "x.npy", mmap_mode="r")
+    mapped = MemmapImages(np.load(folder / "x.npy", mmap_mode="r"))
+    in_memory = torch.from_numpy(np.load(folder / "x.npy"))
 
-    def ours(readers: int, images: np.ndarray | Tensor = mapped, **options) -> Callable[[int], Iterable]:
+    def ours(readers: int, images: MemmapImages | Tensor = mapped, **options) -> Callable[[int], Iterable]:
         data = ImageDataset(images, torch.zeros(n, dtype=torch.int64), ("0",), "/folder", "train")
         loader = Loader(data, BATCH, device="cpu", seed=0, shuffle=True, **options)
 
@@ -98,7 +100,7 @@ def make(n: int, folder: Path) -> dict[str, Callable[[int], Iterable]]:
     return {
         "resized crops of a memmap": ours(loader_module.READERS, **crop),
         "the same, one reading thread": ours(1, **crop),
-        "the same, in memory": ours(1, torch.from_numpy(np.array(mapped)), **crop),
+        "the same, in memory": ours(1, in_memory, **crop),
         "shifts of 256 x 256 from a memmap": ours(loader_module.READERS, augment="shift"),
         "DataLoader, decoded PIL images": theirs(smaller, lambda image: image),
         "DataLoader, JPEGs": theirs(jpegs, lambda data: Image.open(io.BytesIO(data)).convert("RGB")),

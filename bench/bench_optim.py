@@ -1,11 +1,13 @@
 """A training step of every optimiser in units of MSGD's on the same batch: pytest bench/bench_optim.py.
 
 ResNet-18 of width 32 on 32 images, one CPU thread; rounds alternate with MSGD. "PGD-10" attacks before the losses, as
-in adversarial training; "no attack" is the outer step alone. ENGM and NENGM clip half of the examples. AENGM has a row
-for an ordinary step and one for a step that fits its line: with tau = 50 it costs (49 "aengm" + "aengm's fit") / 50.
-Entropy-SGD is priced per mini-batch. "paper": Table 1 of Dabouei et al. 2022, in units of its MSGD: PGD-10, ResNet-18
-with batch norm, width 64, n = 128, Titan RTX; for AENGM over a whole period.
+in adversarial training; "no attack" is the outer step alone. ENGM and NENGM clip half of the examples. AENGM has one
+row for an ordinary step and one for a step that fits its line: with tau = 50 the mean cost is (49 "aengm" + "aengm's
+fit") / 50. The cost of Entropy-SGD is per mini-batch. "paper": Table 1 of Dabouei et al. 2022, in units of its MSGD:
+PGD-10, ResNet-18 with batch norm, width 64, n = 128, Titan RTX; for AENGM over a whole period.
 """
+
+from typing import Any
 
 import pytest
 import torch
@@ -15,20 +17,14 @@ from torch.nn import functional as F
 from pyengm.attacks import PGD
 from pyengm.models import build
 from pyengm.ops import Key
-from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS
+from pyengm.optim import AENGM, CLOSURE_OPTIMIZERS, OPTIMIZERS
 from pyengm.pergrad import per_example_grad_norms
 
-WIDTH, N, INNER = 32, 32, 5
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+WIDTH, N, INNER_STEPS = 32, 32, 5
 PAPER = {"mgnc": 1.02, "sngm": 1.05, "nengm": 1.25, "aengm": 1.38, "fengm": 8.4, "engm": 8.4}
 NAMES = [name for name in [*OPTIMIZERS, *CLOSURE_OPTIMIZERS] if name != "msgd"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Trainer:
@@ -36,14 +32,14 @@ class Trainer:
 
     def __init__(self, name: str, norm: str, attack: PGD | None):
         torch.manual_seed(0)
-        self.model, self.attack, self.calls = build("resnet18", norm=norm, width=WIDTH), attack, 0
+        self.model, self.attack, self.calls = build("resnet18", norm_layer=norm, width=WIDTH), attack, 0
         self.x, self.y = torch.rand(N, 3, 32, 32), torch.arange(N) % 10
         kind = (OPTIMIZERS | CLOSURE_OPTIMIZERS)[name]
         self.optimizer = kind(self.model.parameters(), lr=1e-4, **self._options(name))
 
-    def _options(self, name: str) -> dict[str, float]:
+    def _options(self, name: str) -> dict[str, Any]:
         if name in CLOSURE_OPTIMIZERS:
-            return {"L": INNER, "inner_lr": 1e-4}  # too small to learn the one batch by heart
+            return {"inner_steps": INNER_STEPS, "inner_lr": 1e-4}  # too small to memorise the one batch
         x = self.x.clone().requires_grad_()
         losses = self._losses(x)
         if name == "engm":
@@ -56,7 +52,7 @@ class Trainer:
     def _losses(self, x: Tensor) -> Tensor:
         return F.cross_entropy(self.model(x), self.y, reduction="none")
 
-    def draw(self) -> tuple[Tensor, Tensor]:
+    def losses_and_inputs(self) -> tuple[Tensor, Tensor]:
         x, self.calls = self.x, self.calls + 1
         if self.attack is not None:
             x = self.attack(self.model, x, self.y, key=Key(0, self.calls, torch.arange(N)))
@@ -65,14 +61,16 @@ class Trainer:
 
     def step(self) -> None:
         self.optimizer.zero_grad()
-        losses, x = self.draw()
+        losses, x = self.losses_and_inputs()
         self.optimizer.backward(losses, inputs=x)
         self.optimizer.step()
 
     def outer_step(self) -> None:
-        self.optimizer.step(lambda: self.draw()[0])
+        self.optimizer.step(lambda: self.losses_and_inputs()[0])
 
-    def refresh(self) -> None:
+    def fit_step(self) -> None:
+        """A step that fits the line of AENGM."""
+        assert isinstance(self.optimizer, AENGM)
         self.optimizer.regression.calls = 0
         self.step()
 
@@ -80,19 +78,20 @@ class Trainer:
 @pytest.mark.parametrize("norm", ["gn", "bn"])
 @pytest.mark.parametrize("steps", [0, 10], ids=["no attack", "PGD-10"])
 @pytest.mark.parametrize("name", [*NAMES, "aengm's fit"], ids=lambda name: f"{name}, paper {PAPER.get(name, '-')}")
-def test_step(price, name, steps, norm):
+def test_step(relative_cost, name, steps, norm):
     attack = PGD(8 / 255, 2 / 255, steps) if steps else None
     msgd = Trainer("msgd", norm, attack)
     trainer = Trainer(name.partition("'")[0], norm, attack)
     rounds = 5 if steps else 15
     if name in CLOSURE_OPTIMIZERS:
-        trainer.optimizer.L = INNER
-        price(trainer.outer_step, lambda: [msgd.step() for _ in range(INNER)], rounds=max(3, rounds // INNER))
+        relative_cost(
+            trainer.outer_step, lambda: [msgd.step() for _ in range(INNER_STEPS)], rounds=max(3, rounds // INNER_STEPS)
+        )
     elif name == "aengm's fit":
-        price(trainer.refresh, msgd.step, rounds=rounds)
+        relative_cost(trainer.fit_step, msgd.step, rounds=rounds)
     else:
-        trainer.step()  # AENGM's fit, which has a row of its own
-        price(trainer.step, msgd.step, rounds=rounds)
+        trainer.step()  # with AENGM's fit, which has a row of its own
+        relative_cost(trainer.step, msgd.step, rounds=rounds)
 
 
 def test_the_unit_is_torchs(compare):

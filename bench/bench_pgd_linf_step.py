@@ -5,7 +5,7 @@ import torch
 
 from pyengm.ops import pgd_linf_step_
 
-STEP, EPS = 2 / 255, 8 / 255
+STEP_SIZE, EPS = 2 / 255, 8 / 255
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -18,22 +18,22 @@ def test_pgd_linf_step(compare, size, device):
     scratch, lower, upper = torch.empty_like(x), (x - EPS).clamp_(min=0), (x + EPS).clamp_(max=1)
 
     def fused(x_adv):
-        return pgd_linf_step_(x_adv, grad, x, STEP, EPS)
+        return pgd_linf_step_(x_adv, grad, x, STEP_SIZE, EPS)
 
     def naive(x_adv):
-        x_adv = x_adv + STEP * grad.sign()
+        x_adv = x_adv + STEP_SIZE * grad.sign()
         return torch.clamp(x + torch.clamp(x_adv - x, -EPS, EPS), 0, 1)
 
-    def in_place(x_adv):  # one scratch buffer; the gradient is used up
-        x_adv.add_(grad.sign_(), alpha=STEP)
+    def in_place(x_adv):  # one scratch buffer; overwrites the gradient
+        x_adv.add_(grad.sign_(), alpha=STEP_SIZE)
         torch.sub(x_adv, x, out=scratch).clamp_(-EPS, EPS)
         return torch.add(x, scratch, out=x_adv).clamp_(0, 1)
 
     def in_place_bounds(x_adv):  # two more buffers of the size of the batch, filled once per attack
-        return x_adv.add_(grad.sign_(), alpha=STEP).clamp_(lower, upper)
+        return x_adv.add_(grad.sign_(), alpha=STEP_SIZE).clamp_(lower, upper)
 
     def functional(x_adv, grad, x):
-        return torch.minimum(torch.maximum(x_adv + STEP * grad.sign(), x - EPS), x + EPS).clamp(0, 1)
+        return torch.minimum(torch.maximum(x_adv + STEP_SIZE * grad.sign(), x - EPS), x + EPS).clamp(0, 1)
 
     compiled = torch.compile(functional)
     expected = fused(start.clone())

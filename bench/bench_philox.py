@@ -1,4 +1,4 @@
-"""Counter-based numbers against torch's generator: pytest bench/bench_philox.py."""
+"""Counter-based random values against torch's generator: pytest bench/bench_philox.py."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 @pytest.mark.parametrize("draw", [philox_uniform, philox_normal])
 def test_philox(compare, draw, device):
     index = torch.arange(128, device=device)
-    key = {"seed": 1, "purpose": Purpose.NOISE}
+    key = {"seed": 1, "purpose": Purpose.START}
     torch.testing.assert_close(
         draw(index, (3, 32, 32), **key), draw(index, (3, 32, 32), **key, backend="reference"), rtol=2**-23, atol=0
     )

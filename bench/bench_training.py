@@ -3,22 +3,23 @@
     OMP_NUM_THREADS=1 pytest bench/bench_training.py --baseline-dir DIR --tables bench/results/training_cpu_amd_epyc.txt
 
 ResNet-18 with batch norm on random images of 32 x 32, momentum SGD, PGD-10; on a CPU float32 and one thread, on a GPU
-bf16 and larger. Everything that is compared runs in one process with the same weights, in turn. DIR as in author_baselines.py.
+bf16 and larger. Everything that is compared runs in one process with the same weights, in turn. DIR is that of
+author_baselines.py.
 
 test_epoch: an epoch of `pyengm train` against the loop of the AT-AWP authors' script without AWP.
     Theirs: their crops and flips, attack_pgd, the step, their forward pass on the clean batch and sums for the log;
-    not their test and checkpoint after an epoch. 2 processes: they crop ahead, on other cores.
+    without their test and checkpoint after an epoch. 2 processes: these crop ahead, on other cores.
     Ours: `fit`. "batches": crops and flips, attack, step, sums for the log, progress bar. "all": also the end of an
-    epoch, PGD-5 on 128 training images, metrics, weights and state; it comes once, and the epoch here is short.
-    Theirs attacks with batch norm in training mode; ours does too in "same attack", and in evaluation mode as it is
-    set by default.
-test_loop: what `fit` takes beyond the attack and the outer step, by its parts. Each step in the loop is followed by one
-    of a twin on a batch that lies ready.
-test_step: a step of each method against its authors', see paired_steps.py; peak memory each in a process of its own, in
-    brackets what the steps add to imports, weights and data.
-test_growth: PGD-10 training with MSGD and ENGM by batch and width. Steps in which ENGM fits its norms anew, after a
-    while one in 100, have a column of their own.
-test_processes: `pyengm train --nproc N` on the same batches, one thread each; as its timing.jsonl says.
+    epoch, PGD-5 on 128 training images, metrics, weights and state; it occurs once, and the epoch here is short.
+    Their attack has batch norm in training mode. Ours has the same in "same attack", and evaluation mode, its default,
+    in "ours by default".
+test_loop: the time of `fit` beyond the attack and the outer step, by its parts. Each step in the loop is followed by
+    the same step on a batch that is ready.
+test_step: a step of each method against its authors', see paired_steps.py; peak memory of each in a process of its own,
+    in brackets the part of the steps without imports, weights and data.
+test_growth: PGD-10 training with MSGD and ENGM by batch and width. Steps in which ENGM fits its norms again, one in 100
+    later in training, have a column of their own.
+test_processes: `pyengm train --nproc N` on the same batches, one thread each, from its timing.jsonl.
 """
 
 import json
@@ -34,13 +35,13 @@ import pytest
 import torch
 from baselines import author_baselines
 from PIL import Image
-from tools import paired_steps
-from tools.epoch_profile import Dissected, Training
-from tools.interleaved_timing import in_turn, in_words, quantiles, seconds
-from tools.memory import read_report
-from tools.paired_steps import PAIRS, PGD, SGD, Ours, Setting, check_losses
+from tools.epoch_profile import EpochProfile, EpochRunner, ProfiledEpoch
+from tools.interleaved_timing import format_quantiles, quantiles, time_call, time_interleaved
+from tools.memory import run_and_read
+from tools.paired_steps import PAIRED_STEPS, PGD, SGD, Setting, Trainer, check_losses
 
 from pyengm.methods import PGDAT
+from pyengm.optim import ENGM
 from pyengm.training.precision import in_precision
 
 CPU, GPU = Setting(), Setting("cuda", "bf16", width=64, n=128)
@@ -55,25 +56,18 @@ from pyengm.cli import main
 sys.exit(main())"""
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:size_average"),
-    pytest.mark.filterwarnings("ignore:.*pin_memory"),  # theirs asks for it
+    pytest.mark.filterwarnings("ignore:.*pin_memory"),  # the authors' loader sets it
 ]
 every_setting = pytest.mark.parametrize(
     "setting", [pytest.param(CPU, id="cpu"), pytest.param(GPU, id="cuda", marks=pytest.mark.gpu)]
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def terminal(monkeypatch):
-    """rich draws its bars, though the output is captured."""
+    """Makes rich draw its bars although the output is captured."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
 
@@ -88,13 +82,13 @@ def terminal(monkeypatch):
         pytest.param("eval", 0, id="ours by default"),
     ],
 )
-def test_epoch(benchmark, tabulate, authors_folder, request, tmp_path, setting, bn, workers):
-    root, title = authors_folder("AWP")
+def test_epoch(benchmark, tabulate, author_repository, request, tmp_path, setting, bn, workers):
+    root, title = author_repository("AWP")
     check_epochs(root, setting, tmp_path / "uncropped")
     batches = BATCHES[setting]
-    ours = Training(setting, batches, tmp_path, attack_bn=bn)
+    ours = EpochRunner(setting, batches, tmp_path, attack_bn=bn)
     theirs = their_epoch(root, setting, batches, workers=workers)
-    times = in_turn(benchmark, ours, theirs, rounds=5)
+    times = time_interleaved(benchmark, ours, theirs, rounds=5)
     if not times:
         return
     images, batches = setting.n * batches, ours.batch_seconds[-len(times) :]
@@ -103,67 +97,66 @@ def test_epoch(benchmark, tabulate, authors_folder, request, tmp_path, setting, 
     benchmark.extra_info.update({f"ratio to {title}": quantiles(ratios), f"ratio to {title}, all": quantiles(whole)})
     row = {
         "epoch": request.node.callspec.id.removesuffix(f"-{setting.device}"),
-        "theirs": rate(images, [theirs for _, theirs in times]),
-        "ours": rate(images, batches),
-        "batches": in_words(ratios),
-        "all": in_words(whole),
+        "theirs": format_rate(images, [theirs for _, theirs in times]),
+        "ours": format_rate(images, batches),
+        "batches": format_quantiles(ratios),
+        "all": format_quantiles(whole),
     }
-    tabulate(f"images/s of an epoch, {title} without AWP, {in_title(setting)}; theirs / ours in time", row)
+    tabulate(f"images/s of an epoch, {title} without AWP, {describe(setting)}; theirs / ours in time", row)
 
 
 def check_epochs(root: Path, setting: Setting, folder: Path) -> None:
-    """Both train the same thing. No crops here: theirs pads by reflection, ours with zeros, 2 % of the loss."""
-    ours = Training(setting, 2, folder, attack_bn="train", augment="none")
+    """Checks that both train alike, without crops: theirs pads by reflection, ours with zeros, 2 % of the loss."""
+    ours = EpochRunner(setting, 2, folder, attack_bn="train", augment="none")
     assert ours() == pytest.approx(their_epoch(root, setting, 2, padding=0)(), rel=0.01)  # 0.2 %: random starts differ
 
 
 def their_epoch(
     root: Path, setting: Setting, batches: int, *, workers: int = 0, padding: int = 4
 ) -> author_baselines.Step:
-    data, model = setting.make_images(batches), in_precision(setting.network(), setting.precision)
-    images, labels = data.images.permute(0, 2, 3, 1).numpy(), data.labels.tolist()
-    optimizer, options = torch.optim.SGD(model.parameters(), **SGD), {"workers": workers, "padding": padding, **PGD}
-    return author_baselines.at_epoch(root, model, optimizer, images, labels, batch_size=setting.n, **options)
+    model = in_precision(setting.network(), setting.precision)
+    pixels, labels = setting.pixels(batches)
+    images = pixels.permute(0, 2, 3, 1).numpy()
+    optimizer = torch.optim.SGD(model.parameters(), **SGD)
+    options = {"batch_size": setting.n, "workers": workers, "padding": padding}
+    return author_baselines.at_epoch(root, model, optimizer, images, labels.tolist(), **options, **PGD)
 
 
 @pytest.mark.usefixtures("terminal")
 def test_loop(benchmark, tabulate, tmp_path):
-    dissected = Dissected(Training(CPU, BATCHES[CPU], tmp_path))
-    dissected()
-    found = []
-    benchmark.pedantic(lambda: found.append(dissected()), rounds=4)
-    alone = [time for one in found for time in one.alone]
-    step = median(alone)
+    profiled_epoch = ProfiledEpoch(EpochRunner(CPU, BATCHES[CPU], tmp_path))
+    profiled_epoch()
+    profiles: list[EpochProfile] = []
+    benchmark.pedantic(lambda: profiles.append(profiled_epoch()), rounds=4)
+    step = median(seconds for profile in profiles for seconds in profile.alone)
     title = f"the loop beyond the attack and the outer step, which take {1e3 * step:.0f} ms alone"
 
-    def row(part: str, times: list[float]) -> None:
+    def row(part: str, times: Sequence[float]) -> None:
         low, middle, high = (f"{100 * share:.2f}" for share in quantiles(value / step for value in times))
         tabulate(title, {"part": part, "ms a step": f"{1e3 * median(times):.2f}", "%": f"{middle} ({low} to {high})"})
 
-    for part in found[0].between:
-        row(part, [one.between[part] for one in found])
-    outside = [sum(one.between.values()) for one in found]
-    row("all of these", outside)
-    row(
-        "steps in the loop beyond steps alone",
-        [a - b for one in found for a, b in zip(one.within, one.alone, strict=True)],
-    )
-    row(f"the end of an epoch, over {CIFAR_BATCHES} steps", [one.once / CIFAR_BATCHES for one in found])
-    benchmark.extra_info["% of a step"] = 100 * median(outside) / step
+    for part in profiles[0].overhead:
+        row(part, [profile.overhead[part] for profile in profiles])
+    overhead = [sum(profile.overhead.values()) for profile in profiles]
+    row("all of these", overhead)
+    differences = [a - b for profile in profiles for a, b in zip(profile.in_loop, profile.alone, strict=True)]
+    row("steps in the loop beyond steps alone", differences)
+    row(f"the end of an epoch, over {CIFAR_BATCHES} steps", [profile.epoch_end / CIFAR_BATCHES for profile in profiles])
+    benchmark.extra_info["% of a step"] = 100 * median(overhead) / step
 
 
 @every_setting
-@pytest.mark.parametrize("name", PAIRS)
-def test_step(benchmark, tabulate, authors_folder, name, setting):
-    pair = PAIRS[name]
-    root, title = authors_folder(pair.folder)
+@pytest.mark.parametrize("name", PAIRED_STEPS)
+def test_step(benchmark, tabulate, author_repository, name, setting):
+    pair = PAIRED_STEPS[name]
+    root, title = author_repository(pair.folder)
     ours, theirs = pair.ours(setting), pair.theirs(setting, root)
     check_losses(ours, theirs)
-    times = in_turn(benchmark, ours.step, theirs, rounds=15 if name in ("ATAS", "ATTA") else 5)
+    times = time_interleaved(benchmark, ours.step, theirs, rounds=15 if name in ("ATAS", "ATTA") else 5)
     if not times:
         return
     ratios = [theirs / ours for ours, theirs in times]
-    own, other = (read_report(paired_steps.__file__, name, str(setting), *words) for words in ((), (str(root),)))
+    own, other = (run_and_read("tools.paired_steps", name, str(setting), *folder) for folder in ((), (str(root),)))
     benchmark.extra_info.update(
         {f"ratio to {title}": quantiles(ratios), "MiB": own["peak"], "their MiB": other["peak"]}
     )
@@ -171,13 +164,13 @@ def test_step(benchmark, tabulate, authors_folder, name, setting):
     row = {
         "method": name,
         "authors": title,
-        "theirs": rate(setting.n, their_times),
-        "ours": rate(setting.n, our_times),
-        "theirs / ours in time": in_words(ratios),
-        "their MiB": mebibytes(other),
-        "our MiB": mebibytes(own),
+        "theirs": format_rate(setting.n, their_times),
+        "ours": format_rate(setting.n, our_times),
+        "theirs / ours in time": format_quantiles(ratios),
+        "their MiB": format_memory(other),
+        "our MiB": format_memory(own),
     }
-    tabulate(f"images/s of a step, and peak memory; {in_title(setting)}", row)
+    tabulate(f"images/s of a step, and peak memory; {describe(setting)}", row)
 
 
 @pytest.mark.parametrize(
@@ -190,12 +183,13 @@ def test_step(benchmark, tabulate, authors_folder, name, setting):
     ],
 )
 def test_growth(benchmark, tabulate, setting, by):
-    msgd, engm = (Ours(PGDAT(**PGD), setting, optimizer) for optimizer in ("msgd", "engm"))
+    msgd, engm = (Trainer(PGDAT(**PGD), setting, optimizer) for optimizer in ("msgd", "engm"))
+    assert isinstance(engm.optimizer, ENGM)
     norms = engm.optimizer.norms
     engm.step()
-    norms.gap = norms.interval  # as after many steps: none of the rounds fits
+    norms.gap = norms.interval  # as after many steps: no round fits
     slow = setting.width == 64 and setting.device == "cpu"
-    times = in_turn(benchmark, engm.step, msgd.step, rounds=3 if slow else 9)
+    times = time_interleaved(benchmark, engm.step, msgd.step, rounds=3 if slow else 9)
     if not times:
         return
 
@@ -203,17 +197,17 @@ def test_growth(benchmark, tabulate, setting, by):
         norms.age = norms.gap
         engm.step()
 
-    fits = [seconds(fit) / seconds(msgd.step) for _ in range(2 if slow else 5)]
+    fits = [time_call(fit) / time_call(msgd.step) for _ in range(2 if slow else 5)]
     ratios = [engm / msgd for engm, msgd in times]
     engm_times, msgd_times = zip(*times, strict=True)
     p20, p50, p80 = quantiles(ratios)
     benchmark.extra_info.update({"p20": p20, "ratio": p50, "p80": p80, "images/s": setting.n / median(engm_times)})
     row = {
         {"n": "batch"}.get(by, by): str(getattr(setting, by)),
-        "MSGD": rate(setting.n, msgd_times),
-        "ENGM": rate(setting.n, engm_times),
-        "ENGM / MSGD in time": in_words(ratios),
-        "with a fit": in_words(fits),
+        "MSGD": format_rate(setting.n, msgd_times),
+        "ENGM": format_rate(setting.n, engm_times),
+        "ENGM / MSGD in time": format_quantiles(ratios),
+        "with a fit": format_quantiles(fits),
     }
     fixed = f"width {setting.width}" if by == "n" else f"batches of {setting.n}"
     tabulate(f"images/s of PGD-10 training on {setting.device}, {setting.precision}, {fixed}", row)
@@ -234,19 +228,19 @@ def test_processes(benchmark, tabulate, tmp_path, setting):
     ratios = [two / one for one, two in zip(rates[1], rates[2], strict=True)]
     benchmark.extra_info["ratio"] = median(ratios)
     row = {"processes": "1", "images/s": f"{median(rates[1]):.0f}", "against 1": "1"}
-    title = f"images/s of pyengm train --nproc, {in_title(setting)} in all processes together"
+    title = f"images/s of pyengm train --nproc, {describe(setting)} in all processes together"
     tabulate(title, row)
-    tabulate(title, {"processes": "2", "images/s": f"{median(rates[2]):.0f}", "against 1": in_words(ratios)})
+    tabulate(title, {"processes": "2", "images/s": f"{median(rates[2]):.0f}", "against 1": format_quantiles(ratios)})
 
 
 def train(setting: Setting, folder: Path, name: str, processes: int) -> float:
     """Images per second of a run: the median of its epochs but the first."""
     options = {
         "data": folder / "images",
-        "root": folder,
+        "data-dir": folder,
         "out": folder / name,
         "nproc": processes,
-        "threads": 1,
+        "cpu-threads": 1,
         "epochs": 3,
         "model": "resnet18",
         "width": setting.width,
@@ -254,13 +248,13 @@ def train(setting: Setting, folder: Path, name: str, processes: int) -> float:
         "precision": setting.precision,
         "device": setting.device,
         "optimizer": "msgd",
-        "select": "none",
-        "eps": 0.5,  # any image falls to that: the evaluation is over soon
+        "select-on": "none",
+        "eps": 0.5,  # every attack succeeds, so the evaluation is short
         "autoattack-examples": 1,
     }
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    arguments = [argument for name, value in options.items() for argument in (f"--{name}", str(value))]
     done = subprocess.run(
-        [sys.executable, "-c", RUN, "train", *words],
+        [sys.executable, "-c", RUN, "train", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -271,22 +265,22 @@ def train(setting: Setting, folder: Path, name: str, processes: int) -> float:
 
 
 def write_images(setting: Setting, folder: Path) -> None:
-    """The random images as a folder that --data takes, with one more of each class to test."""
-    data = setting.make_images(BATCHES[setting])
-    for i, (image, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
-        for split in ("train", "test")[: 1 + (i < data.num_classes)]:
+    """Writes the random images as a folder for --data, with one more test image of each class."""
+    images, labels = setting.pixels(BATCHES[setting])
+    for i, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        for split in ("train", "test") if i < 10 else ("train",):
             path = folder / split / str(label) / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
 
 
-def rate(images: int, times: Sequence[float]) -> str:
+def format_rate(images: int, times: Sequence[float]) -> str:
     return f"{images / median(times):.0f}"
 
 
-def mebibytes(memory: dict[str, float]) -> str:
+def format_memory(memory: dict[str, float]) -> str:
     return f"{memory['peak']:.0f} ({memory['peak'] - memory['before']:.0f})"
 
 
-def in_title(setting: Setting) -> str:
+def describe(setting: Setting) -> str:
     return f"{setting.device}, {setting.precision}, width {setting.width}, batches of {setting.n}"

@@ -1,8 +1,8 @@
 """Per-example gradient norms on a GPU against cuDNN's weight gradient of the batch: pytest bench/bench_triton.py.
 
 The layers are those of a ResNet-18 for CIFAR of width 64, 128 images. Every candidate is captured in a CUDA graph,
-CALLS times in a row, so that a row shows what the GPU takes and not what launches cost; its times are of all the calls.
-`python -m pyengm.kernels.tune` finds tiles for this GPU first, if wished.
+CALLS times in a row, so that a row holds the time of the GPU without the launches; its times are those of all calls.
+`python -m pyengm.kernels.tune` can find tiles for this GPU before.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ STRIDED = [(64, 128, 32, 2, 3), (128, 256, 16, 2, 3), (256, 512, 8, 2, 3)]
 LAYERS = [(3, 64, 32, 1, 3), *STAGES, *STRIDED]
 LAYER_NAME = "{}-{}_{}px_s{}_k{}".format
 
-Layer = tuple[Tensor, Tensor, tuple]
+Layer = tuple[Tensor, Tensor, tuple]  # x, output gradient, (kernel, stride, padding, dilation)
 
 
 def weight_gradient(x: Tensor, g: Tensor, window: tuple) -> Tensor:
@@ -66,8 +66,8 @@ def baselines(layers: list[Layer], dtype: torch.dtype) -> dict[str, Callable[[],
     return {"cuDNN's batch weight gradient": captured(weight_gradient, layers)}
 
 
-def check(candidate: Callable[..., object], x: Tensor, g: Tensor, window: tuple) -> None:
-    """Sums of up to 1024 products in float32: 2^-13 at worst, and twice that for a square."""
+def check(candidate: Callable[..., Tensor | tuple[Tensor, ...]], x: Tensor, g: Tensor, window: tuple) -> None:
+    """Compares with the float64 reference; sums of up to 1024 products in float32 err by 2^-13, squares by 2^-12."""
     result = candidate(x, g, window)
     got = result[0] if isinstance(result, tuple) else result
     for i in range(0, N, 16):
@@ -80,7 +80,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=[
 
 @DTYPES
 def test_four_stages(compare, dtype):
-    """One layer of each stage: the sum that counts."""
+    """One layer of each stage, and the sum of the four."""
     layers = [operands(*stage, n=N, dtype=dtype) for stage in STAGES]
     for layer in layers:
         check(norms, *layer)
@@ -91,14 +91,14 @@ def test_four_stages(compare, dtype):
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: LAYER_NAME(*layer))
 @pytest.mark.parametrize("form", [conv_gram_sqnorm, conv_direct_sqnorm, conv_gradients], ids=lambda f: f.__name__)
 def test_layer(compare, layer, form, dtype):
-    """Each form alone; the gradients only where one pass would keep them."""
+    """Each form alone; gradients only for layers whose gradients the single pass stores."""
     x, g, window = operands(*layer, n=N, dtype=dtype)
     if form is conv_gradients and layer not in LAYERS[:2]:
-        pytest.skip("one pass does not keep these gradients")
+        pytest.skip("the single pass does not store these gradients")
     if form is conv_gram_sqnorm and layer[2] == 32:
-        pytest.skip("a thousand pixels: never in this form")
+        pytest.skip("this form is never used for a thousand pixels")
 
-    def ours(x: Tensor, g: Tensor, window: tuple) -> object:
+    def ours(x: Tensor, g: Tensor, window: tuple) -> Tensor | tuple[Tensor, ...]:
         return form(x, g, *window)
 
     check(ours, x, g, window)

@@ -1,31 +1,30 @@
-"""Interleaved comparisons: every round times a baseline and ours in turn, so that noise disturbs both alike.
+"""Fixtures and options of the benchmarks: every round times a baseline and ours in turn, so that noise disturbs both.
 
-Each benchmark test calls `compare` or `price`, or measures for itself and calls `tabulate`; the tables are printed at
-the end of the session, and written to the file that --tables names.
+Each benchmark calls `compare` or `relative_cost`, or measures for itself and calls `tabulate`. The tables are printed
+at the end of the session, and written to the file that --tables names.
 """
 
-import platform
 import shlex
-import subprocess
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
 import pytest
 import torch
 from baselines import author_baselines
-from tools.interleaved_timing import in_turn, in_words, quantiles, seconds
+from tools.interleaved_timing import format_quantiles, quantiles, time_call, time_interleaved
+from tools.machine import describe_machine
 
 WARM_UP = 5  # rounds
 RATIOS = "baseline / pyengm, median of the rounds (p20 to p80)"
-PRICES = "step / unit, median of the rounds (p20 to p80)"
+RELATIVE_COSTS = "step / unit, median of the rounds (p20 to p80)"
 _tables: dict[str, list[dict[str, str]]] = defaultdict(list)  # rows by title; a row has its cells by column
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--baseline-dir", type=Path, help="folder with the authors' repositories, see author_baselines.py")
-    parser.addoption("--tables", type=Path, help="file, not there yet, for the tables of the session")
+    parser.addoption("--tables", type=Path, help="new file for the tables of the session")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,14 +39,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture
-def tabulate() -> Callable[..., None]:
-    """tabulate(title, row): one more row of the table of that title, cells by column, the same ones in all rows."""
+def one_thread() -> Iterator[None]:
+    """torch computes on one CPU thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tabulate() -> Callable[[str, dict[str, str]], None]:
+    """tabulate(title, row) adds a row to the table of that title: cells by column, the same columns in all rows."""
     return lambda title, row: _tables[title].append(row)
 
 
 @pytest.fixture
-def authors_folder(request) -> Callable[[str], tuple[Path, str]]:
-    """authors_folder(name): the folder with all repositories, and a title for that of this name; skips without it."""
+def author_repository(request) -> Callable[[str], tuple[Path, str]]:
+    """author_repository(name) returns the folder with all repositories, and a title for the one of this name.
+
+    It skips the benchmark where the repository is missing.
+    """
 
     def find(name: str) -> tuple[Path, str]:
         root = request.config.getoption("--baseline-dir")
@@ -60,8 +71,8 @@ def authors_folder(request) -> Callable[[str], tuple[Path, str]]:
 
 
 @pytest.fixture
-def compare(benchmark, request, tabulate) -> Callable:
-    """compare(ours, baselines, rounds): times ours through pytest-benchmark and prints baseline / ours by round."""
+def compare(benchmark, request, tabulate) -> Callable[..., None]:
+    """compare(ours, baselines, rounds) times ours through pytest-benchmark, and tabulates baseline / ours by round."""
 
     def run(
         ours: Callable[[], object],
@@ -70,13 +81,13 @@ def compare(benchmark, request, tabulate) -> Callable:
         warm_up: int = WARM_UP,
     ) -> None:
         for name, theirs in baselines.items():
-            pairs = [(seconds(theirs), seconds(ours)) for _ in range(rounds + warm_up)][warm_up:]
-            ratios = [baseline / own for baseline, own in pairs]
+            times = [(time_call(theirs), time_call(ours)) for _ in range(rounds + warm_up)][warm_up:]
+            ratios = [baseline / own for baseline, own in times]
             theirs_median, own_median = (
-                f"{1e6 * sorted(times)[rounds // 2]:.1f} us" for times in zip(*pairs, strict=True)
+                f"{1e6 * sorted(column)[rounds // 2]:.1f} us" for column in zip(*times, strict=True)
             )
             row = {"benchmark": request.node.name, "baseline": name, "its median": theirs_median}
-            tabulate(RATIOS, row | {"pyengm's": own_median, "ratio": in_words(ratios)})
+            tabulate(RATIOS, row | {"pyengm's": own_median, "ratio": format_quantiles(ratios)})
             benchmark.extra_info[f"ratio to {name}"] = quantiles(ratios)[1]
         benchmark.pedantic(ours, rounds=rounds, warmup_rounds=warm_up)
 
@@ -84,14 +95,14 @@ def compare(benchmark, request, tabulate) -> Callable:
 
 
 @pytest.fixture
-def price(benchmark, request, tabulate) -> Callable:
-    """price(step, unit, rounds, **info): times step through pytest-benchmark, a unit before every round.
+def relative_cost(benchmark, request, tabulate) -> Callable[..., None]:
+    """relative_cost(step, unit, rounds, **info) times step through pytest-benchmark, and unit before every round.
 
     extra_info gets info, the medians "seconds" and "unit", and the quantiles "p20", "ratio" and "p80" of step / unit.
     """
 
     def run(step: Callable[[], object], unit: Callable[[], object], rounds: int, **info: object) -> None:
-        times = in_turn(benchmark, step, unit, rounds)
+        times = time_interleaved(benchmark, step, unit, rounds)
         if not times:
             return
         ratios = [own / one for own, one in times]
@@ -99,49 +110,30 @@ def price(benchmark, request, tabulate) -> Callable:
         p20, p50, p80 = quantiles(ratios)
         benchmark.extra_info.update(info, seconds=own, unit=one, p20=p20, ratio=p50, p80=p80)
         row = {"benchmark": request.node.name, "unit": f"{1e3 * one:.1f} ms", "step": f"{1e3 * own:.1f} ms"}
-        tabulate(PRICES, row | {"ratio": in_words(ratios)})
+        tabulate(RELATIVE_COSTS, row | {"ratio": format_quantiles(ratios)})
 
     return run
 
 
-def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not _tables:
         return
     for title, rows in _tables.items():
         terminalreporter.section(title)
-        terminalreporter.write_line(_machine())
-        for line in _lines(rows):
+        terminalreporter.write_line(describe_machine())
+        for line in _format_table(rows):
             terminalreporter.write_line(line)
     path = config.getoption("--tables")
     if path is not None:
-        # The folders are this machine's, DIR says that there is one.
+        # DIR stands for the path of the folder, which differs between machines.
         baselines = str(config.getoption("--baseline-dir") or "DIR")
         command = shlex.join(["pytest", *config.invocation_params.args]).replace(baselines, "DIR")
-        parts = [f"{title}\n" + "\n".join(_lines(rows)) for title, rows in _tables.items()]
+        tables = [f"{title}\n" + "\n".join(_format_table(rows)) for title, rows in _tables.items()]
         with open(path, "x") as file:
-            file.write("\n\n".join([f"{command}\n{_machine()}", *parts]) + "\n")
+            file.write("\n\n".join([f"{command}\n{describe_machine()}", *tables]) + "\n")
 
 
-def _lines(rows: list[dict[str, str]]) -> list[str]:
+def _format_table(rows: list[dict[str, str]]) -> list[str]:
     table = [tuple(rows[0]), *(tuple(row[column] for column in rows[0]) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-
-
-def _machine() -> str:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    ).stdout.strip()
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return (
-        f"{_processor()}{gpu}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, commit {commit or 'unknown'}"
-    )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Times short training runs on CIFAR-10 on a machine with a GPU, without a network: PGD-10 adversarial training with
-# MSGD and ENGM, with batch norm and with group norm, and ATAS, a method of one step; in bf16.
-#   bench/gpu_train.sh DATA [EPOCHS] [OPTIONS OF pyengm train for every run, such as --precision float32]
-# DATA: a folder or an archive (see data_options in gpu_lib.sh, with the variables). EPOCHS: 3. Seconds: RUN_LIMIT for
-# one run (150), LIMIT for all (570). Leaves gpu_train_<gpu>.json and .md in $OUT. Status: 0; 1 where a run failed or
-# was cut short; 2 without a GPU or DATA.
+# MSGD and ENGM, with batch norm and with group norm, and the single-step method ATAS; in bf16.
+#   bench/gpu_train.sh DATA [EPOCHS] [OPTIONS of pyengm train for every run, such as --precision float32]
+# DATA is a folder or an archive (see data_options in tools/gpu_lib.sh, which also documents the variables). EPOCHS: 3.
+# Limits in seconds: RUN_LIMIT for one run (150), LIMIT for all (570). It leaves gpu_train_<gpu>.json and .md in $OUT.
+# Status: 0; 1 where a run failed or was cut short; 2 without a GPU or DATA.
 set -uo pipefail
 source "$(dirname "$0")/tools/gpu_lib.sh"
 (($# > 0)) || refuse "usage: gpu_train.sh DATA [EPOCHS] [OPTIONS]"
@@ -19,15 +19,15 @@ deadline=${LIMIT:-570}
 begin
 options=$(data_options "$data") || exit
 mapfile -t options <<<"$options"
-options+=(--epochs "$epochs" --select none --precision bf16)
+options+=(--epochs "$epochs" --select-on none --precision bf16)
 
 # train NAME OPTIONS...
 train() {
-  step "$1" "${RUN_LIMIT:-150}" "$python" "$repo/bench/tools/timed_training.py" "$work/report/train_$1.json" \
+  step "$1" "${RUN_LIMIT:-150}" "$python" -m tools.timed_training "$work/report/train_$1.json" \
     "${options[@]}" "${@:2}"
 }
 
-if step "build for sm_${archs//,/, sm_}" 120 build torchvision; then
+if step "build for $target" 120 build torchvision; then
   for norm in bn gn; do
     for optimizer in msgd engm; do
       train "pgd_at_${optimizer}_$norm" --method pgd_at --model resnet18 --norm-layer $norm --optimizer $optimizer "$@"

@@ -7,7 +7,7 @@
 namespace pyengm {
 
 struct AtasRule {
-  double largest, c, low, high, beta;
+  double step_scale, c, min_step, max_step, beta;
 };
 
 template <typename T>
@@ -16,15 +16,15 @@ struct AtasStep {
   bool moves;
 };
 
-// square: |grad|^2. Where the average would not be finite it stays, and the example with it.
+// square: |grad|^2. Where the average would not be finite, neither it nor the example changes.
 template <typename T>
 PYENGM_HD AtasStep<T> atas_step(T v, double square, AtasRule rule) {
   const T average = T(rule.beta * double(v) + (1.0 - rule.beta) * square);
   const bool moves = average - average == T(0);
   v = moves ? average : v;
-  double size = rule.largest / (1.0 + sqrt(double(v)) / rule.c);
-  size = size < rule.low ? rule.low : size;
-  return {v, T(size > rule.high ? rule.high : size), moves};
+  double size = rule.step_scale / (1.0 + sqrt(double(v)) / rule.c);
+  size = size < rule.min_step ? rule.min_step : size;
+  return {v, T(size > rule.max_step ? rule.max_step : size), moves};
 }
 
 }  // namespace pyengm

@@ -4,7 +4,7 @@
 
 namespace pyengm {
 
-// min(alpha / norm, 1) without a division at 0: 0 -> 1, inf -> 0, nan -> nan.
+// min(alpha / norm, 1), which does not divide by 0: 0 -> 1, inf -> 0, nan -> nan.
 template <typename T>
 PYENGM_HD T clip_weight(T norm, T alpha) {
   return norm > alpha ? alpha / norm : (norm == norm ? T(1) : norm);

@@ -16,7 +16,7 @@ struct FoscTerms {  // |grad|_1 or |grad|_2^2, <grad, x_adv - x>
   }
 };
 
-// The dual norm of the gradient times the radius, less what of it the example has reached.
+// The radius times the dual norm of the gradient, less the part that the example has reached.
 template <bool L2>
 PYENGM_HD double fosc_of(const double* sums, double eps) {
   return eps * (L2 ? sqrt(sums[0]) : sums[0]) - sums[1];

@@ -1,4 +1,4 @@
-// A PGD step in the L2 ball, for host and device. All of it is in double: a unit vector's elements are small numbers.
+// A PGD step in the L2 ball, for host and device. All arithmetic is in double: the elements of a unit vector are small.
 #pragma once
 #include <cmath>
 
@@ -20,14 +20,14 @@ struct L2Move {
   double keep, push, pull;  // weights of x_adv, grad and x in the result
 };
 
-// The length after the step follows from the sums, so that one sweep over the example gives all of it.
+// The norm of the offset after the step follows from the sums, so that one sweep over the example is enough.
 PYENGM_HD L2Move l2_move(const double* sums, double step, double eps) {
-  const double norm = sqrt(sums[0]);
-  const bool moves = norm > 0.0 && norm - norm == 0.0;  // neither zero nor nan nor inf
-  const double scale = moves ? step / norm : 0.0;
+  const double grad_norm = sqrt(sums[0]);
+  const bool moves = grad_norm > 0.0 && grad_norm - grad_norm == 0.0;  // neither zero nor nan nor inf
+  const double scale = moves ? step / grad_norm : 0.0;
   const double square = moves ? sums[2] + scale * (2.0 * sums[1] + scale * sums[0]) : sums[2];
-  const double length = sqrt(square < 0.0 ? 0.0 : square);  // rounding may leave a vanishing square below zero
-  const double shrink = length > eps ? eps / length : 1.0;
+  const double norm = sqrt(square < 0.0 ? 0.0 : square);  // rounding may make a vanishing square negative
+  const double shrink = norm > eps ? eps / norm : 1.0;
   return {shrink, shrink * scale, 1.0 - shrink};
 }
 

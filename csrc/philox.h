@@ -1,5 +1,5 @@
 // Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) for host and device,
-// and the counter layout of pyengm: every number is a function of (seed, purpose, epoch, example, position).
+// and the counter layout of pyengm: every value is a function of (seed, purpose, epoch, example, position).
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -12,7 +12,7 @@ struct Words {
   uint32_t w[4];
 };
 
-struct Stream {  // what all numbers of one call share
+struct Stream {  // the part of the key that all values of one call have in common
   uint32_t key0, key1, epoch, purpose;
 };
 
@@ -27,7 +27,7 @@ PYENGM_HD Words philox4x32(Words c, uint32_t k0, uint32_t k1) {
   return c;
 }
 
-// Block b of an example holds its numbers 4b to 4b+3.
+// Block b of an example gives its values 4b to 4b+3.
 PYENGM_HD Words block_words(Stream s, uint32_t example, uint32_t block) {
   return philox4x32({{block, example, s.epoch, s.purpose}}, s.key0, s.key1);
 }
@@ -35,7 +35,7 @@ PYENGM_HD Words block_words(Stream s, uint32_t example, uint32_t block) {
 // 24 bits: every value is a float32 in [0, 1), all equally likely.
 PYENGM_HD float uniform_of(uint32_t word) { return float(word >> 8) * 0x1p-24f; }
 
-// Box-Muller on a pair of words; in double, so that all backends round the same numbers to float32.
+// Box-Muller on a pair of words; in double, so that all backends round the same values to float32.
 PYENGM_HD void normals_of(uint32_t a, uint32_t b, float* first, float* second) {
   const double radius = sqrt(-2.0 * log((double(a) + 1.0) * 0x1p-32));
   const double angle = double(b) * (6.283185307179586 * 0x1p-32);

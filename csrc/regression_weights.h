@@ -1,4 +1,4 @@
-// A-ENGM (Dabouei et al. 2022, Sec. 2.5): a line through gradient norms and the weights it gives, for host and device.
+// A-ENGM (Dabouei et al. 2022, Sec. 2.5): a line fitted to gradient norms, and its weights; for host and device.
 #pragma once
 #include "clip_weights.h"
 
@@ -22,8 +22,8 @@ PYENGM_HD void add_example(LineSums& sums, double x, double y) {
   sums.v[4] += x * y;
 }
 
-// Moves a line towards the least squares fit, keep being the share of the old one. Where x does not vary only the
-// intercept is fitted; where there is no example, or a sum is not finite, the line stays.
+// Moves a line towards the least squares fit; keep is the share of the old line. Where x does not vary only the
+// intercept is fitted; without examples, or where a sum is not finite, the line does not change.
 PYENGM_HD Line fit_line(const LineSums& sums, Line old, double keep) {
   const double n = sums.v[0], spread = n * sums.v[3] - sums.v[1] * sums.v[1];
   const bool varies = spread > 1e-12 * n * sums.v[3];

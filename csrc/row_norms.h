@@ -1,4 +1,4 @@
-// Squared length of an example, for host and device.
+// Squared L2 norm of an example, for host and device.
 #pragma once
 #include "host_device.h"
 

@@ -1,5 +1,5 @@
-// Types that tensors are stored in. What takes two bytes is widened to float32 for arithmetic and rounded once, to
-// nearest even, on the way back. For host and device.
+// Types that tensors are stored in. Arithmetic on 16-bit types is in float32; a result is rounded once, to nearest
+// even, when it is stored. For host and device.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -33,7 +33,7 @@ struct RealOf<Half> {
   using Type = float;
 };
 
-// The type of arithmetic on T, and of numbers that belong to a whole example.
+// The type of arithmetic on T, and of values that belong to a whole example.
 template <typename T>
 using Real = typename RealOf<T>::Type;
 

@@ -1,4 +1,4 @@
-"""Triton kernels. Everything else works without Triton: ask HAS_TRITON before importing a kernel's module."""
+"""Triton kernels. All else works without Triton: check HAS_TRITON before importing the module of a kernel."""
 
 from importlib.util import find_spec
 

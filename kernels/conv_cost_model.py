@@ -1,7 +1,7 @@
-"""The cheaper form of a per-example gradient norm on a GPU, and the tiles to take it in; Triton is not needed here.
+"""A model of the cost of per-example gradient norms on a GPU, and the tiles that it chooses; without Triton.
 
-Costs are multiply-adds of one example on tensor cores, with all that tiles add at their edges: a model, from which
-`conv_tuning` departs where tiles were timed.
+Costs are multiply-adds of one example on tensor cores, including those that tiles add at their edges. Where tiles were
+timed, `conv_tuning` uses the times instead.
 """
 
 import itertools
@@ -9,17 +9,24 @@ from typing import NamedTuple
 
 from pyengm.kernels.conv_shape import ConvShape
 
-GRAM_PRODUCT = 1.25  # cost of a product of the Gram form, in products of the direct form: it reads more for each
-LEAST = 16  # rows, columns and depth that tensor cores take
-FULL = 64  # rows that keep them busy
+GRAM_PRODUCT = 1.25  # cost of a product of the Gram form, in products of the direct form: it reads more per product
+MIN_SIDE = 16  # least number of rows and columns, and least depth, of a product on tensor cores
+FULL_ROWS = 64  # rows that keep tensor cores busy
 GRAM_TILES = ((16, 128, 2), (32, 128, 2), (64, 64, 4))  # pixels, channels of 16-bit operands, warps
-PATCH_CHANNELS = 16  # with fewer channels a tile spans the offsets of the kernel
+PATCH_CHANNELS = 16  # with fewer channels the columns of a tile cover several offsets of the kernel
 
 
 class DirectTile(NamedTuple):
-    """outputs x columns of the gradient at `offsets` offsets of the kernel, summed over positions in steps.
+    """A tile of the direct form: outputs x columns of the gradient at several offsets of the kernel.
 
-    patch: columns run through offsets and channels; otherwise they are channels.
+    Args:
+        outputs: output channels.
+        columns: input channels, or pairs of offset and channel where `patch` is True.
+        positions: output pixels in one step of the sum.
+        offsets: offsets of the kernel.
+        patch: whether columns are pairs of offset and channel.
+        warps: warps of a program.
+        stages: depth of the software pipeline.
     """
 
     outputs: int
@@ -31,18 +38,26 @@ class DirectTile(NamedTuple):
     stages: int
 
     def count(self, shape: ConvShape) -> int:
+        """The number of tiles of one example."""
         columns, offsets = (shape.x[0] * shape.offsets, 1) if self.patch else (shape.x[0], shape.offsets)
         return _tiles(shape.g[0], self.outputs) * _tiles(columns, self.columns) * (offsets // self.offsets)
 
     def cost(self, shape: ConvShape) -> float:
+        """Multiply-adds of one example."""
         depth = _tiles(shape.positions, self.positions) * self.positions
         return self.count(shape) * self.outputs * self.columns * self.offsets * depth * _idle(self.outputs)
 
 
 class GramTile(NamedTuple):
-    """pixels x pixels of both Gram matrices, summed over channels in steps.
+    """A tile of the Gram form: pixels x pixels of both Gram matrices.
 
-    rows_in_x, columns_in_x: this axis of the kernel's offsets is summed over in the Gram matrix of x, else in g's.
+    Args:
+        pixels: rows and columns of the tile.
+        channels: channels in one step of the sum.
+        rows_in_x: whether vertical offsets of the kernel are summed over in the Gram matrix of x, else in that of g.
+        columns_in_x: the same for the horizontal offsets.
+        warps: warps of a program.
+        stages: depth of the software pipeline.
     """
 
     pixels: int
@@ -52,14 +67,17 @@ class GramTile(NamedTuple):
     warps: int
     stages: int
 
-    def places(self, shape: ConvShape) -> int:
+    def positions(self, shape: ConvShape) -> int:
+        """The number of rows of the Gram matrices."""
         return (shape.g if self.rows_in_x else shape.x)[1] * (shape.g if self.columns_in_x else shape.x)[2]
 
     def count(self, shape: ConvShape) -> int:
-        side = _tiles(self.places(shape), self.pixels)
+        """The number of tiles of one example, on and above the diagonal."""
+        side = _tiles(self.positions(shape), self.pixels)
         return side * (side + 1) // 2
 
     def cost(self, shape: ConvShape) -> float:
+        """Multiply-adds of one example, in those of the direct form."""
         kh, kw = shape.kernel
         of_x = (kh if self.rows_in_x else 1) * (kw if self.columns_in_x else 1)
         depth = sum(
@@ -70,7 +88,7 @@ class GramTile(NamedTuple):
 
 
 def direct_tile(shape: ConvShape) -> DirectTile:
-    """As large as registers allow without spills on sm_80 and sm_90; float32 operands are split in parts there."""
+    """The largest tile without register spills on sm_80 and sm_90, where float32 operands are split into parts."""
     patch = shape.x[0] < PATCH_CHANNELS and shape.offsets > 1
     offsets = 3 if shape.offsets % 3 == 0 and not patch else 1
     outputs = _fit(shape.g[0], 128 if shape.half else 64)
@@ -81,6 +99,7 @@ def direct_tile(shape: ConvShape) -> DirectTile:
 
 
 def gram_tile(shape: ConvShape) -> GramTile:
+    """The tile of least cost."""
     most = max(shape.x[0], shape.g[0])
     tiles = []
     for (pixels, depth, warps), rows, columns in itertools.product(GRAM_TILES, (True, False), (True, False)):
@@ -94,10 +113,10 @@ def _tiles(size: int, tile: int) -> int:
 
 
 def _fit(size: int, most: int) -> int:
-    """The least power of two that holds size, within limits."""
-    return min(max(1 << (size - 1).bit_length(), LEAST), most)
+    """The least power of two that is at least size, within limits."""
+    return min(max(1 << (size - 1).bit_length(), MIN_SIDE), most)
 
 
 def _idle(rows: int) -> float:
-    """How many times longer a product takes in tiles too small for the tensor cores."""
-    return max(1.0, FULL / rows)
+    """The factor by which a product is slower in tiles that are too small for tensor cores."""
+    return max(1.0, FULL_ROWS / rows)

@@ -1,8 +1,8 @@
-"""Squared norms of per-example weight gradients of a convolution: one matrix product an example, squared as it ends.
+"""Squared norms of per-example weight gradients of a convolution: a matrix product per example, then its squares.
 
 The gradient of example i, weight row o, channel c and offset d of the kernel is sum_t g[i, o, t] x[i, c, pixel(t, d)],
-t the output pixels. A program forms a tile of it, (outputs, columns) at one offset or at three, and writes the sum of
-its squares; the tiles of an example are then summed. So results do not depend on the batch nor on timing.
+t the output pixels. A program computes a tile of it, (outputs, columns) at one offset or at three, and writes the sum
+of its squares; the tiles of an example are then summed. So results depend neither on the batch nor on timing.
 """
 
 import torch
@@ -13,21 +13,21 @@ from torch import Tensor
 from pyengm.kernels.conv_cost_model import DirectTile
 from pyengm.kernels.conv_shape import ConvShape, Window, channels_innermost, strides
 from pyengm.kernels.conv_tuning import best_direct_tile
-from pyengm.kernels.launch import Launch, launch, sum_of_tiles
+from pyengm.kernels.launch import LaunchConfig, launch, sum_of_tiles
 
 
 @triton.jit
 def _square_and_store(acc, o, column, example, sums, means, gradients,
                       CO: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr, STORE: tl.constexpr):  # fmt: skip
-    """acc (outputs, columns) is zero outside the weight, and stays so."""
+    """The squares of a tile of the gradient, acc (outputs, columns), which is zero outside the weight."""
     inside = (o < CO)[:, None] & (column < COLUMNS)[None, :]
     for r in range(RANKS):
         s = tl.load(sums + (example * RANKS + r) * CO + o, mask=o < CO, other=0.0)
         m = tl.load(means + (r * CO + o)[:, None] * COLUMNS + column[None, :], mask=inside, other=0.0)
         acc -= s[:, None] * m
     if STORE:
-        place = example * (CO * COLUMNS) + (o[:, None] * COLUMNS + column[None, :])
-        tl.store(gradients + place, acc, mask=inside)
+        index = example * (CO * COLUMNS) + (o[:, None] * COLUMNS + column[None, :])
+        tl.store(gradients + index, acc, mask=inside)
     return acc * acc
 
 
@@ -42,10 +42,10 @@ def conv_direct_sqnorm_kernel(
     BO: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr, OFFSETS: tl.constexpr, PATCH: tl.constexpr,
     RANKS: tl.constexpr, STORE: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """out (n, tiles). Columns of the gradient are numbered offset * C + channel.
+    """out (n, tiles). A column of the gradient has the index offset * C + channel.
 
-    PATCH: a tile has columns in a row, whatever their offsets. RANKS: sum_r sums[i, r, o] means[r, o, column] is taken
-    off. STORE: the gradients are written too. WIDEN: operands become float32 before the product.
+    PATCH: a tile has consecutive columns, of any offsets. RANKS: sum_r sums[i, r, o] means[r, o, column] is subtracted.
+    STORE: the gradients are written too. WIDEN: operands are cast to float32 before the product.
     """
     COLUMNS: tl.constexpr = KH * KW * C
     T: tl.constexpr = HO * WO
@@ -74,13 +74,13 @@ def conv_direct_sqnorm_kernel(
         if WIDEN:
             g_t = g_t.to(tl.float32)
         left = tl.trans(g_t)
-        for k in tl.static_range(OFFSETS):
+        for k in tl.static_range(OFFSETS):  # pyright: ignore[reportGeneralTypeIssues]  # Triton unrolls it
             offset = (lane // C)[None, :] if PATCH else first + k
             y = (row * SH - PH)[:, None] + offset // KW * DH
             z = (column * SW - PW)[:, None] + offset % KW * DW
-            met = (t < T)[:, None] & (y >= 0) & (y < H) & (z >= 0) & (z < W)
-            # Offsets side by side read nearly the same pixels: those stay in the first cache.
-            x_t = tl.load(x + (y * XH + z * XW) + channel * XC, mask=met & valid, other=0.0, cache_modifier=".ca")
+            covered = (t < T)[:, None] & (y >= 0) & (y < H) & (z >= 0) & (z < W)
+            # Neighbouring offsets read nearly the same pixels, which the first cache then holds.
+            x_t = tl.load(x + (y * XH + z * XW) + channel * XC, mask=covered & valid, other=0.0, cache_modifier=".ca")
             if WIDEN:
                 x_t = x_t.to(tl.float32)
             if k == 0:
@@ -89,7 +89,7 @@ def conv_direct_sqnorm_kernel(
                 acc1 = tl.dot(left, x_t, acc1, input_precision=PRECISION)
             else:
                 acc2 = tl.dot(left, x_t, acc2, input_precision=PRECISION)
-    # A column beyond its own offset's channels must not be taken for the next offset's.
+    # A column beyond the channels of its offset is not a column of the next offset.
     inside = lane if PATCH else tl.where(lane < C, lane, COLUMNS)
     squares = _square_and_store(acc0, o, first * C + inside, example, sums, means, gradients, CO, COLUMNS, RANKS, STORE)
     if OFFSETS == 3:
@@ -108,13 +108,14 @@ def prepare(
     precision: str = "tf32x3",
     ranks: int = 0,
     store: bool = False,
-) -> Launch:
+) -> LaunchConfig:
+    """The launch of the kernel on these operands; arguments as of `conv_direct_sqnorm`, ranks: R, store: STORE."""
     shape = ConvShape.of(x, g, *window)
     tile = tile or best_direct_tile(shape)
     constants = {"BO": tile.outputs, "BC": tile.columns, "BT": tile.positions, "OFFSETS": tile.offsets}
     constants |= {"PATCH": tile.patch, "RANKS": ranks, "STORE": store, "PRECISION": precision}
     constants |= strides(x, g) | shape.constants()
-    return Launch(conv_direct_sqnorm_kernel, tile.count(shape), constants, tile.warps, tile.stages)
+    return LaunchConfig(conv_direct_sqnorm_kernel, tile.count(shape), constants, tile.warps, tile.stages)
 
 
 def conv_direct_sqnorm(
@@ -124,22 +125,63 @@ def conv_direct_sqnorm(
     *,
     sums: Tensor | None = None,
     means: Tensor | None = None,
-    store: bool = False,
     tile: DirectTile | None = None,
     precision: str = "tf32x3",
-) -> tuple[Tensor, Tensor | None]:
-    """Squared norms (n,) and, with store, the gradients (n, O, C, kh, kw) in the memory format (n, O, kh, kw, C).
+) -> Tensor:
+    """Squared norms of the per-example weight gradients of a convolution, from the gradients themselves.
 
-    x (n, C, H, W), g (n, O, Ho, Wo): both in float32, bfloat16 or float16; a layout other than channels_last is copied.
-    window: kernel, stride, padding and dilation, two numbers each. Both results are float32, as is all arithmetic but
-    the products of float32 operands. precision: of these, "tf32x3" (nearly float32), "tf32" (ten bits) or "ieee".
-    sums (n, R, O), means (R, O, kh, kw, C), contiguous float32: sum_r sums_r means_r is taken off the gradients first.
-    tile: instead of the one that `conv_cost_model` picks.
+    Args:
+        x: input (n, C, H, W), float32, bfloat16 or float16; copied unless it is channels_last.
+        g: gradient in the output (n, O, Ho, Wo), in the type of x; copied unless it is channels_last.
+        window: kernel, stride, padding and dilation, two integers each.
+        sums: (n, R, O), contiguous float32; sum_r sums_ir means_r is subtracted from the gradients.
+        means: (R, O, kh, kw, C), contiguous float32.
+        tile: None: the one that `conv_tuning` chooses.
+        precision: of products of float32 operands: "tf32x3" (nearly float32), "tf32" (ten bits) or "ieee". All else is
+            in float32.
+
+    Returns:
+        (n,) float32.
+    """
+    n, ranks = len(x), 0 if sums is None else sums.shape[1]
+    x, g = channels_innermost(x), channels_innermost(g)
+    config = prepare(x, g, window, tile, precision, ranks)
+    out = torch.empty(n, config.tiles, dtype=torch.float32, device=x.device)
+    launch(
+        config, x, g, out, *(out if t is None else t for t in (sums, means)), out
+    )  # in place of a pointer that is not used
+    return sum_of_tiles(out)
+
+
+def conv_gradients(
+    x: Tensor,
+    g: Tensor,
+    window: Window,
+    *,
+    sums: Tensor | None = None,
+    means: Tensor | None = None,
+    tile: DirectTile | None = None,
+    precision: str = "tf32x3",
+) -> tuple[Tensor, Tensor]:
+    """The result of `conv_direct_sqnorm`, and the gradients themselves.
+
+    Args:
+        x: input (n, C, H, W), float32, bfloat16 or float16; copied unless it is channels_last.
+        g: gradient in the output (n, O, Ho, Wo), in the type of x; copied unless it is channels_last.
+        window: kernel, stride, padding and dilation, two integers each.
+        sums: (n, R, O), contiguous float32; sum_r sums_ir means_r is subtracted from the gradients.
+        means: (R, O, kh, kw, C), contiguous float32.
+        tile: None: the one that `conv_tuning` chooses.
+        precision: of products of float32 operands: "tf32x3" (nearly float32), "tf32" (ten bits) or "ieee". All else is
+            in float32.
+
+    Returns:
+        Squared norms (n,) and gradients (n, O, C, kh, kw) in the memory format (n, O, kh, kw, C), both float32.
     """
     n, (kh, kw), ranks = len(x), window[0], 0 if sums is None else sums.shape[1]
     x, g = channels_innermost(x), channels_innermost(g)
-    how = prepare(x, g, window, tile, precision, ranks, store)
-    out = torch.empty(n, how.tiles, dtype=torch.float32, device=x.device)
-    gradients = out.new_empty(n, g.shape[1], kh, kw, x.shape[1]) if store else None
-    launch(how, x, g, out, *(out if t is None else t for t in (sums, means, gradients)))
-    return sum_of_tiles(out), gradients.permute(0, 1, 4, 2, 3) if store else None
+    config = prepare(x, g, window, tile, precision, ranks, store=True)
+    out = torch.empty(n, config.tiles, dtype=torch.float32, device=x.device)
+    gradients = out.new_empty(n, g.shape[1], kh, kw, x.shape[1])
+    launch(config, x, g, out, *(out if t is None else t for t in (sums, means)), gradients)
+    return sum_of_tiles(out), gradients.permute(0, 1, 4, 2, 3)

@@ -1,9 +1,9 @@
-"""Runs the Triton kernels for convolutions where they can run, and says once why where they cannot."""
+"""Runs the Triton kernels for convolutions where they can run; where they cannot, a warning says why, once."""
 
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,37 +12,44 @@ from pyengm.kernels import HAS_TRITON
 from pyengm.kernels.conv_shape import OPERANDS, ConvShape, Window
 
 if HAS_TRITON:
-    from pyengm.kernels.conv_direct_sqnorm import conv_direct_sqnorm
+    from pyengm.kernels.conv_direct_sqnorm import conv_direct_sqnorm, conv_gradients
     from pyengm.kernels.conv_gram_sqnorm import conv_gram_sqnorm
 
-OLDEST = (8, 0)  # compute capability: tensor cores for bfloat16 and tf32
-LARGEST = 2**31  # the kernels count the numbers of one example in 32 bits
+MIN_CAPABILITY = (8, 0)  # tensor cores for bfloat16 and tf32
+MAX_ELEMENTS = 2**31  # kernels index the elements of one example with 32 bits
+
+T = TypeVar("T")
 
 _failed: dict[ConvShape, str] = {}
-_said: set[str] = set()
+_warned: set[str] = set()
 
 
-def serves(x: Tensor, g: Tensor, window: Window) -> bool:
-    """Whether the kernels take these operands, on a GPU; x (n, C, H, W), g (n, O, Ho, Wo)."""
+def supports(x: Tensor, g: Tensor, window: Window) -> bool:
+    """Whether the kernels can run on these operands, which are on a GPU; x (n, C, H, W), g (n, O, Ho, Wo)."""
     reason = _obstacle(x, ConvShape.of(x, g, *window))
     if reason is not None:
-        _say_once(reason)
+        _warn_once(reason)
     return reason is None
 
 
-def direct(x: Tensor, g: Tensor, window: Window, **options: Any) -> tuple[Tensor, Tensor | None] | None:
-    """`conv_direct_sqnorm`, or None where that cannot run."""
+def direct(x: Tensor, g: Tensor, window: Window, **options: Any) -> Tensor | None:
+    """`conv_direct_sqnorm`, or None where it cannot run."""
     return _attempt(lambda: conv_direct_sqnorm(x, g, window, **options), x, g, window)
 
 
+def gradients(x: Tensor, g: Tensor, window: Window) -> tuple[Tensor, Tensor] | None:
+    """`conv_gradients`, or None where it cannot run."""
+    return _attempt(lambda: conv_gradients(x, g, window), x, g, window)
+
+
 def gram(x: Tensor, g: Tensor, window: Window) -> Tensor | None:
-    """`conv_gram_sqnorm`, or None where that cannot run."""
+    """`conv_gram_sqnorm`, or None where it cannot run."""
     return _attempt(lambda: conv_gram_sqnorm(x, g, window), x, g, window)
 
 
-def _attempt(kernel: Callable[[], Any], x: Tensor, g: Tensor, window: Window) -> Any:
-    """What fails once for a shape is not tried again: no C compiler for Triton's launcher, no room on this GPU."""
-    if not serves(x, g, window):
+def _attempt(kernel: Callable[[], T], x: Tensor, g: Tensor, window: Window) -> T | None:
+    """A shape that failed is not tried again: there is no C compiler for Triton's launcher, or too little memory."""
+    if not supports(x, g, window):
         return None
     try:
         return kernel()
@@ -51,26 +58,27 @@ def _attempt(kernel: Callable[[], Any], x: Tensor, g: Tensor, window: Window) ->
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         _failed[ConvShape.of(x, g, *window)] = reason
-        _say_once(reason)
+        _warn_once(reason)
         return None
 
 
 def _obstacle(x: Tensor, shape: ConvShape) -> str | None:
     if not HAS_TRITON:
         return "Triton is not installed"
-    if torch.cuda.get_device_capability(x.device) < OLDEST:
-        return f"{torch.cuda.get_device_name(x.device)} is older than compute capability {OLDEST[0]}.{OLDEST[1]}"
+    if torch.cuda.get_device_capability(x.device) < MIN_CAPABILITY:
+        least = ".".join(map(str, MIN_CAPABILITY))
+        return f"{torch.cuda.get_device_name(x.device)} is older than compute capability {least}"
     if x.dtype not in OPERANDS:
-        return f"they do not take {x.dtype}"
-    if max(math.prod(shape.x), math.prod(shape.g), shape.offsets * shape.x[0] * shape.g[0]) >= LARGEST:
-        return f"an example of {LARGEST} numbers or more is too large for them"
+        return f"they do not support {x.dtype}"
+    if max(math.prod(shape.x), math.prod(shape.g), shape.offsets * shape.x[0] * shape.g[0]) >= MAX_ELEMENTS:
+        return f"an example of {MAX_ELEMENTS} elements or more is too large for them"
     return _failed.get(shape)
 
 
-def _say_once(reason: str) -> None:
-    if reason not in _said:
-        _said.add(reason)
+def _warn_once(reason: str) -> None:
+    if reason not in _warned:
+        _warned.add(reason)
         warnings.warn(
-            f"pyengm's Triton kernels do not run: {reason}. Plain PyTorch runs in their place: right, but slower",
+            f"pyengm's Triton kernels do not run: {reason}. Plain PyTorch runs in their place: correct, but slower",
             stacklevel=2,
         )

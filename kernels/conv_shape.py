@@ -1,4 +1,4 @@
-"""The shape of a convolution as the kernels see it; Triton is not needed here."""
+"""The shape of a convolution, as far as kernels depend on it; without Triton."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ Window = Sequence[Sequence[int]]  # kernel, stride, padding, dilation
 
 @dataclass(frozen=True)
 class ConvShape:
-    """Of one example: batches of any size share compiled kernels."""
+    """The shape of one example: batches of any size use the same compiled kernels."""
 
     x: tuple[int, int, int]  # channels, height, width
     g: tuple[int, int, int]
@@ -26,18 +26,28 @@ class ConvShape:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, x: Tensor, g: Tensor, kernel, stride=(1, 1), padding=(0, 0), dilation=(1, 1)) -> "ConvShape":
-        window = (tuple(pair) for pair in (kernel, stride, padding, dilation))
-        return cls(tuple(x.shape[1:]), tuple(g.shape[1:]), *window, x.dtype)
+    def of(
+        cls,
+        x: Tensor,
+        g: Tensor,
+        kernel: Sequence[int],
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0),
+        dilation: Sequence[int] = (1, 1),
+    ) -> "ConvShape":
+        """The shape of a convolution with input x (n, C, H, W) and output gradient g (n, O, Ho, Wo)."""
+        _, c, h, w = x.shape
+        _, o, ho, wo = g.shape
+        return cls((c, h, w), (o, ho, wo), _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), x.dtype)
 
     @property
     def offsets(self) -> int:
-        """Of the kernel."""
+        """The number of offsets of the kernel."""
         return math.prod(self.kernel)
 
     @property
     def positions(self) -> int:
-        """Output pixels."""
+        """The number of output pixels."""
         return math.prod(self.g[1:])
 
     @property
@@ -45,18 +55,23 @@ class ConvShape:
         return self.dtype in HALF
 
     def constants(self) -> dict[str, int]:
-        """By the names that they have in the kernels."""
+        """The constants of the kernels by name."""
         sizes = dict(zip(("C", "H", "W", "CO", "HO", "WO"), self.x + self.g, strict=True))
         pairs = {"K": self.kernel, "S": self.stride, "P": self.padding, "D": self.dilation}
         return sizes | {name + axis: pair[k] for name, pair in pairs.items() for k, axis in enumerate("HW")}
 
 
+def _pair(values: Sequence[int]) -> Pair:
+    a, b = values
+    return a, b
+
+
 def strides(x: Tensor, g: Tensor) -> dict[str, int]:
-    """Steps in elements to the next example, channel, row and column, by the names that they have in the kernels."""
+    """Distances in elements to the next example, channel, row and column, by the names of the kernels' constants."""
     names = [tensor + axis for tensor in ("X", "G") for axis in "NCHW"]
     return dict(zip(names, (*x.stride(), *g.stride()), strict=True))
 
 
 def channels_innermost(t: Tensor) -> Tensor:
-    """t (n, C, H, W) with the channels of a pixel next to each other: 16-byte copies need it."""
+    """t (n, C, H, W) with the channels of a pixel next to each other, as 16-byte copies need it."""
     return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""What the launches of all kernels share."""
+"""The launch of a kernel, the same for all kernels."""
 
 import contextlib
 from typing import Any, NamedTuple
@@ -7,11 +7,19 @@ import torch
 import triton
 from torch import Tensor
 
-MOST_PROGRAMS = 2**31 - 1
+MAX_PROGRAMS = 2**31 - 1
 
 
-class Launch(NamedTuple):
-    """A kernel of tensors, tiles and constants, whose programs are numbered example * tiles + tile."""
+class LaunchConfig(NamedTuple):
+    """A kernel on tensors, with its constants; the index of a program is example * tiles + tile.
+
+    Args:
+        kernel: a function under triton.jit.
+        tiles: number of tiles of one example.
+        constants: constexpr arguments by name.
+        warps: warps of a program.
+        stages: depth of the software pipeline.
+    """
 
     kernel: Any
     tiles: int
@@ -20,20 +28,29 @@ class Launch(NamedTuple):
     stages: int
 
 
-def launch(how: Launch, x: Tensor, *tensors: Tensor) -> None:
-    programs = len(x) * how.tiles
-    if programs > MOST_PROGRAMS:
-        raise ValueError(f"{programs} tiles are more than the {MOST_PROGRAMS} that one launch takes")
+def launch(config: LaunchConfig, x: Tensor, *tensors: Tensor) -> None:
+    """Runs the kernel on all examples.
+
+    Args:
+        config: the kernel and its constants.
+        x: first tensor of the kernel, with one row per example.
+        *tensors: the other tensors of the kernel.
+
+    Raises:
+        ValueError: there are more programs than one launch can have.
+    """
+    programs = len(x) * config.tiles
+    if programs > MAX_PROGRAMS:
+        raise ValueError(f"expected at most {MAX_PROGRAMS} tiles in one launch, got {programs}; use a smaller batch")
     if not programs:
         return
-    interpreted = not isinstance(how.kernel, triton.JITFunction)
-    widen = interpreted and x.dtype == torch.bfloat16  # which the interpreter cannot multiply
+    interpreted = not isinstance(config.kernel, triton.JITFunction)
+    widen = interpreted and x.dtype == torch.bfloat16  # the interpreter has no products of bfloat16
+    options = {"num_warps": config.warps, "num_stages": config.stages}
     with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
-        how.kernel[(programs,)](
-            x, *tensors, how.tiles, **how.constants, WIDEN=widen, num_warps=how.warps, num_stages=how.stages
-        )
+        config.kernel[(programs,)](x, *tensors, config.tiles, **config.constants, WIDEN=widen, **options)
 
 
 def sum_of_tiles(out: Tensor) -> Tensor:
-    """out (n, tiles) -> (n,), in one order whatever the batch."""
+    """out (n, tiles) -> (n,), in an order that does not depend on the batch."""
     return out[:, 0] if out.shape[1] == 1 else out.sum(1)

@@ -1,4 +1,4 @@
-"""Times tiles on the GPU at hand and keeps the best: python -m pyengm.kernels.tune, for the layers of ResNet-18."""
+"""Times tiles on this GPU and stores the fastest: python -m pyengm.kernels.tune, for the layers of ResNet-18."""
 
 from functools import partial
 
@@ -22,23 +22,34 @@ RESNET18 = [
 
 
 def tune(x: Tensor, g: Tensor, window: Window) -> dict[str, dict[tuple, float]]:
-    """Times both forms on these operands (see `conv_direct_sqnorm`) and keeps the best tiles for their shape.
+    """Times both forms on these operands and stores the fastest tiles for their shape.
 
-    Takes about a second for every tile, most of it compiling. Raises RuntimeError without a GPU.
-    Returns form -> tile -> median in microseconds; tiles that this GPU has no room for are left out.
+    A tile takes about a second, most of it for compilation.
+
+    Args:
+        x: input (n, C, H, W), on a GPU; types as in `conv_direct_sqnorm`.
+        g: gradient in the output (n, O, Ho, Wo).
+        window: kernel, stride, padding and dilation.
+
+    Returns:
+        form -> tile -> median in microseconds, without the tiles that are too large for this GPU.
+
+    Raises:
+        RuntimeError: the operands are not on a GPU.
     """
     if not x.is_cuda:
-        raise RuntimeError(f"tiles are timed on a GPU; the operands are on {x.device}")
+        raise RuntimeError(f"expected operands on a GPU, on which tiles are timed, got them on {x.device}")
     shape = ConvShape.of(x, g, *window)
     times: dict[str, dict[tuple, float]] = {form: {} for form in KERNELS}
     for form, tiles in conv_tuning.candidates(shape).items():
         for tile in tiles:
             try:
-                milliseconds = do_bench(partial(KERNELS[form], x, g, window, tile=tile), return_mode="median")
+                found = do_bench(partial(KERNELS[form], x, g, window, tile=tile), return_mode="median")
             except OutOfResources:
                 continue
-            times[form][tile] = 1e3 * milliseconds
-    conv_tuning.remember(shape, times)
+            assert isinstance(found, float)  # one mode gives one value
+            times[form][tile] = 1e3 * found
+    conv_tuning.store(shape, times)
     return times
 
 
@@ -52,6 +63,7 @@ def operands(c: int, o: int, height: int, stride: int, k: int, n: int, dtype: to
 
 
 def main() -> None:
+    """Times and prints the tiles of all convolutions of ResNet-18 for images of 32 pixels."""
     for dtype in (torch.bfloat16, torch.float32):
         for layer in RESNET18:
             times = tune(*operands(*layer, n=128, dtype=dtype))

@@ -1,4 +1,4 @@
-"""`python -m pyengm`, for torchrun say, is the command `pyengm`."""
+"""The command `pyengm` as `python -m pyengm`, such as for torchrun."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Exceptions that pyengm raises."""
+"""The exceptions of pyengm."""
 
 
 class PyengmError(Exception):
@@ -14,16 +14,16 @@ class DataError(PyengmError, ValueError):
 
 
 class CheckpointError(PyengmError, RuntimeError):
-    """A checkpoint that is missing, damaged or belongs to something else."""
+    """A checkpoint that is missing, damaged or of something else."""
 
 
 class StorageError(PyengmError, OSError):
-    """A disk that is full or cannot be written to; what was there before is whole."""
+    """A disk that is full or cannot be written to; existing files stay whole."""
 
 
 class NonFiniteError(PyengmError, ArithmeticError):
-    """A loss, logit or gradient norm that is nan or infinite."""
+    """A loss, logit or gradient norm that is NaN or infinite."""
 
 
 class UnsupportedOperationError(PyengmError):
-    """Per-example gradient norms that no rule gives; the message names the node and the parameter."""
+    """Per-example gradient norms of an operation without a rule; the message names the node and the parameter."""

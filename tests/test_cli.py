@@ -1,7 +1,11 @@
 """The commands as a user types them."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 
@@ -11,12 +15,30 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pyengm import cli
-from pyengm.evaluation import checkpoints, progress
+from pyengm import __version__, cli
+from pyengm.cli import entry
+from pyengm.evaluation import parallel, progress
+from pyengm.methods import METHODS
+from pyengm.training import TrainConfig
+from pyengm.training.config_groups import ALL_OPTIMIZERS
+from pyengm.training.option_parsing import own_arguments
 from pyengm.training.signals import STATUS
 from pyengm.utils import terminal
 
-TINY = ["--model", "cnn4", "--width", "2", "--epochs", "1", "--steps", "1", "--batch-size", "60", "--optimizer", "msgd"]
+TINY = [
+    "--model",
+    "cnn4",
+    "--width",
+    "2",
+    "--epochs",
+    "1",
+    "--attack-steps",
+    "1",
+    "--batch-size",
+    "60",
+    "--optimizer",
+    "msgd",
+]
 TINY += ["--autoattack-examples", "2"]
 
 
@@ -40,7 +62,10 @@ def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     (folder / "few.txt").write_text("\n".join(map(str, range(240))))
     out = folder / "run"
-    assert cli.main(["train", *TINY, "--indices", str(folder / "few.txt"), "--out", str(out), "--attacks", "fgsm"]) == 0
+    assert (
+        cli.main(["train", *TINY, "--train-indices", str(folder / "few.txt"), "--out", str(out), "--attacks", "fgsm"])
+        == 0
+    )
     return out
 
 
@@ -71,7 +96,7 @@ class TestTrain:
         assert names <= {path.name for path in finished.iterdir()}
         states = [json.loads(path.read_text()) for path in (finished / "autoattack").iterdir()]
         assert {state["norm"] for state in states} == {"linf", "l2"}
-        assert all(state["passes"] == 4 and len(state["survived"]) == 2 for state in states)
+        assert all(state["passes_done"] == 4 and len(state["stages_survived"]) == 2 for state in states)
 
     def test_a_complete_run_needs_no_checkpoints(self, finished, tmp_path, capsys):
         shutil.copytree(finished, tmp_path / "run")
@@ -82,7 +107,7 @@ class TestTrain:
         assert {path: path.stat().st_mtime_ns for path in before} == before
 
     def test_one_process_is_this_one(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(cli, "launch", lambda *_: pytest.fail("another process was started"))
+        monkeypatch.setattr(entry, "launch", lambda *_: pytest.fail("another process was started"))
         assert cli.main(["train", *TINY, "--nproc", "1", "--out", str(tmp_path / "run")]) == 0
 
     def test_data_with_three_classes(self, three_classes, tmp_path, monkeypatch, capsys):
@@ -93,9 +118,9 @@ class TestTrain:
             package.square.n_queries = 20
 
         monkeypatch.setattr(pyautoattack.AutoAttack, "__init__", short)
-        monkeypatch.setattr(checkpoints, "cores", lambda: 1)
+        monkeypatch.setattr(parallel, "cores", lambda: 1)
         out = tmp_path / "three"
-        options = [*TINY, "--data", str(three_classes), "--root", str(tmp_path / "cache"), "--out", str(out)]
+        options = [*TINY, "--data", str(three_classes), "--data-dir", str(tmp_path / "cache"), "--out", str(out)]
         assert cli.main(["train", *options]) == 0
         text = " ".join(capsys.readouterr().out.split())
         assert "runs without apgd-t: its targeted DLR loss needs at least 4 classes, there are 3" in text
@@ -125,14 +150,14 @@ class TestTrain:
         ("options", "message"),
         [
             (["--data", "nowhere"], "unknown data set 'nowhere'"),
-            (["--data", "cifar10", "--root", "empty"], "--download"),
+            (["--data", "cifar10", "--data-dir", "empty"], "--download"),
             (["--model", "resnet81"], "unknown model 'resnet81'"),
-            (["--method", "pdg_at"], "unknown method 'pdg_at'; known: natural, pgd_at"),
-            (["--optimizer", "adam"], "unknown optimizer 'adam'; known: msgd, engm"),
+            (["--method", "pdg_at"], "unknown method 'pdg_at'; known: atas, atta"),
+            (["--optimizer", "adam"], "unknown optimizer 'adam'; known: aengm, engm"),
             (["--eps=-0.1"], "eps is -0.1; expected a finite number >= 0"),
             (["--attacks", "fgms"], "unknown attack 'fgms'; known: fgsm"),
             (
-                ["--data", "THREE", "--root", "empty", "--attacks", "apgd_t"],
+                ["--data", "THREE", "--data-dir", "empty", "--attacks", "apgd_t"],
                 "apgd-t cannot run: its targeted DLR loss needs at least 4 classes",
             ),
             (["--config", "none.yaml"], "cannot read the configuration none.yaml"),
@@ -166,7 +191,7 @@ class TestEvaluate:
 
     def test_one_threat_model(self, finished, tmp_path):
         out = tmp_path / "l2.json"
-        options = ["--norm", "l2", "--eps", "1/4", "--autoattack-examples", "1", "--out", str(out)]
+        options = ["--threat", "l2", "--eps", "1/4", "--autoattack-examples", "1", "--out", str(out)]
         assert cli.main(["evaluate", str(finished / "last.safetensors"), *options]) == 0
         assert json.loads(out.read_text())["threats"] == [{"norm": "l2", "eps": 0.25}]
         assert len(list((tmp_path / "l2.autoattack").iterdir())) == 1
@@ -174,7 +199,7 @@ class TestEvaluate:
     def test_surrogate_members_and_distance(self, finished, tmp_path, capsys):
         out = tmp_path / "more.json"
         last, best = (str(finished / f"{name}.safetensors") for name in ("last", "best"))
-        options = ["--surrogate", best, "--attacks", "apgd_ce", "deepfool", "--norm", "linf"]
+        options = ["--surrogate", best, "--attacks", "apgd_ce", "deepfool", "--threat", "linf"]
         assert cli.main(["evaluate", last, *options, "--autoattack-examples", "2", "--out", str(out)]) == 0
         found = json.loads(out.read_text())["last"]
         # best and last are one model after one epoch: the surrogate is the target.
@@ -189,7 +214,7 @@ class TestEvaluate:
         expected = json.loads((finished / "results.json").read_text())
         shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("autoattack"))
         command = ["evaluate", str(tmp_path / "run"), "--autoattack-examples", "2"]
-        monkeypatch.setattr(checkpoints, "cores", lambda: 1)
+        monkeypatch.setattr(parallel, "cores", lambda: 1)
         update, passes = progress.Progress.update, []
 
         def interrupt(bars, task, **fields):
@@ -201,7 +226,7 @@ class TestEvaluate:
 
         monkeypatch.setattr(progress.Progress, "update", interrupt)
         assert cli.main(command) == STATUS
-        assert "the same command goes on where AutoAttack stopped" in " ".join(capsys.readouterr().out.split())
+        assert "the same command resumes where AutoAttack stopped" in " ".join(capsys.readouterr().out.split())
         out = tmp_path / "again.json"
         assert cli.main([*command, "--out", str(out)]) == 0
         assert passes == [1, 2, 3, 4, 1, 2, 3, 4]  # L-infinity, then L2; best and last are one model
@@ -213,8 +238,8 @@ class TestEvaluate:
         ("options", "message"),
         [
             (["none"], "there is no checkpoint none"),
-            (["RUN", "--eps", "0.1"], "--eps needs --norm"),
-            (["RUN", "--norm", "l3"], "threat norm is 'l3'; known norms: linf, l2"),
+            (["RUN", "--eps", "0.1"], "--eps needs --threat"),
+            (["RUN", "--threat", "l3"], "unknown threat 'l3'; known: linf, l2"),
             (["RUN", "--out", "RUN"], "exists and is not overwritten"),
             (["RUN", "--autoattack-examples", "0"], "autoattack_examples is 0; expected at least 1"),
             (["RUN", "--attacks", "bim"], "unknown attack 'bim'"),
@@ -236,21 +261,173 @@ class TestEvaluate:
 
 
 class TestUsage:
-    def test_help(self, capsys):
-        assert cli.main([]) == 0
-        assert "pyengm COMMAND --help" in capsys.readouterr().out
-        for command in ("train", "evaluate"):
-            with pytest.raises(SystemExit) as stop:
-                cli.main([command, "--help"])
-            assert stop.value.code == 0
-            assert "--autoattack-examples" in capsys.readouterr().out
+    @pytest.mark.parametrize("args", [[], ["-h"], ["--help"]])
+    def test_help(self, args, capsys):
+        assert cli.main(args) == 0
+        text = capsys.readouterr().out
+        assert "pyengm COMMAND --help" in text
+        assert all(f"  {command} " in text for command in ("train", "evaluate", "reproduce", "completion"))
+
+    @pytest.mark.parametrize("flag", ["--version", "-V"])
+    def test_version(self, flag, capsys):
+        assert cli.main([flag]) == 0
+        assert capsys.readouterr().out == f"{__version__}\n"
 
     def test_unknown_command(self, capsys):
         assert cli.main(["tarin"]) == 2
-        assert "unknown command 'tarin'" in capsys.readouterr().err
+        assert "unknown command 'tarin' (did you mean train?)" in capsys.readouterr().err
 
-    def test_unknown_option(self, capsys):
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["train", "--epoch", "3"], "--epochs INT"),
+            (["evaluate", "run", "--surogate", "x"], "--surrogate PATH"),
+            (["train", "--epochs", "3.5"], "Error parsing --epochs: '3.5' is not an integer"),
+            (["train", "--eps", "8/0"], "Error parsing --eps: '8/0' is not a number"),
+            (["train", "--method", "atsa"], "(did you mean atta?)"),
+            (["train", "--threat", "linff"], "unknown threat 'linff'; known: linf, l2 (did you mean linf?)"),
+            (["train", "--method", "trades", "--method-options", "bta=3"], "(did you mean beta?)"),
+            (
+                ["train", "--method", "atas", "--method-options", "dtype=int8"],
+                "expected a floating-point type of torch",
+            ),
+            (["train", "--optimizer", "entropy_sgd", "--optimizer-options", "inner_stps=3"], "mean inner_steps?)"),
+            (["reproduce", "--scale", "shrt"], "unknown scale 'shrt'; known: smoke, short, full (did you mean short?)"),
+            (["completion"], "Missing from pyengm completion"),
+            (["completion", "bsh"], "unknown shell 'bsh'; known: bash, zsh, fish (did you mean bash?)"),
+        ],
+    )
+    def test_words_that_do_not_parse(self, args, message, capsys):
         with pytest.raises(SystemExit) as stop:
-            cli.main(["train", "--epoch", "3"])
+            cli.main(args)
         assert stop.value.code == 2
-        assert "--epochs" in capsys.readouterr().err
+        text = capsys.readouterr().err
+        assert message in " ".join(text.split())
+        assert "\x1b" not in text
+
+
+def help_of(capsys, *args: str) -> str:
+    """The help of a command, as lines that are 100 columns wide."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(args)
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def default_of(text: str, flag: str) -> str:
+    """The default that the help shows for a flag."""
+    words = " ".join(text.split())
+    return re.search(rf" {flag}[ ,].*?\(default: (.*?)\)(?= -| [a-z]+ options|$)", words)[1]
+
+
+class TestHelp:
+    @pytest.fixture(autouse=True)
+    def wide(self, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "100")
+
+    @pytest.mark.parametrize("command", ["train", "evaluate", "reproduce", "completion"])
+    def test_of_every_command(self, command, capsys):
+        text = help_of(capsys, command, "-h")
+        assert text == help_of(capsys, command, "--help")
+        assert text.startswith(f"usage: pyengm {command} [-h]")
+        assert "None" not in text
+
+    def test_groups_flags_and_choices(self, capsys):
+        text = help_of(capsys, "train", "--help")
+        groups = re.findall(r"^ (\w+) options", text, re.MULTILINE)
+        assert groups == [field.name for field in fields(TrainConfig)]
+        flags = re.findall(r"^  (--\w[\w-]*)", text, re.MULTILINE)
+        assert flags == [f"--{name.replace('_', '-')}" for name in TrainConfig.options]
+        for choices in ("--threat {linf,l2}", "--norm-layer {bn,gn}", "--average {none,ema,swa}"):
+            assert choices in text
+        assert f"--method {{{','.join(METHODS)}}}" in "".join(text.split()).replace("--method{", "--method {")
+
+    def test_defaults_are_those_of_the_recipe(self, capsys):
+        text = help_of(capsys, "train", "--method", "trades", "--data", "cifar10", "--help")
+        assert "None" not in text
+        shown = {
+            "--data": "cifar10",
+            "--method": "trades",
+            "--eps": "0.031",
+            "--step-size": "0.007",
+            "--attack-steps": "10",
+            "--optimizer": "msgd",
+            "--alpha": "the optimiser has none",
+            "--lr": "0.1",
+            "--weight-decay": "0.0002",
+            "--epochs": "76",
+            "--milestones": "74",
+            "--width": "that of the architecture's paper",
+            "--eval-both-threats": "True",
+        }
+        assert {flag: default_of(text, flag) for flag in shown} == shown
+        text = help_of(capsys, "train", "-h", "--data", "cifar10", "--optimizer=nengm", "--epochs", "40")
+        assert [default_of(text, flag) for flag in ("--eps", "--alpha", "--milestones")] == ["8/255", "0.5", "25 30"]
+
+    def test_options_of_a_file_are_defaults_too(self, tmp_path, capsys):
+        (tmp_path / "mine.yaml").write_text("data: {name: svhn}\noptimizer: {lr: 0.03}\n")
+        text = help_of(capsys, "train", "--config", str(tmp_path / "mine.yaml"), "-h")
+        assert [default_of(text, flag) for flag in ("--data", "--lr", "--epochs")] == ["svhn", "0.03", "120"]
+
+    def test_a_command_that_would_fail_has_help_too(self, capsys):
+        text = help_of(capsys, "train", "--method", "atsa", "--help")
+        assert default_of(text, "--method") == "pgd_at"
+
+    def test_options_of_a_method_and_an_optimizer(self, capsys):
+        text = help_of(capsys, "train", "--method", "atas", "--help")
+        section = text.partition("options of atas: --method-options NAME=VALUE ...\n")[2]
+        assert re.findall(r"^(\w+)=", section, re.MULTILINE) == [*own_arguments(METHODS["atas"])]
+        words = " ".join(section.split())
+        assert "warmup=INT Epochs at the start with steps of size eps. (default: 5)" in words
+        assert "resolution=INT|none" in words
+        assert "dtype=DTYPE" in words
+        assert "as_printed=true|false" in words
+        text = help_of(capsys, "train", "--optimizer", "entropy_sgd", "--method", "natural", "--help")
+        assert "natural has no options of its own" in text
+        assert "inner_steps=INT Inner steps of an outer step" in " ".join(text.split())
+        assert "NAME=VALUE ..." not in help_of(capsys, "train", "--help")
+
+    @pytest.mark.parametrize("kind", [*METHODS.values(), *ALL_OPTIMIZERS.values()])
+    def test_every_option_of_a_method_or_an_optimizer_has_a_text(self, kind):
+        assert all(argument.text for argument in own_arguments(kind).values())
+
+    def test_colors_on_terminals_alone(self, monkeypatch, capsys):
+        command = ("train", "--method", "atas", "--help")
+        assert "\x1b" not in help_of(capsys, *command)
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        for stream in (sys.stdout, sys.stderr):
+            monkeypatch.setattr(stream, "isatty", lambda: True)
+        colored = help_of(capsys, *command)
+        assert "\x1b[36m(default: 5)" in colored
+        assert "╭─" in colored
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert not re.search(r"\x1b\[[\d;]*3\d", help_of(capsys, *command))
+
+
+class TestCompletion:
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_scripts(self, shell, capsys):
+        assert cli.main(["completion", shell]) == 0
+        text = capsys.readouterr().out
+        assert all(word in text for word in ("evaluate", "attack-steps", "linf", "entropy_sgd2"))
+
+    @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+    @pytest.mark.parametrize(
+        ("words", "expected"),
+        [
+            (["tr"], "train"),
+            (["train", "--thr"], "--threat"),
+            (["train", "--threat", "l"], "linf l2"),
+            (["train", "--method", "at"], "atas atta"),
+            (["evaluate", "--surr"], "--surrogate"),
+        ],
+    )
+    def test_in_bash(self, words, expected, tmp_path, capsys):
+        cli.main(["completion", "bash"])
+        (tmp_path / "script").write_text(capsys.readouterr().out)
+        line = " ".join(["pyengm", *words])
+        code = f"source {tmp_path / 'script'}; COMP_WORDS=({line}); COMP_CWORD={len(words)}; COMP_LINE='{line}'; "
+        code += "COMP_POINT=${#COMP_LINE}; _tyro_pyengm; echo ${COMPREPLY[*]}"
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == expected

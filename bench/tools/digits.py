@@ -1,12 +1,12 @@
 """Optimisers and methods on the digits, each with its recipe, over some seeds.
 
-    python bench/tools/digits.py                             # every optimiser with PGD training, three seeds
-    python bench/tools/digits.py --methods all --optimizers msgd engm
-    python bench/tools/digits.py --seeds 0 --epochs 2 --optimizers engm entropy_sgd
+    cd bench && python -m tools.digits                               # every optimiser with PGD training, three seeds
+    cd bench && python -m tools.digits --methods all --optimizers msgd engm
+    cd bench && python -m tools.digits --seeds 0 --epochs 2 --optimizers engm entropy_sgd
 
-Prints mean and spread (standard deviation over seeds) of the test accuracies in per cent: natural and PGD-20 of the
-checkpoint that held-out images chose, PGD-20 of the last one, and robust overfitting, 100 (best - last) / best; and
-the seconds that a run took.
+Prints mean and standard deviation over the seeds of the test accuracies in per cent: natural and PGD-20 of the best
+checkpoint, which held-out images choose, PGD-20 of the last one, and robust overfitting, 100 (best - last) / best; and
+the seconds of a run.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, pstdev
 
@@ -35,33 +34,34 @@ def main() -> None:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--methods", nargs="+", default=["pgd_at"])
     parser.add_argument("--optimizers", nargs="+", default=[*OPTIMIZERS, *CLOSURE_OPTIMIZERS])
-    given = parser.parse_args()
-    methods = list(METHODS) if given.methods == ["all"] else given.methods
+    options = parser.parse_args()
+    methods = list(METHODS) if options.methods == ["all"] else options.methods
     print(f"{'':24}" + "".join(f"{column:>18}" for column in COLUMNS), flush=True)
     for method in methods:
-        for optimizer in given.optimizers:
-            with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # the progress of the runs
+        for optimizer in options.optimizers:
+            with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # without the progress of the runs
                 warnings.simplefilter("ignore")
-                results = [train_and_evaluate(method, optimizer, seed, given.epochs) for seed in given.seeds]
+                results = [train_and_evaluate(method, optimizer, seed, options.epochs) for seed in options.seeds]
             cells = [f"{mean(values):.2f} +- {pstdev(values):.2f}" for values in zip(*results, strict=True)]
             print(f"{f'{method}, {optimizer}':24}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
 
 
 def train_and_evaluate(method: str, optimizer: str, seed: int, epochs: int | None) -> tuple[float, ...]:
+    """The values of one run in the order of `COLUMNS`."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig(method=method, optimizer=optimizer, seed=seed, epochs=epochs)
-        config = replace(config, out=Path(folder, "run")).resolve()
-        parts, run = build_components(config), RunFolder.create(config)
+        config = TrainConfig.from_flat(method=method, optimizer=optimizer, seed=seed, epochs=epochs)
+        config = config.override(out=Path(folder, "run")).resolve()
+        components, run = build_components(config), RunFolder.create(config)
         start = time.perf_counter()
-        fit(config, parts, run)
+        fit(config, components, run)
         seconds = time.perf_counter() - start
         checkpoints = {"best": run.best, "last": run.last}
-        options = {"device": parts.device, "seed": seed}
-        found = evaluate_checkpoints(checkpoints, parts.test, config.threats()[:1], ["pgd20"], **options)
-    best, last = found["best"], found["last"]
+        options = {"device": components.device, "seed": seed}
+        results = evaluate_checkpoints(checkpoints, components.test, config.threats()[:1], ["pgd20"], **options)
+    best, last = results["best"], results["last"]
     robust = [100 * checkpoint["pgd20"] for checkpoint in (best, last)]
-    return 100 * best["natural"], *robust, found["robust_overfitting"], seconds
+    return 100 * best["natural"], *robust, results["robust_overfitting"], seconds
 
 
 if __name__ == "__main__":

@@ -1,40 +1,55 @@
-"""Epochs of PGD adversarial training as `pyengm train` runs them, and where their time goes beyond the steps."""
+"""Epochs of PGD adversarial training as `pyengm train` runs them, and their time outside the steps by its causes."""
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 from unittest import mock
 
-from tools.paired_steps import PGD, SGD, Setting
-from tools.timed_training import time_epochs
 from torch.optim.lr_scheduler import LambdaLR
 
+from pyengm.data import Batch
 from pyengm.ops import Key
 from pyengm.training.builders import TrainComponents, build_components
 from pyengm.training.config import TrainConfig
 from pyengm.training.loop import fit, report_step
 from pyengm.training.metric_sums import measure
 from pyengm.training.run_folder import RunFolder
+from pyengm.training.steps import Step, StepStats
+from tools.paired_steps import EPS, SGD, STEP_SIZE, STEPS, Setting
+from tools.timed_training import timed_epochs
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class Training:
-    """Calls train one epoch each, through `fit`: augmentation, steps, sums, progress on a terminal, and at the end of
-    the epoch PGD-5 on some training images, metrics, weights and state on disk. Images are as many random batches.
+class EpochRunner:
+    """Each call trains one epoch through `fit` on random images.
 
-    batch_seconds: of each call, what the batches took, fetching included; the rest of a call comes once an epoch.
+    An epoch has augmentation, steps, sums and a progress bar, and at its end PGD-5 on some training images, metrics,
+    weights and state on disk.
+
+    Args:
+        setting: Network, precision and batch.
+        batches: Batches of an epoch.
+        folder: Folder for the runs.
+        **options: Options of `TrainConfig` that differ from PGD-10 training with momentum SGD.
+
+    Attributes:
+        batch_seconds: For each call the time of the batches with loading; the rest of a call occurs once an epoch.
     """
 
-    def __init__(self, setting: Setting, batches: int, folder: Path, **options: object):
-        common = {"data": "cifar10", "model": "resnet18", "method": "pgd_at", "optimizer": "msgd", **PGD, **SGD}
-        common |= {"width": setting.width, "batch_size": setting.n, "epochs": 1, "select": "none"}
+    def __init__(self, setting: Setting, batches: int, folder: Path, **options: Any):
+        common = {"data": "cifar10", "model": "resnet18", "method": "pgd_at", "optimizer": "msgd", **SGD}
+        common |= {"eps": EPS, "step_size": STEP_SIZE, "attack_steps": STEPS}
+        common |= {"width": setting.width, "batch_size": setting.n, "epochs": 1, "select_on": "none"}
         common |= {"device": setting.device, "precision": setting.precision}
-        self.config = TrainConfig(**common | options).resolve()
+        self.config = TrainConfig.from_flat(**common | options).resolve()
         self.setting, self.batches, self.folder = setting, batches, folder
-        self.parts = self.build_components()
-        self._times = time_epochs(self.parts.batches)
+        self.components = self.build_components()
         self.batch_seconds: list[float] = []
 
     def build_components(self) -> TrainComponents:
@@ -42,71 +57,94 @@ class Training:
             return build_components(self.config)
 
     def __call__(self) -> float:
-        """The mean loss."""
-        self._times.clear()
-        run = RunFolder.create(replace(self.config, out=self.folder / str(len(self.batch_seconds))))
-        fit(self.config, self.parts, run)
-        self.batch_seconds.append(self._times[0])
+        """The mean loss of the epoch."""
+        run = RunFolder.create(self.config.override(out=self.folder / str(len(self.batch_seconds))))
+        with timed_epochs(self.components.batches) as seconds:
+            fit(self.config, self.components, run)
+        self.batch_seconds.append(seconds[0])
         return run.read_metrics()[0]["loss"]
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """Where the time of an epoch went, on a CPU.
+class EpochProfile:
+    """Where the time of an epoch on a CPU goes.
 
-    alone, within: seconds of each step, alone and within the loop. between: seconds per step outside the steps, by
-    what they went for. once: seconds at the end of the epoch.
+    Args:
+        alone: Seconds of each step outside the loop.
+        in_loop: Seconds of each step within the loop.
+        overhead: Seconds per step outside the steps, by cause.
+        epoch_end: Seconds at the end of the epoch.
     """
 
     alone: list[float]
-    within: list[float]
-    between: dict[str, float]
-    once: float
+    in_loop: list[float]
+    overhead: dict[str, float]
+    epoch_end: float
 
 
-class Dissected:
-    """A `Training`, each step of which is followed by that of a twin on a batch that lies ready, without a loop."""
+@dataclass
+class DoubledStep:
+    """A training step that is followed by the same step of a second model on a batch that is ready.
 
-    def __init__(self, training: Training):
-        self.training, self.parts = training, training.parts
-        self.twin = training.build_components()
-        self.ready = [*self.twin.batches.epoch(0)]
-        self._step = self.parts.train_step
-        self.parts.train_step = self._both
-        self._alone: list[float] = []
-        self._within: list[float] = []
+    Args:
+        step: The step of the loop.
+        twin: The step of the second model.
+        ready: The batches of the second model.
+        alone: Receives the seconds of the second step.
+        in_loop: Receives the seconds of the first step.
+    """
 
-    def __call__(self) -> Anatomy:
-        self._alone, self._within = [], []
-        with self._watched() as spent:
-            start = time.perf_counter()
-            self.training()
-            whole = time.perf_counter() - start
-        batches = self.training.batch_seconds[-1]
-        between = batches - sum(self._alone) - sum(self._within)
-        n = len(self._alone)
-        parts = {name: seconds / n for name, seconds in spent.items()}
-        parts["the rest of the loop"] = between / n - sum(parts.values())
-        return Anatomy(self._alone, self._within, parts, whole - batches)
+    step: Step
+    twin: Step
+    ready: list[Batch]
+    alone: list[float] = field(default_factory=list)
+    in_loop: list[float] = field(default_factory=list)
+    batches_per_update = 1
 
-    def _both(self, *arguments: object, **options: object) -> object:
+    def __call__(self, batches: Sequence[Batch], keys: Sequence[Key]) -> StepStats:
         start = time.perf_counter()
-        used = self._step(*arguments, **options)
+        stats = self.step(batches, keys)
         middle = time.perf_counter()
-        batch, twin = self.ready[len(self._alone)], self.twin
-        key = Key(self.training.config.seed, 0, batch.index)
-        twin.train_step(twin.method, twin.network, twin.optimizer, batch.x, batch.y, key, batch.transform)
-        self._within.append(middle - start)
-        self._alone.append(time.perf_counter() - middle)
-        return used
+        batch = self.ready[len(self.alone)]
+        self.twin([batch], [Key(keys[0].seed, 0, batch.index)])
+        self.in_loop.append(middle - start)
+        self.alone.append(time.perf_counter() - middle)
+        return stats
+
+
+class ProfiledEpoch:
+    """Each call trains an epoch with doubled steps.
+
+    Args:
+        runner: Trains the epochs.
+    """
+
+    def __init__(self, runner: EpochRunner):
+        twin = runner.build_components()
+        self.runner, self.components = runner, runner.components
+        self.step = DoubledStep(self.components.step, twin.step, [*twin.batches.epoch(0)])
+        self.components.step = self.step
+
+    def __call__(self) -> EpochProfile:
+        self.step.alone, self.step.in_loop = [], []
+        with self._timed_parts() as spent:
+            start = time.perf_counter()
+            self.runner()
+            whole = time.perf_counter() - start
+        alone, in_loop = self.step.alone, self.step.in_loop
+        batches = self.runner.batch_seconds[-1]
+        outside = batches - sum(alone) - sum(in_loop)
+        overhead = {name: seconds / len(alone) for name, seconds in spent.items()}
+        overhead["the rest of the loop"] = outside / len(alone) - sum(overhead.values())
+        return EpochProfile(alone, in_loop, overhead, whole - batches)
 
     @contextmanager
-    def _watched(self) -> Iterator[dict[str, float]]:
-        """Adds up the seconds of the loop's own parts meanwhile."""
+    def _timed_parts(self) -> Iterator[dict[str, float]]:
+        """Within the context, adds up the seconds of each part of the loop outside the steps."""
         spent: dict[str, float] = defaultdict(float)
 
-        def timed(name: str, function: Callable) -> Callable:
-            def call(*arguments: object, **options: object) -> object:
+        def timed(name: str, function: Callable[P, R]) -> Callable[P, R]:
+            def call(*arguments: P.args, **options: P.kwargs) -> R:
                 start = time.perf_counter()
                 try:
                     return function(*arguments, **options)
@@ -115,21 +153,20 @@ class Dissected:
 
             return call
 
-        epoch_of = self.parts.batches.epoch
-        passes = []
+        original_epoch, calls = self.components.batches.epoch, []
 
-        def epoch(*arguments: int, **options: int) -> Iterator[object]:
-            passes.append(arguments)
-            batches = epoch_of(*arguments, **options)
-            if len(passes) > 1:  # PGD-5 on some training images, after the batches
+        def epoch(*arguments: int, **options: int) -> Iterator[Batch]:
+            calls.append(arguments)
+            batches = original_epoch(*arguments, **options)
+            if len(calls) > 1:  # PGD-5 on some training images, after the batches
                 yield from batches
                 return
-            fetch, end = timed("fetching, crops and flips", next), object()
-            while (batch := fetch(batches, end)) is not end:
+            fetch = timed("fetching, crops and flips", lambda: next(batches, None))
+            while (batch := fetch()) is not None:
                 yield batch
 
         with (
-            mock.patch.object(self.parts.batches, "epoch", epoch),
+            mock.patch.object(self.components.batches, "epoch", epoch),
             mock.patch("pyengm.training.loop.measure", timed("sums", measure)),
             mock.patch("pyengm.training.loop.report_step", timed("logging", report_step)),
             mock.patch.object(LambdaLR, "step", timed("learning rate", LambdaLR.step)),

@@ -1,4 +1,4 @@
-"""Tables from the JSON of bench_pergrad.py: python bench/tools/format_results.py pergrad.json [more.json ...]
+"""Tables from the JSON of bench_pergrad.py: cd bench && python -m tools.format_results pergrad.json [more.json ...]
 
 Time and memory are in units of a plain forward and backward step of the same model and batch.
 """
@@ -40,7 +40,7 @@ def _growing(runs: list[dict]) -> list[dict]:
 
 
 def _table(title: str, runs: list[dict], column: str, key: str, unit: tuple[str, float, str]) -> None:
-    """One row per step, one column per width or n, and first the plain step itself; later runs replace earlier ones."""
+    """Prints one row per step and one column per width or n, the plain step first; later runs replace earlier ones."""
     if not runs:
         return
     columns = sorted({run[column] for run in runs})

@@ -1,7 +1,7 @@
-"""pytest plugin: tests that seed torch get other numbers in every run: pytest -p fresh_seed --fresh-seed N.
+"""pytest plugin with which tests draw other random values in every run: pytest -p tools.fresh_seed --fresh-seed N.
 
-torch.manual_seed and the manual_seed of torch.Generator add N to the seed they are given, so fixed seeds of tests stay
-distinct, and a run is repeated by its N. Philox numbers, which the tests compare bit by bit, do not change.
+torch.manual_seed and torch.Generator.manual_seed add N to their seed: the fixed seeds of tests stay distinct, and the
+same N repeats a run. Philox values, which the tests compare bit by bit, do not change.
 """
 
 import pytest
@@ -9,11 +9,11 @@ import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fresh-seed", type=int, default=0, help="added to every seed that a test gives torch")
+    parser.addoption("--fresh-seed", type=int, default=0, help="added to every seed that a test passes to torch")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    fresh = config.getoption("--fresh-seed")
+    fresh = int(config.getoption("--fresh-seed") or 0)
     manual_seed = torch.manual_seed
 
     class Generator(torch.Generator):

@@ -1,16 +1,20 @@
-# Sourced by gpu_check.sh and gpu_train.sh: a GPU or status 2, missing packages from wheels, the build of this tree for
-# the GPU that is here, steps with a time limit. Nothing is fetched; nothing but results is written into the tree.
+# Functions of gpu_check.sh and gpu_train.sh: find the GPU, install missing packages from wheels, build this tree for the
+# GPU, run steps with a time limit. They fetch nothing, and write nothing but results into the tree.
 #
 # PYTHON           the Python that has torch (python3)
 # OUT              folder for the results (bench/results)
-# PYENGM_WHEELS    folder with wheels of packages that this Python lacks, or has in too old a version
-# PYENGM_COMMIT    commit to name in the results where git cannot tell
+# PYENGM_WHEELS    folder with wheels of packages that this Python lacks, or has in an older version
+# PYENGM_COMMIT    commit for the results where git cannot find it
+# SITE             folder for the build, which later runs with the same tree and SITE use (a temporary folder)
+# REHEARSE         1: rehearse all steps on the CPU, without a GPU: build without CUDA, tests without the gpu tests
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python3}
 [[ $python != */* ]] || python=$(realpath --no-symlinks "$python")
 out=$(realpath -m "${OUT:-$repo/bench/results}")
 wheels=${PYENGM_WHEELS:+$(realpath -m "$PYENGM_WHEELS")}
+site=${SITE:+$(realpath -m "$SITE")}
+rehearse=${REHEARSE:-0}
 failed=0
 
 refuse() {
@@ -18,10 +22,29 @@ refuse() {
   exit 2
 }
 
-# Finds the GPUs (archs: such as 90) and goes to a work folder: Python would import pyengm from where it is started, and
-# the tree has no native modules in it.
+# begin: finds the GPUs and changes to a temporary folder, as Python imports from the folder where it starts, and the tree
+# has no native modules. It sets target, archs (such as 90,100) and backend for the build, and marker for the tests.
 begin() {
-  archs=$("$python" -c '
+  if ((rehearse)); then
+    target=cpu archs="" backend=cpu marker="not gpu and not slow"
+  else
+    archs=$(find_gpus) || refuse "needs an NVIDIA GPU, and a Python with a torch that can use it (PYTHON=...)"
+    target="sm_${archs//,/, sm_}" backend=cuda marker="gpu and not slow"
+  fi
+  work=$(mktemp -d)
+  trap 'rm -rf "$work"' EXIT
+  site=${site:-$work/site}
+  mkdir -p "$site" "$work/report" "$out"
+  cd "$work" || exit
+  export PYTHONPATH="$site:$repo/bench${PYTHONPATH:+:$PYTHONPATH}"
+  export PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin"
+  export -f build install_missing pip_into_site
+  export repo python archs backend work site wheels
+}
+
+# find_gpus: the compute capabilities of the GPUs, such as 90,100.
+find_gpus() {
+  "$python" -c '
 import sys
 try:
     import torch
@@ -31,24 +54,30 @@ if not torch.cuda.is_available():
     sys.exit(f"torch {torch.__version__} finds no CUDA device")
 devices = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
 print(",".join(sorted({f"{major}{minor}" for major, minor in devices})))
-') || refuse "needs an NVIDIA GPU, and a Python with a torch that can use it (PYTHON=...)"
-  work=$(mktemp -d)
-  trap 'rm -rf "$work"' EXIT
-  mkdir -p "$work/site" "$work/report" "$out"
-  cd "$work" || exit
-  export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin"
-  export -f build install_missing pip_into_site
-  export repo python archs work wheels
+'
 }
 
-# build MODULES: installs missing packages, then pyengm with CUDA from a copy of the tree, and makes sure that it can be
-# imported, like MODULES, separated by commas.
+# gpu_benchmarks: the benchmark files with gpu benchmarks, one per line; first those that are for a GPU alone.
+gpu_benchmarks() {
+  local files
+  files=$(cd "$repo/bench" && grep -l "mark\.gpu" bench_*.py)
+  printf "$repo/bench/%s\n" $(grep -E "gpu|triton" <<<"$files") $(grep -vE "gpu|triton" <<<"$files")
+}
+
+# build MODULES: installs missing packages, then pyengm from a copy of the tree, with CUDA where the backend is cuda, and
+# checks that it and MODULES, separated by commas, can be imported.
 build() {
-  [[ -z $wheels ]] || install_missing || return
-  mkdir "$work/tree"
-  tar -C "$repo" --exclude='*.so' --exclude=__pycache__ -cf - LICENSE MANIFEST.in README.md csrc kernels pyengm \
-    pyproject.toml setup.py | tar -C "$work/tree" -xf - || return
-  PYENGM_CUDA=1 PYENGM_CUDA_ARCHS=$archs pip_into_site "$work/tree" || return
+  if [[ ! -d $site/pyengm ]]; then
+    [[ -z $wheels ]] || install_missing || return
+    mkdir "$work/tree"
+    tar -C "$repo" --exclude='*.so' --exclude=__pycache__ -cf - LICENSE MANIFEST.in README.md csrc kernels pyengm \
+      pyproject.toml setup.py | tar -C "$work/tree" -xf - || return
+    if [[ $backend == cuda ]]; then
+      PYENGM_CUDA=1 PYENGM_CUDA_ARCHS=$archs pip_into_site "$work/tree" || return
+    else
+      PYENGM_CUDA=0 pip_into_site "$work/tree" || return
+    fi
+  fi
   "$python" -c "
 import sys
 try:
@@ -56,12 +85,13 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f'{error}; PYENGM_WHEELS may name a folder with its wheel')
 print(pyengm.__file__, *pyengm.ops.available_backends())
-if not pyengm.__file__.startswith('$work/site/') or 'cuda' not in pyengm.ops.available_backends():
-    sys.exit('expected the pyengm built just now, with its CUDA kernels')
+if not pyengm.__file__.startswith('$site/') or '$backend' not in pyengm.ops.available_backends():
+    sys.exit('expected the pyengm in $site, with its $backend kernels')
 "
 }
 
-# Installs the wheels whose package this Python has not, or older; torch and triton stay what they are on this machine.
+# install_missing: installs the wheels whose package this Python lacks or has in an older version, but never another
+# torch or triton.
 install_missing() {
   local found chosen
   found=$("$python" -c '
@@ -85,13 +115,14 @@ sys.exit(None if wheels else f"no wheels in {sys.argv[1]}")
   ((${#chosen[@]} == 0)) || pip_into_site "${chosen[@]}"
 }
 
+# pip_into_site ARGUMENTS: installs packages into $site, not into the environment.
 pip_into_site() {
   "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-cache-dir \
-    --no-build-isolation --target "$work/site" "$@"
+    --no-build-isolation --target "$site" "$@"
 }
 
-# step NAME LIMIT COMMAND...: runs a program or an exported function for at most LIMIT seconds and no longer than to the
-# $deadline of the script, and notes how it ended. At the limit it gets a Ctrl-C, so that it can write what it has.
+# step NAME LIMIT COMMAND...: runs a program or an exported function for at most LIMIT seconds and until the $deadline of
+# the script at the latest, and notes how it ended. At the limit it receives a Ctrl-C, so that it can write its results.
 step() {
   local name=$1 seconds=$2 left=$((deadline - SECONDS)) start=$SECONDS status
   shift 2
@@ -101,7 +132,7 @@ step() {
     note "$name" "not run" 0 "no time was left"
     return 1
   fi
-  # The last command keeps bash from becoming the program, which then would get the signal twice.
+  # With a last command bash does not replace itself by the program, which would then receive the signal twice.
   timeout --signal=INT --kill-after=10 "$seconds" bash -c '"$@"; exit $?' bash "$@"
   status=$?
   case $status in
@@ -112,21 +143,21 @@ step() {
   return $status
 }
 
-# note NAME HOW SECONDS [WORDS]: a line of the summary; all but "passed" and "skipped" make the script fail.
+# note NAME OUTCOME SECONDS [REMARK]: adds a line to the summary; the script fails unless all outcomes are "passed" or
+# "skipped".
 note() {
   printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "${4:-}" >>"$work/report/steps.tsv"
   [[ $2 == passed || $2 == skipped ]] || failed=1
 }
 
-# finish KIND: writes gpu_KIND_<gpu>.json and .md, prints the latter, ends with status 0 or 1.
+# finish KIND: writes gpu_KIND_<gpu>.json and .md, prints the latter, and ends with status 0 or 1.
 finish() {
-  "$python" "$repo/bench/tools/gpu_report.py" machine >"$work/report/machine.json" || failed=1
-  "$python" "$repo/bench/tools/gpu_report.py" write "$work/report" "$out" "$1" || failed=1
+  "$python" -m tools.gpu_report "$work/report" "$out" "$1" || failed=1
   exit $failed
 }
 
-# data_options PATH: the options of pyengm train, one a line, for CIFAR-10 in a folder or an archive: as torchvision
-# keeps it (cifar-10-batches-py), or as folders of images (train/CLASS/*, test/CLASS/*).
+# data_options PATH: the options of pyengm train, one per line, for CIFAR-10 in a folder or an archive: in the format of
+# torchvision (cifar-10-batches-py), or as folders of images (train/CLASS/*, test/CLASS/*).
 data_options() {
   local folder=$1 found
   if [[ -f $1 ]]; then
@@ -141,8 +172,8 @@ data_options() {
   [[ -d $folder ]] || refuse "there is no folder or archive $1"
   found=$(find -L "$folder" -maxdepth 2 -type d \( -name cifar-10-batches-py -o -name train \) -print -quit)
   case $found in
-    */cifar-10-batches-py) printf '%s\n' --data cifar10 --root "${found%/*}" ;;
-    */train) printf '%s\n' --data "${found%/*}" --root "$work/decoded" ;;
+    */cifar-10-batches-py) printf '%s\n' --data cifar10 --data-dir "${found%/*}" ;;
+    */train) printf '%s\n' --data "${found%/*}" --data-dir "$work/decoded" ;;
     *) refuse "expected cifar-10-batches-py, or train/CLASS/* and test/CLASS/*, in $1" ;;
   esac
 }

@@ -1,9 +1,9 @@
 """The results of gpu_check.sh and gpu_train.sh as JSON and Markdown.
 
-python bench/tools/gpu_report.py machine > FOLDER/machine.json   the machine and the versions here
-python bench/tools/gpu_report.py write FOLDER OUT KIND           OUT/gpu_KIND_<gpu>.json and .md from the files of a run:
-    machine.json, steps.tsv (step, how it ended, seconds, remark), tests.xml and sanitizer.xml (JUnit),
-    bench_*.json (pytest-benchmark), train_*.json (timed_training.py); all but the first may be missing
+    cd bench && python -m tools.gpu_report FOLDER OUT KIND   # writes OUT/gpu_KIND_<gpu>.json and .md
+
+FOLDER holds the files of a run: steps.tsv (step, how it ended, seconds, remark), tests.xml and sanitizer.xml (JUnit),
+bench_*.json (pytest-benchmark), train_*.json (timed_training.py). Any of them may be missing.
 """
 
 import csv
@@ -14,59 +14,66 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 from xml.etree import ElementTree
 
+import torch
+
+from tools.machine import processor
+
 REPO = Path(__file__).resolve().parents[2]
 QUANTILES = ("p20", "p50", "p80")
 
 
-def main(command: str, *arguments: str) -> None:
-    if command == "machine":
-        print(json.dumps(machine(), indent=2))
-    elif command == "write":
-        write(*map(Path, arguments[:2]), kind=arguments[2])
-    else:
-        sys.exit(__doc__)
+def main(folder: str, out: str, kind: str) -> None:
+    Path(folder, "machine.json").write_text(json.dumps(machine(), indent=2) + "\n")
+    write(Path(folder), Path(out), kind)
 
 
 def machine() -> dict[str, Any]:
-    """GPU, driver, versions and commit; "unknown" where the machine does not tell."""
-    import torch  # here, because a report is written without it
-
+    """GPU, driver, versions and commit; "unknown" where they cannot be found."""
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
         "gpu": gpu.name if gpu else "none",
         "compute_capability": f"{gpu.major}.{gpu.minor}" if gpu else "none",
         "gpu_gib": round(gpu.total_memory / 2**30) if gpu else 0,
-        "driver": _printed("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0],
-        "processor": _processor(),
+        "driver": _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0],
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_cuda": torch.version.cuda or "none",
         "cudnn": str(torch.backends.cudnn.version()),
         "triton": _version("triton"),
-        "nvcc": next(iter(re.findall(r"release ([\d.]+)", _printed(_nvcc(), "--version"))), "unknown"),
+        "nvcc": next(iter(re.findall(r"release ([\d.]+)", _output_of(_nvcc(), "--version"))), "unknown"),
         "pyengm": _version("pyengm"),
         "commit": commit(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
 def commit(repo: Path = REPO) -> str:
-    """The commit of the tree, marked where it has changes; else what PYENGM_COMMIT says; else "unknown"."""
-    if Path(_printed("git", "-C", repo, "rev-parse", "--show-toplevel")) != repo:  # no repository, or one around it
+    """The commit of the tree, with a remark where it has changes; else the value of PYENGM_COMMIT; else "unknown"."""
+    if Path(_output_of("git", "-C", repo, "rev-parse", "--show-toplevel")) != repo:  # no repository, or a parent's
         return os.environ.get("PYENGM_COMMIT") or "unknown"
-    return _printed("git", "-C", repo, "describe", "--always", "--exclude=*", "--dirty= with changes")
+    return _output_of("git", "-C", repo, "describe", "--always", "--exclude=*", "--dirty= with changes")
 
 
 def write(folder: Path, out: Path, kind: str) -> None:
-    """Writes both files and prints the Markdown. Ends with status 1 where tests ran and none of them passed."""
+    """Writes both files and prints the Markdown.
+
+    Args:
+        folder: Folder with the files of a run, and machine.json with the result of `machine`.
+        out: Folder for the results.
+        kind: "check" or "train".
+
+    Raises:
+        SystemExit: Tests ran, and none of them passed.
+    """
     report = collect(folder)
     stem = f"gpu_{kind}_{re.sub('[^a-z0-9]+', '_', report['machine']['gpu'].lower()).strip('_')}"
     text = markdown(report, f"gpu_{kind}.sh")
@@ -76,11 +83,11 @@ def write(folder: Path, out: Path, kind: str) -> None:
     print(f"\n{text}\n{out / stem}.json and .md")
     for name, tests in report["tests"].items():
         if not tests["passed"]:
-            sys.exit(f"{name}: no test passed, {tests['skipped']} were skipped: nothing is shown")
+            sys.exit(f"{name}: no test passed, {tests['skipped']} were skipped; expected some to pass")
 
 
 def collect(folder: Path) -> dict[str, Any]:
-    """Everything in the files of a run, as one dict: machine, steps, tests, benchmarks, runs."""
+    """Everything in the files of a run, by kind: machine, steps, tests, benchmarks, runs."""
     steps = folder / "steps.tsv"
     rows = csv.reader(steps.read_text().splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE) if steps.exists() else ()
     return {
@@ -97,16 +104,17 @@ def _filled(folder: Path, pattern: str) -> list[Path]:
 
 
 def _junit(path: Path) -> dict[str, Any]:
-    """How many tests ended how, and the names of those that failed with their first line of complaint."""
-    counts, failures = dict.fromkeys(("passed", "failed", "skipped"), 0), []
+    """Counts of tests by outcome, and the names of those that failed, with the first line of their message."""
+    counts: dict[str, int] = dict.fromkeys(("passed", "failed", "skipped"), 0)
+    failures: list[dict[str, str]] = []
     for case in ElementTree.parse(path).iterfind(".//testcase[@name]"):  # an interrupted test has no name
-        complaint = next((child for child in case if child.tag in ("failure", "error")), None)
-        ended = "failed" if complaint is not None else "passed" if case.find("skipped") is None else "skipped"
+        failure_node = next((child for child in case if child.tag in ("failure", "error")), None)
+        ended = "failed" if failure_node is not None else "passed" if case.find("skipped") is None else "skipped"
         counts[ended] += 1
-        if complaint is not None:
-            line = (complaint.get("message") or "").partition("\n")[0]
+        if failure_node is not None:
+            line = (failure_node.get("message") or "").partition("\n")[0]
             failures.append({"test": f"{case.get('classname')}::{case.get('name')}", "message": line})
-    return counts | {"failures": failures}
+    return {**counts, "failures": failures}
 
 
 def _benchmarks(path: Path) -> list[dict[str, Any]]:
@@ -141,9 +149,9 @@ def markdown(report: dict[str, Any], title: str) -> str:
 
 
 def _benchmark_tables(file: str, runs: list[dict[str, Any]]) -> list[str]:
-    """Baseline / pyengm where a benchmark has baselines, above 1 where pyengm is faster; then all other figures."""
+    """Baseline / pyengm for benchmarks with baselines, above 1 where pyengm is faster; then all other figures."""
     ratios = [
-        (run["name"], _time(run["median"]), key.removeprefix("ratio to "), _ratio(value))
+        (run["name"], _format_time(run["median"]), key.removeprefix("ratio to "), _format_ratio(value))
         for run in runs
         for key, value in run["info"].items()
         if key.startswith("ratio to ")
@@ -152,14 +160,14 @@ def _benchmark_tables(file: str, runs: list[dict[str, Any]]) -> list[str]:
     for run in runs:
         info = {key: value for key, value in run["info"].items() if not key.startswith("ratio to ")}
         if info or not run["info"]:
-            words = ", ".join(f"{key} {_number(value)}" for key, value in info.items())
-            figures.append((run["name"], _time(run["median"]), words))
+            text = ", ".join(f"{key} {_format_value(value)}" for key, value in info.items())
+            figures.append((run["name"], _format_time(run["median"]), text))
     parts = _table(f"{file}: baseline / pyengm", ("benchmark", "pyengm's median", "baseline", "ratio"), ratios)
     return parts + _table(file, ("benchmark", "median", "figures"), figures)
 
 
-def _ratio(value: Any) -> str:
-    """A median, or 20th, 50th and 80th percentiles."""
+def _format_ratio(value: Any) -> str:
+    """A median alone, or a median with 20th and 80th percentiles."""
     if isinstance(value, dict):
         value = [value[name] for name in QUANTILES]
     if isinstance(value, Sequence):
@@ -199,14 +207,14 @@ def _run_rows(runs: dict[str, Any]) -> list[tuple[str, ...]]:
                 f"{steady / plain:.3f}" if steady and plain else "-",
                 *(f"{100 * run[key]:.1f} %" if key in run else "-" for key in ("natural", "pgd20")),
                 f"{run['peak_gib']:.1f} GiB" if "peak_gib" in run else "-",
-                re.sub(r"--(data|root) \S+ ?", "", " ".join(run["given"])),  # those are temporary folders
+                re.sub(r"--(data|data-dir) \S+ ?", "", " ".join(run["given"])),  # temporary folders
             )
         )
     return rows
 
 
 def _steady(run: dict[str, Any]) -> float | None:
-    """Seconds of an epoch: the median, without the first one, in which kernels are compiled, where there are more."""
+    """Seconds of an epoch: the median without the first epoch, which compiles kernels, where there are several."""
     times = run["epoch_seconds"]
     return median(times[1:] or times) if times else None
 
@@ -219,18 +227,18 @@ def _table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> 
     return [f"## {title}", body]
 
 
-def _time(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     for unit, symbol in ((1, "s"), (1e-3, "ms")):
         if seconds >= unit:
             return f"{seconds / unit:.2f} {symbol}"
     return f"{seconds * 1e6:.1f} us"
 
 
-def _number(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _printed(*command: str | Path) -> str:
+def _output_of(*command: str | Path) -> str:
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     except OSError:
@@ -249,13 +257,5 @@ def _version(package: str) -> str:
         return "none"
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["help"]))
+    main(*sys.argv[1:])

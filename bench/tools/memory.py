@@ -1,7 +1,8 @@
-"""Peak memory of a step, each in a fresh process: python bench/tools/memory.py "fastDP" --width 32 --n 32"""
+"""Peak memory of a step in a fresh process: cd bench && python -m tools.memory "fastDP" --width 32 --n 32"""
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -10,32 +11,48 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from baselines.baselines import STEPS
+from baselines.per_example_libraries import STEPS
 
 from pyengm.models import build
 
-STEPS_RUN = 3  # the first allocates, a later one may find the memory in pieces
+BENCH = Path(__file__).parents[1]
+STEPS_RUN = 3  # the first step allocates, and a later one may find the memory fragmented
 
 
 @cache
 def measure(name: str, width: int, n: int) -> dict[str, float]:
-    """What `report` says of a step of peers.py."""
-    return read_report(__file__, name, "--width", str(width), "--n", str(n))
+    """Runs `main` for a step of per_example_libraries.py, and returns what `report` prints there.
+
+    Args:
+        name: A name in `STEPS`.
+        width: Channels of the first stage of the ResNet-18.
+        n: Images of the batch.
+    """
+    return run_and_read("tools.memory", name, "--width", str(width), "--n", str(n))
 
 
-def read_report(script: str, *words: str) -> dict[str, float]:
-    """Runs a script that ends with `report`, and returns what it said."""
-    command = [sys.executable, "-W", "ignore", script, *words]
-    done = subprocess.run(command, capture_output=True, text=True)
+def run_and_read(module: str, *arguments: str) -> dict[str, float]:
+    """Runs a module of bench/ that ends with `report` in a process of its own, and returns what `report` prints.
+
+    Raises:
+        RuntimeError: The process fails; the message holds its errors.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
+    path = os.pathsep.join(entry for entry in (str(BENCH), os.environ.get("PYTHONPATH")) if entry)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def report(step: Callable[[], object], device: str = "cpu") -> None:
-    """Runs a few steps and prints MiB: "peak", and "before" the first of them.
+    """Runs a few steps and prints the peak memory in MiB as JSON: "peak", and "before" the first step.
 
-    On the CPU that of the whole process (imports, model and data come before), on a GPU that of torch's tensors.
+    On the CPU it is the memory of the whole process, with imports, model and data; on a GPU that of torch's tensors.
+
+    Args:
+        step: A training step.
+        device: The device of its tensors.
     """
     before = _peak(device)
     for _ in range(STEPS_RUN):
@@ -51,12 +68,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = build("resnet18", norm="gn", width=args.width)
+    model = build("resnet18", norm_layer="gn", width=args.width)
     report(STEPS[args.name].build(model, torch.rand(args.n, 3, 32, 32), torch.arange(args.n) % 10, 10.0))
 
 
 def _peak(device: str) -> float:
-    """MiB. Linux hands ru_maxrss of a parent down to its child, but not VmHWM."""
+    """MiB. On Linux a child inherits ru_maxrss from its parent, but not VmHWM."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")

@@ -1,83 +1,106 @@
 """Errors of estimated gradient norms under batch norm in training mode, while a model is trained: a Markdown table.
 
-    python bench/tools/norm_errors.py --model resnet18 --width 16 --data digits
+    cd bench && python -m tools.norm_errors --model resnet18 --width 16 --data digits
 
-Trains with PGD-5 and clipped gradients. "fresh" estimators are fitted on the batch that they are
-measured on, aged ones were fitted that many steps ago during training and are due for the next fit.
+The model trains with PGD-5 and clipped gradients. "fresh" estimators are fitted on the batch on which their errors are
+measured; the others were fitted that many steps ago during training, and their next fit is due.
 """
 
 import argparse
 import copy
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from pyengm.analysis import norm_errors
+from pyengm.analysis import NormErrors, norm_errors
 from pyengm.attacks import PGD
-from pyengm.data import load
+from pyengm.data import ImageDataset, load
 from pyengm.models import build
 from pyengm.ops import clip_weights
 from pyengm.pergrad import Estimator
 
-STAGES = (0, 50, 150, 400)  # steps
+STAGES = (0, 50, 150, 400)  # steps before which errors are measured
 ALPHA = 5.0
-EPS = {"digits": 0.2}  # elsewhere 8 / 255
+EPS = {"digits": 0.2}  # 8 / 255 for other data
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", default="digits", help="a data set of pyengm, or a folder of images")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--width", type=int)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
     data = load(options.data, "train")
     order = torch.randperm(len(data.labels)).tolist()
-    held_out, order = order[: options.batch], order[options.batch :]
+    held_out, order = order[: options.batch_size], order[options.batch_size :]
     model = build(
         options.model, data.num_classes, in_channels=data.channels, image_size=data.image_size, width=options.width
     )
-    params = list(model.parameters())
-    eps = EPS.get(options.data, 8 / 255)
-    attack = PGD(eps=eps, step_size=eps / 4, steps=5)
-    optimizer = torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=5e-4)
-    live = {kind: Estimator(kind) for kind in ("frozen", "corrected")}
-
-    def losses(indices: list[int]) -> torch.Tensor:
-        some = data.subset(indices)
-        x = torch.stack([torch.as_tensor(some.images[k]).float() / 255 for k in range(len(indices))])
-        y = torch.as_tensor(some.labels)
-        return F.cross_entropy(model.train()(attack(model, x, y)), y, reduction="none")
-
-    def show(step: int, fit: str, rows: dict) -> None:
-        for name, e in rows.items():
-            errors = f"{e.median:.1%} | {e.bias:+.1%} | {e.correlation:.3f} | {e.update:.1%}"
-            print(f"| {step} | {name} | {fit} | {errors} |", flush=True)
-
+    training = MeasuredTraining(model, data, EPS.get(options.data, 8 / 255), held_out)
     print(f"| {options.model} at step | norms | fit | median error | bias | correlation | error of the update |")
     print("|---|---|---|---|---|---|---|", flush=True)
     generator = torch.Generator().manual_seed(1)
-    ageing = set()
     for step in range(max(STAGES) + 101):
+        training.print_errors(step)
+        training.step([order[k] for k in torch.randperm(len(order), generator=generator)[: options.batch_size]])
+
+
+class MeasuredTraining:
+    """PGD-5 training of a model with clipped gradients, and the errors of the norm estimators meanwhile.
+
+    Args:
+        model: The model.
+        data: Training images.
+        eps: Radius of the L-infinity ball, in pixel units.
+        held_out: Positions of the images on which errors are training.
+    """
+
+    def __init__(self, model: nn.Module, data: ImageDataset, eps: float, held_out: list[int]):
+        self.model, self.data, self.held_out = model, data, held_out
+        self.params: list[torch.Tensor] = list(model.parameters())
+        self.attack = PGD(eps=eps, step_size=eps / 4, steps=5)
+        self.optimizer = torch.optim.SGD(self.params, lr=0.05, momentum=0.9, weight_decay=5e-4)
+        self.estimators = {kind: Estimator(kind) for kind in ("frozen", "corrected")}
+        self.to_measure: set[str] = set()
+
+    def losses(self, indices: list[int]) -> torch.Tensor:
+        """Cross-entropy of the images at these positions under attack, (n,)."""
+        subset = self.data.subset(indices)
+        x = torch.stack([torch.as_tensor(subset.images[k]).float() / 255 for k in range(len(indices))])
+        y = torch.as_tensor(subset.labels)
+        return F.cross_entropy(self.model.train()(self.attack(self.model, x, y)), y, reduction="none")
+
+    def print_errors(self, step: int) -> None:
+        """Prints the rows of fresh estimators at each stage, and of each other once before its next fit."""
         if step in STAGES:
-            show(step, "fresh", norm_errors(losses(held_out), params))
-            ageing = set(live)
-        for name in [name for name in ageing if live[name].age and live[name].age == live[name].gap - 1]:
-            ageing.remove(name)
-            show(
-                step,
-                f"{live[name].age} steps",
-                norm_errors(losses(held_out), params, {name: copy.deepcopy(live[name])}),
-            )
-        batch = [order[k] for k in torch.randperm(len(order), generator=generator)[: options.batch]]
-        of = losses(batch)
-        norms = {name: estimator.norms(of, params, estimator.start(of, params)) for name, estimator in live.items()}
-        optimizer.zero_grad()
-        of.backward(clip_weights(norms["frozen"], ALPHA) / len(of))
-        optimizer.step()
+            _print_rows(step, "fresh", norm_errors(self.losses(self.held_out), self.params))
+            self.to_measure = set(self.estimators)
+        for name in [*self.to_measure]:
+            estimator = self.estimators[name]
+            if estimator.age and estimator.age == estimator.gap - 1:
+                self.to_measure.remove(name)
+                errors = norm_errors(self.losses(self.held_out), self.params, {name: copy.deepcopy(estimator)})
+                _print_rows(step, f"{estimator.age} steps", errors)
+
+    def step(self, indices: list[int]) -> None:
+        """Takes one training step on the images at these positions."""
+        losses, norms = self.losses(indices), {}
+        for name, estimator in self.estimators.items():
+            norms[name] = estimator.norms(losses, self.params, estimator.start(losses, self.params))
+        self.optimizer.zero_grad()
+        losses.backward(clip_weights(norms["frozen"], ALPHA) / len(losses))
+        self.optimizer.step()
+
+
+def _print_rows(step: int, fit: str, rows: dict[str, NormErrors]) -> None:
+    for name, row in rows.items():
+        errors = f"{row.median:.1%} | {row.bias:+.1%} | {row.correlation:.3f} | {row.update:.1%}"
+        print(f"| {step} | {name} | {fit} | {errors} |", flush=True)
 
 
 if __name__ == "__main__":

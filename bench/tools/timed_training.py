@@ -1,22 +1,25 @@
-"""One training run with the time of its epochs: python bench/tools/timed_training.py NEW.json OPTIONS OF pyengm train
+"""One training run with the time of its epochs: cd bench && python -m tools.timed_training NEW.json OPTIONS
 
-The time of an epoch is that of its steps, loading included; the accuracies measured between epochs are left out. The
-last weights are evaluated on all test images. The file is written at the end, also after an interruption.
+OPTIONS are those of pyengm train. The time of an epoch is that of its steps with loading, without the accuracies that
+are measured between epochs. The last weights are evaluated on all test images. The file is written at the end, and also
+after an interruption.
 """
 
 import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+from unittest import mock
 
 import torch
 
-from pyengm.cli import parse_train
+from pyengm.cli.train import parse_train
 from pyengm.data import Batch, Loader
-from pyengm.evaluation import accuracy, attack_named
+from pyengm.evaluation import accuracy, create_attack
 from pyengm.training.builders import build_components
 from pyengm.training.loop import fit
 from pyengm.training.run_folder import RunFolder
@@ -26,49 +29,53 @@ from pyengm.training.signals import Interrupted
 def main() -> int:
     path, options = Path(sys.argv[1]), sys.argv[2:]
     config = parse_train(options)
-    parts = build_components(config)
-    seconds = time_epochs(parts.batches)
-    result = {"given": options, "options": {name: _plain(value) for name, value in asdict(config).items()}}
-    with TemporaryDirectory() as folder:
-        run = RunFolder.create(replace(config, out=Path(folder, "run")))
+    components = build_components(config)
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in config.flat().items()}
+    result: dict[str, Any] = {"given": options, "options": plain}
+    with TemporaryDirectory() as folder, timed_epochs(components.batches) as seconds:
+        run = RunFolder.create(config.override(out=Path(folder, "run")))
         try:
-            fit(config, parts, run)
-            measured = {"seed": config.seed, "device": parts.device}
-            result["natural"] = accuracy(parts.model, parts.test, None, **measured)
-            pgd20 = attack_named("pgd20", config.threats()[0])
-            result["pgd20"] = accuracy(parts.model, parts.test, pgd20, **measured)
-        except Interrupted as stop:
-            print(stop)
+            fit(config, components, run)
+            measured = {"seed": config.run.seed, "device": components.device}
+            result["natural"] = accuracy(components.model, components.test, None, **measured)
+            pgd20 = create_attack("pgd20", config.threats()[0])
+            result["pgd20"] = accuracy(components.model, components.test, pgd20, **measured)
+        except Interrupted as interrupted:
+            print(interrupted)
         result |= {"metrics": run.read_metrics(), "epoch_seconds": [*seconds.values()]}
-    result |= {"images": len(parts.batches.data), "test_images": len(parts.test)}
-    if parts.device.type == "cuda":
-        result["peak_gib"] = torch.cuda.max_memory_allocated(parts.device) / 2**30
+    result |= {"images": len(components.batches.data), "test_images": len(components.test)}
+    if components.device.type == "cuda":
+        result["peak_gib"] = torch.cuda.max_memory_allocated(components.device) / 2**30
     path.write_text(json.dumps(result, indent=2) + "\n")
     return 0 if "pgd20" in result else 1
 
 
-def time_epochs(batches: Loader) -> dict[int, float]:
-    """Seconds of each epoch whose batches were all used; filled while the training goes on."""
+@contextmanager
+def timed_epochs(loader: Loader) -> Iterator[dict[int, float]]:
+    """Within the context, times the epochs of a loader.
+
+    Args:
+        loader: Makes the batches of a training run.
+
+    Yields:
+        The seconds of each epoch, by its number. An epoch is added when all of its batches were used.
+    """
     seconds: dict[int, float] = {}
-    epoch_of = batches.epoch
+    original_epoch = loader.epoch
 
-    def epoch(number: int, start: int = 0) -> Iterator[Batch]:
-        begun = _now(batches.device)
-        yield from epoch_of(number, start)
-        seconds.setdefault(number, _now(batches.device) - begun)  # the first pass of an epoch is the training's
+    def epoch(epoch: int, start: int = 0) -> Iterator[Batch]:
+        begin = _now(loader.device)
+        yield from original_epoch(epoch, start)
+        seconds.setdefault(epoch, _now(loader.device) - begin)  # only the first pass of an epoch is training
 
-    batches.epoch = epoch
-    return seconds
+    with mock.patch.object(loader, "epoch", epoch):
+        yield seconds
 
 
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-// pyengm._C: addresses come in as integers, so that the module needs no torch headers and serves every torch.
+// pyengm._C: addresses are integers, so that the module needs no torch headers and works with every version of torch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -55,11 +55,11 @@ void fosc_step_(Address out, Address x_adv, Address grad, Address x, Address act
 
 template <typename T>
 void atas_step_(Address sizes, Address x_adv, Address grad, Address x, Address v, int64_t n, int64_t d, double eps,
-                double largest, double c, double low, double high, double beta, double lo, double hi) {
+                double step_scale, double c, double min_step, double max_step, double beta, double lo, double hi) {
   py::gil_scoped_release release;
   pyengm::cpu::atas_step_(reinterpret_cast<Real<T>*>(sizes), reinterpret_cast<T*>(x_adv),
                           reinterpret_cast<const T*>(grad), reinterpret_cast<const T*>(x),
-                          reinterpret_cast<Real<T>*>(v), n, d, {largest, c, low, high, beta}, eps, lo, hi);
+                          reinterpret_cast<Real<T>*>(v), n, d, {step_scale, c, min_step, max_step, beta}, eps, lo, hi);
 }
 
 template <typename T>
@@ -91,26 +91,26 @@ void row_sums(Address sums, Address dots, Address g, Address x, int64_t rows, in
                         reinterpret_cast<const T*>(x), rows, columns);
 }
 
-using Numbers = std::array<int64_t, 8>;
+using Sizes = std::array<int64_t, 8>;
 
-pyengm::cpu::Images images(const Numbers& v) { return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]}; }
+pyengm::cpu::Images images(const Sizes& v) { return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]}; }
 
-pyengm::cpu::Conv2d conv2d(const Numbers& x, const Numbers& g, const Numbers& v) {
+pyengm::cpu::Conv2d conv2d(const Sizes& x, const Sizes& g, const Sizes& v) {
   return {images(x), images(g), {v[0], v[1]}, {v[2], v[3]}, {v[4], v[5]}, {v[6], v[7]}};
 }
 
 // x, g: sizes, then strides; window: kernel, stride, padding, dilation, each for y and x.
 template <typename T>
-void conv_gram_sqnorm(Address out, Address x, Address g, const Numbers& x_layout, const Numbers& g_layout,
-                      const Numbers& window) {
+void conv_gram_sqnorm(Address out, Address x, Address g, const Sizes& x_layout, const Sizes& g_layout,
+                      const Sizes& window) {
   py::gil_scoped_release release;
   pyengm::cpu::conv_gram_sqnorm(reinterpret_cast<T*>(out), reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g),
                                 conv2d(x_layout, g_layout, window));
 }
 
 template <typename T>
-void conv_direct_sqnorm(Address out, Address gradients, Address x, Address g, const Numbers& x_layout,
-                        const Numbers& g_layout, const Numbers& window) {
+void conv_direct_sqnorm(Address out, Address gradients, Address x, Address g, const Sizes& x_layout,
+                        const Sizes& g_layout, const Sizes& window) {
   py::gil_scoped_release release;
   pyengm::cpu::conv_direct_sqnorm(reinterpret_cast<T*>(out), reinterpret_cast<T*>(gradients),
                                   reinterpret_cast<const T*>(x), reinterpret_cast<const T*>(g),

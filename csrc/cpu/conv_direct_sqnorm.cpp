@@ -1,6 +1,6 @@
 // Per example a convolution's weight gradient and its squared norm: an implicit matrix product over output pixels.
-// Left: one row per (input channel, kernel offset), read in place from a zero-padded copy of the image. Right: panels
-// of output channels. Pixels go in blocks whose right side stays in the cache while all rows pass over it.
+// Left: one row per (input channel, kernel offset), read from a zero-padded copy of the image without another copy.
+// Right: panels of output channels. Pixels are taken in blocks, whose right side is in the cache for all rows.
 #include <algorithm>
 #include <vector>
 
@@ -16,7 +16,7 @@ constexpr int64_t kPixels = 512;  // of a block: 64 KiB of a panel
 struct Plan {
   const Conv2d& conv;
   int64_t height, pitch, rows, block;  // of the padded image; (channel, offset) pairs; image rows in a block
-  std::vector<int64_t> starts;         // per row, where output pixel (0, 0) meets the padded image
+  std::vector<int64_t> starts;         // per row, the pixel of the padded image under output pixel (0, 0)
 
   explicit Plan(const Conv2d& c)
       : conv(c),
@@ -28,13 +28,13 @@ struct Plan {
       for (int64_t y = 0; y < c.kernel[0]; ++y)
         for (int64_t x = 0; x < c.kernel[1]; ++x)
           starts.push_back((channel * height + y * c.dilation[0]) * pitch + x * c.dilation[1]);
-    starts.resize(ceil_to(rows, kRows<64>), 0);  // rows that nobody reads
+    starts.resize(ceil_to(rows, kRows<64>), 0);  // results of these rows are not read
   }
 
   int64_t panels(int64_t panel) const { return ceil_to(conv.g.channels, panel) / panel; }
 };
 
-// The memory of one thread. It starts as zeros, and what is padding stays zero.
+// The memory of one thread. It starts as zeros, and padding is never written.
 template <typename T>
 struct Scratch {
   AlignedZeros memory;

@@ -1,12 +1,12 @@
 // Per example the squared norm of a convolution's weight gradient sum_t g_t a_t^T, a_t the patch under output pixel t:
 //   sum_{t,s} <g_t, g_s> <a_t, a_s>,   <a_t, a_s> = sum_d <x_{p(t)+d}, x_{p(s)+d}>   over the kernel's offsets d.
-// The products of pixels have no kernel in them; their sums over d are a box filter, along x and then along y.
+// The products of pixels do not depend on the kernel; their sums over d are a box filter, along x and then along y.
 //
-// An axis of stride s falls apart into s phases, the pixels of equal remainder. Within a phase output pixel t meets the
-// input pixels t + shift: there everything is stride 1. Pixels are numbered y * pitch + x on every grid, so that a
-// shift is one offset into a row of products. Only pairs of image rows y <= y' are formed; the rest is their mirror.
-// Rows of filtered products roll through a window as high as the kernel: nothing with a square of pixels is ever
-// stored.
+// An axis of stride s is split into s phases, the pixels of equal remainder. Within a phase the kernel covers, for
+// output pixel t, the input pixels t + shift: the stride is 1 there. The index of a pixel is y * pitch + x on every
+// grid, so that a shift is one offset into a row of products. Only pairs of image rows y <= y' are formed, as products
+// are symmetric. Rows of filtered products are kept in a rolling window as high as the kernel: memory never grows with
+// the square of the number of pixels.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -19,9 +19,9 @@ namespace pyengm::cpu {
 namespace {
 
 struct Phase {
-  int64_t start, size, low, high;  // input pixels start + i * stride, i < size; the least and the greatest shift
+  int64_t start, size, first, last;  // input pixels start + i * stride, i < size; the least and the greatest shift
   std::vector<int64_t> shifts;
-  int64_t window() const { return high - low + 1; }
+  int64_t window() const { return last - first + 1; }
 };
 
 std::vector<Phase> phases_of(int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t padding,
@@ -33,15 +33,15 @@ std::vector<Phase> phases_of(int64_t in, int64_t out, int64_t kernel, int64_t st
       if ((k * dilation - padding - start) % stride == 0)
         phase.shifts.push_back((k * dilation - padding - start) / stride);
     if (phase.shifts.empty()) continue;
-    phase.low = phase.shifts.front();
-    phase.high = phase.shifts.back();
-    phase.size = std::min((in - start + stride - 1) / stride, out + phase.high);  // what lies beyond meets no output
+    phase.first = phase.shifts.front();
+    phase.last = phase.shifts.back();
+    phase.size = std::min((in - start + stride - 1) / stride, out + phase.last);  // pixels beyond belong to no output
     if (phase.size > 0) phases.push_back(std::move(phase));
   }
   return phases;
 }
 
-// One column of the kernel. keep: all bits set where a pixel's number plus shift is still in the same image row.
+// One column of the kernel. keep: all bits set where the index of a pixel plus shift is still in the same image row.
 template <typename T>
 struct Column {
   size_t phase;
@@ -49,7 +49,7 @@ struct Column {
   std::vector<T> keep;
 };
 
-// Sizes and tables that all examples share. A row of products is margin, then one number per pixel, then padding.
+// Sizes and tables that all examples share. A row of products is margin, then one value per pixel, then padding.
 template <typename T>
 struct Plan {
   const Conv2d& conv;
@@ -64,9 +64,9 @@ struct Plan {
     int64_t width = c.g.width, height = c.g.height, reach = 0;
     for (const Phase& p : xs) {
       width = std::max(width, p.size);
-      reach = std::max({reach, -p.low, p.high});
+      reach = std::max({reach, -p.first, p.last});
     }
-    for (const Phase& p : ys) height = std::max({height, p.size, c.g.height + p.high});
+    for (const Phase& p : ys) height = std::max({height, p.size, c.g.height + p.last});
     pitch = ceil_to(width, 4);
     panels = panels_of(c.g.height);
     margin = ceil_to(reach, kPanel<T>) + kPanel<T>;
@@ -83,7 +83,7 @@ struct Plan {
   int64_t panels_of(int64_t rows) const { return ceil_to(rows * pitch, kPanel<T>) / kPanel<T>; }
 };
 
-// The memory of one thread. It starts as zeros, and what is padding stays zero.
+// The memory of one thread. It starts as zeros, and padding is never written.
 template <typename T>
 class Scratch {
  public:
@@ -153,7 +153,7 @@ PYENGM_INLINE void filter_row(const Plan<T>& plan, Scratch<T>& scratch, size_t p
       store(out + s, sum);
     }
     std::fill(out + end - first, out - first - plan.margin + plan.length, T(0));
-    for (int64_t s = 0; s < plan.pitch; ++s) out[s] *= T(0.5);  // pairs within a row are met twice, all others once
+    for (int64_t s = 0; s < plan.pitch; ++s) out[s] *= T(0.5);  // pairs within a row occur twice, all others once
   }
 }
 
@@ -199,15 +199,15 @@ PYENGM_INLINE double sqnorm(const Plan<T>& plan, Scratch<T>& scratch, const T* x
   for (int64_t y = 0; y < out.height; ++y) {
     for (size_t phase = 0; phase < plan.ys.size(); ++phase) {
       const Phase& p = plan.ys[phase];
-      const int64_t done = y == 0 ? std::max<int64_t>(p.low, 0) : std::max<int64_t>(y + p.high, 0);
-      for (int64_t row = done; row <= y + p.high && row < p.size; ++row)
+      const int64_t done = y == 0 ? std::max<int64_t>(p.first, 0) : std::max<int64_t>(y + p.last, 0);
+      for (int64_t row = done; row <= y + p.last && row < p.size; ++row)
         filter_row<T, Bytes, Rows>(plan, scratch, phase, row);
     }
     dot_row<T, Bytes, Rows>(plan, scratch, y, lanes);
   }
   double sum = 0;
   for (const double lane : lanes) sum += lane;
-  return std::max(2 * sum, 0.0);  // rounding may leave a vanishing norm below zero; nan passes
+  return std::max(2 * sum, 0.0);  // rounding may make a vanishing norm negative; nan is kept
 }
 
 #define PYENGM_SQNORM(TARGET, BYTES)                                                                              \

@@ -9,7 +9,7 @@
 namespace pyengm::cpu {
 namespace {
 
-// Columns [begin, end) of an output row are pixels of `from`; the others are 0. Stride: between neighbours in out.
+// Columns [begin, end) of an output row are pixels of `from`, the others 0. Stride: of neighbours in out; 0: variable.
 template <int64_t Stride>
 PYENGM_INLINE void fill_row(float* __restrict out, const uint8_t* __restrict from, int64_t begin, int64_t end,
                             int64_t width, bool flip, int64_t stride = Stride) {
@@ -29,7 +29,7 @@ template <int64_t Stride>
 PYENGM_INLINE void fill_image(float* out, const uint8_t* image, Window window, const CropFlipShape& shape) {
   const auto [n, total, channels, height, width, padding, channels_last] = shape;
   const int64_t stride = channels_last ? channels : 1;
-  // Pixel x shows pixel right + x, or right + width - 1 - x when mirrored; both lie inside for x in [begin, end).
+  // Pixel x is pixel right + x of the image, or right + width - 1 - x when flipped; it is inside for x in [begin, end).
   const int64_t first = window.flip ? window.right + width - 1 : window.right;
   const int64_t begin = std::clamp<int64_t>(window.flip ? first - width + 1 : -first, 0, width);
   const int64_t end = std::clamp<int64_t>(window.flip ? first + 1 : width - first, begin, width);
@@ -46,7 +46,8 @@ PYENGM_INLINE void fill_image(float* out, const uint8_t* image, Window window, c
 
 PYENGM_CLONES void fill(float* out, const uint8_t* image, Window window, const CropFlipShape& shape) {
   if (!shape.channels_last || shape.channels == 1) return fill_image<1>(out, image, window, shape);
-  if (shape.channels == 3) return fill_image<3>(out, image, window, shape);  // known to the compiler: shuffles
+  if (shape.channels == 3)
+    return fill_image<3>(out, image, window, shape);  // a constant stride: the compiler uses shuffles
   fill_image<0>(out, image, window, shape);
 }
 

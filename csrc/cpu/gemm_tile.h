@@ -1,5 +1,5 @@
 // The register-blocked matrix product under the convolution norms. Operands are packed in panels of kPanel columns:
-// element (k, c) of panel p lies at p * depth * kPanel + k * kPanel + c, so one copy serves as left and as right side.
+// element (k, c) of panel p lies at p * depth * kPanel + k * kPanel + c, so one copy is the left and the right side.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -9,7 +9,7 @@
 #include "simd.h"
 
 // PYENGM_PER_WIDTH(DEFINE) expands DEFINE(target attribute, bytes of a vector) once per instruction set. Unlike in
-// PYENGM_CLONES each version knows its vector width, because what fits the registers depends on it.
+// PYENGM_CLONES the vector width is a constant in each version, because what fits the registers depends on it.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define PYENGM_PER_WIDTH(DEFINE)                        \
   DEFINE(__attribute__((target("arch=x86-64-v4"))), 64) \
@@ -122,7 +122,7 @@ PYENGM_INLINE void pack_run(T* out, const T* in, int64_t channels, int64_t run, 
 }
 
 // Packs (channels, rows, columns) into panels: pixel (y, x) becomes column y * pitch + x, the channel becomes k.
-// Columns between the image rows are left as they are.
+// Columns between the image rows do not change.
 template <typename T>
 PYENGM_INLINE void pack_pixels(T* out, const T* in, int64_t channels, int64_t rows, int64_t columns, int64_t pitch,
                                int64_t to_channel, int64_t to_row, int64_t to_column) {
@@ -136,7 +136,7 @@ PYENGM_INLINE void pack_pixels(T* out, const T* in, int64_t channels, int64_t ro
       run = std::min(columns - x, kPanel<T> - lane);
       T* panel = out + t / kPanel<T> * channels * kPanel<T>;
       const T* from = in + y * to_row + x * to_column;
-      if (run == kPanel<T>)  // a length known to the compiler
+      if (run == kPanel<T>)  // a constant length
         pack_run(panel, from, channels, kPanel<T>, to_channel, to_column);
       else
         pack_run(panel + lane, from, channels, run, to_channel, to_column);

@@ -15,12 +15,12 @@ template <typename T>
 void pgd_linf_step_(T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, Real<T> step, Real<T> eps, Real<T> lo,
                     Real<T> hi, const Real<T>* steps, const bool* mask);
 
-// The same; sums are in float64, in an order that no number of threads changes.
+// The same in the L2 ball; sums are in float64, in an order that does not depend on the number of threads.
 template <typename T>
 void pgd_l2_step_(T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, double step, double eps, double lo,
                   double hi, const Real<T>* steps, const bool* mask);
 
-// out (n), t (n, d).
+// out (n): L2 norms of the rows of t (n, d).
 template <typename T>
 void row_norms(Real<T>* out, const T* t, int64_t n, int64_t d);
 
@@ -28,18 +28,18 @@ void row_norms(Real<T>* out, const T* t, int64_t n, int64_t d);
 template <typename T>
 void fosc(Real<T>* out, const T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, double eps, bool l2);
 
-// The same in the L-infinity ball; then a step of the active (n) examples, but those at or below the threshold, which
-// stop being active.
+// The same in the L-infinity ball; then active (n) becomes false where the condition is at most the threshold, and the
+// examples that are still active take a step.
 template <typename T>
 void fosc_step_(Real<T>* out, T* x_adv, const T* grad, const T* x, bool* active, int64_t n, int64_t d, double step,
                 double eps, double threshold, double lo, double hi);
 
-// sizes, v (n): the step size of each example and its moving average of the squared length of the gradient.
+// sizes, v (n): the step size of each example and its moving average of the squared norm of the gradient.
 template <typename T>
 void atas_step_(Real<T>* sizes, T* x_adv, const T* grad, const T* x, Real<T>* v, int64_t n, int64_t d, AtasRule rule,
                 double eps, double lo, double hi);
 
-// What the ops above do to one row on one thread; overloads, because only plain functions have clones.
+// The ops above on one row and one thread; overloads, because only plain functions have clones.
 #define PYENGM_FOR(T)                                                                                            \
   void linf_step_range(T* x_adv, const T* grad, const T* x, int64_t size, Real<T> step, Real<T> eps, Real<T> lo, \
                        Real<T> hi);                                                                              \
@@ -63,11 +63,11 @@ template <typename T>
 void regression_weights(T* weights, double* line, const T* x, const T* y, const double* old, int64_t n, double alpha,
                         double keep);
 
-// out (n, count): numbers 0 to count-1 of each example.
+// out (n, count): values 0 to count-1 of each example.
 void philox_uniform(float* out, const int64_t* index, int64_t n, int64_t count, Stream stream);
 void philox_normal(float* out, const int64_t* index, int64_t n, int64_t count, Stream stream);
 
-// sums, dots (rows): of each row of g, and of its products with x; g, x (rows, columns).
+// sums, dots (rows): the sum of each row of g, and of its products with x; g, x (rows, columns).
 template <typename T>
 void row_sums(T* sums, T* dots, const T* g, const T* x, int64_t rows, int64_t columns);
 
@@ -87,7 +87,7 @@ struct Conv2d {
 template <typename T>
 void conv_gram_sqnorm(T* out, const T* x, const T* g, const Conv2d& conv);
 
-// The same from the gradients themselves, which go to gradients (n, O, C, kh, kw) unless that is null.
+// The same from the gradients themselves, which are written to gradients (n, O, C, kh, kw) unless that is null.
 template <typename T>
 void conv_direct_sqnorm(T* out, T* gradients, const T* x, const T* g, const Conv2d& conv);
 

@@ -4,11 +4,11 @@
 namespace pyengm::cpu {
 namespace {
 
-constexpr int64_t kBlocks = 64;  // blocks whose words are made together, so that the ten rounds vectorise
+constexpr int64_t kBlocks = 64;  // blocks whose words are computed together, so that the ten rounds vectorise
 
 using Fill = void (*)(float* out, uint32_t example, uint32_t block, int64_t count, Stream stream);
 
-// Numbers 4*block to 4*block+count-1 of one example, count <= 4*kBlocks.
+// Values 4*block to 4*block+count-1 of one example, count <= 4*kBlocks.
 PYENGM_CLONES void fill_uniform(float* out, uint32_t example, uint32_t block, int64_t count, Stream stream) {
   float lanes[4][kBlocks];
   const int64_t blocks = (count + 3) / 4;

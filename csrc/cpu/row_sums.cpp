@@ -6,7 +6,7 @@
 namespace pyengm::cpu {
 namespace {
 
-constexpr int64_t kBlock = 256;  // elements summed in the type of the data before the sum goes on in float64
+constexpr int64_t kBlock = 256;  // elements summed in the type of the data; the sums of blocks are added in float64
 
 template <typename T>
 inline __attribute__((always_inline)) void sum_rows(T* __restrict sums, T* __restrict dots, const T* __restrict g,
@@ -30,7 +30,7 @@ inline __attribute__((always_inline)) void sum_rows(T* __restrict sums, T* __res
 }
 
 PYENGM_CLONES void sum_chunk(float* sums, float* dots, const float* g, const float* x, int64_t rows, int64_t columns) {
-  if (columns == 16) return sum_rows(sums, dots, g, x, rows, 16);  // a length known to the compiler: no loops
+  if (columns == 16) return sum_rows(sums, dots, g, x, rows, 16);  // a constant length: the compiler unrolls the loops
   sum_rows(sums, dots, g, x, rows, columns);
 }
 PYENGM_CLONES void sum_chunk(double* sums, double* dots, const double* g, const double* x, int64_t rows,

@@ -7,8 +7,8 @@
 
 namespace pyengm::cpu {
 
-// sums (Terms::count) over d elements; x_adv and x are read only for Terms::offset. The number of lanes decides on the
-// order of the sum, so it is the same for every instruction set; it is what the registers hold.
+// sums (Terms::count) over d elements; x_adv and x are read only for Terms::offset. The order of the
+// sum depends on the number of lanes, so that is the same for every instruction set: as many as the registers hold.
 template <typename Terms, typename T>
 PYENGM_INLINE void sum_row(double* sums, const T* __restrict grad, const T* __restrict x_adv, const T* __restrict x,
                            int64_t d) {

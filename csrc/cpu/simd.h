@@ -1,6 +1,6 @@
-// How CPU kernels use the machine: one clone of a kernel per vector width, chosen at load time, and OpenMP
-// around it. A kernel is a plain loop over a contiguous range; the parallel driver calls it chunk by chunk,
-// because the bodies that OpenMP outlines are not cloned.
+// SIMD and threads of CPU kernels: one clone of a kernel per vector width, chosen at load time, and OpenMP around it. A
+// kernel is a plain loop over a contiguous range; the parallel driver calls it chunk by chunk, because the bodies that
+// OpenMP outlines are not cloned.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// pyengm._cuda: as pyengm._C, with the device index and the address of the current stream in front.
+// pyengm._cuda: as pyengm._C, with the device index and the address of the current stream as first arguments.
 #include <pybind11/pybind11.h>
 
 #include "ops.h"
@@ -60,12 +60,12 @@ void fosc_step_(int device, Address stream, Address out, Address x_adv, Address 
 
 template <typename T>
 void atas_step_(int device, Address stream, Address sizes, Address x_adv, Address grad, Address x, Address v, int64_t n,
-                int64_t d, double eps, double largest, double c, double low, double high, double beta, double lo,
-                double hi, Address workspace) {
+                int64_t d, double eps, double step_scale, double c, double min_step, double max_step, double beta,
+                double lo, double hi, Address workspace) {
   py::gil_scoped_release release;
   pyengm::cuda::atas_step_(at(device, stream), reinterpret_cast<Real<T>*>(sizes), reinterpret_cast<T*>(x_adv),
                            reinterpret_cast<const T*>(grad), reinterpret_cast<const T*>(x),
-                           reinterpret_cast<Real<T>*>(v), n, d, {largest, c, low, high, beta}, eps, lo, hi,
+                           reinterpret_cast<Real<T>*>(v), n, d, {step_scale, c, min_step, max_step, beta}, eps, lo, hi,
                            reinterpret_cast<void*>(workspace));
 }
 
@@ -142,7 +142,7 @@ PYBIND11_MODULE(_cuda, m) {
   PYENGM_DEF("regression_weights", regression_weights);
   PYENGM_DEF("row_sums", row_sums);
   m.def("crop_flip", &crop_flip);
-  m.def("rows_workspace", &pyengm::cuda::rows_workspace, "Bytes that kernels on n rows of d elements work in.");
+  m.def("rows_workspace", &pyengm::cuda::rows_workspace, "Bytes of the workspace of kernels on n rows of d elements.");
   m.def("philox_uniform", &philox<pyengm::cuda::philox_uniform>);
   m.def("philox_normal", &philox<pyengm::cuda::philox_normal>);
 }

@@ -1,5 +1,5 @@
-// A block makes some rows of one image as they lie in memory: (c, y) of `width` numbers or, channels_last, y of
-// `width` times `channels`. A team of threads takes a row, each thread four neighbours at a time.
+// A block writes some rows of one image in the order of memory: (c, y) of `width` values or, channels_last, y of
+// `width` times `channels`. A team of threads writes a row, each thread four neighbours at a time.
 #include <cmath>
 
 #include "../crop_flip.h"
@@ -8,11 +8,11 @@
 namespace pyengm::cuda {
 namespace {
 
-constexpr int kPart = 8192;  // numbers of a block, about
+constexpr int kPart = 8192;  // values that a block writes, approximately
 
 struct Rows {
-  int count, length, part;  // of an image; numbers in a row; rows that a block makes
-  int64_t parts;            // blocks for an image
+  int count, length, part;  // rows of an image; values in a row; rows of a block
+  int64_t parts;            // blocks of an image
 };
 
 __global__ void __launch_bounds__(kThreads)
@@ -27,21 +27,21 @@ __global__ void __launch_bounds__(kThreads)
     const int first = int(unit % all.parts) * all.part, last = min(first + all.part, all.count);
     const Window window = window_of(i, positions, rows, cols, flip, shape);
     const uint8_t* image = images + (window.exists ? window.image : 0) * channels * int64_t(plane);
-    float* image = out + i * channels * int64_t(plane);
+    float* result = out + i * channels * int64_t(plane);
     int row = first + threadIdx.x / team, c = row / height, y = row % height;  // channels_last: c is 0
     for (; row < last; row += teams) {
       const int64_t from = y + window.down;
       const bool inside = from >= 0 && from < height;
       const uint8_t* source = image + c * int64_t(plane) + (inside ? from * width : 0);
-      float* to = image + row * int64_t(all.length);
+      float* to = result + row * int64_t(all.length);
       for (int e = 4 * lane; e < all.length; e += 4 * team) {
-        int x = e / neighbours, k = e % neighbours;  // k: the channel of a channels_last number
+        int x = e / neighbours, k = e % neighbours;  // k: the channel, where channels_last
         float four[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           const int64_t at = (window.flip ? width - 1 - x : x) + window.right;
-          const bool shown = inside && at >= 0 && at < width && x < width;
-          four[j] = shown ? pixel_of(source[k * int64_t(plane) + at]) : 0.0f;
+          const bool covered = inside && at >= 0 && at < width && x < width;
+          four[j] = covered ? pixel_of(source[k * int64_t(plane) + at]) : 0.0f;
           if (!window.exists) four[j] = NAN;
           if (++k == neighbours) {
             k = 0;

@@ -1,4 +1,4 @@
-// Starting a kernel and turning every CUDA error into an exception.
+// Starts kernels, and turns every CUDA error into an exception.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -36,7 +36,7 @@ class DeviceGuard {
 
 constexpr int kThreads = 256;
 
-// Runs kernel<<<>>>(args...) on `wanted` blocks or on the most that a grid gets; kernels loop with a grid stride.
+// Runs kernel<<<>>>(args...) on `wanted` blocks or on as many as a grid may have; kernels loop with a grid stride.
 template <typename... Params, typename... Args>
 void launch_blocks(Launch at, int64_t wanted, int threads, const char* name, void (*kernel)(Params...), Args... args) {
   if (wanted == 0) return;

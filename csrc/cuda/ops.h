@@ -18,8 +18,7 @@ template <typename T>
 void pgd_linf_step_(Launch launch, T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, Real<T> step, Real<T> eps,
                     Real<T> lo, Real<T> hi, const Real<T>* steps, const bool* mask);
 
-// Bytes of the workspace that the next five ops take for n rows of d elements; 0 for short rows. What it holds does
-// not matter.
+// Bytes of the workspace of the next five ops for n rows of d elements; 0 for short rows. Its content is arbitrary.
 int64_t rows_workspace(int64_t n, int64_t d);
 
 template <typename T>
@@ -44,7 +43,7 @@ void atas_step_(Launch launch, Real<T>* sizes, T* x_adv, const T* grad, const T*
 void crop_flip(Launch launch, float* out, const uint8_t* images, const int64_t* positions, const int64_t* rows,
                const int64_t* cols, const bool* flip, CropFlipShape shape);
 
-// sums, dots (rows): of each row of g, and of its products with x; g, x (rows, columns).
+// sums, dots (rows): the sum of each row of g, and of its products with x; g, x (rows, columns).
 template <typename T>
 void row_sums(Launch launch, T* sums, T* dots, const T* g, const T* x, int64_t rows, int64_t columns);
 

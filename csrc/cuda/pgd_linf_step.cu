@@ -4,7 +4,7 @@
 namespace pyengm::cuda {
 namespace {
 
-// A block per piece of a row; one step for all makes all examples a single row.
+// A block per piece of a row. Where all examples take the same step, they are one row.
 template <typename T>
 __global__ void __launch_bounds__(kRowThreads)
     step_pieces(T* __restrict__ x_adv, const T* __restrict__ grad, const T* __restrict__ x, int64_t n, int64_t d,

@@ -3,7 +3,7 @@
 namespace pyengm::cuda {
 namespace {
 
-constexpr int64_t kPart = 1024;  // Philox blocks, of four numbers each, that a team makes for one example
+constexpr int64_t kPart = 1024;  // Philox blocks, of four values each, that a team computes for one example
 
 struct Uniform {
   static __device__ void fill(Stream s, uint32_t example, uint32_t block, float out[4]) {
@@ -16,7 +16,7 @@ struct Normal {
   }
 };
 
-// wide: whether each block's four numbers lie at a multiple of 16 bytes.
+// wide: whether the four values of each block lie at a multiple of 16 bytes.
 template <typename Kind>
 __global__ void __launch_bounds__(kThreads) fill(int team, float* __restrict__ out, const int64_t* __restrict__ index,
                                                  int64_t n, int64_t count, int64_t parts, bool wide, Stream stream) {

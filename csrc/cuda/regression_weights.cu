@@ -1,11 +1,11 @@
-// One block does it all: a batch has few examples, and the weights need the sums over all of them.
+// One block is enough: a batch has few examples, and the weights need the sums over all of them.
 #include "../regression_weights.h"
 #include "launch.h"
 
 namespace pyengm::cuda {
 namespace {
 
-// The sums over the whole batch, in thread 0. Halving the threads adds in one order, so the bits never change.
+// The sums over the whole batch, in thread 0. The order of the additions is fixed, and so are the bits.
 template <typename T>
 __device__ LineSums sum(const T* x, const T* y, int64_t n) {
   __shared__ LineSums parts[kThreads];

@@ -19,7 +19,7 @@ struct Norms {
 
 }  // namespace
 
-int64_t rows_workspace(int64_t n, int64_t d) { return d == 0 ? 0 : Meeting::bytes(n, cut_row(d)); }
+int64_t rows_workspace(int64_t n, int64_t d) { return d == 0 ? 0 : RowWorkspace::bytes(n, cut_row(d)); }
 
 template <typename T>
 void row_norms(Launch at, Real<T>* out, const T* t, int64_t n, int64_t d, void* workspace) {

@@ -4,7 +4,7 @@
 namespace pyengm::cuda {
 namespace {
 
-// Sums in float64, in an order that the number of columns decides.
+// Sums in float64, in an order that depends on the number of columns alone.
 template <typename T>
 __global__ void sum_rows(int team, T* __restrict__ sums, T* __restrict__ dots, const T* __restrict__ g,
                          const T* __restrict__ x, int64_t rows, int64_t columns) {

@@ -1,8 +1,8 @@
-// Kernels on n rows of d elements: 16-byte accesses, and sums in float64 in an order that d and the type alone decide.
+// Kernels on n rows of d elements: 16-byte accesses, and sums in float64 in an order given by d and the type.
 //
-// A row of moderate length belongs to one block. A longer one is cut into pieces, so that few large images fill a
-// GPU. Where a step follows the sums, blocks draw sums and steps in an order in which the step of a row comes a few
-// rows after its sums: what the sums have read is then still in the level-two cache.
+// A row of moderate length is the work of one block. A longer one is cut into pieces, so that a few large images use
+// the whole GPU. Where a step follows the sums, blocks draw sums and steps in an order in which the step of a row comes
+// a few rows after its sums: the elements that were summed are then still in the level-two cache.
 #pragma once
 #include <algorithm>
 
@@ -12,15 +12,15 @@
 namespace pyengm::cuda {
 
 constexpr int kRowThreads = 512;
-constexpr int64_t kWholeRow = 16384;   // elements that one block takes
-constexpr int64_t kPiece = 8192;       // of a longer row
+constexpr int64_t kWholeRow = 16384;   // elements of a row that one block processes
+constexpr int64_t kPiece = 8192;       // elements of a piece of a longer row
 constexpr int64_t kBlocksAhead = 256;  // about as many as run at a time
 
 template <typename T>
 constexpr int kVector = 16 / sizeof(T);  // elements of one access
 
 template <typename T>
-constexpr int kUnroll = sizeof(T) == 2 ? 1 : 2;  // of loops over vectors: registers for what they hold
+constexpr int kUnroll = sizeof(T) == 2 ? 1 : 2;  // of loops over vectors, as far as there are registers
 
 template <typename T>
 struct Vector {
@@ -53,7 +53,7 @@ __device__ __forceinline__ void store_vector(T* p, const Vector<T>& vector) {
   *reinterpret_cast<uint4*>(p) = raw;
 }
 
-// A row as pieces of `length` elements, the last one perhaps shorter; each starts as aligned as the row.
+// A row as pieces of `length` elements, the last one perhaps shorter; each is aligned like the row.
 struct Cut {
   int64_t pieces, length;
 
@@ -74,7 +74,7 @@ __device__ __forceinline__ double team_sum(double value) {  // over Width neighb
   return value;  // the same in every lane: a + b and b + a round alike
 }
 
-// Sums over the block, in every thread. All threads have passed what came before when one returns.
+// Sums over the block, in every thread. It is a barrier: no thread returns before all have entered.
 template <int Count>
 __device__ __forceinline__ void block_sum(double* sums) {
   constexpr int kWarps = kRowThreads / 32;
@@ -118,7 +118,7 @@ __device__ __forceinline__ void sum_piece(double* sums, const T* grad, const T* 
   block_sum<Terms::count>(sums);
 }
 
-// x_adv <- step(x_adv, grad, x), element by element: up to the first aligned one, in vectors, and what is left.
+// x_adv <- step(x_adv, grad, x): single elements up to the first aligned one, then vectors, then single elements.
 template <typename T, typename Step>
 __device__ __forceinline__ void step_piece(T* __restrict__ x_adv, const T* __restrict__ grad, const T* __restrict__ x,
                                            int64_t size, const Step& step) {
@@ -142,11 +142,11 @@ __device__ __forceinline__ void step_piece(T* __restrict__ x_adv, const T* __res
   for (int64_t i = head + vectors * width + threadIdx.x; i < size; i += kRowThreads) single(i);
 }
 
-// What an op does on rows. An op that only sums sets `steps` to false and returns anything from decide.
-//   using Terms = ...                                what is summed
+// The interface of an op on rows. An op that only sums sets `steps` to false and may return anything from decide.
+//   using Terms = ...                                the terms of the sums
 //   static constexpr bool steps                      whether x_adv changes
-//   bool skips(row)                                  rows that are left alone
-//   Move decide(row, sums)                           run once a row, by one thread; writes what belongs to the row
+//   bool skips(row)                                  whether the row is neither read nor written
+//   Move decide(row, sums)                           called once a row, by one thread; writes the values of the row
 //   static bool moves(move)                          whether the row takes its step
 //   Real<T> element(x_adv, grad, x, move)            the step of one element
 template <typename Op>
@@ -174,10 +174,10 @@ __global__ void __launch_bounds__(kRowThreads, 2) whole_rows(Op op, A* __restric
   }
 }
 
-// Where the blocks of a row meet. The first two arrays start as zeros.
-struct Meeting {
+// The memory through which the blocks of a row exchange sums and moves. The first two arrays start as zeros.
+struct RowWorkspace {
   unsigned long long* ticket;
-  unsigned *arrived, *decided;  // (n): pieces that have been summed; whether the move is known
+  unsigned *arrived, *decided;  // (n): pieces that have been summed; whether the move was written
   void* moves;                  // (n)
   double* sums;                 // (n, pieces, Terms::count)
 
@@ -187,7 +187,7 @@ struct Meeting {
   static int64_t bytes(int64_t n, const Cut& cut) {
     return cut.pieces == 1 ? 0 : zeros(n) + n * (kMove + cut.pieces * int64_t(3 * sizeof(double)));
   }
-  Meeting(void* memory, int64_t n) {
+  RowWorkspace(void* memory, int64_t n) {
     char* start = static_cast<char*>(memory);
     ticket = reinterpret_cast<unsigned long long*>(start);
     arrived = reinterpret_cast<unsigned*>(start + 16);
@@ -197,23 +197,23 @@ struct Meeting {
   }
 };
 
-// Several blocks per row. Tickets come in the order in which blocks draw them, and whoever waits does so for the
-// holders of earlier tickets, who run: there is no deadlock, however many blocks fit on the GPU.
+// Several blocks per row. Blocks draw tickets in order, and a block waits only for holders of earlier tickets, which
+// are running: there is no deadlock, whatever number of blocks fits on the GPU.
 template <typename Op, typename A, typename T>
 __global__ void __launch_bounds__(kRowThreads, 2)
     cut_rows(Op op, A* __restrict__ x_adv, const T* __restrict__ grad, const T* __restrict__ x, int64_t n, int64_t d,
-             Cut cut, int64_t lag, int64_t tickets, Meeting meeting) {
+             Cut cut, int64_t lag, int64_t tickets, RowWorkspace workspace) {
   using Move = MoveOf<Op>;
   constexpr int count = Op::Terms::count;
-  static_assert(sizeof(Move) <= Meeting::kMove && count <= 3);
+  static_assert(sizeof(Move) <= RowWorkspace::kMove && count <= 3);
   __shared__ unsigned long long drawn;
   __shared__ bool is_last;
   __shared__ Move shared;
-  Move* moves = static_cast<Move*>(meeting.moves);
+  Move* moves = static_cast<Move*>(workspace.moves);
   const int64_t group = (Op::steps ? 2 : 1) * cut.pieces;
   for (;;) {
-    __syncthreads();  // all have read what is shared
-    if (threadIdx.x == 0) drawn = atomicAdd(meeting.ticket, 1ull);
+    __syncthreads();  // all have read the shared values
+    if (threadIdx.x == 0) drawn = atomicAdd(workspace.ticket, 1ull);
     __syncthreads();
     if (int64_t(drawn) >= tickets) return;
     int64_t row = int64_t(drawn) / group, piece = int64_t(drawn) % group;
@@ -228,9 +228,9 @@ __global__ void __launch_bounds__(kRowThreads, 2)
       double sums[count];
       sum_piece<typename Op::Terms>(sums, grad + at, static_cast<const T*>(x_adv + at), x + at, size);
       if (threadIdx.x == 0) {
-        for (int k = 0; k < count; ++k) meeting.sums[(row * cut.pieces + piece) * count + k] = sums[k];
+        for (int k = 0; k < count; ++k) workspace.sums[(row * cut.pieces + piece) * count + k] = sums[k];
         __threadfence();
-        is_last = atomicAdd(meeting.arrived + row, 1u) + 1 == cut.pieces;
+        is_last = atomicAdd(workspace.arrived + row, 1u) + 1 == cut.pieces;
         __threadfence();
       }
       __syncthreads();
@@ -238,17 +238,17 @@ __global__ void __launch_bounds__(kRowThreads, 2)
       for (int k = 0; k < count; ++k) {
         sums[k] = 0.0;
         for (int64_t p = threadIdx.x; p < cut.pieces; p += 32)
-          sums[k] += meeting.sums[(row * cut.pieces + p) * count + k];
+          sums[k] += workspace.sums[(row * cut.pieces + p) * count + k];
         sums[k] = team_sum<32>(sums[k]);
       }
       if (threadIdx.x == 0) {
         moves[row] = op.decide(row, sums);
         __threadfence();
-        atomicExch(meeting.decided + row, 1u);
+        atomicExch(workspace.decided + row, 1u);
       }
     } else if constexpr (Op::steps) {
       if (threadIdx.x == 0) {
-        while (*static_cast<volatile unsigned*>(meeting.decided + row) == 0) __nanosleep(100);
+        while (*static_cast<volatile unsigned*>(workspace.decided + row) == 0) __nanosleep(100);
         __threadfence();
         shared = moves[row];
       }
@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   }
 }
 
-// workspace: Meeting::bytes of memory.
+// workspace: RowWorkspace::bytes of memory.
 template <typename Op, typename A, typename T>
 void launch_rows(Launch at, const char* name, const Op& op, A* x_adv, const T* grad, const T* x, int64_t n, int64_t d,
                  void* workspace) {
@@ -270,11 +270,11 @@ void launch_rows(Launch at, const char* name, const Op& op, A* x_adv, const T* g
   DeviceGuard guard(at.device);
   int processors = 0;
   check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, at.device), name);
-  check(cudaMemsetAsync(workspace, 0, Meeting::zeros(n), static_cast<cudaStream_t>(at.stream)), name);
+  check(cudaMemsetAsync(workspace, 0, RowWorkspace::zeros(n), static_cast<cudaStream_t>(at.stream)), name);
   const int64_t lag = Op::steps ? 1 + kBlocksAhead / (2 * cut.pieces) : 0;
   const int64_t tickets = (n + lag) * (Op::steps ? 2 : 1) * cut.pieces;
   launch_blocks(at, std::min<int64_t>(tickets, 4 * processors), kRowThreads, name, cut_rows<Op, A, T>, op, x_adv, grad,
-                x, n, d, cut, lag, tickets, Meeting(workspace, n));
+                x, n, d, cut, lag, tickets, RowWorkspace(workspace, n));
 }
 
 }  // namespace pyengm::cuda

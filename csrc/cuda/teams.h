@@ -1,4 +1,4 @@
-// Short rows: a team of neighbouring threads each, as many as the row can use.
+// For short rows: a team of neighbouring threads per row, as many as the row can use.
 #pragma once
 #include "launch.h"
 

@@ -1,8 +1,9 @@
 """Projected gradient descent (Madry et al. 2018) in L-infinity and L2, and FGSM and C&W as its special cases."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +18,83 @@ from pyengm.errors import ConfigError
 from pyengm.ops import Key
 
 
+class Runner(Protocol):
+    """Runs the passes of an attack. `EagerRunner` runs them as they are; a trainer has faster ones."""
+
+    def module_for(self, model: nn.Module) -> nn.Module:
+        """The module that the attack calls in place of the model, such as the same model compiled.
+
+        Args:
+            model: The model that the attack was given. Its state (see `attack_mode`) is set on what is returned.
+
+        Returns:
+            A module with the outputs and the parameters of the model.
+        """
+        ...
+
+    def __call__(
+        self, function: Callable[..., tuple[Tensor, ...]], settings: Hashable, x_adv: Tensor, *others: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Returns function(x_adv, *others), which changes x_adv in place.
+
+        Args:
+            function: All steps of an attack. It draws no random numbers and does not make the host wait for a GPU.
+            settings: Everything that the function depends on, except the contents of the tensors and of the parameters.
+            x_adv: (n, ...) the iterates.
+            others: Tensors of n rows each, which stay as they are.
+        """
+        ...
+
+
+class EagerRunner:
+    """Runs every pass as it is."""
+
+    def module_for(self, model: nn.Module) -> nn.Module:
+        """Returns the model itself."""
+        return model
+
+    def __call__(
+        self, function: Callable[..., tuple[Tensor, ...]], settings: Hashable, x_adv: Tensor, *others: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Calls the function; arguments as for `Runner`."""
+        return function(x_adv, *others)
+
+
+EAGER = EagerRunner()
+
+
 class PGD:
-    """Steps of size `step` up the loss, each followed by a projection to the eps-ball around x and to [0, 1].
+    """Projected gradient descent (PGD): steps up the loss, each followed by a projection to the threat model.
 
-    eps, step_size: in pixel units. steps: number of forward-backward passes. norm: "linf" (sign steps) or "l2"
-    (steps along the gradient of the example, divided by its norm).
-    loss: "ce", "margin", "cw", or "kl", the divergence of the outputs from those on x, which no label enters.
-    random_start: begin at a uniform point of the ball instead of x. restarts: independent runs, of which each example
-    keeps the best: one that fools the model before one that does not, then the larger loss.
-    early_stop: an example that is misclassified leaves the batch and stays as it is.
-    bn: the model's mode during the attack, "eval", "train" or "frozen" (see `attack_mode`). With "eval" the restarts
-    run as one batch; in the other modes, where the examples of a batch see each other, one after another.
-    Raises ConfigError for numbers and names out of range, and for early_stop where examples see each other.
+    The projection is to the eps-ball around x and then to [0, 1].
 
-    Two attributes, which a trainer may set, make the passes faster. compiled_model: a model, and what runs in its place,
-    such as the same one compiled. replay: called as replay(form, function, x_adv, ...) in place of
-    function(x_adv, ...), which it may capture in a CUDA graph; not with restarts, nor with early_stop.
+    Args:
+        eps: Radius of the ball, in pixel units, such as 8/255.
+        step_size: Size of a step, in pixel units.
+        steps: Number of forward-backward passes.
+        norm: "linf" (sign steps) or "l2" (steps along the gradient of the example, divided by its norm).
+        loss: "ce", "margin", "cw", or "kl", the divergence of the outputs from those on x, which uses no labels.
+        random_start: Whether to begin at a uniform point of the ball instead of at x.
+        restarts: Number of independent runs. Each example keeps the best of them: a run that fools the model is better
+            than one that does not, then the larger loss decides.
+        early_stop: Whether an example that is misclassified leaves the batch and stays as it is.
+        bn: Mode of the model during the attack, "eval", "train" or "batch_stats" (see `attack_mode`). With "eval" the
+            restarts run as one batch. In the other modes the examples of a batch depend on each other, and the restarts
+            run one after another.
+
+    Attributes:
+        runner: Runs the passes, eagerly unless set (see `Runner`). With restarts or early_stop, only its `module_for`
+            is used.
+
+    Raises:
+        ConfigError: For values and names out of range, and for early_stop where the examples are not independent.
+
+    References:
+        Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks".
     """
 
-    compiled_model: tuple[nn.Module, nn.Module] | None = None
-    replay: Callable[..., tuple[Tensor, Tensor]] | None = None
-
-    keyed = True  # takes key=, the random numbers to use
+    runner: Runner = EAGER
+    keyed = True  # takes key=, which selects the random numbers
 
     def __init__(
         self,
@@ -65,7 +121,7 @@ class PGD:
             raise ConfigError(f"batch-norm mode is {bn!r}; known modes: {', '.join(BN_MODES)}")
         if early_stop and bn != "eval":
             raise ConfigError(
-                f"early_stop with bn={bn!r} would change the statistics of those that go on: use bn='eval'"
+                f"early_stop with bn={bn!r} would change the batch statistics of the remaining examples: use bn='eval'"
             )
         self.step_size, self.steps, self.random_start, self.restarts = step_size, steps, random_start, restarts
         self.relative, self.early_stop, self.bn = loss == "kl", early_stop, bn
@@ -81,17 +137,27 @@ class PGD:
         out: Tensor | None = None,
         gradient: Tensor | None = None,
     ) -> Tensor:
-        """Adversarial examples for images x (n, ...) in [0, 1] with labels y (n,) int64.
+        """Computes adversarial examples.
 
-        start: (n, ...) first iterate in place of the random one; it may lie outside, as no step leaves it there.
-        key: whose random numbers to use; None takes a fresh seed from torch's default generator.
-        out: (n, ...) buffer for the result, contiguous or channels_last, other memory than x; None allocates one.
-        gradient: (n, ...) takes the gradient of sum_i loss_i that the last step followed, at the iterate before it;
-            AENGM and NENGM may weigh by it (`backward(losses, input_gradient=gradient)`) at no cost. Not with
-            restarts, nor with early_stop.
-        Returns a tensor like x that needs no gradient. The model is left as it was.
-        Raises DataError for x outside [0, 1] or not finite, or shapes that do not fit, NonFiniteError when the
-        model's loss or its gradient is not finite.
+        Args:
+            model: Maps images to logits (n, k). It is left as it was.
+            x: (n, ...) images in [0, 1].
+            y: (n,) int64 labels.
+            start: (n, ...) first iterate in place of the random one. It may lie outside the ball, as every step
+                projects.
+            key: Selects the random numbers; None takes a fresh seed from torch's default generator.
+            out: (n, ...) buffer for the result, contiguous or channels_last, other memory than x; None allocates one.
+            gradient: (n, ...) buffer for the gradient of sum_i loss_i that the last step followed, at the iterate
+                before it. AENGM and NENGM can weigh by it at no cost (`backward(losses, input_gradient=gradient)`).
+                Not with restarts or early_stop.
+
+        Returns:
+            A tensor like x that requires no gradient.
+
+        Raises:
+            ConfigError: For start with restarts, and for gradient with restarts or early_stop or of another shape.
+            DataError: For x outside [0, 1] or not finite, or shapes that do not fit.
+            NonFiniteError: When the loss of the model or its gradient is not finite.
         """
         check_batch(x, y)
         check_extras(x, start, key, out)
@@ -102,64 +168,60 @@ class PGD:
                 f"gradient is for attacks without restarts or early_stop and has the shape of x, {tuple(x.shape)}; got "
                 f"{self.restarts} restarts, early_stop={self.early_stop} and {tuple(gradient.shape)}"
             )
-        if key is None and self.random_start and start is None:
+        if start is not None or not self.random_start:
+            key = None  # no random numbers are needed
+        elif key is None:
             key = Key.fresh(len(x), x.device)
         out = empty_dense(x) if out is None else out
-        if self.compiled_model is not None and model is self.compiled_model[0]:
-            model = self.compiled_model[1]
+        model = self.runner.module_for(model)
         with attack_mode(model, self.bn), torch.no_grad():
             target = log_softmax(model(x)) if self.relative else y
-            if self.restarts > 1:
+            if key is not None and self.restarts > 1:
                 return self._best_of(model, out, x, y, target, key)
-            self._first(out, x, start, key, draw=0)
-            finite, last = self._run(model, out, x, y, target)
+            self._initialize(out, x, start, key)
+            runner = EAGER if self.early_stop else self.runner  # its batches shrink as the outputs of the model decide
+            settings = id(model), self.threat, self.step_size, self.steps, self.loss, self.bn
+            finite, last = runner(partial(self._ascend, model), settings, out, x, y, target)
             if gradient is not None:
                 gradient.copy_(last)
         check_finite(finite)
         return out
 
-    def _first(self, x_adv: Tensor, x: Tensor, start: Tensor | None, key: Key | None, draw: int) -> Tensor:
-        if start is not None:
-            return x_adv.copy_(start)
-        if not self.random_start:
-            return x_adv.copy_(x)
+    def _initialize(self, x_adv: Tensor, x: Tensor, start: Tensor | None, key: Key | None, draw: int = 0) -> Tensor:
+        """Writes the first iterate to x_adv: start, or else x, or with a key a random point."""
+        if key is None:
+            return x_adv.copy_(x if start is None else start)
         return self.threat.project_(torch.add(x, self.threat.uniform(x, key, draw=draw), out=x_adv), x)
 
-    def _run(self, model: nn.Module, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        if self.replay is None or self.early_stop:
-            return self._ascend(model, *tensors)
-        form = id(model), self.threat, self.step_size, self.steps, self.loss, self.bn
-        return self.replay(form, partial(self._ascend, model), *tensors)
-
     def _ascend(self, model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Moves x_adv in place; returns a number that is finite if all was well, and the gradient of the last step."""
-        still = x_adv, x, y, target  # of the examples that go on, which are rows `alive` of the batch
-        alive = None
-        finite = 0.0
+        """Moves x_adv in place; returns a scalar that is finite if all was well, and the gradient of the last step."""
+        active = x_adv, x, y, target  # tensors of the moving examples, rows `indices` of the batch
+        indices = None
+        sums, grad = [], x_adv
         for _ in range(self.steps):
-            grad, losses, logits = input_grad(model, still[0], self.loss, still[3])
+            grad, losses, logits = input_grad(model, active[0], self.loss, active[3])
             # The gradient too: a nan in it moves nothing, and the example would pass for a robust one.
-            finite = finite + losses.sum() + grad.sum()
+            sums.append(losses.sum() + grad.sum())
             if self.early_stop:
-                standing = logits.argmax(dim=1) == still[2]
-                if not standing.all():
-                    if alive is not None:
-                        x_adv[alive] = still[0]
-                    alive = standing.nonzero().flatten() if alive is None else alive[standing]
-                    still, grad = tuple(t[standing] for t in still), grad[standing]
-                    if len(alive) == 0:
+                keep = logits.argmax(dim=1) == active[2]
+                if not keep.all():
+                    if indices is not None:
+                        x_adv[indices] = active[0]
+                    indices = keep.nonzero().flatten() if indices is None else indices[keep]
+                    active, grad = tuple(t[keep] for t in active), grad[keep]
+                    if len(indices) == 0:
                         break
-            self.threat.step_(still[0], grad, still[1], self.step_size)
-        if alive is not None:
-            x_adv[alive] = still[0]
-        return finite, grad
+            self.threat.step_(active[0], grad, active[1], self.step_size)
+        if indices is not None:
+            x_adv[indices] = active[0]
+        return torch.stack(sums).sum(), grad
 
     def _best_of(self, model: nn.Module, out: Tensor, x: Tensor, y: Tensor, target: Tensor, key: Key) -> Tensor:
-        """Of all restarts the best point of every example, written to out."""
+        """Writes the best point of every example among all restarts to out."""
         together = self.restarts if self.bn == "eval" else 1
         best = None
         for first in range(0, self.restarts, together):
-            runs = [self._first(empty_dense(x), x, None, key, draw) for draw in range(first, first + together)]
+            runs = [self._initialize(empty_dense(x), x, None, key, draw) for draw in range(first, first + together)]
             x_adv = torch.cat(runs)
             many = [torch.cat([t] * together) for t in (x, y, target)]
             check_finite(self._ascend(model, x_adv, *many)[0])
@@ -178,19 +240,46 @@ class PGD:
     def _score(self, model: nn.Module, x_adv: Tensor, y: Tensor, target: Tensor) -> Tensor:
         logits = model(x_adv)
         fooled = logits.argmax(dim=1) != y
-        # arctan is increasing and below pi/2: the loss decides among equals, never across.
+        # arctan is increasing and below pi/2, so the loss decides only between runs that agree on `fooled`.
         return fooled.double() * 4 + self.loss(logits, target).double().arctan()
 
 
 class FGSM(PGD):
-    """One step of size eps from x itself (Goodfellow et al. 2015); arguments as for PGD."""
+    """The fast gradient sign method (FGSM): one step of size eps from x itself.
+
+    Args:
+        eps: Radius of the ball and size of the step, in pixel units.
+        norm: As for `PGD`.
+        loss: As for `PGD`.
+        bn: As for `PGD`.
+
+    Raises:
+        ConfigError: For values and names out of range.
+
+    References:
+        Goodfellow et al. 2015, "Explaining and Harnessing Adversarial Examples".
+    """
 
     def __init__(self, eps: float, *, norm: str = "linf", loss: str = "ce", bn: str = "eval"):
         super().__init__(eps, eps, 1, norm=norm, loss=loss, random_start=False, bn=bn)
 
 
 class CW(PGD):
-    """PGD on the loss of Carlini & Wagner 2017, 30 steps of eps / 10 (as in Wang et al. 2019, Sec. 5.1)."""
+    """PGD on the loss of Carlini & Wagner 2017, with steps of eps / 10.
+
+    Args:
+        eps: Radius of the ball, in pixel units.
+        steps: Number of forward-backward passes.
+        norm: As for `PGD`.
+        bn: As for `PGD`.
+
+    Raises:
+        ConfigError: For values and names out of range.
+
+    References:
+        Carlini & Wagner 2017, "Towards Evaluating the Robustness of Neural Networks", f_6; 30 steps of eps / 10: Wang
+        et al. 2019, "On the Convergence and Robustness of Adversarial Training", Sec. 5.1.
+    """
 
     def __init__(self, eps: float, *, steps: int = 30, norm: str = "linf", bn: str = "eval"):
         super().__init__(eps, eps / 10, steps, norm=norm, loss="cw", bn=bn)

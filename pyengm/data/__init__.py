@@ -1,7 +1,7 @@
-"""Images and labels, their splits, and augmented batches that depend on (seed, epoch, image) alone."""
+"""Images and labels, their splits, and augmented batches that depend on the seed, the epoch and each image alone."""
 
-from pyengm.data.augment import CropFlip
-from pyengm.data.flip import AUGMENT
+from pyengm.data.crop_flip import CropFlip
+from pyengm.data.flip import FLIP_ALLOWED
 from pyengm.data.image_dataset import ImageDataset
 from pyengm.data.loader import AUGMENTATIONS, Batch, Loader, to_float
 from pyengm.data.registry import DATASETS, load
@@ -10,9 +10,9 @@ from pyengm.data.split import split_validation
 from pyengm.data.transform import Transform
 
 __all__ = [
-    "AUGMENT",
     "AUGMENTATIONS",
     "DATASETS",
+    "FLIP_ALLOWED",
     "Batch",
     "CropFlip",
     "ImageDataset",

@@ -10,35 +10,43 @@ from torch import Tensor
 from pyengm.data.memmap import MemmapImages
 
 
-class Fetcher:
-    """Reads the images of a batch and brings them to a device; several threads may do so at the same time.
+class HostTransfer:
+    """Reads the images of a batch and copies them to a device; several threads may do so at the same time.
 
-    They are read in rising order of position, as a disk likes it. On CUDA each thread has a buffer of pinned memory
-    that it fills again and again, and copies run on a stream of their own, beside the computation.
+    Images are read in rising order of position, which is fastest from a disk. On CUDA each thread has a buffer of
+    pinned memory that it uses again and again, and copies run on a stream of their own, beside the computation.
 
-    images: (N, C, H, W) uint8, in memory or on disk. device: where they go. most: images of a batch at most.
+    Args:
+        images: (N, C, H, W) uint8, in memory or on disk.
+        device: where the images are copied to.
+        max_images: the largest number of images in a batch.
     """
 
-    def __init__(self, images: Tensor | MemmapImages, device: torch.device, most: int):
-        self._images, self._device, self._most = images, device, most
+    def __init__(self, images: Tensor | MemmapImages, device: torch.device, max_images: int) -> None:
+        self._images, self._device, self._max_images = images, device, max_images
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._own = threading.local()
+        self._local = threading.local()
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The images at `positions` (n,), (n, C, H, W) on the device, and where in them each one is, (n,).
+        """Transfers a batch, and returns when it is on the device.
 
-        They are there when this returns; before they are used, tell them by `record_stream` on which stream.
+        Args:
+            positions: (n,) int64 on the CPU, of the images in the data set.
+
+        Returns:
+            The images (n, C, H, W) uint8 on the device, in another order, and the position (n,) in them of each image
+            that was asked for. Both come from another stream: call `record_stream` on them before their use.
         """
         rising, order = positions.sort()
-        places = order.argsort()
+        where = order.argsort()
         if self._stream is None:
-            return self._read(rising, self._memory(len(rising))), places
+            return self._read(rising, self._allocate(len(rising))), where
         pinned = self._read(rising, self._buffer()[: len(rising)])
         with torch.cuda.stream(self._stream):
-            images, places = (t.to(self._device, non_blocking=True) for t in (pinned, places))
+            images, where = (t.to(self._device, non_blocking=True) for t in (pinned, where))
             copied = self._stream.record_event()
         copied.synchronize()  # only this thread waits, and may then fill its buffer again
-        return images, places
+        return images, where
 
     def _read(self, positions: Tensor, out: Tensor) -> Tensor:
         if isinstance(self._images, Tensor):
@@ -47,9 +55,9 @@ class Fetcher:
         return self._images.read(positions, out)
 
     def _buffer(self) -> Tensor:
-        if not hasattr(self._own, "buffer"):
-            self._own.buffer = self._memory(self._most, pin_memory=True)
-        return self._own.buffer
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = self._allocate(self._max_images, pin_memory=True)
+        return self._local.buffer
 
-    def _memory(self, n: int, pin_memory: bool = False) -> Tensor:
+    def _allocate(self, n: int, pin_memory: bool = False) -> Tensor:
         return torch.empty((n, *self._images.shape[1:]), dtype=torch.uint8, pin_memory=pin_memory)

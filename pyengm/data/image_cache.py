@@ -17,22 +17,35 @@ from torchvision.transforms import functional as transforms
 
 from pyengm.data.resized_crop import margin_for
 from pyengm.errors import DataError
-from pyengm.utils.file_lock import file_lock
+from pyengm.utils.locks import file_lock
 
 BLOCK = 64  # images per task of the thread pool
 DEFAULT_SIZE = 224
 
 
-class _OtherSize(Exception):
+class _SizeMismatch(Exception):
     pass
 
 
-def decoded(folder: Path, paths: Sequence[str], image_size: int | None, cache: Path, margin: int = 0) -> np.memmap:
-    """The images `paths` below `folder` as a read-only memmap (N, 3, H, W) uint8, decoded on first use.
+def decode_cached(
+    folder: Path, paths: Sequence[str], image_size: int | None, cache: Path, margin: int = 0
+) -> np.memmap:
+    """Decodes images into a file on first use, and maps that file into memory.
 
-    image_size: H = W in pixels, of the middle of an image; None keeps the images' own size if they share one, else
-    224. margin: with an image_size, pixels more on each side: H = W = image_size + 2 margin, the shorter side.
-    Raises DataError for an image that cannot be read and for a full disk; nothing half-written stays.
+    Args:
+        folder: the images' common folder.
+        paths: the images, below `folder`.
+        image_size: H = W in pixels, of the middle of an image; None keeps the images' own size if they share one, else
+            224.
+        cache: the folder of decoded images.
+        margin: with an image_size, additional pixels on each side: H = W = image_size + 2 margin, the shorter side.
+
+    Returns:
+        A read-only memmap (N, 3, H, W) uint8.
+
+    Raises:
+        DataError: an image cannot be read, or the disk is full; no partial file stays.
+        StorageError: the cache cannot be written to.
     """
     path = cache / _fingerprint(folder, paths, image_size, margin) / "images.npy"
     if not path.exists():
@@ -50,7 +63,7 @@ def _decode_into(path: Path, paths: Sequence[str], image_size: int | None, margi
     try:
         width, height = _open(paths[0]).size
         _decode(paths, (height, width), path, shorter=None)
-    except _OtherSize:
+    except _SizeMismatch:
         _decode(paths, (DEFAULT_SIZE, DEFAULT_SIZE), path, shorter=_shorter_for(DEFAULT_SIZE))
 
 
@@ -63,17 +76,17 @@ def _fingerprint(folder: Path, paths: Sequence[str], image_size: int | None, mar
 
 
 def _shorter_for(side: int) -> int:
-    """The shorter side of an image from whose middle a square of `side` pixels is cut."""
+    """The shorter side to resize an image to before its middle square of `side` pixels is cropped."""
     return side + 2 * margin_for(side)
 
 
-def smaller_side(path: str) -> int:
-    """Of an image, in pixels."""
+def shorter_side(path: str) -> int:
+    """The shorter side of an image in pixels."""
     return min(_open(path).size)
 
 
 def _decode(paths: Sequence[str], size: tuple[int, int], path: Path, *, shorter: int | None) -> None:
-    """Write all images under a temporary name, then move the file to `path`."""
+    """Writes all images under a temporary name, then moves the file to `path`."""
     shape = (len(paths), 3, *size)
     path.parent.mkdir(parents=True, exist_ok=True)
     needed, free = int(np.prod(shape, dtype=np.int64)), shutil.disk_usage(path.parent).free
@@ -83,7 +96,7 @@ def _decode(paths: Sequence[str], size: tuple[int, int], path: Path, *, shorter:
         if needed > free:  # a memmap on a full disk ends the process
             raise DataError(
                 f"{needed / 1e9:.1f} GB are needed for decoded images in {path.parent}, {free / 1e9:.1f} GB are free:"
-                " make room, name another root (PYENGM_DATA), or ask for a smaller image_size"
+                " make room, name another folder (PYENGM_DATA), or use a smaller image_size"
             )
         images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
 
@@ -98,21 +111,23 @@ def _decode(paths: Sequence[str], size: tuple[int, int], path: Path, *, shorter:
         images.flush()
         os.replace(temporary, path)
     finally:
-        pool.shutdown(cancel_futures=True)  # an error, or Ctrl-C, waits for the blocks in work only
+        pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, only the running blocks finish
         temporary.unlink(missing_ok=True)
         if not any(path.parent.iterdir()):
             path.parent.rmdir()
 
 
 def _pixels(path: str, size: tuple[int, int], shorter: int | None) -> np.ndarray:
-    """One image as (3, H, W) uint8: as it is if it has that `size`, else its shorter side resized to `shorter` pixels
-    (None: not at all, which is an error), and the middle cut out."""
+    """One image as (3, H, W) uint8: as it is if it has that `size`, else resized and centre-cropped.
+
+    shorter: the shorter side in pixels after resizing; None raises _SizeMismatch instead.
+    """
     image = _open(path)
     if image.size != size[::-1]:
         if shorter is None:
-            raise _OtherSize
-        image = transforms.resize(image, shorter, InterpolationMode.BICUBIC)
-        image = transforms.center_crop(image, size)
+            raise _SizeMismatch
+        resized = transforms.resize(image, shorter, InterpolationMode.BICUBIC)  # pyright: ignore[reportArgumentType]
+        image = transforms.center_crop(resized, size)  # pyright: ignore[reportArgumentType]
     return np.asarray(image).transpose(2, 0, 1)
 
 

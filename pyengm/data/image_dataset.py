@@ -1,9 +1,10 @@
-"""A set of labelled images, and the identity that each of them keeps through every subset."""
+"""A set of labelled images, each with an index that it keeps through every subset."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +13,24 @@ from torch import Tensor
 from pyengm.data.memmap import MemmapImages
 from pyengm.errors import DataError
 
+Indices = Sequence[int] | np.ndarray | Tensor
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, init=False)
 class ImageDataset:
     """Labelled uint8 images of one size.
 
-    images: (N, C, H, W) uint8, a tensor in host memory or a numpy memmap (kept on disk as `MemmapImages`).
-    labels: (N,) integers in [0, num_classes); kept as int64.
-    classes: the names of the classes; name, split: where the images come from.
-    index: (N,) int64, each image's position in the full split: the key of its random numbers.
-    Raises DataError where these do not fit together.
+    Args:
+        images: (N, C, H, W) uint8, in host memory or a numpy memmap (kept on disk as `MemmapImages`).
+        labels: (N,) integers in [0, num_classes); kept as int64.
+        classes: the names of the classes.
+        name: the data set that the images come from.
+        split: the split of it.
+        index: (N,) int64, each image's position in the full split, which is the key of its random values; None for
+            0, ..., N - 1.
+
+    Raises:
+        DataError: shapes, types or values do not fit.
     """
 
     images: Tensor | MemmapImages = field(repr=False)
@@ -29,48 +38,56 @@ class ImageDataset:
     classes: tuple[str, ...] = field(repr=False)
     name: str
     split: str
-    index: Tensor | None = field(default=None, repr=False)
+    index: Tensor = field(repr=False)
 
-    def __post_init__(self):
-        if isinstance(self.images, np.ndarray):
-            mapped = isinstance(self.images, np.memmap)
-            self.images = MemmapImages(self.images) if mapped else torch.from_numpy(self.images)
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or 0 in self.images.shape:
-            raise DataError(
-                f"{self.name}: expected uint8 images of shape (N, C, H, W), none of them 0, got {self.images.dtype}"
-                f" {tuple(self.images.shape)}; floats in [0, 1] go through ImageDataset.from_arrays"
-            )
-        if isinstance(self.images, Tensor):
-            self.images = self.images.contiguous()  # SVHN's file holds the images last
-        self.classes = tuple(self.classes)
-        self.labels = _integers(self.labels, f"{self.name}: labels")
+    def __init__(
+        self,
+        images: Tensor | MemmapImages | np.ndarray,
+        labels: Indices,
+        classes: Sequence[str],
+        name: str,
+        split: str,
+        index: Indices | None = None,
+    ) -> None:
+        self.classes, self.name, self.split = tuple(classes), name, split
+        self.images = _check_images(images, name)
+        self.labels = _integers(labels, f"{name}: labels")
         if self.labels.shape != (len(self.images),):
             raise DataError(
-                f"{self.name}: expected one label for each of {len(self.images)} images,"
+                f"{name}: expected one label for each of {len(self.images)} images,"
                 f" got labels of shape {tuple(self.labels.shape)}"
             )
-        low, high = self.labels.min().item(), self.labels.max().item()
+        low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(self.classes):
             raise DataError(
-                f"{self.name}: expected labels from 0 to {len(self.classes) - 1} ({len(self.classes)} classes),"
+                f"{name}: expected labels from 0 to {len(self.classes) - 1} ({len(self.classes)} classes),"
                 f" got {low} to {high}"
             )
-        if self.index is None:
-            self.index = torch.arange(len(self.images))
-        self.index = _integers(self.index, f"{self.name}: index")
+        self.index = _integers(torch.arange(len(self.images)) if index is None else index, f"{name}: index")
         if self.index.shape != self.labels.shape:
-            raise DataError(
-                f"{self.name}: index has shape {tuple(self.index.shape)}, labels {tuple(self.labels.shape)}"
-            )
+            raise DataError(f"{name}: index has shape {tuple(self.index.shape)}, labels {tuple(self.labels.shape)}")
 
     @classmethod
     def from_arrays(
-        cls, images, labels, classes: Sequence[str] | None = None, name: str = "arrays", split: str = "train"
+        cls,
+        images: Tensor | np.ndarray,
+        labels: Indices,
+        classes: Sequence[str] | None = None,
+        name: str = "arrays",
+        split: str = "train",
     ) -> ImageDataset:
-        """Images (N, C, H, W), uint8 or floats in [0, 1] (rounded to 8 bits), and labels (N,), both array-like.
+        """Makes a data set from arrays.
 
-        Without `classes` there are max(labels) + 1 of them, named by number.
-        Raises DataError for NaN, values outside [0, 1], other dtypes and shapes, bad labels, and empty sets.
+        Args:
+            images: (N, C, H, W) array-like, uint8 or floats in [0, 1] (rounded to 8 bits).
+            labels: (N,) integers, array-like.
+            classes: the names of the classes; None for max(labels) + 1 classes that are named by number.
+            name: of the data set.
+            split: of the data set.
+
+        Raises:
+            DataError: images are NaN, outside [0, 1], or of another type or shape, or labels are not integers, or the
+                set is empty.
         """
         images = images if isinstance(images, np.memmap) else torch.as_tensor(images).detach().cpu()
         if images.ndim == 4 and images.shape[1] > 4 and images.shape[3] in (1, 3):
@@ -80,30 +97,39 @@ class ImageDataset:
         labels = _integers(labels, f"{name}: labels")
         if classes is None:
             classes = [str(number) for number in range(max(labels.tolist(), default=0) + 1)]
-        return cls(images, labels, tuple(classes), name, split)
+        return cls(images, labels, classes, name, split)
 
-    def subset(self, indices, *, split: str | None = None) -> ImageDataset:
-        """The images at positions `indices` (sequence, array or tensor, (n,)), in that order, index kept.
+    def subset(self, indices: Indices, *, split: str | None = None) -> ImageDataset:
+        """Selects images, which keep their `index`.
 
-        Raises DataError for positions outside [0, N), duplicates, and an empty or non-integer list.
+        Args:
+            indices: (n,) positions in this data set, in the order of the result.
+            split: the name of the result's split; None for this one's.
+
+        Raises:
+            DataError: positions are outside [0, N), appear twice, are not integers, or there are none.
         """
         positions = _integers(indices, "indices")
         if positions.ndim != 1 or len(positions) == 0:
             raise DataError(f"indices: expected a non-empty list of positions, got shape {tuple(positions.shape)}")
-        low, high = positions.min().item(), positions.max().item()
+        low, high = int(positions.min()), int(positions.max())
         if low < 0 or high >= len(self):
             raise DataError(f"indices: expected positions from 0 to {len(self) - 1}, got {low} to {high}")
         values, counts = positions.unique(return_counts=True)
         if len(values) < len(positions):
-            raise DataError(f"indices: position {values[counts.argmax()].item()} comes more than once: list it once")
-        images = self.images.rows(positions) if isinstance(self.images, MemmapImages) else self.images[positions]
+            raise DataError(f"indices: position {int(values[counts.argmax()])} comes more than once: list it once")
+        images = self.images.subset(positions) if isinstance(self.images, MemmapImages) else self.images[positions]
         split = self.split if split is None else split
         return ImageDataset(images, self.labels[positions], self.classes, self.name, split, self.index[positions])
 
-    def centre(self, size: int) -> ImageDataset:
-        """The squares of `size` pixels in the middle of the images, in memory unless they are the whole images.
+    def center_crop(self, size: int) -> ImageDataset:
+        """Crops the middle of all images, which are in memory then unless the crops are the whole images.
 
-        Raises DataError where the images are smaller.
+        Args:
+            size: the side of the square crops in pixels.
+
+        Raises:
+            DataError: the images are smaller.
         """
         height, width = self.shape[1:]
         if height == width == size:
@@ -124,7 +150,8 @@ class ImageDataset:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""
-        return tuple(self.images.shape[1:])
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     @property
     def channels(self) -> int:
@@ -136,7 +163,18 @@ class ImageDataset:
         return self.shape[1]
 
 
-def _integers(values, what: str) -> Tensor:
+def _check_images(images: Tensor | MemmapImages | np.ndarray, name: str) -> Tensor | MemmapImages:
+    if isinstance(images, np.ndarray):
+        images = MemmapImages(images) if isinstance(images, np.memmap) else torch.from_numpy(images)
+    if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape:
+        raise DataError(
+            f"{name}: expected uint8 images of shape (N, C, H, W), none of them 0, got {images.dtype}"
+            f" {tuple(images.shape)}; floats in [0, 1] go through ImageDataset.from_arrays"
+        )
+    return images.contiguous() if isinstance(images, Tensor) else images  # SVHN's file holds the images last
+
+
+def _integers(values: Any, what: str) -> Tensor:
     try:
         tensor = torch.as_tensor(values).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:

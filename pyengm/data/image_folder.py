@@ -1,43 +1,49 @@
 """Folders of images: ImageFolder's layout (ImageNet's too), and Tiny-ImageNet's list of validation labels."""
 
-import os
 from pathlib import Path
 
 import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, has_file_allowed_extension, make_dataset
 
-from pyengm.data.image_cache import decoded, smaller_side
+from pyengm.data.image_cache import decode_cached, shorter_side
 from pyengm.data.image_dataset import ImageDataset
 from pyengm.errors import DataError
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+NO_IMAGE = f"has no image ({', '.join(sorted(IMG_EXTENSIONS))})"
 
 
 def load_folder(folder: Path, split: str, image_size: int | None, cache: Path, margin: int = 0) -> ImageDataset:
-    """The images of `folder`, decoded once into `cache`; the classes are the sorted folder names in train/.
+    """Loads the images of a folder, which are decoded once into a cache; the classes are the sorted names in train/.
 
-    margin: as for `decoded`; images that are too small for it, going by the first, are left without.
+    Args:
+        folder: with train/<class>/ and test/<class>/, or val/<class>/, or Tiny-ImageNet's val/val_annotations.txt.
+        split: "train" or "test".
+        image_size: as for `decode_cached`.
+        cache: the folder of decoded images.
+        margin: as for `decode_cached`, for a given image_size; 0 is taken if the first image is too small for it.
+
+    Raises:
+        DataError: the layout is another one, a class has no image, or an image cannot be read.
     """
     train = folder / "train"
     classes = tuple(_class_folders(train)) if train.is_dir() else ()
     if not classes:
         raise DataError(f"expected images in {train}/<class>/, found no class folder there")
     if split == "train":
-        images = _by_class(train, classes)
-        missing = sorted(set(range(len(classes))) - {label for _, label in images})
+        samples = _by_class(train, classes)
+        missing = sorted(set(range(len(classes))) - {label for _, label in samples})
         if missing:
-            raise DataError(
-                f"{train / classes[missing[0]]} has no image ({', '.join(SUFFIXES)}): add some or remove it"
-            )
+            raise DataError(f"{train / classes[missing[0]]} {NO_IMAGE}: add some or remove it")
     else:
-        images = _test_images(folder, classes)
-    paths, labels = zip(*images, strict=True)
-    if margin and smaller_side(paths[0]) < image_size + 2 * margin:
-        margin = 0  # enlarged, they would not be what test images are
-    images = decoded(folder, paths, image_size, cache, margin)
+        samples = _test_samples(folder, classes)
+    paths, labels = zip(*samples, strict=True)
+    if margin and image_size is not None and shorter_side(paths[0]) < image_size + 2 * margin:
+        margin = 0  # enlarged, they would differ from the test images
+    images = decode_cached(folder, paths, image_size, cache, margin)
     return ImageDataset(images, torch.tensor(labels), classes, str(folder), split)
 
 
-def _test_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
+def _test_samples(folder: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
     for where in (folder / "test", folder / "val"):  # ImageNet and Tiny-ImageNet: test/ has no labels, val/ has
         if where.is_dir() and not set(classes).isdisjoint(_class_folders(where)):
             return _by_class(where, classes)
@@ -47,43 +53,45 @@ def _test_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[str, int]
 
 
 def _by_class(where: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
-    number = {name: label for label, name in enumerate(classes)}
-    images = []
-    for name in _class_folders(where):
-        found = _images(where / name)
-        if found and name not in number:
+    """Paths and labels, sorted by class and then by path."""
+    folders = _class_folders(where)
+    to_label = {name: label for label, name in enumerate(classes)}
+    samples = []
+    to_position = {name: position for position, name in enumerate(folders)}
+    for path, position in make_dataset(where, to_position, is_valid_file=_is_image, allow_empty=True):
+        name = folders[position]
+        if name not in to_label:
             raise DataError(f"{where / name}: the class {name!r} is not in train/: add it there or remove it here")
-        images += [(path, number[name]) for path in found]
-    if not images:
-        raise DataError(f"{where} has no image ({', '.join(SUFFIXES)})")
-    return images
+        samples.append((path, to_label[name]))
+    if not samples:
+        raise DataError(f"{where} {NO_IMAGE}")
+    return sorted(samples, key=lambda sample: sample[::-1])
 
 
 def _by_annotation(where: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
     """Lines of "file <tab> class <tab> box"; the files are in images/."""
-    number = {name: label for label, name in enumerate(classes)}
-    images = []
-    for line in (where / "val_annotations.txt").read_text().splitlines():
+    annotations = where / "val_annotations.txt"
+    to_label = {name: label for label, name in enumerate(classes)}
+    samples = []
+    for line in annotations.read_text().splitlines():
         file, name, *_ = [*line.split("\t"), ""]
         path = where / "images" / file
-        if name not in number:
-            raise DataError(f"{where / 'val_annotations.txt'}: {file} has class {name!r}, which is not in train/")
+        if name not in to_label:
+            raise DataError(f"{annotations}: {file} has class {name!r}, which is not in train/")
         if not path.is_file():
-            raise DataError(f"{where / 'val_annotations.txt'} names {file}, but there is no {path}")
-        images.append((str(path), number[name]))
-    if not images:
-        raise DataError(f"{where / 'val_annotations.txt'} is empty")
-    return sorted(images)
+            raise DataError(f"{annotations} names {file}, but there is no {path}")
+        samples.append((str(path), to_label[name]))
+    if not samples:
+        raise DataError(f"{annotations} is empty")
+    return sorted(samples)
 
 
 def _class_folders(where: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(where) if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        return [name for name in find_classes(where)[0] if not name.startswith(".")]
+    except FileNotFoundError:  # no class folder
+        return []
 
 
-def _images(folder: Path) -> list[str]:
-    return sorted(
-        os.path.join(parent, file)
-        for parent, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-    )
+def _is_image(path: str) -> bool:
+    return has_file_allowed_extension(path, IMG_EXTENSIONS) and not Path(path).name.startswith(".")

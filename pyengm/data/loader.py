@@ -1,4 +1,4 @@
-"""Loader on the compute device: shuffled, augmented, and a function of (seed, epoch, image) alone."""
+"""Shuffled and augmented batches on the compute device, which depend on the seed, the epoch and each image alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyengm.data.augment import CropFlip
+from pyengm.data.crop_flip import CropFlip
 from pyengm.data.flip import may_flip
-from pyengm.data.host_transfer import Fetcher
+from pyengm.data.host_transfer import HostTransfer
 from pyengm.data.image_dataset import ImageDataset
-from pyengm.data.order import shuffled
+from pyengm.data.memmap import MemmapImages
+from pyengm.data.order import random_permutation
 from pyengm.data.prefetch import prefetch
 from pyengm.data.resized_crop import ResizedCrop
 from pyengm.data.transform import Transform
@@ -21,16 +22,21 @@ from pyengm.errors import ConfigError
 from pyengm.ops import Purpose
 
 AUGMENTATIONS = ("none", "shift", "resized")
-# Threads that fetch batches from the host. Images of 256 x 256 from a cold virtual disk: 1,600 a second with one,
+# Threads that transfer batches from the host. Images of 256 x 256 from a cold virtual disk: 1,600 a second with one,
 # 1,900 with two, 2,000 with four; from memory one thread is as good.
 READERS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """x: (n, C, H, W) float32 in [0, 1]; y: (n,) int64; index: (n,) int64; transform: what was done to x, or None.
+    """The images of a batch, or the share of one process in it.
 
-    size: images in the whole batch, of which these n are the part of one process.
+    Args:
+        x: (n, C, H, W) float32 in [0, 1].
+        y: (n,) int64, the labels.
+        index: (n,) int64, the indices of the images in their data set.
+        transform: the augmentation of x; None for none.
+        size: the number of images in the whole batch, over all processes.
     """
 
     x: Tensor
@@ -41,20 +47,32 @@ class Batch:
 
 
 class Loader:
-    """The batches of a data set, epoch by epoch; the last batch of an epoch may be short.
+    """Iterates over the batches of a data set, epoch by epoch, on the compute device.
 
-    batch_size: images per batch, over all world_size. device: where batches appear. seed: of order and augmentation.
-    augment: "none"; "shift" by up to an eighth of the image; or "resized" crops of 8 to 100 % of its area. The
-        latter two also flip where `AUGMENT` allows it.
-    crop: (H, W) of resized crops; None for that of the data. Smaller ones leave more pixels to choose from.
-    shuffle: a new order each epoch; else that of the data.
-    resident: keep the whole set on the device (True), or let threads fetch batches from the host (False): both give
-        the same batches. None: on CUDA if it takes less than half of the free memory, elsewhere if it is in memory.
-    memory_format: of the images of a batch, contiguous or channels_last.
-    rank, world_size: every batch is cut into `parts` runs of images whose lengths differ by at most one, and this is the
-        one numbered `part`. A last batch of fewer than two images for each part gets half of the one before it.
-    Raises ConfigError for a batch size below 1, an unknown augmentation, a crop without resized ones, and world_size that
-    would get fewer than four images of a batch; DataError for crops that `ResizedCrop.draw` does not make of these.
+    The last batch of an epoch may be short. With several processes every batch is cut into as many runs of images,
+    whose sizes differ by at most one, and each process gets one; a last batch of fewer than two images for each process
+    gets half of the one before it.
+
+    Args:
+        data: the data set.
+        batch_size: images per batch, over all processes.
+        device: where batches are made.
+        seed: of order and augmentation.
+        augment: "none"; "shift" by up to an eighth of the image; or "resized" crops of 8 to 100 % of its area. The
+            latter two also flip where `FLIP_ALLOWED` has it.
+        shuffle: a new order in each epoch; False for the order of the data.
+        crop: (H, W) of resized crops; None for that of the data. Smaller ones leave more pixels to choose from.
+        resident: keep the whole set on the device (True), or let threads fetch batches from the host (False); both give
+            the same batches. None keeps it on CUDA if it takes less than half of the free memory, elsewhere if it is in
+            memory.
+        memory_format: of the images of a batch, contiguous or channels_last.
+        rank: of this process.
+        world_size: the number of processes.
+
+    Raises:
+        ConfigError: the batch size is below 1, the augmentation is unknown, there is a crop without resized crops, rank
+            is out of range, or a process would get fewer than four images of a batch.
+        DataError: `ResizedCrop.draw` does not make such crops of these images.
     """
 
     def __init__(
@@ -71,7 +89,7 @@ class Loader:
         memory_format: torch.memory_format = torch.contiguous_format,
         rank: int = 0,
         world_size: int = 1,
-    ):
+    ) -> None:
         if batch_size < 1:
             raise ConfigError(f"expected a batch size of 1 or more, got {batch_size}")
         if augment not in AUGMENTATIONS:
@@ -82,93 +100,102 @@ class Loader:
             raise ConfigError(f"expected a rank from 0 to world_size - 1, got rank {rank} of {world_size}")
         if world_size > 1 and min(batch_size, len(data)) < 4 * world_size:
             raise ConfigError(
-                f"expected 4 images of every batch for each of {world_size} processes, got batches of {batch_size} from "
-                f"{len(data)} images: use fewer processes or larger batches"
+                f"expected 4 images of every batch for each of {world_size} processes, got batches of {batch_size} "
+                f"from {len(data)} images: use fewer processes or larger batches"
             )
         self.data, self.batch_size, self.device = data, batch_size, torch.device(device)
         self.seed, self.augment, self.shuffle = seed, augment, shuffle
         self.memory_format = memory_format
         self.rank, self.world_size = rank, world_size
         self.resident = _fits(data, self.device) if resident is None else resident
-        self._images = _move(data.images, self.device) if self.resident else data.images
+        self._device_images = _move(data.images, self.device) if self.resident else None
         self._labels = data.labels.to(self.device)
         self._index = data.index.to(self.device)
         self.shape = (data.channels, *(crop or data.shape[1:]))  # (C, H, W) of the images of a batch
-        self._draw(self._index[:0], epoch=0)  # raises what there is to raise
+        self._draw(self._index[:0], epoch=0)  # raises the errors of a crop that does not fit
 
     def __len__(self) -> int:
         return -(-len(self.data) // self.batch_size)
 
     @property
     def padding(self) -> int:
-        """Pixels on each side by which the canvas that augmentation shows a window of is larger than that."""
+        """By how many pixels the canvas, of which augmentation shows a window, is larger than that, on each side."""
         if self.augment == "shift":
             return min(self.data.shape[1:]) // 8
         return (self.data.shape[1] - self.shape[1]) // 2
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch`, from batch number `start` on; ConfigError for a start outside [0, len]."""
+        """Iterates over the batches of an epoch.
+
+        Args:
+            epoch: the number of the epoch.
+            start: the first batch.
+
+        Raises:
+            ConfigError: start is outside [0, len(self)].
+        """
         if not 0 <= start <= len(self):
             raise ConfigError(f"expected a first batch from 0 to {len(self)}, got {start}: was the batch size changed?")
         return self._epoch(epoch, start)
 
     def order(self, epoch: int) -> Tensor:
-        """Positions (N,) int64 on the CPU, in the order of `epoch`."""
+        """The positions (N,) int64 on the CPU of all images, in the order of an epoch."""
         if not self.shuffle:
             return torch.arange(len(self.data))
-        return shuffled(self.data.index, seed=self.seed, purpose=Purpose.SHUFFLE, epoch=epoch)
+        return random_permutation(self.data.index, seed=self.seed, purpose=Purpose.SHUFFLE, epoch=epoch)
 
-    def kept(self, epoch: int) -> Tensor:
-        """Identities (n,) of the images of this part in `epoch`, in the order of the data."""
-        return self.data.index[torch.cat(self._parts_of(self.order(epoch), 0)).sort().values]
+    def local_index(self, epoch: int) -> Tensor:
+        """The indices (n,) int64 of the images that this process gets in an epoch, in the order of the data."""
+        return self.data.index[torch.cat(self._local_batches(self.order(epoch), 0)).sort().values]
 
     def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self.order(epoch)
-        sizes = [len(batch) for batch in self._whole(order)[start:]]
-        here = self._parts_of(order.to(self.device), start)
-        if self.resident:
-            for positions, size in zip(here, sizes, strict=True):
-                yield self._batch(self._images, positions, positions, epoch, size)
+        sizes = [len(batch) for batch in self._batches(order)[start:]]
+        local = self._local_batches(order.to(self.device), start)
+        if self._device_images is not None:
+            for positions, size in zip(local, sizes, strict=True):
+                yield self._batch(self._device_images, positions, positions, epoch, size)
             return
-        fetcher = Fetcher(self._images, self.device, most=-(-self.batch_size // self.world_size))
-        with closing(prefetch(fetcher, self._parts_of(order, start), ahead=READERS, threads=READERS)) as fetched:
-            for (images, places), positions, size in zip(fetched, here, sizes, strict=True):
+        transfer = HostTransfer(self.data.images, self.device, max_images=-(-self.batch_size // self.world_size))
+        host_batches = self._local_batches(order, start)
+        with closing(prefetch(transfer, host_batches, ahead=READERS, threads=READERS)) as transferred:
+            for (images, where), positions, size in zip(transferred, local, sizes, strict=True):
                 if images.is_cuda:  # they come from another stream: their memory is not free before this one is done
                     images.record_stream(torch.cuda.current_stream(self.device))
-                    places.record_stream(torch.cuda.current_stream(self.device))
-                yield self._batch(images, places, positions, epoch, size)
+                    where.record_stream(torch.cuda.current_stream(self.device))
+                yield self._batch(images, where, positions, epoch, size)
 
-    def _parts_of(self, order: Tensor, start: int) -> list[Tensor]:
-        """The positions that are this part's, batch by batch, from batch number `start` on."""
-        return [batch.tensor_split(self.world_size)[self.rank] for batch in self._whole(order)[start:]]
+    def _local_batches(self, order: Tensor, start: int) -> list[Tensor]:
+        """The positions of this process, batch by batch, from batch number `start` on."""
+        return [batch.tensor_split(self.world_size)[self.rank] for batch in self._batches(order)[start:]]
 
-    def _whole(self, order: Tensor) -> list[Tensor]:
-        """The positions of all world_size, batch by batch: as many batches whatever the number of world_size."""
+    def _batches(self, order: Tensor) -> list[Tensor]:
+        """The positions of all processes, batch by batch: as many batches for every number of processes."""
         batches = list(order.split(self.batch_size))
         if self.world_size > 1 and len(batches[-1]) < 2 * self.world_size and len(batches) > 1:
             batches[-2:] = torch.cat(batches[-2:]).tensor_split(2)
         return batches
 
-    def _batch(self, images: Tensor, chosen: Tensor, positions: Tensor, epoch: int, size: int) -> Batch:
-        """The batch of `positions` in the data set; its images are those `chosen` in `images`."""
+    def _batch(self, images: Tensor, where: Tensor, positions: Tensor, epoch: int, size: int) -> Batch:
+        """The batch of `positions` in the data set, whose images are at `where` in `images`."""
         index = self._index[positions]
         transform = self._draw(index, epoch)
-        made = CropFlip.centre(len(index), 0, self.device) if transform is None else transform
-        x = made.to_float(images, chosen, memory_format=self.memory_format)
+        shown = CropFlip.identity(len(index), 0, self.device) if transform is None else transform
+        x = shown.to_float(images, where, memory_format=self.memory_format)
         return Batch(x, self._labels[positions], index, transform, size)
 
     def _draw(self, index: Tensor, epoch: int) -> Transform | None:
-        """How the images `index` (n,) are augmented; None for not at all."""
+        """The augmentation of the images `index` (n,); None for none."""
         if self.augment == "none":
             return None
-        key = {"seed": self.seed, "epoch": epoch, "flip": may_flip(self.data.name)}
+        flip = may_flip(self.data.name)
         if self.augment == "shift":
-            return CropFlip.draw(index, self.shape, self.padding, **key)
-        return ResizedCrop.draw(index, self.data.shape[1:], self.shape[1:], **key)
+            return CropFlip.draw(index, self.shape, self.padding, seed=self.seed, epoch=epoch, flip=flip)
+        return ResizedCrop.draw(index, self.data.shape[1:], self.shape[1:], seed=self.seed, epoch=epoch, flip=flip)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 images as float32 in [0, 1], on every device bitwise what torchvision's ToTensor gives."""
+    """uint8 images (n, C, H, W) as float32 in [0, 1], on every device bitwise equal to torchvision's ToTensor."""
     # CUDA turns division by a Python number into a product with 1/255, which rounds differently; not so with a tensor.
     return images / torch.full((), 255, dtype=torch.float32, device=images.device)
 
@@ -179,10 +206,10 @@ def _fits(data: ImageDataset, device: torch.device) -> bool:
     return isinstance(data.images, Tensor)
 
 
-def _move(images, device: torch.device) -> Tensor:
+def _move(images: Tensor | MemmapImages, device: torch.device) -> Tensor:
     if isinstance(images, Tensor):
         return images.to(device)
     whole = torch.empty(images.shape, dtype=torch.uint8, device=device)
-    for part in torch.arange(len(images)).split(1024):  # the host never holds more than one part
-        whole[part[0] : part[-1] + 1] = images[part].to(device)
+    for chunk in torch.arange(len(images)).split(1024):  # the host never holds more than one chunk
+        whole[chunk[0] : chunk[-1] + 1] = images[chunk].to(device)
     return whole

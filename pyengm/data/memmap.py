@@ -8,22 +8,35 @@ from torch import Tensor
 
 
 class MemmapImages:
-    """Images (n, C, H, W) in the rows `rows` (n,) of a memmap; indexing reads them into a new uint8 tensor."""
+    """Images (n, C, H, W) in rows of a memmap; indexing reads them into a new uint8 tensor.
 
-    def __init__(self, file: np.memmap, rows: Tensor | None = None):
+    Args:
+        file: (N, C, H, W) uint8.
+        rows: (n,) int64, the rows of the file; None for all.
+    """
+
+    def __init__(self, file: np.memmap, rows: Tensor | None = None) -> None:
         self._file = file
         self._rows = torch.arange(len(file)) if rows is None else rows
 
-    def rows(self, positions: Tensor) -> MemmapImages:
+    def subset(self, positions: Tensor) -> MemmapImages:
         """The images at `positions` (m,), still on disk."""
         return MemmapImages(self._file, self._rows[positions])
 
-    def __getitem__(self, key) -> Tensor:
+    def __getitem__(self, key: int | slice | Tensor) -> Tensor:
         return torch.from_numpy(np.asarray(np.take(self._file, self._rows[key].numpy(), axis=0)))
 
     def read(self, positions: Tensor, out: Tensor) -> Tensor:
-        """The images at `positions` (m,), written to `out` (m, C, H, W) uint8 on the CPU, which is returned."""
-        # any mode but "raise" writes there directly; the rows exist, `rows` and ImageDataset.subset have checked them
+        """Reads images.
+
+        Args:
+            positions: (m,) int64.
+            out: (m, C, H, W) uint8 on the CPU, which the images are written to.
+
+        Returns:
+            `out`.
+        """
+        # any mode but "raise" writes there directly; the rows exist, as ImageDataset.subset has checked them
         np.take(self._file, self._rows[positions].numpy(), axis=0, out=out.numpy(), mode="clip")
         return out
 

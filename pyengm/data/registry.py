@@ -1,15 +1,15 @@
-"""One door to every data set: the embedded one, torchvision's, and folders of images."""
+"""Data sets by name: the embedded one, torchvision's, and folders of images."""
 
 import os
 from contextlib import nullcontext
 from pathlib import Path
 
 from pyengm.data.digits import load_digits
-from pyengm.data.image_dataset import ImageDataset
+from pyengm.data.image_dataset import ImageDataset, Indices
 from pyengm.data.image_folder import load_folder
 from pyengm.data.torchvision_sets import SETS, load_torchvision
 from pyengm.errors import DataError
-from pyengm.utils.file_lock import file_lock
+from pyengm.utils.locks import file_lock
 
 DATASETS = ("digits", *SETS)
 
@@ -22,19 +22,27 @@ def load(
     download: bool = False,
     image_size: int | None = None,
     margin: int = 0,
-    indices=None,
+    indices: Indices | None = None,
 ) -> ImageDataset:
-    """Load the "train" or "test" split of a data set.
+    """Loads a split of a data set.
 
-    name: one of `DATASETS`, or a folder with train/<class>/ and test/<class>/ (or val/, also Tiny-ImageNet's).
-    root: where torchvision's files are and decoded folders are kept; else PYENGM_DATA, else ~/.cache/pyengm.
-    download: fetch a torchvision set that is missing.
-    image_size: in pixels, for folders: height and width after resizing; None keeps the images' own size if they
-        share one, else 224. Of a resized image this is the middle, 7/8 of the shorter side.
-    margin: with an image_size, pixels more on each side, up to the whole of the shorter side: H = W = image_size + 2
-        margin.
-    indices: keep only these positions of the split, in this order.
-    Raises DataError for an unknown name or split, missing or damaged files, and bad indices.
+    Args:
+        name: one of `DATASETS`, or a folder with train/<class>/ and test/<class>/ (or val/, also Tiny-ImageNet's).
+        split: "train" or "test".
+        root: the folder of torchvision's files and of decoded images; None for PYENGM_DATA, or ~/.cache/pyengm where
+            that is not set.
+        download: download a torchvision set that is missing.
+        image_size: for folders, height and width in pixels after resizing; None keeps the images' own size if they
+            share one, else 224. Of a resized image this is the middle, 7/8 of the shorter side.
+        margin: with an image_size, additional pixels on each side, up to the whole of the shorter side: H = W =
+            image_size + 2 margin.
+        indices: (n,) positions of the split to keep, in this order; None for all.
+
+    Returns:
+        The images and labels; the images of a folder stay on disk.
+
+    Raises:
+        DataError: the name or split is unknown, files are missing or damaged, or indices are out of range.
     """
     if split not in ("train", "test"):
         raise DataError(f'expected split "train" or "test", got {split!r}; split_validation makes a validation set')
@@ -45,7 +53,7 @@ def load(
     root = Path(root or os.environ.get("PYENGM_DATA") or "~/.cache/pyengm").expanduser()
     if name == "digits":
         data = load_digits(split)
-    elif name in SETS:
+    elif isinstance(name, str) and name in SETS:
         with file_lock(root) if download else nullcontext():
             data = load_torchvision(name, split, root, download)
     elif Path(name).expanduser().is_dir():

@@ -1,4 +1,4 @@
-"""What a way of augmenting images offers to those who use it."""
+"""The protocol of augmentations."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pyengm.data.resized_crop import ResizedCrop
 
 
 class Transform(Protocol):
-    """How n images of a batch were made: each shows a window (H, W) of its canvas (H + 2 padding, W + 2 padding).
+    """The augmentation of n images: each shows a window (H, W) of its canvas (H + 2 padding, W + 2 padding).
 
-    What is kept for an image lives on its canvas, and so follows the image through the windows of all epochs.
+    Values that are stored for an image lie on its canvas, and so follow the image through the windows of all epochs.
     """
 
     @property
     def padding(self) -> int:
         """By how many pixels the canvas is larger than a window, on each side."""
+        ...
 
     def to_float(
         self,
@@ -27,19 +28,29 @@ class Transform(Protocol):
         *,
         memory_format: torch.memory_format = torch.contiguous_format,
     ) -> Tensor:
-        """The transformed images, (n, C, H, W) float32 in [0, 1].
+        """The transformed images.
 
-        images: (N, C, ., .) uint8. positions: (n,) int64, which of them to take; None for all n.
+        Args:
+            images: (N, C, ., .) uint8.
+            positions: (n,) int64, the images to take; None for all n.
+            memory_format: of the result, contiguous or channels_last.
+
+        Returns:
+            (n, C, H, W) float32 in [0, 1].
         """
+        ...
 
     def gather_window(self, canvas: Tensor) -> Tensor:
-        """What the windows show of a canvas (n, C, H + 2 padding, W + 2 padding), new memory (n, C, H, W)."""
+        """The windows of a canvas (n, C, H + 2 padding, W + 2 padding): (n, C, H, W), new memory."""
+        ...
 
     def scatter_window(self, windows: Tensor, canvas: Tensor) -> Tensor:
-        """Puts `windows` (n, C, H, W) back to where `cut` found them in `canvas`, in place, and returns `canvas`.
+        """Writes windows (n, C, H, W) to where `gather_window` reads them, in place, and returns the canvas.
 
-        What no window shows stays as it is.
+        Values that no window shows stay as they are.
         """
+        ...
 
     def boxes(self, canvas: tuple[int, int]) -> ResizedCrop:
-        """The same windows on a canvas of (height, width) pixels that is kept at another resolution."""
+        """The same windows on a canvas of (height, width) pixels that is stored at another resolution."""
+        ...

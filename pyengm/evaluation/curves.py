@@ -1,4 +1,4 @@
-"""The image of a run: accuracy and loss by epoch."""
+"""The figure of a run: accuracy and loss by epoch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from pyengm.models import write_atomically
+from pyengm.utils.io import atomic_write
 
 SERIES = {
     "train_robust": ("training, attacked", "tab:blue", "--"),
@@ -16,9 +16,15 @@ SERIES = {
 
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Writes a PNG of the learning curves. rows: the lines of metrics.jsonl, one per epoch.
+    """Writes the learning curves of a run as a PNG image.
 
-    Raises StorageError where it cannot be written.
+    Args:
+        rows: the lines of metrics.jsonl, one per epoch.
+        path: file to write.
+        title: title of the figure.
+
+    Raises:
+        StorageError: the file cannot be written.
     """
     figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
@@ -42,4 +48,4 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         loss.plot([], [], color="tab:orange", label="examples clipped (right)")
     loss.set(xlabel="epoch", ylabel="loss")
     loss.legend()
-    write_atomically(path, lambda new: figure.savefig(new, format="png"))
+    atomic_write(path, lambda new: figure.savefig(new, format="png"))

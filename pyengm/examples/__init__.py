@@ -1,1 +1,1 @@
-"""Short programs to start from: python -m pyengm.examples.adamw_vit."""
+"""Short example programs, such as python -m pyengm.examples.adamw_vit."""

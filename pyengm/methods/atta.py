@@ -1,7 +1,6 @@
 """ATTA, adversarial training with transferable adversarial examples (Zheng et al. 2020)."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,26 +9,62 @@ from pyengm.attacks import PGD
 from pyengm.attacks.losses import kl_divergence, log_softmax
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
-from pyengm.methods.base import AttackMethod, DatasetSpec, StepOutput, require_key
-from pyengm.methods.per_example_buffer import PerExampleBuffer
+from pyengm.methods.base import AttackMethod, StepOutput, require_key
+from pyengm.methods.dataset_spec import DatasetSpec
+from pyengm.methods.info import MethodInfo, PassCounts
+from pyengm.methods.per_example_buffer import BufferSlot, PerExampleBuffer
+from pyengm.methods.registry import register_method
 from pyengm.ops import Key, Purpose, philox_normal
 
 
+@register_method
 class ATTA(AttackMethod):
-    """L_i = CE(f(x'_i), y_i), x' from PGD that goes on from where the image's last attack ended.
+    """L_i = CE(f(x'_i), y_i), x' from PGD that starts where the image's last attack ended.
 
-    With loss "trades" L_i = CE(f(x_i), y_i) + beta KL(p(x_i) || p(x'_i)), and the attack climbs the divergence. The
-    perturbation of every image is kept on the padded canvas, seen through the crop and flip of the epoch; at first
-    and in every reset-th epoch it is 0.001 N(0, I), not clipped, nor is the point at which the first gradient is taken.
-    eps, step_size: in pixel units; step_size is eps / 2 for one step, eps / 4 for more, unless given (the authors': eps = 0.031,
-    0.015 for one step and 0.007 for ten). steps: of PGD. reset: in epochs. loss: "ce" or "trades". norm: "linf" or
-    "l2". bn: batch-norm mode of the attack. dtype, resolution: of the memory, see `PerExampleBuffer`.
-    as_published: with "trades", climb the cross-entropy, as the authors' script does.
-    The authors keep images, not perturbations, which is the same, and pad with 0.5 where we pad with 0. Their script
+    With loss "trades" L_i = CE(f(x_i), y_i) + beta KL(p(x_i) || p(x'_i)), and the attack ascends the divergence. The
+    perturbation of every image is kept on the padded canvas, seen through the crop and flip of the epoch. Initially and
+    in every reset-th epoch it is 0.001 N(0, I); neither that nor the point of the first gradient is clipped.
+    The authors keep images, not perturbations, which is equivalent, and pad with 0.5 where we pad with 0. Their script
     also divides the mean cross-entropy by the batch size once more.
-    Raises ConfigError for numbers and names out of range, and for images without a key or before `prepare`.
-    Source: Zheng et al. 2020, Alg. 1 and Sec. 4.
+
+    Args:
+        eps: Radius of the threat model, in pixel units (the authors': 0.031).
+        step_size: Step size of PGD, in pixel units; eps / 2 for one step, eps / 4 for more, unless given (the authors':
+            0.015 for one step and 0.007 for ten).
+        steps: Steps of PGD.
+        reset: Epochs between two random starts of the perturbations.
+        loss: "ce" or "trades".
+        beta: Weight of the divergence, with "trades".
+        norm: Norm of the threat model, "linf" or "l2".
+        bn: Batch-norm mode of the attack: "eval", "train" or "batch_stats".
+        dtype: Type of the memory of the perturbations, such as float16.
+        resolution: Height and width at which perturbations are kept, see `PerExampleBuffer`.
+        as_published: With "trades", the attack ascends the cross-entropy, as in the authors' script.
+
+    Raises:
+        ConfigError: A value or name is out of range, or an image comes without a key or before `prepare`.
+
+    References:
+        Zheng et al. 2020, Alg. 1 and Sec. 4.
     """
+
+    info = MethodInfo(
+        name="atta",
+        title="attacks that resume from the last epoch's",
+        reference="Zheng et al. 2020",
+        passes=PassCounts(1, 1, 1, per_step=True, steps=1),
+        recipe={
+            "eps": 0.031,
+            "step_size": 0.015,
+            "batch_size": 64,
+            "weight_decay": 2e-4,
+            "epochs": 38,
+            "milestones": (30, 36),
+            "select_on": "none",
+        },
+        epoch_options={"reset": 1},
+    )
+    delta = BufferSlot()
 
     def __init__(
         self,
@@ -50,30 +85,29 @@ class ATTA(AttackMethod):
             raise ConfigError(f"loss is {loss!r}; known losses: ce, trades")
         if reset < 1:
             raise ConfigError(f"reset is {reset}; expected a number of epochs, 1 or more")
-        climbed = "kl" if loss == "trades" and not as_published else "ce"
+        ascended = "kl" if loss == "trades" and not as_published else "ce"
         step_size = eps / (2 if steps == 1 else 4) if step_size is None else step_size
         if not (math.isfinite(beta) and beta >= 0):
             raise ConfigError(f"beta is {beta}; expected a finite number >= 0, such as 6")
-        self.attack = PGD(eps, step_size, steps, norm=norm, loss=climbed, bn=bn)
+        self.attack = PGD(eps, step_size, steps, norm=norm, loss=ascended, bn=bn)
         self.threat, self.reset, self.loss, self.beta = self.attack.threat, reset, loss, beta
         self.dtype, self.resolution = dtype, resolution
-        self.store: PerExampleBuffer | None = None
 
-    def prepare(self, examples: DatasetSpec) -> None:
-        self.store = PerExampleBuffer(examples, dtype=self.dtype, resolution=self.resolution)
-        self.store.fill(0, _first)
+    def prepare(self, dataset: DatasetSpec) -> None:
+        self.delta = PerExampleBuffer(dataset, dtype=self.dtype, resolution=self.resolution)
+        self.delta.initialize(0, _random_delta)
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
-        if self.store is not None and (epoch + 1) % self.reset == 0:
-            self.store.fill(epoch, _first)
+        if self.buffers() and (epoch + 1) % self.reset == 0:
+            self.delta.initialize(epoch, _random_delta)
 
     def key_for(self, x: Tensor, key: Key | None) -> Key:
-        return require_key("ATTA", None if self.store is None else key)
+        return require_key(self, key)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
-        x, rows = x.detach(), self.store.rows(key.index)
-        x_adv = self.attack(model, x, y, start=x + self.store.read(rows, transform, x))
-        self.store.write(rows, x_adv - x, transform)
+        x, rows = x.detach(), self.delta.rows(key.index)
+        x_adv = self.attack(model, x, y, start=x + self.delta.read(rows, transform, x))
+        self.delta.write(rows, x_adv - x, transform)
         return x_adv
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
@@ -85,10 +119,7 @@ class ATTA(AttackMethod):
         robust = kl_divergence(logits, log_softmax(natural))
         return StepOutput(self.cross_entropy(natural, y) + self.beta * robust, x_adv, logits)
 
-    def stores(self) -> Mapping[str, PerExampleBuffer]:
-        return {} if self.store is None else {"store": self.store}
 
-
-def _first(like: Tensor, key: Key) -> Tensor:
+def _random_delta(like: Tensor, key: Key) -> Tensor:
     noise = philox_normal(key.index, like.shape[1:], seed=key.seed, purpose=Purpose.STORE, epoch=key.epoch)
     return 0.001 * noise.to(like.dtype)

@@ -11,29 +11,40 @@ from torch import Tensor, nn
 from pyengm.attacks.model_state import running_statistics_kept
 from pyengm.data import Transform
 from pyengm.errors import ConfigError, NonFiniteError
-from pyengm.methods.base import AttackMethod, DatasetSpec, StepOutput
+from pyengm.methods.base import AttackMethod, StepOutput
+from pyengm.methods.dataset_spec import DatasetSpec
+from pyengm.methods.info import MethodInfo, PassCounts, ShortRun
 from pyengm.methods.mart import MART
 from pyengm.methods.per_example_buffer import PerExampleBuffer
 from pyengm.methods.pgd_at import PGDAT
+from pyengm.methods.registry import register_method
 from pyengm.methods.trades import TRADES
 from pyengm.ops import Key
+from pyengm.utils import foreach
 from pyengm.utils.checks import require
 from pyengm.utils.distributed import all_reduce_sum_many
 
 
 class AWP(AttackMethod):
-    """The losses L_i of `base` at the weights w + v, with v up the gradient of their mean, of a size relative to w.
+    """The losses L_i of `base` at the weights w + v, v an ascent step on their mean with a norm relative to that of w.
 
-    The attack of `base` sees w. Then, with g the gradient of (1/n) sum_i L_i, v = gamma ||w|| g / ||g|| for each
-    tensor w of two or more dimensions with "weight" in its name (convolutions and linear layers), norms over the whole
-    tensor; biases and batch norm stay. g is taken in the mode of training and touches no running statistics of batch
-    norm. The outcome's graph is at w + v, and so is the optimiser's step, weight decay included, as in the authors'
-    code; `undo` then takes v off, to rounding.
-    base: such as PGDAT or TRADES. gamma: the size of v relative to w, >= 0.
-    warmup: the epochs at the start that go without; `start_epoch` says which epoch it is, else the key.
-    Raises ConfigError for numbers out of range, a base without an attack, and models with no such weights;
-    NonFiniteError where g is not finite. After an error the weights are where they were.
-    Source: Wu et al. 2020, Sec. 4.
+    The attack of `base` runs at w. Then, with g the gradient of (1/n) sum_i L_i, v = gamma ||w|| g / ||g|| for each
+    tensor w of two or more dimensions with "weight" in its name (convolutions and linear layers), with norms over the
+    whole tensor; biases and batch norm stay. g is taken in training mode and leaves the running statistics of batch
+    norm as they are. The graph of the step output is at w + v, and so is the optimiser's step, weight decay included,
+    as in the authors' code; `undo` then subtracts v, up to rounding. After an error the weights are w.
+
+    Args:
+        base: A method with an attack, such as PGDAT or TRADES.
+        gamma: The norm of v relative to that of w, >= 0.
+        warmup: The number of epochs at the start without v; the epoch is that of `start_epoch`, or else of the key.
+
+    Raises:
+        ConfigError: A value is out of range, the base has no attack, or the model has no such weights.
+        NonFiniteError: g is not finite.
+
+    References:
+        Wu et al. 2020, Sec. 4.
     """
 
     def __init__(self, base: AttackMethod, gamma: float, *, warmup: int = 0):
@@ -45,8 +56,14 @@ class AWP(AttackMethod):
         if warmup < 0:
             raise ConfigError(f"warmup is {warmup}; expected a number of epochs >= 0")
         self.base, self.gamma, self.warmup, self.epoch = base, gamma, warmup, 0
-        self.told = False  # the epoch, by start_epoch
-        self.threat, self.double_backward = base.threat, base.double_backward
+        self.epoch_is_given = False  # by start_epoch
+        self.threat = base.threat
+        self.info = replace(
+            self.info,
+            is_pgd=base.info.is_pgd,
+            double_backward=base.info.double_backward,
+            modifies_grads=base.info.modifies_grads,
+        )
 
     @property
     def needs_input_grad(self) -> bool:
@@ -65,13 +82,9 @@ class AWP(AttackMethod):
         self.base.label_smoothing = share
 
     def key_for(self, x: Tensor, key: Key | None) -> Key:
-        if key is not None and not self.told:
+        if key is not None and not self.epoch_is_given:
             self.epoch = key.epoch
         return self.base.key_for(x, key)
-
-    @property
-    def modifies_grads(self) -> bool:
-        return self.base.modifies_grads
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         return self.base.perturb(model, x, y, key, transform)
@@ -83,12 +96,12 @@ class AWP(AttackMethod):
 
         @torch.no_grad()
         def undo() -> None:
-            torch._foreach_sub_(weights, moves)
+            foreach.sub_(weights, moves)
             torch.clear_autocast_cache()
 
         with torch.no_grad():
-            torch._foreach_add_(weights, moves)
-        torch.clear_autocast_cache()  # a caller's autocast may hold the weights of before in 16 bits
+            foreach.add_(weights, moves)
+        torch.clear_autocast_cache()  # a caller's autocast may hold the previous weights in 16 bits
         try:
             return replace(self.base.outcome(model, x, x_adv, y), undo=undo)
         except BaseException:
@@ -96,25 +109,27 @@ class AWP(AttackMethod):
             raise
 
     def _ascent(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The weights that move and by how much."""
-        weights = [p for name, p in model.named_parameters() if "weight" in name and p.dim() >= 2 and p.requires_grad]
+        """The weights that change, and v for each."""
+        weights: list[Tensor] = [
+            p for name, p in model.named_parameters() if "weight" in name and p.dim() >= 2 and p.requires_grad
+        ]
         if not weights:
             raise ConfigError("AWP found no weights of two or more dimensions that are trained; use its base alone")
         with running_statistics_kept(model), torch.enable_grad():
-            # The sum: its gradient has the direction of the mean's, and is not lost in half precision.
+            # The gradient of the sum has the direction of the mean's, and does not underflow in half precision.
             total = self.base.outcome(model, x, x_adv, y).losses.sum()
             grads = all_reduce_sum_many(torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True))
-        lengths = torch.stack(torch._foreach_norm(grads))
-        require(lengths.sum().isfinite(), _not_finite)
-        lengths = lengths.where(lengths > 0, 1.0)  # no gradient, no move
-        scales = self.gamma * torch.stack(torch._foreach_norm([w.detach() for w in weights])) / lengths
+        norms = torch.stack(foreach.norm(grads))
+        require(norms.sum().isfinite(), _not_finite)
+        norms = norms.where(norms > 0, 1.0)  # no gradient, no move
+        scales = self.gamma * torch.stack(foreach.norm([w.detach() for w in weights])) / norms
         return weights, [g * scale for g, scale in zip(grads, scales, strict=True)]
 
-    def prepare(self, examples: DatasetSpec) -> None:
-        self.base.prepare(examples)
+    def prepare(self, dataset: DatasetSpec) -> None:
+        self.base.prepare(dataset)
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
-        self.epoch, self.told = epoch, True
+        self.epoch, self.epoch_is_given = epoch, True
         self.base.start_epoch(model, epoch)
 
     def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> bool:
@@ -123,26 +138,56 @@ class AWP(AttackMethod):
     def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.base.before_step(model, optimizer)
 
-    def stores(self) -> Mapping[str, PerExampleBuffer]:
-        return self.base.stores()
+    def buffers(self) -> Mapping[str, PerExampleBuffer]:
+        return self.base.buffers()
 
     def extra_state(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "base": self.base.extra_state()}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        self.epoch, self.told = state["epoch"], True
+        self.epoch, self.epoch_is_given = state["epoch"], True
         self.base.load_extra_state(state["base"])
 
 
 def _not_finite() -> NonFiniteError:
-    return NonFiniteError("the gradient that AWP follows is nan or infinite: look at the model's outputs")
+    return NonFiniteError("the gradient that AWP follows is nan or infinite; check the outputs of the model")
 
 
+def _short_warmup(run: ShortRun) -> dict[str, tuple[str, ...]]:
+    """Weight perturbations from the start keep a network from learning anything in a short run."""
+    return {"method_options": (f"warmup={run.epochs // 4}",)}
+
+
+@register_method
 class PGDATAWP(AWP):
-    """AWP on PGD adversarial training; arguments as for PGDAT and AWP.
+    """AWP on PGD adversarial training, see `AWP` and `PGDAT`.
 
-    bn: "train" as in the authors' code. Source: Wu et al. 2020, AT-AWP.
+    Args:
+        eps: Radius of the threat model, in pixel units.
+        step_size: Step size of PGD, in pixel units; eps / 4 unless given.
+        steps: Steps of PGD.
+        gamma: Norm of the weight perturbation relative to that of the weights, >= 0.
+        warmup: Epochs at the start without weight perturbation.
+        norm: Norm of the threat model, "linf" or "l2".
+        bn: Batch-norm mode of the attack: "train" as in the authors' code, "eval" or "batch_stats".
+
+    Raises:
+        ConfigError: A value or name is out of range.
+
+    References:
+        Wu et al. 2020, AT-AWP.
     """
+
+    info = MethodInfo(
+        name="pgd_at_awp",
+        title="weight perturbations on PGD adversarial training",
+        reference="Wu et al. 2020",
+        passes=PassCounts(2, 2, 2, per_step=True),
+        recipe={"model": "preact_resnet18", "epochs": 200, "milestones": (100, 150)},
+        short_recipe=_short_warmup,
+        epoch_options={"warmup": 0},
+        is_pgd=True,
+    )
 
     def __init__(
         self,
@@ -158,11 +203,39 @@ class PGDATAWP(AWP):
         super().__init__(PGDAT(eps, step_size, steps, norm=norm, bn=bn), gamma, warmup=warmup)
 
 
+@register_method
 class TRADESAWP(AWP):
-    """AWP on TRADES, after ten epochs without; arguments as for TRADES and AWP.
+    """AWP on TRADES, after ten epochs without; see `AWP` and `TRADES`.
 
-    v goes up the whole loss, the natural part included, as in the authors' code. Source: Wu et al. 2020, TRADES-AWP.
+    v is an ascent step on the whole loss, the natural part included, as in the authors' code.
+
+    Args:
+        eps: Radius of the threat model, in pixel units.
+        step_size: Step size of PGD, in pixel units; eps / 4 unless given.
+        steps: Steps of PGD.
+        beta: Weight of the divergence.
+        gamma: Norm of the weight perturbation relative to that of the weights, >= 0.
+        warmup: Epochs at the start without weight perturbation.
+        norm: Norm of the threat model, "linf" or "l2".
+        bn: Batch-norm mode of the attack: "eval", "train" or "batch_stats".
+
+    Raises:
+        ConfigError: A value or name is out of range.
+
+    References:
+        Wu et al. 2020, TRADES-AWP.
     """
+
+    info = MethodInfo(
+        name="trades_awp",
+        title="weight perturbations on TRADES",
+        reference="Wu et al. 2020",
+        passes=PassCounts(5, 4, 4, per_step=True),
+        recipe={"epochs": 200, "milestones": (100, 150)},
+        short_recipe=_short_warmup,
+        epoch_options={"warmup": 0},
+        is_pgd=True,
+    )
 
     def __init__(
         self,
@@ -179,8 +252,38 @@ class TRADESAWP(AWP):
         super().__init__(TRADES(eps, step_size, steps, beta=beta, norm=norm, bn=bn), gamma, warmup=warmup)
 
 
+@register_method
 class MARTAWP(AWP):
-    """AWP on MART, after ten epochs without; arguments as for MART and AWP. Source: Wu et al. 2020, MART-AWP."""
+    """AWP on MART, after ten epochs without; see `AWP` and `MART`.
+
+    Args:
+        eps: Radius of the threat model, in pixel units.
+        step_size: Step size of PGD, in pixel units; eps / 4 unless given.
+        steps: Steps of PGD.
+        beta: Weight of the divergence.
+        gamma: Norm of the weight perturbation relative to that of the weights, >= 0.
+        warmup: Epochs at the start without weight perturbation.
+        norm: Norm of the threat model, "linf" or "l2".
+        bn: Batch-norm mode of the attack: "eval" as in the authors' code of MART, "train" or "batch_stats".
+
+    Raises:
+        ConfigError: A value or name is out of range.
+
+    References:
+        Wu et al. 2020, MART-AWP.
+    """
+
+    info = MethodInfo(
+        name="mart_awp",
+        title="weight perturbations on MART",
+        reference="Wu et al. 2020",
+        passes=PassCounts(4, 4, 4, per_step=True),
+        recipe={"epochs": 200, "milestones": (100, 150)},
+        short_recipe=lambda run: {"lr": run.lr / 4, **_short_warmup(run)},
+        epoch_options={"warmup": 0},
+        is_pgd=True,
+        own_labels=MART.info.own_labels,
+    )
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What every adversarial-training method is: a batch in, per-example losses out."""
+"""The interface of every training method: a batch in, per-example losses out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,8 @@ from pyengm.attacks.validation import check_extras
 from pyengm.data import Transform
 from pyengm.errors import CheckpointError, ConfigError
 from pyengm.methods.dataset_spec import DatasetSpec
-from pyengm.methods.per_example_buffer import PerExampleBuffer
+from pyengm.methods.info import MethodInfo
+from pyengm.methods.per_example_buffer import PerExampleBuffer, buffers_of
 from pyengm.ops import Key
 
 
@@ -22,10 +23,12 @@ from pyengm.ops import Key
 class StepOutput:
     """What one forward pass of a method gives the optimiser.
 
-    losses: (n,) with their graph. x_adv: (n, ...) the images trained on. logits: (n, k) of the model on x_adv, or
-    None where the losses are no classification losses.
-    update: whether the optimiser steps after the backward pass of these losses, or gradients go on adding up.
-    undo: takes back what the method did to the parameters (AWP); called after the optimiser's step.
+    Args:
+        losses: (n,) losses with their graph.
+        x_adv: (n, ...) images that the model is trained on.
+        logits: (n, k) outputs of the model on x_adv, or None where the losses are no classification losses.
+        update: Whether the optimiser steps after the backward pass of these losses; else gradients accumulate.
+        undo: Reverts what the method did to the parameters (AWP); it is called after the optimiser's step.
     """
 
     losses: Tensor
@@ -36,34 +39,30 @@ class StepOutput:
 
 
 class Method(ABC):
-    """How a batch becomes per-example losses; called once per batch with the model in training mode.
+    """Turns a batch into per-example losses; called once per batch with the model in training mode.
 
-    needs_input_grad: whether the outcome's x_adv requires grad, for optimisers that weigh by the input gradient.
-    double_backward: whether the losses contain a gradient, so that their graph holds derivatives of derivatives.
-    single_pass: whether a batch gives one outcome, and modifies_grads: whether `before_step` changes the gradients;
-    optimisers with a closure serve only methods with one outcome and gradients as they are.
-    uses_val_metrics: whether `finish_epoch` goes by accuracies on held-out images.
-    rank_local_state: whether `extra_state` is another one in each of several processes.
-    restart_epoch: the epoch at whose start the weights go back to the first ones, if there is one.
-    own_labels: why the losses take no smoothed labels, for methods that do not use `cross_entropy`.
+    Attributes:
+        info: The facts of the method, see `MethodInfo`.
+        needs_input_grad: Whether x_adv of the step outputs requires grad, for optimisers that weigh examples by their
+            input gradients; the trainer may set it.
+        single_pass: Whether a batch gives one step output; optimisers with a closure support only such methods.
+        restart_epoch: The epoch at whose start the weights return to their initial values, or None.
     """
 
-    needs_input_grad = False
-    double_backward = False
-    single_pass = False
-    modifies_grads = False
-    uses_val_metrics = False
-    rank_local_state = False
+    info: MethodInfo = MethodInfo()
+    needs_input_grad: bool = False
+    single_pass: bool = False
     restart_epoch: int | None = None
-    own_labels = ""
-    _label_smoothing = 0.0
+    _label_smoothing: float = 0.0
 
     @property
     def label_smoothing(self) -> float:
         """The share of every label that all classes get in equal parts, in the losses that weights are trained on.
 
-        0 unless set. An attack that takes passes of its own keeps the labels as they are.
-        Setting it raises ConfigError for numbers outside [0, 1), and where the method has labels of its own.
+        It is 0 unless set. An attack that takes passes of its own keeps the labels as they are.
+
+        Raises:
+            ConfigError: On setting, for values outside [0, 1), and where the method has labels of its own.
         """
         return self._label_smoothing
 
@@ -71,81 +70,93 @@ class Method(ABC):
     def label_smoothing(self, share: float) -> None:
         if not 0 <= share < 1:
             raise ConfigError(f"label_smoothing is {share}; expected a share from 0 to less than 1")
-        if share and self.own_labels:
-            raise ConfigError(f"label_smoothing is {share}, which {type(self).__name__} cannot take: {self.own_labels}")
+        if share and self.info.own_labels:
+            reason = self.info.own_labels
+            raise ConfigError(f"label_smoothing is {share}, which {type(self).__name__} cannot take: {reason}")
         self._label_smoothing = share
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
-        """That of labels y (n,), smoothed by `label_smoothing`, for the losses that weights are trained on, (n,)."""
+        """(n,) losses for labels y (n,), smoothed by `label_smoothing`, for training the weights."""
         return cross_entropy(logits, y, self.label_smoothing)
 
     def as_input(self, x: Tensor) -> Tensor:
-        """The images x as they go into the model for the losses."""
+        """The images x as the model gets them for the losses."""
         return x.detach().requires_grad_(self.needs_input_grad)
 
     @abstractmethod
     def passes(
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> Iterator[StepOutput]:
-        """The outcomes of one batch in turn; before the next one is asked for, the optimiser has used the last.
+        """The step outputs of one batch in turn; the caller uses each with the optimiser before it takes the next one.
 
-        x: (n, ...) images in [0, 1]; y: (n,) int64 labels; key: whose random numbers to use, and which images
-        these are (None: anonymous ones); transform: how augmentation made x of the stored images.
+        Args:
+            model: The model, in training mode.
+            x: (n, ...) images in [0, 1].
+            y: (n,) int64 labels.
+            key: The random numbers to use and the identities of the images; None for anonymous images.
+            transform: The augmentation that made x from the stored images; None for no augmentation.
         """
 
-    def prepare(self, examples: DatasetSpec) -> None:
-        """Told once, before training, which images there will be."""
+    def prepare(self, dataset: DatasetSpec) -> None:
+        """Receives the training images once, before training."""
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
         """Called before the batches of `epoch`, counted from 0; not when a run resumes within it."""
 
     def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> bool:
-        """Called after an epoch with its line of metrics: "train_robust", and "robust" where images are held out.
+        """Called after an epoch.
 
-        Returns whether it gave the model other weights.
+        Args:
+            model: The model.
+            metrics: The metrics of the epoch: "train_robust", and "robust" where images are held out.
+
+        Returns:
+            Whether the method gave the model other weights.
         """
         return False
 
     def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Called when the gradients of an update are complete."""
 
-    def stores(self) -> Mapping[str, PerExampleBuffer]:
+    def buffers(self) -> Mapping[str, PerExampleBuffer]:
         """What is kept for every training image, by name, once `prepare` was called; each process has its share."""
-        return {}
+        return buffers_of(self)
 
     def extra_state(self) -> dict[str, Any]:
-        """What else is kept across batches, its tensors themselves, as torch's modules do; empty for most."""
+        """The other state that is kept across batches, tensors not copied, as in torch's modules; empty for most."""
         return {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `extra_state` gave."""
+        """Restores what `extra_state` returned."""
         if state:
             raise ConfigError(
-                f"{type(self).__name__} has no place for the saved {', '.join(state)}; if it keeps something for every "
-                "image, call prepare(DatasetSpec(...)) before the state"
+                f"{type(self).__name__} has no use for the saved {', '.join(state)}; if it keeps something for every "
+                "image, call prepare(DatasetSpec(...)) before load_state_dict"
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the method keeps: `extra_state`, and the stores by name."""
-        return self.extra_state() | {name: store.state_dict() for name, store in self.stores().items()}
+        """All state of the method: `extra_state`, and the buffers by name."""
+        return self.extra_state() | {name: buffer.state_dict() for name, buffer in self.buffers().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave; an empty one, from before `prepare`, leaves the stores as they are.
+        """Restores what `state_dict` returned; an empty state, from before `prepare`, leaves the buffers as they are.
 
-        Raises ConfigError where `prepare` was not called, CheckpointError for the state of other images.
+        Raises:
+            ConfigError: `prepare` was not called.
+            CheckpointError: The state is for other images.
         """
-        own, stores = dict(state), self.stores()
-        if own and not stores.keys() <= own.keys():
-            raise CheckpointError(f"the state has no {', '.join(stores.keys() - own.keys())}: it is another method's")
-        saved = {name: own.pop(name) for name in stores if name in own}
+        own, buffers = dict(state), self.buffers()
+        if own and not buffers.keys() <= own.keys():
+            raise CheckpointError(f"the state has no {', '.join(buffers.keys() - own.keys())}: it is another method's")
+        saved = {name: own.pop(name) for name in buffers if name in own}
         for name, state in saved.items():
-            stores[name].load_state_dict(state)
+            buffers[name].load_state_dict(state)
         if own or not saved:
             self.load_extra_state(own)
 
 
 class SinglePassMethod(Method):
-    """A method with one outcome per batch: `method(model, x, y)`."""
+    """A method with one step output per batch: `method(model, x, y)`."""
 
     single_pass = True
 
@@ -153,7 +164,7 @@ class SinglePassMethod(Method):
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> StepOutput:
-        """The outcome of a batch; arguments as for `passes`."""
+        """The step output of a batch; arguments as for `passes`."""
 
     def passes(
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
@@ -162,9 +173,10 @@ class SinglePassMethod(Method):
 
 
 class AttackMethod(SinglePassMethod):
-    """First an attack with the weights as they are, then losses on what it found; AWP may come between the two.
+    """First an attack on the weights as they are, then losses on its result; AWP may come between the two.
 
-    threat: the threat model that is trained against.
+    Attributes:
+        threat: The threat model that is trained against.
     """
 
     threat: ThreatModel
@@ -177,10 +189,10 @@ class AttackMethod(SinglePassMethod):
 
     @abstractmethod
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
-        """The adversarial images (n, ...), new memory: the graph of the losses needs them until its backward."""
+        """The adversarial images (n, ...), new memory: the graph of the losses needs them until its backward pass."""
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
-        """The losses of images x and adversarial images x_adv in the model as it is: L_i = CE(f(x'_i), y_i)."""
+        """The losses of images x and adversarial images x_adv for the current weights: L_i = CE(f(x'_i), y_i)."""
         x_adv = self.as_input(x_adv)
         logits = model(x_adv)
         return StepOutput(self.cross_entropy(logits, y), x_adv, logits)
@@ -191,11 +203,15 @@ class AttackMethod(SinglePassMethod):
         return Key.fresh(len(x), x.device) if key is None else key
 
 
-def require_key(method: str, key: Key | None) -> Key:
-    """The key, for methods that keep something per image. Raises ConfigError without one."""
-    if key is None:
+def require_key(method: Method, key: Key | None) -> Key:
+    """The key, for methods that keep something for every image.
+
+    Raises:
+        ConfigError: There is no key, or `prepare` was not called.
+    """
+    if key is None or not method.buffers():
         raise ConfigError(
-            f"{method} keeps something for every image: call prepare(DatasetSpec(...)) once, and pass "
-            "key=pyengm.ops.Key(seed, epoch, index), which says which images a batch holds"
+            f"{type(method).__name__} keeps something for every image: call prepare(DatasetSpec(...)) once, and pass "
+            "key=pyengm.ops.Key(seed, epoch, index) with the identities of the images of a batch"
         )
     return key

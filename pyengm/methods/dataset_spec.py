@@ -1,4 +1,4 @@
-"""The training images, as methods are told of them before the first batch."""
+"""The training images, as methods receive them before the first batch."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,14 @@ from torch import Tensor
 class DatasetSpec:
     """The training images that a method may keep something for.
 
-    index: (N,) int64, their identities, as in `Key.index`; where several processes run, those of this one.
-    shape: (C, H, W) of what a batch shows of them. padding: pixels on each side by which the canvas of an image is
-    larger than that. batches: per epoch. seed: of the run. device: where a store is to live.
+    Args:
+        index: (N,) int64, the identities of the images, as in `Key.index`; where several processes run, those of the
+            images of this process.
+        shape: (C, H, W) of an image in a batch.
+        padding: The number of pixels by which the canvas of an image is larger than that, on each side.
+        batches: The number of batches of an epoch.
+        seed: The seed of the run.
+        device: The device of what is kept for the images.
     """
 
     index: Tensor

@@ -1,8 +1,4 @@
-"""Convolutions and batch norms whose gradients have cheap gradients of their own, for losses that hold a gradient.
-
-torch takes the second derivative of batch norm in some forty passes over memory, and that of a convolution's weights as
-a convolution with a kernel of the image's size. Both are short in terms of the operators that first derivatives use.
-"""
+"""Convolutions and batch norms with cheap second derivatives, for losses that contain a gradient."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,19 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+# torch computes the second derivative of batch norm in some forty passes over memory, and that of a convolution's
+# weights as a convolution with a kernel of the image's size. Both are short in the operators of first derivatives.
 conv_backward = torch.ops.aten.convolution_backward
 norm_backward = torch.ops.aten.native_batch_norm_backward
 
 
 @contextmanager
 def fast_double_backward(model: nn.Module) -> Iterator[None]:
-    """Meanwhile torch's own 2-D convolutions and, in training mode, batch norms run with the derivatives below.
+    """Within the context torch's own 2-D convolutions and, in training mode, batch norms have the derivatives below.
 
-    The numbers are the same, to rounding. A backward pass that keeps its graph gives gradients in images alone, none
+    The values are the same, up to rounding. A backward pass that keeps its graph gives gradients in images alone, none
     in weights: these come from the backward pass after it. Nothing changes under autocast, where a forward is not
     torch's own, and in models without batch norm in training mode, whose per-example norms need torch's own nodes.
+
+    Args:
+        model: The model whose passes within the context are affected.
     """
-    replaced = []
+    replaced: list[nn.Module] = []
     try:
         if any(type(module) is nn.BatchNorm2d and module.training for module in model.modules()):
             for module in model.modules():
@@ -48,7 +49,7 @@ def _conv_forward(conv: nn.Conv2d, x: Tensor) -> Tensor:
 def _norm_forward(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     if not norm.training or norm.weight is None or norm.momentum is None or not _plain(norm.weight, x):
         return nn.BatchNorm2d.forward(norm, x)
-    if norm.running_mean is not None:
+    if norm.running_mean is not None and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     return _Norm.apply(x, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps)
 
@@ -78,7 +79,7 @@ class _Conv(torch.autograd.Function):
 
 
 class _ConvInput(torch.autograd.Function):
-    """dx of a convolution, which is linear in dy and in W; of x only the size counts."""
+    """dx of a convolution, which is linear in dy and in W; of x only the size matters."""
 
     @staticmethod
     def forward(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, window: tuple) -> Tensor:
@@ -123,7 +124,7 @@ class _Norm(torch.autograd.Function):
 
 
 class _NormInput(torch.autograd.Function):
-    """dx = w s (dy - mean(dy) - xh mean(dy xh)) with xh = (x - mean) s; means over images and places."""
+    """dx = w s (dy - mean(dy) - xh mean(dy xh)) with xh = (x - mean) s; means over images and positions."""
 
     @staticmethod
     def forward(ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, s: Tensor) -> Tensor:

@@ -14,13 +14,19 @@ from pyengm.attacks.fosc import FOSCPGD, fosc_of
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, StepOutput
+from pyengm.methods.info import MethodInfo, PassCounts
+from pyengm.methods.registry import register_method
 from pyengm.ops import Key
+
+# Of Wang et al. 2019, for CIFAR-10
+RECIPE = {"lr": 0.01, "weight_decay": 1e-4, "epochs": 120, "milestones": (60, 100)}
 
 
 class EpochAttack(AttackMethod):
     """An attack that depends on the epoch: that of the key, and of `start_epoch` for anonymous images.
 
-    epoch: of the last batch, counted from 0.
+    Attributes:
+        epoch: The epoch of the last batch, counted from 0.
     """
 
     epoch = 0
@@ -40,20 +46,44 @@ class EpochAttack(AttackMethod):
         self.epoch = state["epoch"]
 
 
+@register_method
 class Dynamic(EpochAttack):
     """L_i = CE(f(x'_i), y_i), x' from PGD that stops each example once its FOSC is at most c_t.
 
-    In epoch t = 0, 1, ... c_t = max(c_max (1 - t / decay_epochs), 0): weak examples first, strong ones later. The FOSC
-    eps ||g||_1 - <x' - x, g> takes no pass of its own: the gradient g is that of the next step.
-    eps, step_size: in pixel units; step_size is eps / 4 unless given. steps: the most that an example takes. epochs: of the run.
-    norm: "linf" or "l2". bn: batch-norm mode of the attack, "eval" as in the authors' code; in the other modes stopped
-    examples stay in the batch. c_max: the first threshold, in units of the loss; `c_max_from` estimates it.
-    decay_epochs: until the threshold is 0, 5/6 of the epochs unless given (the paper's 100 of 120; 40 of 50 on MNIST).
-    as_published: as in the authors' code, the FOSC measures displacements from the random start, not from the image,
-    the start is not clipped to [0, 1], and from epoch 1 on L_i = sg(l_i) CE(f(x'_i), y_i), l_i the cross-entropy of
-    x'_i in the mode bn, at the price of one more forward pass.
-    Raises ConfigError for numbers and names out of range. Source: Wang et al. 2019, Sec. 4.1, Alg. 1.
+    In epoch t = 0, 1, ... c_t = max(c_max (1 - t / decay_epochs), 0): weak examples first, strong ones later. The
+    first-order stationary condition (FOSC) eps ||g||_1 - <x' - x, g> takes no pass of its own: the gradient g is that
+    of the next step.
+
+    Args:
+        eps: Radius of the threat model, in pixel units.
+        step_size: Step size of PGD, in pixel units; eps / 4 unless given.
+        steps: Most steps that an example takes.
+        epochs: Length of the run in epochs.
+        norm: Norm of the threat model, "linf" or "l2".
+        bn: Batch-norm mode of the attack: "eval" as in the authors' code, "train" or "batch_stats"; in the other modes
+            stopped examples stay in the batch.
+        c_max: First threshold, in units of the loss; `c_max_from` estimates it.
+        decay_epochs: Epochs until the threshold is 0; 5/6 of the run unless given (the paper's 100 of 120; 40 of 50 on
+            MNIST).
+        as_published: As in the authors' code, the FOSC measures displacements from the random start, not from the
+            image, the start is not clipped to [0, 1], and from epoch 1 on L_i = sg(l_i) CE(f(x'_i), y_i), with l_i the
+            cross-entropy of x'_i in the mode bn and sg no gradient, at the price of one more forward pass.
+
+    Raises:
+        ConfigError: A value or name is out of range.
+
+    References:
+        Wang et al. 2019, Sec. 4.1, Alg. 1.
     """
+
+    info = MethodInfo(
+        name="dynamic",
+        title="PGD stopped by its convergence, FOSC",
+        reference="Wang et al. 2019",
+        passes=PassCounts(1, 1, 1, per_step=True, remark="at most {}"),
+        recipe=RECIPE,
+        epoch_options={"decay_epochs": 1},
+    )
 
     def __init__(
         self,
@@ -97,9 +127,24 @@ class Dynamic(EpochAttack):
 
 
 def c_max_from(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str = "linf", bn: str = "eval") -> float:
-    """An estimate of c_max: the mean FOSC of FGSM examples of a batch of images x (n, ...) with labels y (n,).
+    """An estimate of c_max for `Dynamic`: the mean first-order stationary condition (FOSC) of FGSM examples of a batch.
 
-    eps, norm, bn: as for `Dynamic`. Raises what `PGD` raises. Source: Wang et al. 2019, Sec. 4.1.
+    Args:
+        model: The model to attack.
+        x: (n, ...) images in [0, 1].
+        y: (n,) int64 labels.
+        eps: Radius of the threat model, in pixel units.
+        norm: Norm of the threat model, "linf" or "l2".
+        bn: Batch-norm mode of the attack: "eval", "train" or "batch_stats".
+
+    Returns:
+        The estimate, in units of the loss.
+
+    Raises:
+        ConfigError: A value or name is out of range; and what `PGD` raises.
+
+    References:
+        Wang et al. 2019, Sec. 4.1.
     """
     x_adv = FGSM(eps, norm=norm, bn=bn)(model, x, y)
     return fosc_of(model, x_adv, x, y, ThreatModel(norm, eps), bn=bn).mean().item()

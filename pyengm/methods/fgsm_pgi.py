@@ -1,7 +1,6 @@
 """FGSM-PGI, prior-guided initialisation from the momentum of the past epochs (Jia et al. 2022)."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -15,33 +14,60 @@ from pyengm.attacks.threat_model import unit
 from pyengm.attacks.validation import check_batch, check_finite
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
-from pyengm.methods.base import DatasetSpec, SinglePassMethod, StepOutput, require_key
-from pyengm.methods.noise import corner
-from pyengm.methods.per_example_buffer import PerExampleBuffer
+from pyengm.methods.base import SinglePassMethod, StepOutput, require_key
+from pyengm.methods.dataset_spec import DatasetSpec
+from pyengm.methods.info import MethodInfo, PassCounts
+from pyengm.methods.noise import random_signs
+from pyengm.methods.per_example_buffer import BufferSlot, PerExampleBuffer
+from pyengm.methods.registry import register_method
 from pyengm.ops import Key, Purpose, philox_normal, row_norms
 
 
+@register_method
 class FGSMPGI(SinglePassMethod):
-    """L_i = LS(f(x'_i), y_i) + pull mean_k (f(x'_i) - f(x_i + d_i))_k^2, x' = clip(x + d_i + step sign g_i).
+    """L_i = LS(f(x'_i), y_i) + reg_weight mean_k (f(x'_i) - f(x_i + d_i))_k^2, x' = clip(x + d_i + step sign g_i).
 
     LS is the cross-entropy with labels of probability `confidence`, the rest shared by the other classes, and g_i its
     gradient at x + d_i, which is not clipped to [0, 1]. d_i comes from the image's past (variant FGSM-MEP):
-    M_i <- g_i / mean |g_i| + decay M_i, and d_i <- clip(d_i + step sign M_i). The mean is over the image; the
-    published norm |g|_1 differs by a constant factor, which no sign sees, and keeps M far from float16's limits.
-    At first and in every reset-th epoch d_i is a random corner of the ball of radius min(step, eps), in L2 a random
-    point of that length, and M_i is 0. Both passes are part of the losses, so both run in training mode.
-    d and M are kept on the padded canvas, seen through the crop and flip of the epoch.
+    M_i <- g_i / mean |g_i| + decay M_i, and d_i <- clip(d_i + step_size sign M_i). The mean is over the image; the
+    published norm |g|_1 differs by a constant factor, which does not change signs, and keeps M far from float16's
+    limits. Initially and in every reset-th epoch d_i is a random corner of the ball of radius min(step_size, eps), in
+    L2 a random point of that norm, and M_i is 0. Both passes are part of the losses, so both run in training mode.
+    d and M are kept on the padded canvas, seen through the crop and flip of the epoch. In L2 steps go along g over its
+    norm.
 
-    eps, step_size: in pixel units; step_size is eps unless given. pull, decay: weights. reset: in epochs. norm: "linf" or "l2",
-    where steps go along g over its norm. dtype, resolution: of the memory, of d and of M, see `PerExampleBuffer`; read at another
-    resolution, d is kept from leaving the ball of radius eps.
-    as_published: as in the authors' code, d and M stay in place when augmentation moves the image, and g is divided
-    by its 1-norm over the whole batch, so that M depends on the other images.
-    Raises ConfigError for numbers out of range, and for images without a key or before `prepare`.
-    Source: Jia et al. 2022, "Prior-Guided Adversarial Initialization for Fast Adversarial Training", Sec. 3.
+    Args:
+        eps: Radius of the threat model, in pixel units.
+        step_size: Step size, in pixel units; eps unless given.
+        confidence: Probability that the labels give to the right class.
+        reg_weight: Weight of the second term.
+        decay: Share of the old M.
+        reset: Epochs between two random starts.
+        norm: Norm of the threat model, "linf" or "l2".
+        dtype: Type of the memory of d and of M, such as float16.
+        resolution: Height and width at which d and M are kept, see `PerExampleBuffer`; read at another resolution, d is
+            kept in the ball of radius eps.
+        as_published: As in the authors' code, d and M stay in place when augmentation moves the image, and g is divided
+            by its 1-norm over the whole batch, so that M depends on the other images.
+
+    Raises:
+        ConfigError: A value is out of range, or an image comes without a key or before `prepare`.
+
+    References:
+        Jia et al. 2022, "Prior-Guided Adversarial Initialization for Fast Adversarial Training", Sec. 3.
     """
 
-    own_labels = "its labels are smoothed by its own option, confidence"
+    info = MethodInfo(
+        name="fgsm_pgi",
+        title="a start from the image's past",
+        reference="Jia et al. 2022",
+        passes=PassCounts(2, 3, 2),
+        recipe={"epochs": 110, "milestones": (100, 105), "select_on": "none"},
+        epoch_options={"reset": 1},
+        own_labels="its labels are smoothed by its own option, confidence",
+    )
+    delta = BufferSlot()
+    momentum = BufferSlot()
 
     def __init__(
         self,
@@ -65,56 +91,50 @@ class FGSMPGI(SinglePassMethod):
             raise ConfigError(f"confidence is {confidence}; expected a probability above 0")
         if not (reg_weight >= 0 and decay >= 0) or reset < 1:
             raise ConfigError(
-                f"pull, decay and reset are {reg_weight}, {decay} and {reset}; expected at least 0, 0 and 1 epoch"
+                f"reg_weight, decay and reset are {reg_weight}, {decay} and {reset}; expected at least 0, 0 and 1 epoch"
             )
         self.confidence, self.reg_weight, self.decay, self.reset = confidence, reg_weight, decay, reset
         self.dtype, self.resolution, self.as_published = dtype, resolution, as_published
-        self.delta: PerExampleBuffer | None = None
-        self.momentum: PerExampleBuffer | None = None
 
-    def prepare(self, examples: DatasetSpec) -> None:
-        examples = replace(examples, padding=0) if self.as_published else examples
-        memory = {"dtype": self.dtype, "resolution": self.resolution}
-        self.delta = PerExampleBuffer(examples, bound=self.threat.eps, **memory)
-        self.momentum = PerExampleBuffer(examples, **memory)
-        self.delta.fill(0, self._first)
+    def prepare(self, dataset: DatasetSpec) -> None:
+        dataset = replace(dataset, padding=0) if self.as_published else dataset
+        self.delta = PerExampleBuffer(dataset, dtype=self.dtype, resolution=self.resolution, bound=self.threat.eps)
+        self.momentum = PerExampleBuffer(dataset, dtype=self.dtype, resolution=self.resolution)
+        self.delta.initialize(0, self._random_delta)
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
-        if self.delta is not None and epoch % self.reset == 0:
-            self.delta.fill(epoch, self._first)
+        if self.buffers() and epoch % self.reset == 0:
+            self.delta.initialize(epoch, self._random_delta)
             self.momentum.values.zero_()
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> StepOutput:
-        key = require_key("FGSMPGI", None if self.delta is None else key)
+        key = require_key(self, key)
         check_batch(x, y)
         x, rows = dense(x.detach()), self.delta.rows(key.index)
         transform = None if self.as_published else transform
         start = (x + self._read(rows, transform, x)).requires_grad_()
         before = model(start)
         grad = self._gradient(before, start, y)
-        momentum = grad / self._mean_size(grad) + self.decay * self.momentum.read(rows, transform, x)
+        momentum = grad / self._mean_abs(grad) + self.decay * self.momentum.read(rows, transform, x)
         self.momentum.write(rows, momentum, transform)
-        following = self.threat.step_(start.detach().clone(), momentum, x, self.step_size)
-        self.delta.write(rows, following - x, transform)
+        next_start = self.threat.step_(start.detach().clone(), momentum, x, self.step_size)
+        self.delta.write(rows, next_start - x, transform)
         x_adv = self.as_input(self.threat.step_(start.detach().clone(), grad, x, self.step_size))
         logits = model(x_adv)
         drift = (_wide(logits) - _wide(before)).square().mean(dim=1)
         return StepOutput(self._smoothed(logits, y) + self.reg_weight * drift, x_adv, logits)
 
-    def stores(self) -> Mapping[str, PerExampleBuffer]:
-        return {} if self.delta is None else {"delta": self.delta, "momentum": self.momentum}
-
-    def _first(self, like: Tensor, key: Key) -> Tensor:
+    def _random_delta(self, like: Tensor, key: Key) -> Tensor:
         radius = min(self.step_size, self.threat.eps)
         if self.threat.norm == "linf":
-            return radius * corner(like, key)
+            return radius * random_signs(like, key)
         normal = philox_normal(key.index, like.shape[1:], seed=key.seed, purpose=Purpose.STORE, epoch=key.epoch)
         return radius * unit(normal.to(like.dtype))
 
     def _read(self, rows: Tensor, transform: Transform | None, x: Tensor) -> Tensor:
-        """d (n, C, H, W); in L2 enlarging makes it longer, in L-infinity no larger."""
+        """d (n, C, H, W); in L2 interpolation may increase its norm, in L-infinity it does not."""
         delta = self.delta.read(rows, transform, x)
         if self.resolution is None or self.threat.norm == "linf":
             return delta
@@ -123,18 +143,18 @@ class FGSMPGI(SinglePassMethod):
 
     def _smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
         classes = logits.shape[1]
-        smoothing = (1 - self.confidence) * classes / (classes - 1)  # torch shares it among all classes
+        smoothing = (1 - self.confidence) * classes / (classes - 1)  # torch divides it among all classes
         return F.cross_entropy(_wide(logits), y, reduction="none", label_smoothing=smoothing)
 
     def _gradient(self, logits: Tensor, start: Tensor, y: Tensor) -> Tensor:
-        """Of sum_i LS_i in start, times a constant that the steps do not see; the graph of the logits stays."""
+        """That of sum_i LS_i in start, times a constant that cancels in the steps; the graph of the logits stays."""
         losses = self._smoothed(logits, y)
         (grad,) = torch.autograd.grad(HALF_SCALE * losses.sum(), start, retain_graph=True)
         check_finite(losses, grad)
         return grad
 
-    def _mean_size(self, grad: Tensor) -> Tensor:
-        """Of the gradient's elements, (n, 1, ...), and 1 where all are 0."""
+    def _mean_abs(self, grad: Tensor) -> Tensor:
+        """The mean of |g| over the elements of an image, (n, 1, ...), and 1 where all are 0."""
         sizes = grad.abs().flatten(1).mean(dim=1)
         sizes = sizes.sum().expand_as(sizes) if self.as_published else sizes
         return torch.where(sizes > 0, sizes, 1.0).view(-1, *[1] * (grad.dim() - 1))

@@ -1,4 +1,4 @@
-"""The output of a model's first layer, as the rest of the model takes it."""
+"""The output of a model's first layer, which is the input of the rest."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,10 +19,16 @@ class _Reached(Exception):
 def at_first_layer(model: nn.Module, name: str | None, use: Callable[[Tensor], None]) -> Iterator[None]:
     """Calls use(output) once, when the first layer returns in a forward pass of the model within the context.
 
-    name: of a module; None: the first module with parameters of its own that returns, such as the convolution behind a
-    normalisation of pixels. Raises ConfigError where the model has no such module, or did not call it.
+    Args:
+        model: The model.
+        name: The name of the first layer's module; None takes the first module with parameters of its own that returns,
+            such as the convolution behind a normalisation of pixels.
+        use: Receives the output of the first layer.
+
+    Raises:
+        ConfigError: The model has no such module, or did not call it.
     """
-    reached = []
+    reached: list[nn.Module] = []
 
     def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
         if not reached:
@@ -40,7 +46,7 @@ def at_first_layer(model: nn.Module, name: str | None, use: Callable[[Tensor], N
 
 
 def first_output(model: nn.Module, name: str | None, x: Tensor) -> Tensor:
-    """The first layer's output for x (n, ...), with its graph; no later layer is run. name: see `at_first_layer`."""
+    """The first layer's output for x (n, ...), with its graph; later layers do not run. name: see `at_first_layer`."""
 
     def stop(output: Tensor) -> None:
         raise _Reached(output)

@@ -1,4 +1,4 @@
-"""GradAlign: FGSM with gradients that agree across the ball (Andriushchenko & Flammarion 2020)."""
+"""GradAlign: FGSM with gradients aligned across the ball (Andriushchenko & Flammarion 2020)."""
 
 import math
 from collections.abc import Iterator
@@ -19,31 +19,53 @@ from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import SinglePassMethod, StepOutput
 from pyengm.methods.double_backward import fast_double_backward
+from pyengm.methods.info import MethodInfo, PassCounts
+from pyengm.methods.registry import register_method
 from pyengm.ops import Key, Purpose
 from pyengm.utils.distributed import all_reduce_sum
 
 LARGEST_WEIGHT = 2.0  # that of eps = 16/255, where the paper's experiments end
 
 
+@register_method
 class GradAlign(SinglePassMethod):
     """L_i = CE(f(x'_i), y_i) + weight (n / m) (1 - cos(g_i, h_i)), x' one step along g.
 
     g_i is the cross-entropy's gradient at the start, which is x_i itself, and h_i that at x_i + U(-eps, eps), which is
-    not clipped to [0, 1]. DatasetSpec where either is zero have no second term; m of the n examples do.
-    eps, step_size: in pixel units; step_size is 1.25 eps unless given, and what goes beyond the ball is cut off.
-    weight: of the regulariser; None takes the paper's 0.02 * 10^(255 eps / 8), 0.2 at 8/255, but no more than 2, its
-    value at 16/255. random_start: begin at a uniform point of the ball instead, and take g there. norm: "linf" or "l2",
-    for which there is no published weight. bn: batch-norm mode of the passes for g and h, "train" as in the authors'
-    code.
-    as_published: as in the authors' code, g counts as constant, and it is halved at pixels of exactly 0 or 1 (and 0 at
-    pixels that the random start left [0, 1] with), the derivative of their clamp.
-    The weights' gradient goes through h, and through g unless as_published: optimisers that need per-example norms find
-    them for models without batch norm in training mode; with it ENGM refuses (UnsupportedOperationError) but for norms="exact".
-    Raises ConfigError for numbers and names out of range, and for the L2 norm without a weight.
-    Source: Andriushchenko & Flammarion 2020; the formula of the weight stands in the scripts of their code.
+    not clipped to [0, 1]. Examples where either is zero have no second term; m of the n examples do.
+    The gradient in the weights flows through h, and through g unless as_published: optimisers that need per-example
+    norms find them for models without batch norm in training mode; with it ENGM raises UnsupportedOperationError except
+    for norms="exact".
+
+    Args:
+        eps: Radius of the threat model, in pixel units.
+        step_size: Step size, in pixel units; 1.25 eps unless given; the result is projected to the ball.
+        weight: Weight of the regulariser; None takes the paper's 0.02 * 10^(255 eps / 8), 0.2 at 8/255, but no more
+            than 2, its value at 16/255. There is no published weight for L2.
+        random_start: Start at a uniform point of the ball instead, and take g there.
+        norm: Norm of the threat model, "linf" or "l2".
+        bn: Batch-norm mode of the passes for g and h: "train" as in the authors' code, "eval" or "batch_stats".
+        as_published: As in the authors' code, g counts as constant, and it is halved at pixels of exactly 0 or 1 (and 0
+            at pixels that the random start put outside [0, 1]), the derivative of their clamp.
+
+    Raises:
+        ConfigError: A value or name is out of range, or the norm is L2 and there is no weight.
+
+    References:
+        Andriushchenko & Flammarion 2020; the formula of the weight is in the scripts of their code.
     """
 
-    double_backward = True
+    info = MethodInfo(
+        name="grad_align",
+        title="FGSM with aligned gradients",
+        reference="Andriushchenko & Flammarion 2020",
+        # A double backward pass, through g or h, counts as its parts: a convolution like that of a forward pass, an
+        # input gradient, and two weight gradients.
+        passes=PassCounts(5, 5, 5, remark="{} with double backward"),
+        recipe={"lr": 0.2, "schedule": "cyclic", "pct_start": 0.4, "epochs": 30, "select_on": "none"},
+        short_recipe=lambda run: {"method_options": ("weight=0.2",)},
+        double_backward=True,
+    )
 
     def __init__(
         self,
@@ -83,7 +105,7 @@ class GradAlign(SinglePassMethod):
         with torch.no_grad():
             self.threat.step_(x_adv, first, x, self.step_size)
         x_adv = self.as_input(x_adv)
-        logits = model(x_adv)  # before the second gradient, as the authors' code has it
+        logits = model(x_adv)  # before the second gradient, as in the authors' code
         losses = self.cross_entropy(logits, y)
         near = x + self.threat.uniform(x, key, purpose=Purpose.SECOND)
         second = self._gradient(model, near, y)
@@ -111,15 +133,21 @@ class GradAlign(SinglePassMethod):
 
 
 def alignment_loss(first: Tensor, second: Tensor) -> Tensor:
-    """(n / m) (1 - cos(first_i, second_i)) for gradients (n, ...), and 0 where one of the two is zero: m are not.
+    """(n / m) (1 - cos(first_i, second_i)), and 0 where one of the two is zero.
 
-    n and m count the images of all processes.
+    Args:
+        first: (n, ...) gradients.
+        second: (n, ...) gradients.
+
+    Returns:
+        (n,) losses in float32 or better; n and m, the number of examples where both are not zero, count the images of
+        all processes.
     """
     dtype = torch.promote_types(first.dtype, torch.float32)
     first, second = first.flatten(1).double(), second.flatten(1).double()  # squares of 1e-23 are 0 in float32
     with torch.no_grad():
         valid = (first.norm(dim=1) > 0) & (second.norm(dim=1) > 0)
-    # DatasetSpec of zeros are replaced before the division, not after: its derivative would be nan.
+    # Examples of zeros are replaced before the division, not after: its derivative would be nan.
     first, second = (t.where(valid[:, None], 1.0) for t in (first, second))
     cosine = (first / first.norm(dim=1, keepdim=True) * (second / second.norm(dim=1, keepdim=True))).sum(1)
     n, m = all_reduce_sum(torch.stack([torch.ones_like(valid).sum(), valid.sum()]))
@@ -128,11 +156,11 @@ def alignment_loss(first: Tensor, second: Tensor) -> Tensor:
 
 @contextmanager
 def mode_with_weights(model: nn.Module, bn: str) -> Iterator[None]:
-    """`attack_mode` for passes that the weights are to have a gradient through."""
+    """`attack_mode` for passes through which the gradient in the weights flows."""
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.train(bn != "eval")
-        with {"eval": statistics_copied, "train": nullcontext, "frozen": running_statistics_kept}[bn](model):
+        with {"eval": statistics_copied, "train": nullcontext, "batch_stats": running_statistics_kept}[bn](model):
             yield
     finally:
         for module, training in flags:
@@ -141,13 +169,17 @@ def mode_with_weights(model: nn.Module, bn: str) -> Iterator[None]:
 
 @contextmanager
 def statistics_copied(model: nn.Module) -> Iterator[None]:
-    """Norm layers use copies of their running statistics, which no training pass changes before the backward pass."""
-    layers = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
-    kept = [(module, module.running_mean, module.running_var) for module in layers]
+    """Norm layers use copies of their running statistics, which stay the same until the backward pass."""
+    layers = [module for module in model.modules() if isinstance(module, _NormBase)]
+    saved = [
+        (module, module.running_mean, module.running_var)
+        for module in layers
+        if module.running_mean is not None and module.running_var is not None
+    ]
     try:
-        for module, mean, variance in kept:
+        for module, mean, variance in saved:
             module.running_mean, module.running_var = mean.clone(), variance.clone()
         yield
     finally:
-        for module, mean, variance in kept:
+        for module, mean, variance in saved:
             module.running_mean, module.running_var = mean, variance

@@ -1,4 +1,4 @@
-"""Random points that methods begin at."""
+"""Random perturbations that methods start from."""
 
 import torch
 from torch import Tensor
@@ -6,13 +6,22 @@ from torch import Tensor
 from pyengm.ops import Key, Purpose, philox_normal, philox_uniform
 
 
-def near(x: Tensor, key: Key, deviation: float = 0.001) -> Tensor:
-    """x (n, ...) plus normal noise of that standard deviation, in pixel units; not clipped."""
+def gaussian_start(x: Tensor, key: Key, std: float = 0.001) -> Tensor:
+    """Images with normal noise.
+
+    Args:
+        x: (n, ...) images in [0, 1].
+        key: The random numbers to use.
+        std: The standard deviation of the noise, in pixel units.
+
+    Returns:
+        (n, ...), not clipped to [0, 1].
+    """
     noise = philox_normal(key.index, x.shape[1:], seed=key.seed, purpose=Purpose.START, epoch=key.epoch)
-    return x + deviation * noise.to(x.dtype)
+    return x + std * noise.to(x.dtype)
 
 
-def corner(like: Tensor, key: Key) -> Tensor:
-    """-1 or 1 (n, ...) for every pixel of every image, each as likely."""
+def random_signs(like: Tensor, key: Key) -> Tensor:
+    """-1 or 1 with equal probability for every value of `like` (n, ...), in its shape and type."""
     uniform = philox_uniform(key.index, like.shape[1:], seed=key.seed, purpose=Purpose.SIGN, epoch=key.epoch)
     return torch.where(uniform < 0.5, -1.0, 1.0).to(like.dtype)

@@ -13,20 +13,41 @@ from pyengm.attacks.validation import check_batch, check_extras, check_finite
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod
+from pyengm.methods.info import MethodInfo, PassCounts
+from pyengm.methods.registry import register_method
 from pyengm.ops import Key
 
 
+@register_method
 class SSAT(AttackMethod):
     """L_i = CE(f(x'_i), y_i), x' the first misclassified point on the way to the example of FGSM with a random start.
 
     With delta_i the perturbation that FGSM finds, x'_i = x_i + (k / c) delta_i for the smallest k = 1, ..., c - 1 that
-    is misclassified, and k = c where none is. Where the random start is misclassified already, x'_i = x_i: the authors'
-    code asks the logits of the start, which are at hand, not those of the image.
-    eps, step_size: in pixel units; step_size is 1.25 eps unless given. checkpoints: c; 1 is FGSM on what is classified rightly.
-    norm: "linf" or "l2". bn: batch-norm mode of the attack and of the tests, "eval" as in the authors' code; in the
-    others, where examples see each other, all of them take part in every test.
-    Raises ConfigError for numbers and names out of range. Source: Kim et al. 2021.
+    is misclassified, and k = c where none is. Where the random start is already misclassified, x'_i = x_i: the authors'
+    code takes the logits of the start, which are at hand, not those of the image.
+
+    Args:
+        eps: Radius of the threat model, in pixel units.
+        step_size: Step size, in pixel units; 1.25 eps unless given.
+        checkpoints: c; 1 is FGSM on the images that are classified right.
+        norm: Norm of the threat model, "linf" or "l2".
+        bn: Batch-norm mode of the attack and of the checks: "eval" as in the authors' code, "train" or "batch_stats";
+            in the latter two, where the examples are not independent, all of them take part in every check.
+
+    Raises:
+        ConfigError: A value or name is out of range.
+
+    References:
+        Kim et al. 2021.
     """
+
+    info = MethodInfo(
+        name="ssat",
+        title="the smallest step that fools",
+        reference="Kim et al. 2021",
+        passes=PassCounts(4, 2, 1, remark="at most {}"),  # reached where every image is classified right
+        recipe={"lr": 0.01, "epochs": 200, "milestones": (60, 120, 160)},
+    )
 
     def __init__(
         self,
@@ -54,7 +75,7 @@ class SSAT(AttackMethod):
             return self._shorten(model, x, x_adv, y, logits.argmax(dim=1) == y)
 
     def _shorten(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, right: Tensor) -> Tensor:
-        """The points to train on; right: (n,) bool, examples whose start was classified rightly."""
+        """The points to train on; right: (n,) bool, whether the start of an example was classified right."""
         delta = x_adv - x
         out = torch.where(right.view(-1, *[1] * (x.dim() - 1)), x_adv, x)
         for k in range(1, self.checkpoints):

@@ -1,4 +1,4 @@
-"""Sub-AT: adversarial training in the subspace of an earlier run's path (Li et al. 2022)."""
+"""Sub-AT: adversarial training in the subspace of an earlier trajectory (Li et al. 2022)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,37 +9,57 @@ from torch import Tensor, nn
 from pyengm.attacks import PGD
 from pyengm.data import Transform
 from pyengm.errors import CheckpointError, ConfigError
-from pyengm.methods.base import DatasetSpec
+from pyengm.methods.dataset_spec import DatasetSpec
+from pyengm.methods.info import MethodInfo, PassCounts
 from pyengm.methods.pgd_at import PGDAT
+from pyengm.methods.registry import register_method
 from pyengm.ops import Key
 from pyengm.utils.distributed import all_reduce_sum
 
-COLUMNS = 1 << 18  # of the parameters that are in float64 at a time
+COLUMNS = 1 << 18  # of the parameters that are converted to float64 at a time
 
 
+@register_method
 class SubAT(PGDAT):
     """L_i = CE(f(x'_i), y_i), x' from PGD with a random start; first in all weights, then again in a subspace of them.
 
-    The first `sampling_epochs` epochs are ordinary adversarial training. They leave snapshots W_0, ..., W_m of the trained
-    parameters: the initial ones, and those of the middle and the end of every epoch. The rows of P are the principal
-    components of the snapshots about their mean. Then the run begins again at W_0, with the batch-norm statistics of
-    then and no momentum; every gradient g becomes P^T P g, the learning rate is 1 and nothing decays.
-    One step (fast): the second phase attacks with twice the eps and step, as with the authors' best results, where
-    the model is to resist the first eps.
+    The first `sampling_epochs` epochs are ordinary adversarial training. They give snapshots W_0, ..., W_m of the
+    trained parameters: the initial ones, and those of the middle and the end of every epoch. The rows of P are the
+    principal components of the snapshots about their mean. Then the run restarts at W_0, with the initial batch-norm
+    statistics and no momentum; every gradient g becomes P^T P g, the learning rate is 1 and there is no weight decay.
+    With one step the second phase attacks with twice the eps and step size, as in the authors' best results, where the
+    model is evaluated at the first eps.
+    The method needs `prepare`, for the number of images, `start_epoch` and `finish_epoch`, which take snapshots, and
+    `before_step`, which projects. Snapshots are float32 in host memory, P is float32 on the model's device, and each is
+    a part of the state while it is used: (2 sampling_epochs + 1) or `dimension` times the size of the model.
 
-    eps, step_size: in pixel units; step_size is eps / 4 unless given, and 1.25 eps where steps = 1. steps: of PGD.
-    epochs: the length of the run, both phases together. sampling_epochs: epochs of the first phase; unless given the authors'
-    share, 100 of 140, or 65 of 105 where steps = 1. dimension: the most rows of P; 100 unless given, or 80 where
-    steps = 1; fewer where the snapshots span less.
-    norm: "linf" or "l2". bn: batch-norm mode of the attack, "train" as in the authors' code.
-    Needs `prepare`, for the number of images, `start_epoch` and `finish_epoch`, which take snapshots, and
-    `before_step`, which projects. Snapshots are float32 in host memory, P float32 on the model's device, and each is a
-    part of the state while it is used: (2 sampling_epochs + 1) or `dimension` times the size of the model.
-    Raises ConfigError for numbers and names out of range, and where a call above is missing.
-    Source: Li et al. 2022, "Subspace Adversarial Training", Sec. 4; the numbers from the authors' code.
+    Args:
+        eps: Radius of the threat model, in pixel units.
+        step_size: Step size of PGD, in pixel units; eps / 4 unless given, and 1.25 eps where steps = 1.
+        steps: Steps of PGD.
+        epochs: Length of the run in epochs, both phases together.
+        sampling_epochs: Epochs of the first phase; unless given the authors' share, 100 of 140, or 65 of 105 where
+            steps = 1.
+        dimension: Most rows of P; 100 unless given, or 80 where steps = 1; fewer where the snapshots span less.
+        norm: Norm of the threat model, "linf" or "l2".
+        bn: Batch-norm mode of the attack: "train" as in the authors' code, "eval" or "batch_stats".
+
+    Raises:
+        ConfigError: A value or name is out of range, or one of the calls above is missing.
+
+    References:
+        Li et al. 2022, "Subspace Adversarial Training", Sec. 4; the defaults from the authors' code.
     """
 
-    modifies_grads = True
+    info = MethodInfo(
+        name="sub_at",
+        title="training in a subspace of its own past",
+        reference="Li et al. 2022",
+        passes=PassCounts(1, 1, 1, per_step=True, remark="{}, with one step 2 + 2 + 1"),
+        recipe={"attack_steps": 1, "epochs": 105, "milestones": (), "select_on": "none"},
+        epoch_options={"sampling_epochs": 1},
+        modifies_grads=True,
+    )
 
     def __init__(
         self,
@@ -75,10 +95,10 @@ class SubAT(PGDAT):
         self.initial: dict[str, Tensor] = {}  # the model's state at the very start
         self.snapshots: list[Tensor] = []  # (D,) each
         self.basis: Tensor | None = None  # P, (k, D), once there is one
-        self.moving = False  # whether the second phase has begun to step
+        self.momentum_cleared = False  # before the first step of the second phase
 
-    def prepare(self, examples: DatasetSpec) -> None:
-        self.images = int(all_reduce_sum(torch.tensor(len(examples.index))))
+    def prepare(self, dataset: DatasetSpec) -> None:
+        self.images = int(all_reduce_sum(torch.tensor(len(dataset.index))))
 
     def start_epoch(self, model: nn.Module, epoch: int) -> None:
         self.epoch, self.seen = epoch, 0
@@ -86,11 +106,11 @@ class SubAT(PGDAT):
             self.initial = {name: t.detach().cpu().clone() for name, t in model.state_dict().items()}
             self.snapshots = [snapshot(model)]
         elif self.basis is None and not self.initial:
-            raise ConfigError("Sub-AT begins with a snapshot before epoch 0: start there, or load the state of the run")
+            raise ConfigError("Sub-AT starts with a snapshot before epoch 0: start there, or load the state of the run")
         if epoch == self.sampling_epochs:
             self.basis = principal_components(self.snapshots, self.dimension)
             model.load_state_dict(self.initial)
-            self.snapshots, self.initial, self.moving = [], {}, False
+            self.snapshots, self.initial, self.momentum_cleared = [], {}, False
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         if self.epoch is None or self.images == 0:
@@ -113,9 +133,9 @@ class SubAT(PGDAT):
     def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if self.basis is None:
             return
-        if not self.moving:
+        if not self.momentum_cleared:
             optimizer.state.clear()
-            self.moving = True
+            self.momentum_cleared = True
         for group in optimizer.param_groups:
             group["lr"], group["weight_decay"] = 1.0, 0.0
         params = trained(model)
@@ -129,7 +149,7 @@ class SubAT(PGDAT):
             p.grad.copy_(part.view_as(p))
 
     def extra_state(self) -> dict[str, Any]:
-        names = ("epoch", "seen", "initial", "snapshots", "basis", "moving")
+        names = ("epoch", "seen", "initial", "snapshots", "basis", "momentum_cleared")
         return {name: getattr(self, name) for name in names}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -137,12 +157,13 @@ class SubAT(PGDAT):
         sizes = {t.shape[-1] for t in (*snapshots, *([] if basis is None else [basis]))}
         if len(sizes) > 1:
             raise CheckpointError(f"expected snapshots of one model, got some of {sorted(sizes)} weights")
-        self.epoch, self.seen, self.moving = state["epoch"], state["seen"], state["moving"]
+        self.epoch, self.seen, self.momentum_cleared = state["epoch"], state["seen"], state["momentum_cleared"]
         self.initial = {name: t.cpu() for name, t in state["initial"].items()}
         self.snapshots, self.basis = [t.cpu() for t in snapshots], basis
 
 
-def trained(model: nn.Module) -> list[Tensor]:
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are trained."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -153,24 +174,31 @@ def snapshot(model: nn.Module) -> Tensor:
 
 
 def principal_components(points: list[Tensor], dimension: int) -> Tensor:
-    """The first directions (k, D) along which m points (D,) vary about their mean: orthonormal rows, float32.
+    """The first principal components of points, from the m x m matrix of inner products, never a D x D one.
 
-    k is the least of dimension and the rank. The m x m matrix of inner products gives them, never a D x D one.
+    Args:
+        points: m vectors (D,).
+        dimension: The most components to return.
+
+    Returns:
+        (k, D) orthonormal rows in float32, k the lesser of dimension and the rank of the centred points.
     """
-    gram = sum(part @ part.T for part in _centred(points))
+    gram = torch.zeros(len(points), len(points), dtype=torch.float64)
+    for part in _centred(points):
+        gram += part @ part.T
     values, vectors = torch.linalg.eigh(gram)  # ascending
     values, vectors = values.flip(0), vectors.flip(1)
-    # Below a share of 1e-10 of the variance a direction is one of rounding errors, and no longer orthogonal to others.
+    # Below 1e-10 of the largest variance a direction is due to rounding errors, and no longer orthogonal to the others.
     k = min(dimension, int((values > max(1e-10 * values[0].item(), 0.0)).sum()))
-    turn = (vectors[:, :k] / values[:k].sqrt()).T
+    rotation = (vectors[:, :k] / values[:k].sqrt()).T
     rows = torch.empty(k, len(points[0]))
     for columns, part in zip(rows.split(COLUMNS, dim=1), _centred(points), strict=True):
-        columns.copy_(turn @ part)
+        columns.copy_(rotation @ part)
     return rows
 
 
 def _centred(points: list[Tensor]) -> Iterator[Tensor]:
-    """Columns of the points about their mean, a part at a time, (m, at most COLUMNS) in float64."""
+    """The points minus their mean, a part of the columns at a time, (m, at most COLUMNS) in float64."""
     for first in range(0, len(points[0]), COLUMNS):
         part = torch.stack([point[first : first + COLUMNS] for point in points]).double()
         yield part - part.mean(dim=0)

@@ -1,31 +1,29 @@
-"""Image classifiers: pixels in [0, 1] go in, logits come out."""
+"""Image classifiers that map pixels in [0, 1] to logits, and their checkpoints."""
 
 from pyengm.models.checkpoint import (
     CheckpointInfo,
     check_state,
     load_checkpoint,
     load_weights,
-    make_folder,
     read_info,
     save_checkpoint,
-    write_atomically,
 )
-from pyengm.models.memory_format import in_fast_layout, layout_of
+from pyengm.models.memory_format import memory_format_of, to_fast_memory_format
+from pyengm.models.norm import NORM_LAYERS
 from pyengm.models.normalize import Normalize
-from pyengm.models.registry import build, names
+from pyengm.models.registry import build, list_models
 
 __all__ = [
+    "NORM_LAYERS",
     "CheckpointInfo",
     "Normalize",
     "build",
     "check_state",
-    "in_fast_layout",
-    "layout_of",
+    "list_models",
     "load_checkpoint",
     "load_weights",
-    "make_folder",
-    "names",
+    "memory_format_of",
     "read_info",
     "save_checkpoint",
-    "write_atomically",
+    "to_fast_memory_format",
 ]

@@ -1,10 +1,6 @@
-"""Weights on disk: a safetensors file that says which model it belongs to, written whole or not at all."""
+"""Weights on disk: a safetensors file that describes its model in the header."""
 
-import hashlib
 import json
-import os
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,16 +10,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pyengm.errors import CheckpointError, ConfigError, StorageError
+from pyengm.errors import CheckpointError, ConfigError
 from pyengm.models.registry import build
+from pyengm.utils.io import atomic_write, sha256_of_tensors
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What the weights belong to.
+    """The model that weights belong to, and its training.
 
-    model: the arguments of pyengm.models.build. data, classes: what it was trained on. norm, eps: the threat model of
-    its training. epoch: the last one that it has seen, counted from 0.
+    Args:
+        model: the arguments of `pyengm.models.build`.
+        data: the data set of the training.
+        classes: the names of its classes.
+        norm: the norm of the threat model of the training, "linf" or "l2".
+        eps: the radius of that threat model, in units of pixels in [0, 1].
+        epoch: the last epoch of the training, counted from 0.
     """
 
     model: dict[str, Any]
@@ -34,71 +36,34 @@ class CheckpointInfo:
     epoch: int
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls write(temporary path) and moves the result into place: a crash leaves the old file or the new one.
-
-    Raises StorageError where the disk is full or cannot be written to; the old file is whole then.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)  # that of any new file, where `write` makes one that only its owner may read
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise StorageError(f"cannot write {path}: {error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def make_folder(path: Path) -> None:
-    """Makes a folder and those above it where they are not there. Raises StorageError where that is not possible."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make the folder {path}: {error}") from error
-
-
 def save_checkpoint(path: Path, model: nn.Module, info: CheckpointInfo) -> None:
-    """Writes the model's weights and buffers, with `info` and their digest in the file's header.
+    """Writes a model's weights and buffers, whole or not at all, with `info` and a SHA-256 in the file's header.
 
-    Raises StorageError as `write_atomically` does.
+    Args:
+        path: the safetensors file.
+        model: the model.
+        info: its description.
+
+    Raises:
+        StorageError: the disk is full or cannot be written to; the old file is whole then.
     """
-    tensors = stored(model)
-    header = asdict(info) | {"sha256": digest_of(tensors)}
+    tensors = _without_duplicates(model.state_dict())
+    header = asdict(info) | {"sha256": sha256_of_tensors(tensors)}
     metadata = {"pyengm": json.dumps(header)}  # one entry: safetensors writes several in any order
-    write_atomically(path, lambda temporary: save_file(tensors, str(temporary), metadata))
-
-
-def stored(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of the model as they go into a file: contiguous, and once where several names share one."""
-    tensors, places = {}, set()
-    for name, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.numel() == 0 or place not in places:
-            tensors[name] = tensor.contiguous()
-        places.add(place)
-    return tensors
-
-
-def digest_of(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over the names and bytes of all tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    atomic_write(path, lambda temporary: save_file(tensors, str(temporary), metadata))
 
 
 def load_checkpoint(path: Path) -> tuple[nn.Module, CheckpointInfo]:
-    """The model of a checkpoint on the CPU, in eval mode, and what it belongs to.
+    """Loads a checkpoint.
 
-    Raises CheckpointError for a file that is missing, damaged or not pyengm's.
+    Args:
+        path: a file that `save_checkpoint` wrote.
+
+    Returns:
+        The model on the CPU, in eval mode, and its description.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or not pyengm's, or its model cannot be built here.
     """
     info = read_info(path)
     try:
@@ -109,14 +74,24 @@ def load_checkpoint(path: Path) -> tuple[nn.Module, CheckpointInfo]:
 
 
 def read_info(path: Path) -> CheckpointInfo:
-    """The header of a checkpoint. Raises CheckpointError as `load_checkpoint` does."""
+    """Reads the header of a checkpoint.
+
+    Args:
+        path: a file that `save_checkpoint` wrote.
+
+    Returns:
+        The description of its model.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or not pyengm's.
+    """
     if not Path(path).is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
-    header = _header(path)
+    header = _read_header(path)
     try:
-        return CheckpointInfo(
-            **{f.name: header[f.name] for f in fields(CheckpointInfo)} | {"classes": tuple(header["classes"])}
-        )
+        values: dict[str, Any] = {field.name: header[field.name] for field in fields(CheckpointInfo)}
+        values["classes"] = tuple(values["classes"])
+        return CheckpointInfo(**values)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} has no description of its model; load its weights into a model of yours with "
@@ -125,39 +100,43 @@ def read_info(path: Path) -> CheckpointInfo:
 
 
 def load_weights(model: nn.Module, path: Path) -> nn.Module:
-    """Loads a safetensors file into a model, all names and shapes alike; returns the model.
+    """Loads a safetensors file into a model whose parameters and buffers have the same names and shapes.
 
-    Raises CheckpointError for a damaged file or one of another architecture; the model is unchanged then.
+    Args:
+        model: changed in place.
+        path: the file; one that pyengm did not write is loaded without a check of its SHA-256.
+
+    Returns:
+        The model.
+
+    Raises:
+        CheckpointError: the file is damaged or of another architecture; the model is unchanged then.
     """
     try:
         weights = load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
     check_state(model, weights, str(path))
-    if _header(path).get("sha256", digest := digest_of(weights)) != digest:
+    if _read_header(path).get("sha256", digest := sha256_of_tensors(weights)) != digest:
         raise CheckpointError(f"{path} is damaged: its weights are not those that were written")
-    model.load_state_dict(weights, strict=False)  # names that share one tensor are stored once
+    model.load_state_dict(weights, strict=False)  # names that share one tensor are in the file once
     return model
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` noted, {} in a file of somebody else's."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
-    try:
-        return dict(json.loads(metadata.get("pyengm", "{}")))
-    except (TypeError, ValueError):
-        return {}
-
-
 def check_state(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
-    """Raises CheckpointError unless `state` has the names and shapes of the model's parameters and buffers."""
+    """Checks that a state has the names and shapes of a model's parameters and buffers.
+
+    Args:
+        model: the model.
+        state: tensors by name, where names that share one tensor may appear once.
+        source: where the state comes from, for the message.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
     own = model.state_dict()
-    stored = {own[name].data_ptr() for name in state if name in own}
-    problems = [f"{name} is missing" for name, t in own.items() if name not in state and t.data_ptr() not in stored]
+    found = {own[name].data_ptr() for name in state if name in own}
+    problems = [f"{name} is missing" for name, t in own.items() if name not in state and t.data_ptr() not in found]
     problems += [f"{name} is not in the model" for name in state if name not in own]
     problems += [
         f"{name} has shape {tuple(state[name].shape)}, the model's has {tuple(t.shape)}"
@@ -167,3 +146,27 @@ def check_state(model: nn.Module, state: dict[str, torch.Tensor], source: str) -
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(f"{source} belongs to another architecture: {'; '.join(problems[:3])}{more}")
+
+
+def _without_duplicates(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous tensors, each once where several names share one."""
+    tensors, seen = {}, set()
+    for name, tensor in state.items():
+        memory = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() == 0 or memory not in seen:
+            tensors[name] = tensor.contiguous()
+        seen.add(memory)
+    return tensors
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """The entry of `save_checkpoint` in the header, {} in a file of another origin."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+    try:
+        return dict(json.loads(metadata.get("pyengm", "{}")))
+    except (TypeError, ValueError):
+        return {}

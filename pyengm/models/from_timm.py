@@ -1,6 +1,8 @@
 """Classifiers of timm (an optional extra), with fresh weights."""
 
+from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +16,7 @@ def installed() -> bool:
     return find_spec("timm") is not None
 
 
-def names() -> list[str]:
+def list_models() -> list[str]:
     """Names of timm's classifiers, without tags of pretrained weights.
 
     Raises:
@@ -28,7 +30,14 @@ def names() -> list[str]:
 
 
 def build(name: str, num_classes: int, in_channels: int, image_size: int, width: int | None) -> nn.Module:
-    """A timm classifier without pretrained weights; image_size goes to the networks that fix it (img_size).
+    """A timm classifier without pretrained weights.
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: the number of logits.
+        in_channels: the channels of the images.
+        image_size: height and width of the images in pixels, for the networks that fix it (img_size).
+        width: must be None.
 
     Raises:
         ConfigError: timm refuses the options, or width is given.
@@ -44,7 +53,7 @@ def build(name: str, num_classes: int, in_channels: int, image_size: int, width:
         raise ConfigError(f"timm cannot build {name} with {options}: {error}") from error
 
 
-def _create(create_model, name: str, options: dict) -> nn.Module:
+def _create(create_model: Callable[..., nn.Module], name: str, options: dict[str, Any]) -> nn.Module:
     try:
         return create_model(name, pretrained=False, **options)
     except TypeError as error:

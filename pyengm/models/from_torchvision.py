@@ -1,5 +1,7 @@
 """Classifiers of torchvision, with fresh weights."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -7,13 +9,13 @@ from pyengm.errors import ConfigError
 
 
 def installed() -> bool:
-    """Always: torchvision is a dependency of pyengm."""
+    """True: torchvision is a dependency of pyengm."""
     return True
 
 
-def names() -> list[str]:
+def list_models() -> list[str]:
     """Names of torchvision's classifiers."""
-    from torchvision import models  # slow to import, and our own models do without
+    from torchvision import models  # slow to import, and pyengm's own models do without
 
     return models.list_models(module=models)
 
@@ -21,15 +23,20 @@ def names() -> list[str]:
 def build(name: str, num_classes: int, in_channels: int, image_size: int, width: int | None) -> nn.Module:
     """A torchvision classifier without pretrained weights.
 
-    image_size goes to the transformers that fix it (vit_*, maxvit_t). width is width_per_group: the channels
-    of a bottleneck's 3x3 convolution per group, in the first stage.
+    Args:
+        name: one of `list_models()`.
+        num_classes: the number of logits.
+        in_channels: the channels of the images; other than 3, the first convolution is replaced.
+        image_size: height and width of the images in pixels, for the transformers that fix it (vit_*, maxvit_t).
+        width: width_per_group of the resnets: the channels of a bottleneck's 3x3 convolution per group, in the first
+            stage.
 
     Raises:
-        ConfigError: torchvision refuses the options, or width or in_channels has no place in this network.
+        ConfigError: torchvision refuses the options, or this network has no width or no fitting first convolution.
     """
     from torchvision import models
 
-    options = {"num_classes": num_classes}
+    options: dict[str, Any] = {"num_classes": num_classes}
     if name.startswith("vit_"):
         options["image_size"] = image_size
     if name.startswith("maxvit"):
@@ -50,14 +57,22 @@ def build(name: str, num_classes: int, in_channels: int, image_size: int, width:
 
 
 def _replace_first_conv(name: str, network: nn.Module, in_channels: int) -> None:
-    path, old = next(((p, m) for p, m in network.named_modules() if isinstance(m, nn.Conv2d)), (None, None))
-    if old is None or old.in_channels != 3 or old.groups != 1:
+    found = next(((path, m) for path, m in network.named_modules() if isinstance(m, nn.Conv2d)), None)
+    if found is None or found[1].in_channels != 3 or found[1].groups != 1:
         raise ConfigError(f"{name} has no first convolution on 3 channels to replace; use in_channels=3")
-    bias = old.bias is not None
-    new = nn.Conv2d(in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, bias=bias)
+    path, old = found
+    new = nn.Conv2d(
+        in_channels,
+        old.out_channels,
+        old.kernel_size,  # pyright: ignore[reportArgumentType]  # a pair, which the stubs call a tuple of any length
+        old.stride,  # pyright: ignore[reportArgumentType]
+        old.padding,  # pyright: ignore[reportArgumentType]
+        old.dilation,  # pyright: ignore[reportArgumentType]
+        bias=old.bias is not None,
+    )
     # The spread of the old weights, scaled so that the variance of the output stays.
     with torch.no_grad():
         new.weight.normal_().mul_(old.weight.std() * (3 / in_channels) ** 0.5)
-    if bias:
+    if old.bias is not None:
         new.bias = old.bias
     network.set_submodule(path, new)

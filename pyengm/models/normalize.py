@@ -10,30 +10,33 @@ from pyengm.errors import ConfigError, DataError
 
 
 class Normalize(nn.Module):
-    """Maps pixels x to (x - mean) / std, channel by channel.
+    """Maps pixels x to (x - mean) / std, channel by channel; input and output are (n, channels, height, width).
 
     Args:
-        mean, std: one number per channel, in units of pixels in [0, 1]; kept as buffers, so checkpoints carry them.
-
-    Shape: (n, channels, height, width) to the same.
+        mean: one value per channel, in units of pixels in [0, 1]; a buffer, so checkpoints contain it.
+        std: like mean.
 
     Raises:
         ConfigError: mean and std differ in length, are not finite, or std is not positive.
-        DataError: the input has another number of channels or is not floating point.
+        DataError: in `forward`, the input has another number of channels or is not floating point.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        mean, std = _numbers("mean", mean), _numbers("std", std)
+        mean, std = _finite_values("mean", mean), _finite_values("std", std)
         if len(mean) != len(std):
-            raise ConfigError(f"mean and std must have one number per channel each, got {len(mean)} and {len(std)}")
+            raise ConfigError(f"mean and std must have one value per channel each, got {len(mean)} and {len(std)}")
         if min(std) <= 0:
             raise ConfigError(f"std must be positive, got {std}")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Broadcasting would turn one channel into three without a word.
+        """The normalised images of pixels in [0, 1]."""
+        # Broadcasting would turn one channel into three without an error.
         if x.dim() != 4 or x.shape[1] != len(self.mean) or not x.is_floating_point():
             raise DataError(
                 f"expected floating-point pixels in [0, 1] of shape (n, {len(self.mean)}, height, width), "
@@ -45,11 +48,11 @@ class Normalize(nn.Module):
         return f"channels={len(self.mean)}"
 
 
-def _numbers(label: str, values: Sequence[float]) -> list[float]:
+def _finite_values(label: str, values: Sequence[float]) -> list[float]:
     try:
-        numbers = [float(v) for v in values]
+        converted = [float(v) for v in values]
     except (TypeError, ValueError):
-        numbers = []
-    if not numbers or not all(map(math.isfinite, numbers)):
-        raise ConfigError(f"{label} must be a sequence of finite numbers, one per channel, got {values!r}")
-    return numbers
+        converted = []
+    if not converted or not all(map(math.isfinite, converted)):
+        raise ConfigError(f"{label} must be a sequence of finite values, one per channel, got {values!r}")
+    return converted

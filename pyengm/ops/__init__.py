@@ -1,4 +1,4 @@
-"""Ops with native kernels. Each takes backend=None (by device), "reference", "cpu" or "cuda"."""
+"""Ops with native kernels, each with backend=None (by device), "reference", "cpu" or "cuda"."""
 
 from pyengm.ops._register import BACKENDS, CPU_MODULE, CUDA_MODULE
 from pyengm.ops.atas_step import atas_step_

@@ -1,4 +1,4 @@
-"""What ops on n examples (n, ...) ask of their tensors: dense, of one shape, type and device, in separate memory."""
+"""Checks of ops on n examples (n, ...): dense tensors of one shape, type and device, in separate memory."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ def check_examples(op: str, name: str, t: Tensor) -> None:
 
 
 def check_dense(op: str, name: str, t: Tensor) -> None:
-    """For what an op changes in place."""
+    """For a tensor that an op changes in place."""
     check_examples(op, name, t)
     if not is_dense(t):
         fail(op, f"{name} of shape (n, ...), contiguous or channels_last", (tuple(t.shape), t.stride()))
@@ -27,10 +27,10 @@ def check_same(op: str, like: Tensor, **tensors: Tensor) -> None:
 
 
 def check_per_example(op: str, like: Tensor, dtype: torch.dtype | None = None, **tensors: Tensor | None) -> None:
-    """Each tensor has one number per example of `like`, in `number_type(like)` unless given; or is None."""
+    """Each tensor has one value per example of `like`, in its computation type unless dtype is given, or is None."""
     for name, t in tensors.items():
         if t is not None:
-            _check(op, name, t, like.shape[:1], dtype or number_type(like), like.device)
+            _check(op, name, t, like.shape[:1], dtype or computation_dtype(like.dtype), like.device)
 
 
 def _check(op: str, name: str, t: Tensor, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
@@ -38,14 +38,14 @@ def _check(op: str, name: str, t: Tensor, shape: torch.Size, dtype: torch.dtype,
         fail(op, f"{name} of shape {tuple(shape)} in {dtype} on {device}", (tuple(t.shape), t.dtype, t.device))
 
 
-def number_type(t: Tensor) -> torch.dtype:
-    """The type of numbers that belong to whole examples of t, and of arithmetic on its elements: two bytes are few."""
-    return torch.float32 if t.itemsize == 2 else t.dtype
+def computation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of arithmetic on elements of this type, and of values per example: float32 for the 16-bit types."""
+    return torch.float32 if dtype.itemsize == 2 else dtype
 
 
-def new_numbers(t: Tensor) -> Tensor:
-    """Memory for one number per example of t."""
-    return t.new_empty(t.shape[0], dtype=number_type(t))
+def empty_per_example(t: Tensor) -> Tensor:
+    """Uninitialised memory for one value per example of t."""
+    return t.new_empty(t.shape[0], dtype=computation_dtype(t.dtype))
 
 
 def is_dense(t: Tensor) -> bool:
@@ -56,7 +56,7 @@ def dense(t: Tensor) -> Tensor:
     return t if is_dense(t) else t.contiguous()
 
 
-def in_layout_of(t: Tensor, like: Tensor) -> Tensor:
+def with_strides_of(t: Tensor, like: Tensor) -> Tensor:
     return t if t.stride() == like.stride() else torch.empty_like(like).copy_(t)
 
 
@@ -83,7 +83,7 @@ def _overlaps(a: Tensor, b: Tensor) -> bool:
 
 
 def bump_version(*changed: Tensor) -> None:
-    """Tells autograd that tensors it may have saved are no longer what they were."""
+    """Marks tensors as changed in place, so that autograd raises where it has saved one of them."""
     for t in changed:
         if not t.is_inference():
             torch.autograd.graph.increment_version(t)

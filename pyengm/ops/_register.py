@@ -1,7 +1,7 @@
-"""How a family of ops is registered: one schema, checks, a fake, a reference and the native kernels.
+"""Registration of an op: one schema, checks, a fake, a reference and the native kernels.
 
-Every op is `torch.ops.pyengm.<name>`: it runs under torch.compile, and torch picks the kernel by the tensor's
-device. Where no native kernel was built for a device, the plain-PyTorch reference runs there instead.
+Every op is `torch.ops.pyengm.<name>`: it runs under torch.compile, and torch chooses the kernel by the device of the
+first tensor. Where no native kernel was built for a device, the reference in plain PyTorch runs.
 """
 
 import importlib
@@ -13,8 +13,8 @@ from typing import NoReturn
 import torch
 
 LIBRARY = torch.library.Library("pyengm", "DEF")
-SUFFIX = {torch.float32: "f32", torch.float64: "f64"}  # native kernels carry their type in the name
-STORAGE_SUFFIX = SUFFIX | {torch.bfloat16: "bf16", torch.float16: "f16"}  # of ops that widen what they read
+SUFFIX = {torch.float32: "f32", torch.float64: "f64"}  # ends the name of a native kernel
+STORAGE_SUFFIX = SUFFIX | {torch.bfloat16: "bf16", torch.float16: "f16"}  # of ops that accept 16-bit types
 BACKENDS = ("reference", "cpu", "cuda")
 
 
@@ -29,36 +29,41 @@ CPU_MODULE = _native_module("_C")
 CUDA_MODULE = _native_module("_cuda")
 
 
-def _call_cpu(device: torch.device) -> Callable:
-    return _run_cpu
-
-
-def _run_cpu(kernel: str, *args, rows: tuple[int, int] | None = None) -> None:
-    getattr(CPU_MODULE, kernel)(*args)
-
-
-def _call_cuda(device: torch.device) -> Callable:
-    stream = torch.cuda.current_stream(device).cuda_stream
+def _cpu_caller(module: ModuleType) -> Callable[[torch.device], Callable]:
+    """For a device the function call(kernel_name, *scalars, rows=None) that runs a kernel there."""
 
     def call(kernel: str, *args, rows: tuple[int, int] | None = None) -> None:
-        if rows is None:
-            getattr(CUDA_MODULE, kernel)(device.index, stream, *args)
-        else:  # several blocks may share a row, and meet in memory that torch owns: kernels allocate nothing
-            workspace = torch.empty(CUDA_MODULE.rows_workspace(*rows), dtype=torch.uint8, device=device)
-            getattr(CUDA_MODULE, kernel)(device.index, stream, *args, workspace.data_ptr())
+        getattr(module, kernel)(*args)
 
-    return call
+    return lambda device: call
+
+
+def _cuda_caller(module: ModuleType) -> Callable[[torch.device], Callable]:
+    def on(device: torch.device) -> Callable:
+        stream = torch.cuda.current_stream(device).cuda_stream
+
+        def call(kernel: str, *args, rows: tuple[int, int] | None = None) -> None:
+            if rows is None:
+                getattr(module, kernel)(device.index, stream, *args)
+            else:  # blocks that share a row exchange sums in memory of torch: kernels allocate nothing
+                workspace = torch.empty(module.rows_workspace(*rows), dtype=torch.uint8, device=device)
+                getattr(module, kernel)(device.index, stream, *args, workspace.data_ptr())
+
+        return call
+
+    return on
 
 
 class Op:
-    """One op: callable as `op(*args, backend=None)`; the arguments are those of its schema.
+    """One op, called as `op(*args, backend=None)` with the arguments of its schema.
 
-    schema: torch's schema string without the name space.
-    check: raises on bad arguments; runs before every kernel and in the fake, so it looks at metadata only.
-    fake: returns outputs of the right shape and type.
-    reference: the op in plain PyTorch.
-    native: native(call, *args) allocates outputs and runs `call(kernel_name, *numbers)`, with rows=(n, d) for kernels
-        that sum over rows.
+    Args:
+        schema: torch's schema string without the name space.
+        check: raises on bad arguments. It runs before every kernel and in the fake, so it reads metadata only.
+        fake: returns outputs of the right shape and type.
+        reference: the op in plain PyTorch.
+        native: native(call, *args) allocates outputs and runs `call(kernel_name, *scalars)`, with rows=(n, d) for
+            kernels that sum over rows.
     """
 
     def __init__(self, schema: str, *, check: Callable, fake: Callable, reference: Callable, native: Callable):
@@ -66,9 +71,9 @@ class Op:
         self._check, self._reference, self._native = check, reference, native
         self._kernels = {}
         if CPU_MODULE is not None:
-            self._kernels["cpu"] = self._run(_call_cpu)
+            self._kernels["cpu"] = self._run(_cpu_caller(CPU_MODULE))
         if CUDA_MODULE is not None:
-            self._kernels["cuda"] = self._run(_call_cuda)
+            self._kernels["cuda"] = self._run(_cuda_caller(CUDA_MODULE))
         LIBRARY.define(schema)
         for device_type, kernel in self._kernels.items():
             LIBRARY.impl(self.name, kernel, device_type.upper())
@@ -117,17 +122,17 @@ def _warn_slow(device_type: str) -> None:
         _warned.add(device_type)
         warnings.warn(
             f"pyengm has no native kernels for {device_type!r} tensors in this installation; "
-            "plain PyTorch runs in their place: right, but slower",
+            "plain PyTorch runs in their place: correct, but slower",
             stacklevel=3,
         )
 
 
 def fail(op: str, expected: str, got: object) -> NoReturn:
-    """Raises ValueError in the one form that all ops use."""
+    """Raises ValueError in the form that all ops have."""
     raise ValueError(f"{op}: expected {expected}, got {got}")
 
 
 def require_no_grad(op: str, *tensors: torch.Tensor | None) -> None:
-    """An op without a derivative must not pretend to be a constant in a graph."""
+    """Raises where autograd would take the result of an op without a derivative for a constant."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         raise RuntimeError(f"{op} has no derivative: call it under torch.no_grad() or on detached tensors")

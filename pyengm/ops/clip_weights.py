@@ -1,4 +1,4 @@
-"""ENGM's weights from per-example gradient norms."""
+"""The weights of ENGM from per-example gradient norms."""
 
 import torch
 from torch import Tensor
@@ -35,11 +35,23 @@ _op = Op(
 
 
 def clip_weights(norms: Tensor, alpha: float, *, backend: str | None = None) -> Tensor:
-    """Weights w_i = min(alpha / norm_i, 1), so that no weighted gradient is longer than alpha.
+    """Weights w_i = min(alpha / norm_i, 1): no weighted gradient has a norm above alpha.
 
-    norms: (n,) float32 or float64, at least 0. A norm of 0 gives 1, inf gives 0 and nan gives nan, so that a broken
-    example is seen and never taken for a small one. alpha: the largest norm, > 0; inf gives 1 for every example.
-    backend: None (by device), "reference", "cpu" or "cuda".
-    Returns (n,) in the dtype of norms. Source: Dabouei et al. 2022, Eq. 5.
+    A norm of 0 gives 1, inf gives 0 and nan gives nan, so that an example with a nan is noticed.
+
+    Args:
+        norms: (n,), gradient norms, at least 0, float32 or float64.
+        alpha: largest norm of a weighted gradient, > 0; inf gives 1 for every example.
+        backend: None (by device), "reference", "cpu" or "cuda".
+
+    Returns:
+        Weights (n,) in the type of norms.
+
+    Raises:
+        ValueError: a shape, type or value is not as above.
+        RuntimeError: norms requires grad outside torch.no_grad().
+
+    References:
+        Dabouei et al. 2022, Eq. 5.
     """
     return _op(norms, alpha, backend=backend)

@@ -1,6 +1,7 @@
 """Squared norms of the per-example weight gradients of a convolution, by Gram matrices or from the gradients.
 
-On a GPU the kernels are Triton's, which need no nvcc; where they cannot run, the reference does, after a message.
+On a GPU the kernels are written in Triton and need no nvcc; where they cannot run, a warning says why and the reference
+runs.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +14,12 @@ from pyengm.kernels import conv_dispatch
 from pyengm.kernels.conv_shape import HALF, ConvShape
 from pyengm.kernels.conv_tuning import gram_is_cheaper
 from pyengm.ops import reference
+from pyengm.ops._memory_format import computation_dtype
 from pyengm.ops._register import LIBRARY, SUFFIX, Op, fail, require_no_grad
 
 
 class ConvOp(Op):
-    """Has kernels for CUDA in every installation."""
+    """An op with kernels for CUDA in every installation."""
 
     def __init__(self, schema: str, **how: Callable):
         super().__init__(schema, **how)
@@ -27,8 +29,8 @@ class ConvOp(Op):
 
 
 def _check(op, x, g, kernel, stride, padding, dilation) -> None:
-    served = x.dtype in SUFFIX or (x.device.type == "cuda" and x.dtype in HALF)
-    if not served or x.dim() != 4 or 0 in x.shape[1:]:
+    supported = x.dtype in SUFFIX or (x.device.type == "cuda" and x.dtype in HALF)
+    if not supported or x.dim() != 4 or 0 in x.shape[1:]:
         types = "float32 or float64 (on CUDA bfloat16 or float16 too)"
         fail(op, f"x of shape (n, C, H, W) in {types}", (tuple(x.shape), x.dtype))
     for name, pair, least in (
@@ -38,7 +40,7 @@ def _check(op, x, g, kernel, stride, padding, dilation) -> None:
         ("dilation", dilation, 1),
     ):
         if len(pair) != 2 or min(pair) < least:
-            fail(op, f"two numbers of at least {least} as {name}", tuple(pair))
+            fail(op, f"two integers of at least {least} as {name}", tuple(pair))
     window = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     size = [(i + 2 * p - d * (k - 1) - 1) // s + 1 for i, k, s, p, d in window]
     if g.dim() != 4 or g.shape[0] != x.shape[0] or 0 in g.shape[1:] or list(g.shape[2:]) != size:
@@ -52,21 +54,18 @@ def _check_corrected(op, x, g, sums, means, *window) -> None:
     _check(op, x, g, *window)
     ranks = sums.shape[1] if sums.dim() == 3 else 1
     shapes = {"sums": (x.shape[0], ranks, g.shape[1]), "means": (ranks, g.shape[1], x.shape[1], *window[0])}
+    dtype = computation_dtype(x.dtype)
     for (name, shape), t in zip(shapes.items(), (sums, means), strict=True):
-        if t.shape != shape or t.dtype != _wide(x.dtype) or t.device != x.device:
-            expected = f"{name} of shape {shape} in {_wide(x.dtype)} on {x.device}"
+        if t.shape != shape or t.dtype != dtype or t.device != x.device:
+            expected = f"{name} of shape {shape} in {dtype} on {x.device}"
             fail(op, expected, (tuple(t.shape), t.dtype, t.device))
     require_no_grad(op, sums, means)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in HALF else dtype
-
-
 def _reference(name: str) -> Callable:
-    """16-bit operands are float32 from the start."""
+    """The reference of that name, with 16-bit operands cast to float32 first."""
     plain = getattr(reference, name)
-    return lambda x, g, *rest: plain(x.to(_wide(x.dtype)), g.to(_wide(g.dtype)), *rest)
+    return lambda x, g, *rest: plain(*(t.to(computation_dtype(t.dtype)) for t in (x, g)), *rest)
 
 
 _gram_reference, _direct_reference = _reference("conv_gram_sqnorm"), _reference("conv_direct_sqnorm")
@@ -85,8 +84,8 @@ def _corrected_squares(gradients: Tensor, sums: Tensor, means: Tensor) -> Tensor
 def _run(call: Callable, kernel_name: str, outputs: Sequence[int], x: Tensor, g: Tensor, *window: list[int]) -> None:
     if x.shape[0]:
         layouts = ([*t.shape, *t.stride()] for t in (x, g))
-        numbers = [number for pair in window for number in pair]
-        call(f"{kernel_name}_{SUFFIX[x.dtype]}", *outputs, x.data_ptr(), g.data_ptr(), *layouts, numbers)
+        flat_window = [size for pair in window for size in pair]
+        call(f"{kernel_name}_{SUFFIX[x.dtype]}", *outputs, x.data_ptr(), g.data_ptr(), *layouts, flat_window)
 
 
 def _gram(call, x, g, *window) -> Tensor:
@@ -101,14 +100,14 @@ def _gram(call, x, g, *window) -> Tensor:
 def _direct(call, x, g, *window) -> Tensor:
     if x.is_cuda:
         found = conv_dispatch.direct(x, g, window)
-        return _direct_reference(x, g, *window) if found is None else found[0]
+        return _direct_reference(x, g, *window) if found is None else found
     out = x.new_empty(x.shape[0])
     _run(call, "conv_direct_sqnorm", [out.data_ptr(), 0], x, g, *window)
     return out
 
 
 def _gradients(call, x, g, *window) -> tuple[Tensor, Tensor]:
-    if x.is_cuda and (found := conv_dispatch.direct(x, g, window, store=True)) is not None:
+    if x.is_cuda and (found := conv_dispatch.gradients(x, g, window)) is not None:
         return found
     out, gradients = _empty_gradients(x, g, *window)
     if x.is_cuda:
@@ -123,17 +122,17 @@ def _corrected(call, x, g, sums, means, *window) -> Tensor:
         return _corrected_squares(_gradients(call, x, g, *window)[1], sums, means)
     ranks = {"sums": sums.contiguous(), "means": means.permute(0, 1, 3, 4, 2).contiguous()}
     found = conv_dispatch.direct(x, g, window, **ranks)
-    return _corrected_reference(x, g, sums, means, *window) if found is None else found[0]
+    return _corrected_reference(x, g, sums, means, *window) if found is None else found
 
 
 def _empty_sqnorm(x, *rest) -> Tensor:
-    return x.new_empty(x.shape[0], dtype=_wide(x.dtype))
+    return x.new_empty(x.shape[0], dtype=computation_dtype(x.dtype))
 
 
 def _empty_gradients(x, g, kernel, *rest) -> tuple[Tensor, Tensor]:
     n, o, c = x.shape[0], g.shape[1], x.shape[1]
     if x.device.type == "cuda":  # where channels are innermost
-        gradients = x.new_empty(n, o, *kernel, c, dtype=_wide(x.dtype)).permute(0, 1, 4, 2, 3)
+        gradients = x.new_empty(n, o, *kernel, c, dtype=computation_dtype(x.dtype)).permute(0, 1, 4, 2, 3)
     else:
         gradients = x.new_empty(n, o, c, *kernel)
     return _empty_sqnorm(x), gradients
@@ -170,15 +169,27 @@ def conv_gram_sqnorm(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Squared norms (n,) of the per-example weight gradients of a Conv2d without groups, by Gram matrices.
+    """Squared norms of the per-example weight gradients of a Conv2d without groups, by Gram matrices.
 
-    x: input (n, C, H, W), float32 or float64; g: gradient of the output (n, O, Ho, Wo), in x's dtype. Any strides.
-    On a GPU bfloat16 and float16 too; there the kernels for float32 and 16 bits are Triton's, and read channels_last.
-    kernel, stride, padding (with zeros), dilation: two numbers each, as of Conv2d.
-    Takes about (Ho Wo)^2 (C + O) / 2 multiplications an example, the direct form kh kw C O Ho Wo. Stores neither
-    gradients nor Gram matrices. Products are summed in the dtype of x, the norm in float64 (on a GPU in float32).
-    backend: None (by device), "reference", "cpu" or "cuda".
-    Returns (n,) in the dtype of x, for 16-bit operands in float32.
+    This takes about (Ho Wo)^2 (C + O) / 2 multiplications per example, the direct form kh kw C O Ho Wo. Neither
+    gradients nor Gram matrices are stored. Products are summed in the type of x, the norm in float64. On a GPU the
+    kernels for float32 and 16 bits are written in Triton, read channels_last and sum the norm in float32.
+
+    Args:
+        x: input (n, C, H, W), float32 or float64, on a GPU also bfloat16 or float16; any strides.
+        g: gradient in the output (n, O, Ho, Wo), in the type of x; any strides.
+        kernel: height and width of the kernel.
+        stride: as in Conv2d.
+        padding: as in Conv2d, with zeros.
+        dilation: as in Conv2d.
+        backend: None (by device), "reference", "cpu" or "cuda".
+
+    Returns:
+        (n,) in the type of x, float32 for 16-bit types.
+
+    Raises:
+        ValueError: a shape, type or device is not as above.
+        RuntimeError: a tensor requires grad outside torch.no_grad().
     """
     return _gram_op(x, g, list(kernel), list(stride), list(padding), list(dilation), backend=backend)
 
@@ -193,7 +204,24 @@ def conv_direct_sqnorm(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """What conv_gram_sqnorm returns, from the gradients themselves: the cheaper form for large images, few channels."""
+    """The result of `conv_gram_sqnorm` from the gradients themselves: cheaper for large images and few channels.
+
+    Args:
+        x: input (n, C, H, W), float32 or float64, on a GPU also bfloat16 or float16; any strides.
+        g: gradient in the output (n, O, Ho, Wo), in the type of x; any strides.
+        kernel: height and width of the kernel.
+        stride: as in Conv2d.
+        padding: as in Conv2d, with zeros.
+        dilation: as in Conv2d.
+        backend: None (by device), "reference", "cpu" or "cuda".
+
+    Returns:
+        (n,) in the type of x, float32 for 16-bit types.
+
+    Raises:
+        ValueError: a shape, type or device is not as above.
+        RuntimeError: a tensor requires grad outside torch.no_grad().
+    """
     return _direct_op(x, g, list(kernel), list(stride), list(padding), list(dilation), backend=backend)
 
 
@@ -207,9 +235,24 @@ def conv_gradients(
     *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(conv_direct_sqnorm, the per-example weight gradients (n, O, C, kh, kw) that it squared), in the dtype of x.
+    """The result of `conv_direct_sqnorm`, and the per-example weight gradients themselves.
 
-    On a GPU the gradients are stored as (n, O, kh, kw, C).
+    Args:
+        x: input (n, C, H, W), float32 or float64, on a GPU also bfloat16 or float16; any strides.
+        g: gradient in the output (n, O, Ho, Wo), in the type of x; any strides.
+        kernel: height and width of the kernel.
+        stride: as in Conv2d.
+        padding: as in Conv2d, with zeros.
+        dilation: as in Conv2d.
+        backend: None (by device), "reference", "cpu" or "cuda".
+
+    Returns:
+        Squared norms (n,) and gradients (n, O, C, kh, kw), in the type of x, float32 for 16-bit types. On a GPU the
+        memory format of the gradients is (n, O, kh, kw, C).
+
+    Raises:
+        ValueError: a shape, type or device is not as above.
+        RuntimeError: a tensor requires grad outside torch.no_grad().
     """
     return _gradients_op(x, g, list(kernel), list(stride), list(padding), list(dilation), backend=backend)
 
@@ -226,18 +269,49 @@ def conv_corrected_sqnorm(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """conv_direct_sqnorm of the gradients less sum_r sums_ir means_r, what the statistics of batch norms take off.
+    """Squared norms of the gradients of `conv_gradients` less sum_r sums_ir means_r.
 
-    sums (n, R, O), means (R, O, C, kh, kw), in the dtype of the result; see `pyengm.pergrad.corrected`.
+    These terms are the part of a gradient that passes through the statistics of batch norm; see
+    `pyengm.pergrad.corrected`.
+
+    Args:
+        x: input (n, C, H, W), float32 or float64, on a GPU also bfloat16 or float16; any strides.
+        g: gradient in the output (n, O, Ho, Wo), in the type of x; any strides.
+        sums: (n, R, O), in the type of the result.
+        means: (R, O, C, kh, kw), in the type of the result.
+        kernel: height and width of the kernel.
+        stride: as in Conv2d.
+        padding: as in Conv2d, with zeros.
+        dilation: as in Conv2d.
+        backend: None (by device), "reference", "cpu" or "cuda".
+
+    Returns:
+        (n,) in the type of x, float32 for 16-bit types.
+
+    Raises:
+        ValueError: a shape, type or device is not as above.
+        RuntimeError: a tensor requires grad outside torch.no_grad().
     """
     window = [list(pair) for pair in (kernel, stride, padding, dilation)]
     return _corrected_op(x, g, sums, means, *window, backend=backend)
 
 
 def linear_sqnorm(a: Tensor, g: Tensor, *, backend: str | None = None) -> Tensor:
-    """Squared norms (n,) of sum_t g_t a_t^T, for inputs a (n, T, I) and output gradients g (n, T, O) of a linear layer.
+    """Squared norms of the per-example weight gradients sum_t g_t a_t^T of a linear layer.
 
-    A convolution of one offset, in the cheaper form on a GPU; types as of `conv_gram_sqnorm`.
+    The layer is a convolution of one offset; on a GPU the cheaper form runs.
+
+    Args:
+        a: inputs (n, T, I); types as in `conv_gram_sqnorm`.
+        g: gradient in the outputs (n, T, O), in the type of a.
+        backend: None (by device), "reference", "cpu" or "cuda".
+
+    Returns:
+        (n,) in the type of a, float32 for 16-bit types.
+
+    Raises:
+        ValueError: a shape, type or device is not as above.
+        RuntimeError: a tensor requires grad outside torch.no_grad().
     """
     x, g = (t.mT.unsqueeze(3) for t in (a, g))
     form = conv_gram_sqnorm if gram_is_cheaper(ConvShape.of(x, g, (1, 1))) else conv_direct_sqnorm

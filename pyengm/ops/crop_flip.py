@@ -1,4 +1,4 @@
-"""Images of a batch, shifted, flipped and as floats: one read of bytes, one write of float32."""
+"""Images of a batch, cropped, flipped and as float32: one read of bytes, one write of floats."""
 
 import torch
 from torch import Tensor
@@ -14,15 +14,15 @@ def _check(images, positions, rows, cols, flip, padding, channels_last) -> None:
     if images.dtype != torch.uint8 or images.dim() != 4:
         fail(NAME, "images of shape (N, C, H, W) in uint8", (tuple(images.shape), images.dtype))
     n = images.shape[0] if positions is None else positions.numel()
-    numbers = {"rows": rows, "cols": cols} | ({} if positions is None else {"positions": positions})
-    for name, t, dtype in (*((name, t, torch.int64) for name, t in numbers.items()), ("flip", flip, torch.bool)):
+    integers = {"rows": rows, "cols": cols} | ({} if positions is None else {"positions": positions})
+    for name, t, dtype in (*((name, t, torch.int64) for name, t in integers.items()), ("flip", flip, torch.bool)):
         if t.shape != (n,) or t.dtype != dtype or t.device != images.device:
             expected = f"{name} of shape ({n},) in {dtype} on {images.device}"
             fail(NAME, expected, (tuple(t.shape), t.dtype, t.device))
     if not 0 <= padding < 2**31:
         fail(NAME, "a padding of at least 0", padding)
     if images[:1].numel() >= 2**31:
-        fail(NAME, "images of less than 2**31 numbers", tuple(images.shape))
+        fail(NAME, "images of less than 2**31 values", tuple(images.shape))
 
 
 def _empty(images, positions, rows, cols, flip, padding, channels_last) -> Tensor:
@@ -66,13 +66,23 @@ def crop_flip(
     channels_last: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """Images padded with 0, cut to their old size, perhaps flipped, and divided by 255: float32 in [0, 1].
+    """Images padded with 0, cropped to their old size, flipped where `flip` is True, and divided by 255.
 
-    images: (N, C, H, W) uint8. positions: (n,) int64, which of them, or None for all in their order.
-    rows, cols: (n,) int64, where the upper left corner of the window lies on an image padded by `padding` pixels on
-    all sides; flip: (n,) bool. channels_last: the memory format of the result.
-    backend: None (by device), "reference", "cpu" or "cuda".
-    Returns (n, C, H, W), bit for bit x / 255. Raises ValueError on shapes, types or devices that do not fit and, on a
-    CPU, on a position that does not exist; on CUDA, where nobody can look, such an image is nan.
+    Args:
+        images: (N, C, H, W) uint8.
+        rows: (n,) int64, top edge of the window on an image that is padded by `padding` pixels on all sides.
+        cols: (n,) int64, left edge of the window, likewise.
+        flip: (n,) bool, whether the image is flipped horizontally.
+        padding: pixels on each side, at least 0.
+        positions: (n,) int64, indices into `images`, or None for all of them in their order.
+        channels_last: whether the result is channels_last, else it is contiguous.
+        backend: None (by device), "reference", "cpu" or "cuda".
+
+    Returns:
+        (n, C, H, W) float32 in [0, 1], bit for bit x / 255. On CUDA an image whose position does not exist is nan,
+        because a check would have to wait for the device.
+
+    Raises:
+        ValueError: a shape, type or device is not as above, or, on a CPU, a position does not exist.
     """
     return _op(images, positions, rows, cols, flip, padding, channels_last, backend=backend)

@@ -1,6 +1,6 @@
-"""Random numbers that are a function of (seed, purpose, epoch, example): Philox 4x32-10.
+"""Random values that are a function of (seed, purpose, epoch, example): Philox 4x32-10.
 
-They depend on no order of batches, worker or process, and a resumed run needs no generator state.
+They do not depend on batches, workers or processes, and a resumed run needs no state of a generator.
 """
 
 import math
@@ -15,24 +15,29 @@ from pyengm.ops._register import Op, fail
 
 
 class Purpose(IntEnum):
-    """What a number is drawn for: draws for different purposes are independent. Values never change meaning."""
+    """The use of a random value. Draws for different purposes are independent; no value ever changes its meaning."""
 
-    SPLIT = 0  # which examples a fixed split holds
-    SHUFFLE = 1  # the order of an epoch
+    SPLIT = 0  # members of a fixed split of a data set
+    SHUFFLE = 1  # order of the examples in an epoch
     CROP = 2
     FLIP = 3
     START = 4  # random start of an attack
-    RADIUS = 5  # of a random start in an L2 ball
-    NOISE = 6
-    STORE = 7  # first value of a perturbation that is kept for an image
-    SIGN = 8  # of a random corner of a ball
-    SECOND = 9  # a second random point beside that of an attack
-    STEP = 10  # size of a step
+    RADIUS = 5  # distance of a random start from the centre of an L2 ball
+    STORE = 7  # initial value of a stored perturbation
+    SIGN = 8  # corner of an L-infinity ball
+    SECOND = 9  # second random point, beside the start of an attack
+    STEP = 10  # step size of an attack
 
 
 @dataclass(frozen=True)
 class Key:
-    """Whose numbers are drawn: a run's seed (0 to 2**63 - 1), the epoch, and the identities (n,) int64 of a batch."""
+    """The key of the random values of a batch.
+
+    Args:
+        seed: of the run, 0 to 2**63 - 1.
+        epoch: 0 to 2**32 - 1.
+        index: (n,) int64, the indices of the examples in their data set.
+    """
 
     seed: int
     epoch: int
@@ -40,7 +45,15 @@ class Key:
 
     @classmethod
     def fresh(cls, n: int, device: torch.device) -> "Key":
-        """A key for n anonymous examples; its seed comes from torch's default generator."""
+        """A key for n examples without indices in a data set; the seed is drawn from torch's default generator.
+
+        Args:
+            n: number of examples.
+            device: of the index.
+
+        Returns:
+            A key of epoch 0 with the index 0 to n - 1.
+        """
         seed = int(torch.randint(0, 2**63 - 1, ()))
         return cls(seed, 0, torch.arange(n, device=device))
 
@@ -49,7 +62,7 @@ def _check(index, count, seed, epoch, purpose) -> None:
     if index.dtype != torch.int64 or index.dim() != 1:
         fail("philox", "index of shape (n,) in int64", (tuple(index.shape), index.dtype))
     if not 0 <= count < 2**34:
-        fail("philox", "0 <= count < 2**34 numbers per example", count)
+        fail("philox", "0 <= count < 2**34 values per example", count)
 
 
 def _op(name: str) -> Op:
@@ -77,8 +90,8 @@ def _draw(op: Op, index: Tensor, shape: tuple[int, ...], seed, purpose, epoch, d
     for name, value, bits in (("seed", seed, 63), ("epoch", epoch, 32), ("draw", draw, 16), ("purpose", purpose, 16)):
         if not 0 <= value < 1 << bits:
             fail("philox", f"0 <= {name} < 2**{bits}", value)
-    numbers = op(index, math.prod(shape), seed, epoch, purpose | draw << 16, backend=backend)
-    return numbers.view(len(index), *shape)
+    values = op(index, math.prod(shape), seed, epoch, purpose | draw << 16, backend=backend)
+    return values.view(len(index), *shape)
 
 
 def philox_uniform(
@@ -91,12 +104,25 @@ def philox_uniform(
     draw: int = 0,
     backend: str | None = None,
 ) -> Tensor:
-    """Uniform numbers in [0, 1), multiples of 2**-24, float32 of shape (n, *shape) on index's device.
+    """Uniform values in [0, 1), multiples of 2**-24.
 
-    index: (n,) int64, the identities of the examples, 0 to 2**32 - 1 (higher bits are ignored).
-    seed, purpose, epoch, draw: the rest of the key; draw numbers repeated draws for one purpose (restarts).
-    backend: None (by device), "reference", "cpu" or "cuda".
-    Raises ValueError when a part of the key is out of range. Source: Salmon et al., SC 2011 (Philox 4x32-10).
+    Args:
+        index: (n,) int64, the indices of the examples, 0 to 2**32 - 1 (higher bits are ignored).
+        shape: of the values of one example.
+        seed: 0 to 2**63 - 1.
+        purpose: the use of the values.
+        epoch: 0 to 2**32 - 1.
+        draw: number of the draw for this purpose, where there are several (restarts), 0 to 2**16 - 1.
+        backend: None (by device), "reference", "cpu" or "cuda".
+
+    Returns:
+        (n, *shape) float32 on the device of index.
+
+    Raises:
+        ValueError: an argument is out of range, or index has another shape or type.
+
+    References:
+        Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox 4x32-10).
     """
     return _draw(_uniform, index, shape, seed, purpose, epoch, draw, backend)
 
@@ -111,5 +137,21 @@ def philox_normal(
     draw: int = 0,
     backend: str | None = None,
 ) -> Tensor:
-    """Standard normal numbers (Box-Muller), float32 of shape (n, *shape); arguments as for philox_uniform."""
+    """Standard normal values, by the Box-Muller transform; all else as in `philox_uniform`.
+
+    Args:
+        index: (n,) int64, the indices of the examples, 0 to 2**32 - 1 (higher bits are ignored).
+        shape: of the values of one example.
+        seed: 0 to 2**63 - 1.
+        purpose: the use of the values.
+        epoch: 0 to 2**32 - 1.
+        draw: number of the draw for this purpose, where there are several (restarts), 0 to 2**16 - 1.
+        backend: None (by device), "reference", "cpu" or "cuda".
+
+    Returns:
+        (n, *shape) float32 on the device of index.
+
+    Raises:
+        ValueError: an argument is out of range, or index has another shape or type.
+    """
     return _draw(_normal, index, shape, seed, purpose, epoch, draw, backend)

@@ -1,72 +1,73 @@
-"""Every op in plain PyTorch: the truth that kernels are tested against, and the form for devices without kernels."""
+"""Every op in plain PyTorch: the reference of the tests, and the implementation on devices without kernels."""
 
 import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from pyengm.ops._memory_format import number_type
+from pyengm.ops._memory_format import computation_dtype
 
 
 def pgd_linf_step_(
     x_adv: Tensor,
     grad: Tensor,
     x: Tensor,
-    step: float,
+    step_size: float,
     eps: float,
     lo: float,
     hi: float,
-    steps: Tensor | None,
+    step_sizes: Tensor | None,
     mask: Tensor | None,
 ) -> None:
     wide, x = _widened(x_adv), _widened(x)
-    size = step if steps is None else _per_example(steps, x)
-    v = wide + size * _widened(grad).sign().nan_to_num(0.0)  # sign(nan) = 0: such an element stays where it is
+    size = step_size if step_sizes is None else _per_example(step_sizes, x)
+    v = wide + size * _widened(grad).sign().nan_to_num(0.0)  # sign(nan) = 0: such an element does not move
     v = torch.minimum(torch.maximum(v, x - eps), x + eps).clamp(lo, hi)
     x_adv.copy_(v if mask is None else torch.where(_per_example(mask, x), v, wide))
 
 
 def _widened(t: Tensor) -> Tensor:
-    return t.to(number_type(t))
+    return t.to(computation_dtype(t.dtype))
 
 
 def _rows(t: Tensor) -> Tensor:
     return t.double().reshape(t.shape[0], math.prod(t.shape[1:]))
 
 
-def _per_example(numbers: Tensor, like: Tensor) -> Tensor:
-    return numbers.view((-1,) + (1,) * (like.dim() - 1))
+def _per_example(values: Tensor, like: Tensor) -> Tensor:
+    return values.view((-1,) + (1,) * (like.dim() - 1))
 
 
 def row_norms(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(_rows(t), dim=1).to(number_type(t))
+    return torch.linalg.vector_norm(_rows(t), dim=1).to(computation_dtype(t.dtype))
 
 
 def pgd_l2_step_(
     x_adv: Tensor,
     grad: Tensor,
     x: Tensor,
-    step: float,
+    step_size: float,
     eps: float,
     lo: float,
     hi: float,
-    steps: Tensor | None,
+    step_sizes: Tensor | None,
     mask: Tensor | None,
 ) -> None:
-    norms = _per_example(row_norms(grad.double()), grad)
-    moves = norms.isfinite() & (norms > 0)
-    size = step if steps is None else _per_example(steps.double(), grad)
-    v = x_adv.double() + torch.where(moves, size * (grad.double() / norms), 0.0)
+    grad_norms = _per_example(row_norms(grad.double()), grad)
+    moves = grad_norms.isfinite() & (grad_norms > 0)
+    size = step_size if step_sizes is None else _per_example(step_sizes.double(), grad)
+    v = x_adv.double() + torch.where(moves, size * (grad.double() / grad_norms), 0.0)
     delta = v - x.double()
-    length = _per_example(row_norms(delta), delta)
-    v = torch.where(length > eps, x.double() + delta * (eps / length), v).clamp(lo, hi).to(x.dtype)
+    norms = _per_example(row_norms(delta), delta)
+    v = torch.where(norms > eps, x.double() + delta * (eps / norms), v).clamp(lo, hi).to(x.dtype)
     x_adv.copy_(v if mask is None else torch.where(_per_example(mask, v), v, x_adv))
 
 
 def fosc(x_adv: Tensor, grad: Tensor, x: Tensor, eps: float, l2: bool) -> Tensor:
     dual = torch.linalg.vector_norm(_rows(grad), ord=2 if l2 else 1, dim=1)
     reached = (_rows(x_adv) - _rows(x)).mul(_rows(grad)).sum(1)
-    return (eps * dual - reached).to(number_type(x_adv))
+    return (eps * dual - reached).to(computation_dtype(x_adv.dtype))
 
 
 def fosc_step_(
@@ -74,7 +75,7 @@ def fosc_step_(
     grad: Tensor,
     x: Tensor,
     active: Tensor,
-    step: float,
+    step_size: float,
     eps: float,
     threshold: float,
     lo: float,
@@ -82,7 +83,7 @@ def fosc_step_(
 ) -> Tensor:
     condition = fosc(x_adv, grad, x, eps, False)
     active.logical_and_(~(condition <= threshold))
-    pgd_linf_step_(x_adv, grad, x, step, eps, lo, hi, None, active)
+    pgd_linf_step_(x_adv, grad, x, step_size, eps, lo, hi, None, active)
     return condition
 
 
@@ -109,7 +110,7 @@ def atas_step_(
 
 
 def clip_weights(norms: Tensor, alpha: float) -> Tensor:
-    quotient = torch.full_like(norms, alpha) / norms  # a number over a tensor would round twice: alpha * (1 / norm)
+    quotient = torch.full_like(norms, alpha) / norms  # a float over a tensor would round twice: alpha * (1 / norm)
     bounded = torch.where(norms > alpha, quotient, torch.ones_like(norms))
     return torch.where(norms.isnan(), norms, bounded)
 
@@ -180,7 +181,7 @@ def philox_normal(index: Tensor, count: int, seed: int, epoch: int, purpose: int
 def conv_gradients(
     x: Tensor, g: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
 ) -> tuple[Tensor, Tensor]:
-    patches = torch.nn.functional.unfold(x, kernel, dilation, padding, stride)  # (n, C kh kw, T)
+    patches = F.unfold(x, tuple(kernel), tuple(dilation), tuple(padding), tuple(stride))  # (n, C kh kw, T)
     gradients = g.flatten(2) @ patches.mT
     sqnorm = gradients.double().square().sum((1, 2)).to(x.dtype)
     return sqnorm, gradients.view(x.shape[0], g.shape[1], x.shape[1], *kernel)
@@ -215,6 +216,6 @@ def crop_flip(
     pixel = y.clamp(0, height - 1)[:, :, None] * width + x.clamp(0, width - 1)[:, None, :]  # (n, H, W)
     pixel = pixel.flatten(1)[:, None].expand(-1, images.shape[1], -1)
     values = images.flatten(2).gather(2, pixel).view(images.shape).masked_fill_(~inside, 0)
-    # CUDA turns division by a Python number into a product with 1/255, which rounds differently; not so with a tensor.
+    # CUDA replaces a division by a Python scalar by a product with 1/255, which rounds differently; not by a tensor.
     values = values / torch.full((), 255, dtype=torch.float32, device=images.device)
     return values.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -1,9 +1,10 @@
-"""A-ENGM's weights: a line from input-gradient norms to gradient norms, and the clipping of what it predicts."""
+"""The weights of A-ENGM: a line predicts gradient norms from norms of input gradients; the predictions are clipped."""
 
 import torch
 from torch import Tensor
 
 from pyengm.ops import reference
+from pyengm.ops._memory_format import address
 from pyengm.ops._register import SUFFIX, Op, fail, require_no_grad
 
 NAME = "regression_weights"
@@ -39,7 +40,7 @@ def _check(input_norms, norms, gammas, alpha, keep) -> None:
 def _native(call, input_norms, norms, gammas, alpha, keep) -> tuple[Tensor, Tensor]:
     x, y, old = input_norms.contiguous(), None if norms is None else norms.contiguous(), gammas.contiguous()
     weights, line = torch.empty_like(x), torch.empty_like(old)
-    addresses = [0 if t is None else t.data_ptr() for t in (weights, line, x, y, old)]
+    addresses = map(address, (weights, line, x, y, old))
     call(f"regression_weights_{SUFFIX[x.dtype]}", *addresses, len(x), alpha, keep)
     return weights, line
 
@@ -77,31 +78,66 @@ def regression_weights(
     keep: float = 0.7,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Weights w_i = min(alpha / (gamma1 x_i + gamma0), 1) and the line that gave them, moved by a least squares fit.
+    """Weights w_i = min(alpha / (gamma1 x_i + gamma0), 1), after a least squares fit of the line to norms.
 
-    input_norms: x (n,), norms of the gradients in the inputs; norms: y (n,), those in the parameters, or None, which
-    leaves the line as it is; float32 or float64. gammas: (2,) float64, (gamma0, gamma1). keep: the share of the old
-    line in gammas <- keep gammas + (1 - keep) (fit of y on x). Where x does not vary the fit keeps gamma1; where a
-    norm is not finite gammas stay. A prediction of 0 or less gives the weight 1, inf gives 0 and nan gives nan.
-    backend: None (by device), "reference", "cpu" or "cuda".
-    Returns weights (n,) in the dtype of x, and new gammas (2,). Source: Dabouei et al. 2022, Eq. 6 and 7, with min in
-    place of the printed max, which would bound nothing.
+    gammas <- keep gammas + (1 - keep) (fit of y on x). Where x does not vary the fit keeps gamma1; where a norm is not
+    finite gammas do not change. A prediction of 0 or less gives the weight 1, inf gives 0 and nan gives nan.
+
+    Args:
+        input_norms: x (n,), norms of the gradients in the inputs, float32 or float64.
+        norms: y (n,), norms of the gradients in the parameters, in the type of x, or None: no fit.
+        gammas: (2,) float64, (gamma0, gamma1), intercept and slope of the line.
+        alpha: largest norm of a weighted gradient, > 0, in units of y.
+        keep: share of the old line in the new one, 0 to 1.
+        backend: None (by device), "reference", "cpu" or "cuda".
+
+    Returns:
+        Weights (n,) in the type of x, and the new gammas (2,).
+
+    Raises:
+        ValueError: a shape, type, device or value is not as above.
+        RuntimeError: a tensor requires grad outside torch.no_grad().
+
+    References:
+        Dabouei et al. 2022, Eq. 6 and 7, with min in place of the printed max, which would bound nothing.
     """
     return _weights(input_norms, norms, gammas, alpha, keep, backend=backend)
 
 
 def regression_statistics(input_norms: Tensor, norms: Tensor, *, backend: str | None = None) -> Tensor:
-    """All that the fit needs of n examples: (5,) float64, the sums of 1, x, y, x^2 and x y; these add over processes.
+    """The sums that a fit needs: of 1, x, y, x^2 and x y over n examples. They may be added over processes.
 
-    input_norms, norms: x and y (n,), float32 or float64. backend: None (by device), "reference", "cpu" or "cuda".
+    Args:
+        input_norms: x (n,), float32 or float64.
+        norms: y (n,), in the type of x.
+        backend: None (by device), "reference", "cpu" or "cuda".
+
+    Returns:
+        (5,) float64.
+
+    Raises:
+        ValueError: a shape, type or device is not as above.
+        RuntimeError: a tensor requires grad outside torch.no_grad().
     """
     return _statistics(input_norms, norms, backend=backend)
 
 
 def regression_fit(statistics: Tensor, gammas: Tensor, *, keep: float = 0.7) -> Tensor:
-    """The line after a fit to `regression_statistics`, as in `regression_weights`: (2,) float64.
+    """The line after a fit to `regression_statistics`, as in `regression_weights`.
 
-    statistics: (5,), gammas: (2,), float64. In plain PyTorch: it serves five numbers once in many steps.
+    It is plain PyTorch: five values, once in many steps.
+
+    Args:
+        statistics: (5,) float64, of `regression_statistics`.
+        gammas: (2,) float64, intercept and slope before the fit.
+        keep: share of the old line in the new one, 0 to 1.
+
+    Returns:
+        (2,) float64, intercept and slope after the fit.
+
+    Raises:
+        ValueError: a shape, type, device or value is not as above.
+        RuntimeError: gammas requires grad outside torch.no_grad().
     """
     if statistics.shape != (5,):
         fail("regression_fit", "statistics of shape (5,)", tuple(statistics.shape))

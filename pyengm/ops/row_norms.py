@@ -1,9 +1,9 @@
-"""Euclidean norms of examples, summed in float64."""
+"""L2 norms of examples, summed in float64."""
 
 from torch import Tensor
 
 from pyengm.ops import reference
-from pyengm.ops._memory_format import check_examples, dense, new_numbers, row_size
+from pyengm.ops._memory_format import check_examples, dense, empty_per_example, row_size
 from pyengm.ops._register import STORAGE_SUFFIX, Op, require_no_grad
 
 NAME = "row_norms"
@@ -16,8 +16,8 @@ def _check(t) -> None:
 
 def _native(call, t) -> Tensor:
     if t.numel() == 0:
-        return new_numbers(t).zero_()
-    t, out = dense(t), new_numbers(t)
+        return empty_per_example(t).zero_()
+    t, out = dense(t), empty_per_example(t)
     shape = len(t), row_size(t)
     call(f"row_norms_{STORAGE_SUFFIX[t.dtype]}", out.data_ptr(), t.data_ptr(), *shape, rows=shape)
     return out
@@ -26,19 +26,27 @@ def _native(call, t) -> Tensor:
 _op = Op(
     "row_norms(Tensor t) -> Tensor",
     check=_check,
-    fake=new_numbers,
+    fake=empty_per_example,
     reference=reference.row_norms,
     native=_native,
 )
 
 
 def row_norms(t: Tensor, *, backend: str | None = None) -> Tensor:
-    """L2 norms (n,) of n examples: one read of memory, squares in float64, the same bits for any number of threads.
+    """L2 norms of n examples: one read of memory, squares in float64, the same bits for any number of threads.
 
-    t: (n, ...) float32, float64, bfloat16 or float16, any strides. Squares that float32 cannot hold, of 1e-23 or of
-    1e23, count. inf gives inf, nan gives nan, an example without elements 0.
-    backend: None (by device), "reference", "cpu" or "cuda".
-    Returns (n,) in the dtype of t, float32 for the 16-bit ones. Raises ValueError on another dtype or a scalar,
-    RuntimeError when t requires grad outside torch.no_grad().
+    Squares that float32 cannot hold, of 1e-23 or of 1e23, are counted. inf gives inf, nan gives nan, and an example
+    without elements gives 0.
+
+    Args:
+        t: (n, ...), float32, float64, bfloat16 or float16, any strides.
+        backend: None (by device), "reference", "cpu" or "cuda".
+
+    Returns:
+        (n,) in the type of t, float32 for 16-bit types.
+
+    Raises:
+        ValueError: t has another type, or no dimension.
+        RuntimeError: t requires grad outside torch.no_grad().
     """
     return _op(t, backend=backend)

@@ -36,10 +36,20 @@ _op = Op(
 
 
 def row_sums(g: Tensor, x: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
-    """(sum_t g, sum_t g x) over the rows of g and x, both (R, T), float32 or float64, in one pass over memory.
+    """(sum_t g, sum_t g x) over the rows of g and x, in one pass over memory.
 
-    On a CPU rows are summed in blocks of 256 in the dtype of g, blocks in float64; on CUDA all is in float64.
-    backend: None (by device), "reference", "cpu" or "cuda".
-    Returns two tensors (R,) in the dtype of g.
+    On a CPU rows are summed in blocks of 256 in the type of g, blocks in float64; on CUDA all sums are in float64.
+
+    Args:
+        g: (R, T), float32 or float64.
+        x: shape, type and device of g.
+        backend: None (by device), "reference", "cpu" or "cuda".
+
+    Returns:
+        The sums of the rows of g and of g x, both (R,) in the type of g.
+
+    Raises:
+        ValueError: a shape, type or device is not as above.
+        RuntimeError: a tensor requires grad outside torch.no_grad().
     """
     return _op(g, x, backend=backend)

@@ -1,4 +1,7 @@
-"""Outer optimisers: torch.optim.Optimizers whose `backward` takes per-example losses (n,)."""
+"""Optimisers whose `backward` takes per-example losses (n,); each is a torch.optim.Optimizer."""
+
+import importlib
+import pkgutil
 
 from pyengm.optim.aengm import AENGM
 from pyengm.optim.base import PerExampleSGD
@@ -7,26 +10,20 @@ from pyengm.optim.entropy_sgd import EntropySGD
 from pyengm.optim.entropy_sgd2 import EntropySGD2
 from pyengm.optim.fengm import FENGM
 from pyengm.optim.hyperparameter import Hyperparameter, defaults_of, hyperparameters_of
+from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.mgnc import MGNC
 from pyengm.optim.msgd import MSGD
 from pyengm.optim.nengm import NENGM
+from pyengm.optim.registry import CLOSURE_OPTIMIZERS, OPTIMIZERS, register_optimizer
 from pyengm.optim.scale_alpha import scale_alpha
 from pyengm.optim.sngm import SNGM
 from pyengm.pergrad import ExampleWeights
 
-OPTIMIZERS: dict[str, type[PerExampleSGD]] = {  # one `backward` and one `step` for every mini-batch
-    "msgd": MSGD,
-    "engm": ENGM,
-    "mgnc": MGNC,
-    "sngm": SNGM,
-    "fengm": FENGM,
-    "aengm": AENGM,
-    "nengm": NENGM,
-}
-CLOSURE_OPTIMIZERS: dict[str, type[EntropySGD]] = {  # `step(closure)` draws the mini-batches
-    "entropy_sgd": EntropySGD,
-    "entropy_sgd2": EntropySGD2,
-}
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):  # a new file registers its optimiser by being here
+    importlib.import_module(_module.name)
+for _registry in (OPTIMIZERS, CLOSURE_OPTIMIZERS):
+    for _name in sorted(_registry):
+        _registry[_name] = _registry.pop(_name)
 
 __all__ = [
     "AENGM",
@@ -42,8 +39,10 @@ __all__ = [
     "EntropySGD2",
     "ExampleWeights",
     "Hyperparameter",
+    "OptimizerInfo",
     "PerExampleSGD",
     "defaults_of",
     "hyperparameters_of",
+    "register_optimizer",
     "scale_alpha",
 ]

@@ -8,26 +8,52 @@ from torch import Tensor
 from pyengm.ops import clip_weights
 from pyengm.optim.base import BackwardCall
 from pyengm.optim.hyperparameter import Hyperparameter
+from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.input_gradient import InputGradientSGD
+from pyengm.optim.registry import register_optimizer
 from pyengm.optim.regression import Regression
 from pyengm.pergrad import Estimator, ExampleWeights
 
 
+@register_optimizer
 class AENGM(InputGradientSGD):
     """v <- momentum v + (1/n) sum_i min(alpha / (gamma1 ||dL_i/dx_i|| + gamma0), 1) g_i; theta <- theta - lr v.
 
     Every tau-th call of backward, the first included, gradient norms are computed beside the input gradients, and the
-    line (gamma0, gamma1), at first (0, 1), goes to gamma_momentum of itself plus the rest of the least squares fit.
+    line (gamma0, gamma1), initially (0, 1), becomes gamma_momentum times itself plus the rest of the least squares fit.
     Between these calls no norms are computed. `backward(losses, inputs=x_adv)` takes the input gradients from the
     backward pass of the losses; `backward(losses, input_gradient=g)` computes none.
-    alpha: as for ENGM. tau >= 1: calls between two fits. use_exact_on_refresh: whether the calls that fit take their
-    weights from the norms that they have computed; with tau = 1 that is ENGM. norms: how these are found, see
-    `pyengm.per_example_grad_norms`; "exact" takes one backward pass per example.
-    The other arguments are those of torch.optim.SGD; weight decay is added outside the weighted sum.
     Where torch.distributed runs, all processes must call backward equally often, and share every fit.
-    Raises ConfigError for hyperparameters out of range. Source: Dabouei et al. 2022, Sec. 2.5 and Alg. 1, with min in place of
-    the max in Eq. 7, and the norm around the input gradient alone, as in Eq. 6.
+
+    Args:
+        params: Parameters, or groups of them, as for torch.optim.SGD.
+        lr: Learning rate.
+        momentum: Momentum.
+        weight_decay: Weight decay, added outside the weighted sum.
+        alpha: Largest norm of an example's gradient, as for ENGM.
+        tau: Calls between two fits, >= 1.
+        gamma_momentum: Share of the old line, from 0 to 1.
+        use_exact_on_refresh: Whether the calls that fit take their weights from the norms that they have computed; with
+            tau = 1 that is ENGM.
+        norms: How gradient norms are found, see `pyengm.per_example_grad_norms`; "exact" takes one backward pass per
+            example.
+        sgd_options: The other arguments of torch.optim.SGD.
+
+    Raises:
+        ConfigError: A hyperparameter is out of range.
+
+    References:
+        Dabouei et al. 2022, Sec. 2.5 and Alg. 1, with min in place of the max in Eq. 7, and the norm around the input
+        gradient alone, as in Eq. 6.
     """
+
+    info = OptimizerInfo(
+        name="aengm",
+        title="NENGM, with norms fitted to input gradients every tau steps",
+        reference="Dabouei et al. 2022",
+        weighs_examples=True,
+        needs_inputs=True,
+    )
 
     stateful_attributes = ("norms", "regression")
     alpha = Hyperparameter("a number > 0 (infinity switches the weights off)", lambda value: value > 0)

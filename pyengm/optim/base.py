@@ -1,4 +1,4 @@
-"""Momentum SGD whose backward pass takes one loss per example: what every optimiser of the family shares."""
+"""Momentum SGD whose backward pass takes one loss per example: the base of every optimiser of the family."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from pyengm.errors import ConfigError
 from pyengm.optim.hyperparameter import hyperparameters_of
+from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.statistics import summarize
 from pyengm.pergrad import ExampleWeights, check_losses
 
 
 @dataclass(frozen=True)
 class BackwardCall:
-    """The arguments of one `backward`, and the parameters that it is about."""
+    """The arguments of one `backward`, and the parameters that get gradients."""
 
     losses: Tensor
     params: list[Tensor]
@@ -26,22 +27,34 @@ class BackwardCall:
 
     @property
     def tracked(self) -> Tensor | None:
-        """The inputs where they are to get a gradient."""
+        """The inputs, where they require grad."""
         return self.inputs if self.inputs is not None and self.inputs.requires_grad else None
 
 
 class PerExampleSGD(torch.optim.SGD):
     """torch.optim.SGD with `backward(losses)`; subclasses decide the weights of the examples, or change the step.
 
-    Subclasses override `_accumulate_grads`, which adds to .grad, and `_transform_grads`, which works on .grad right before torch's update.
-    Further arguments are those of torch.optim.SGD. Raises ConfigError for a hyperparameter that is out of range or in a group
-    where one number must serve all, and for parameters that are sharded over processes.
+    Subclasses override `_accumulate_grads`, which adds to .grad, and `_transform_grads`, which changes .grad right
+    before torch's update.
+
+    Args:
+        params: Parameters, or groups of them, as for torch.optim.SGD.
+        lr: Learning rate.
+        momentum: Momentum.
+        weight_decay: Weight decay.
+        sgd_options: The other arguments of torch.optim.SGD.
+
+    Attributes:
+        info: The facts of the optimiser, see `OptimizerInfo`.
+        stateful_attributes: Names of attributes with state_dict and load_state_dict, part of the optimiser's state.
+
+    Raises:
+        ConfigError: A hyperparameter is out of range, or is given to a group although it is one value for all; or the
+            parameters are sharded over processes.
     """
 
-    needs_inputs: ClassVar[bool] = False  # whether `backward` has to be given inputs, or their gradient
-    stateful_attributes: ClassVar[
-        tuple[str, ...]
-    ] = ()  # attributes with state_dict and load_state_dict, part of the optimiser's
+    info: ClassVar[OptimizerInfo] = OptimizerInfo()
+    stateful_attributes: ClassVar[tuple[str, ...]] = ()
     _used: tuple[ExampleWeights, ...] = ()  # since the last step
     _last: tuple[ExampleWeights, ...] = ()  # of the last step
     _graph_checked = False
@@ -62,14 +75,22 @@ class PerExampleSGD(torch.optim.SGD):
     ) -> ExampleWeights | None:
         """Adds the gradient of (1/n) sum_i w_i L_i to .grad of the optimiser's parameters, w_i held constant.
 
-        losses: (n,), one per example, with their graph, which is freed. inputs: (n, ...), what went into the model,
-        requiring grad: its .grad becomes the gradient of the same weighted mean, and AENGM and NENGM weigh by it.
-        input_gradient: (n, ...), the gradient of sum_i L_i in the inputs where it is known already, such as that of the
-        attack's last step; it is used in place of one computed here. scaler: puts its scale on the gradients; call
-        scaler.step and scaler.update as usual. accumulate: the number of such calls that make up one step.
-        Returns the norms and weights, or None where all weights are 1 and no norms were needed.
-        Raises ValueError for losses of another shape, without a graph, that depend on none of the parameters or on
-        parameters that the optimiser was not given; NonFiniteError when losses or norms are not finite.
+        Args:
+            losses: (n,) losses, one per example, with their graph, which is freed.
+            inputs: (n, ...) inputs of the model, requiring grad: their .grad becomes the gradient of the same weighted
+                mean, and AENGM and NENGM weigh by it.
+            input_gradient: (n, ...) the gradient of sum_i L_i in the inputs where it is known already, such as that of
+                the attack's last step; it is used in place of one computed here.
+            scaler: Scales the gradients; call scaler.step and scaler.update as usual.
+            accumulate: The number of such calls that make up one step.
+
+        Returns:
+            The norms and weights, or None where all weights are 1 and no norms were needed.
+
+        Raises:
+            ValueError: The losses have another shape or no graph, or depend on none of the parameters, or on parameters
+                that the optimiser was not given.
+            NonFiniteError: Losses or norms are not finite.
         """
         if accumulate < 1:
             raise ValueError(f"accumulate is {accumulate}; expected the number of backward calls per step, 1 or more")
@@ -78,7 +99,7 @@ class PerExampleSGD(torch.optim.SGD):
             _check_leaves(losses, params)
             self._graph_checked = True
         if inputs is not None:
-            inputs.grad = None  # what it becomes belongs to this call alone
+            inputs.grad = None  # .grad is that of this call alone
         used = self._accumulate_grads(BackwardCall(losses, params, inputs, input_gradient, scaler, accumulate))
         if used is not None:
             self._used = (*self._used, used)
@@ -86,7 +107,17 @@ class PerExampleSGD(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Updates the parameters from .grad. closure: as for torch.optim.SGD. Raises RuntimeError without gradients."""
+        """Updates the parameters from .grad.
+
+        Args:
+            closure: As for torch.optim.SGD.
+
+        Returns:
+            What the closure returned, or None.
+
+        Raises:
+            RuntimeError: There are no gradients.
+        """
         result = None
         if closure is not None:
             with torch.enable_grad():
@@ -102,10 +133,11 @@ class PerExampleSGD(torch.optim.SGD):
         """Called before the batches of `epoch`, counted from 0; not when a run resumes within it."""
 
     def statistics(self) -> dict[str, float]:
-        """What the last step, or the backward calls since then, did to the examples, for a log; computed when asked.
+        """What the last step, or the backward calls since then, did to the examples, for a log; computed on each call.
 
-        Keys: "clipped" (the share of examples with a weight below 1); "weight", "norm" and "input_norm" with "_mean",
-        "_p10", "_p50" and "_p90", for what the optimiser computes; empty where all weights are 1.
+        Returns:
+            "clipped" (the share of examples with a weight below 1); "weight", "norm" and "input_norm" with "_mean",
+            "_p10", "_p50" and "_p90", for what the optimiser computes; empty where all weights are 1.
         """
         return summarize(self._used or self._last)
 
@@ -116,22 +148,22 @@ class PerExampleSGD(torch.optim.SGD):
     def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights | None:
         check_losses(call.losses)
         loss = call.losses.mean() if call.accumulate == 1 else call.losses.mean() / call.accumulate
-        asked = [] if call.tracked is None else [call.tracked]
-        (loss if call.scaler is None else call.scaler.scale(loss)).backward(inputs=call.params + asked)
+        tracked = [] if call.tracked is None else [call.tracked]
+        (loss if call.scaler is None else call.scaler.scale(loss)).backward(inputs=call.params + tracked)
         return None
 
     def _transform_grads(self) -> None:
         pass
 
     def _torch_step(self) -> None:
-        step = torch.optim.SGD.step  # torch wraps it with the step hooks, which are to run once, around ours
+        step = torch.optim.SGD.step  # torch wraps it with the step hooks, which must run once, around ours
         (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
 
     def _define(self, **values: Any) -> None:
-        """Gives the hyperparameters their first values, but where a parameter group brought its own."""
+        """Sets the initial values of hyperparameters, except in parameter groups that have their own."""
         for name, value in values.items():
             hyperparameters_of(type(self))[name].check(value)
             self.defaults[name] = value
@@ -148,7 +180,7 @@ class PerExampleSGD(torch.optim.SGD):
         super().add_param_group(param_group)
         if any(hasattr(p, "device_mesh") for p in self.param_groups[-1]["params"]):
             raise ConfigError(
-                "the parameters are sharded (FSDP2), and per-example losses reach only whole ones; "
+                "the parameters are sharded (FSDP2), and per-example losses need whole ones; "
                 "use DistributedDataParallel, or a plain torch.optim.SGD"
             )
         self._graph_checked = False
@@ -161,7 +193,7 @@ class PerExampleSGD(torch.optim.SGD):
             {key: value for key, value in state_dict.items() if key not in self.stateful_attributes}
         )
         for name in self.stateful_attributes:
-            if name in state_dict:  # not so in the state of another SGD
+            if name in state_dict:  # the state of another SGD has none
                 getattr(self, name).load_state_dict(state_dict[name])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -170,7 +202,7 @@ class PerExampleSGD(torch.optim.SGD):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for name in hyperparameters_of(type(self)):
-            for group in self.param_groups:  # the state of another SGD has no such value: keep one's own
+            for group in self.param_groups:  # the state of another SGD has no such value: keep the current one
                 group.setdefault(name, self.defaults[name])
             self.defaults[name] = self.param_groups[0][name]
 
@@ -180,8 +212,9 @@ def _check_leaves(losses: Tensor, params: list[Tensor]) -> None:
     given, leaves, seen, waiting = set(map(id, params)), [], {losses.grad_fn}, [losses.grad_fn]
     while waiting:
         node = waiting.pop()
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            leaves.append(variable)
         following = {following for following, _ in getattr(node, "next_functions", ()) if following is not None} - seen
         seen |= following
         waiting += following
@@ -194,3 +227,9 @@ def _check_leaves(losses: Tensor, params: list[Tensor]) -> None:
         )
     if not any(id(leaf) in given for leaf in leaves):
         raise ValueError("the losses depend on none of the optimiser's parameters; was it given another model's?")
+
+
+def require_norms(norms: Tensor | None) -> Tensor:
+    """The norms that a weighted backward pass was to compute, which are never None."""
+    assert norms is not None, "the backward pass computes the norms that its weights need"
+    return norms

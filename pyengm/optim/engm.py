@@ -3,23 +3,48 @@
 import math
 from typing import Any
 
+from torch import Tensor
+
 from pyengm.ops import clip_weights
-from pyengm.optim.base import BackwardCall, PerExampleSGD
+from pyengm.optim.base import BackwardCall, PerExampleSGD, require_norms
 from pyengm.optim.hyperparameter import Hyperparameter
+from pyengm.optim.info import OptimizerInfo
+from pyengm.optim.registry import register_optimizer
 from pyengm.pergrad import Estimator, ExampleWeights, weighted_backward
 
 
+@register_optimizer
 class ENGM(PerExampleSGD):
     """v <- momentum v + (1/n) sum_i min(alpha / ||g_i||, 1) g_i; theta <- theta - lr v.
 
     The gradient of every example is clipped to norm alpha before the average; the norm is over all parameters of all
-    groups jointly. alpha > 0: 5 for ResNet-18 on CIFAR-10, growing with the square root of the number of parameters
-    (`scale_alpha`); infinity gives momentum SGD exactly, at its price. It may be changed at any time: `opt.alpha = 3`.
-    norms: how gradient norms are found, see `pyengm.per_example_grad_norms`; what they learn about the model under
-    batch norm in training mode is part of state_dict.
-    The other arguments are those of torch.optim.SGD; weight decay is added outside the clipped sum.
-    Raises ConfigError for alpha <= 0. Source: Dabouei et al. 2022, Eq. 5.
+    groups jointly.
+
+    Args:
+        params: Parameters, or groups of them, as for torch.optim.SGD.
+        lr: Learning rate.
+        momentum: Momentum.
+        weight_decay: Weight decay, added outside the clipped sum.
+        alpha: Largest norm of an example's gradient, > 0: 5 for ResNet-18 on CIFAR-10, growing with the square root of
+            the number of parameters (`scale_alpha`); infinity gives momentum SGD exactly, at its price. It may be
+            changed at any time: `opt.alpha = 3`.
+        norms: How gradient norms are found, see `pyengm.per_example_grad_norms`; what is fitted to the model under
+            batch norm in training mode is part of state_dict.
+        sgd_options: The other arguments of torch.optim.SGD.
+
+    Raises:
+        ConfigError: alpha <= 0.
+
+    References:
+        Dabouei et al. 2022, Eq. 5.
     """
+
+    info = OptimizerInfo(
+        name="engm",
+        title="every example's gradient clipped to norm alpha",
+        reference="Dabouei et al. 2022",
+        weighs_examples=True,
+    )
 
     stateful_attributes = ("norms",)
     alpha = Hyperparameter("a number > 0 (infinity switches the clipping off)", lambda value: value > 0)
@@ -45,9 +70,12 @@ class ENGM(PerExampleSGD):
         return weighted_backward(
             call.losses,
             call.params,
-            lambda norms, _: clip_weights(norms, self.alpha),
+            self._weigh,
             self.norms,
             inputs=call.tracked,
             scaler=call.scaler,
             accumulate=call.accumulate,
         )
+
+    def _weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
+        return clip_weights(require_norms(norms), self.alpha)

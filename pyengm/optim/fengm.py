@@ -1,4 +1,4 @@
-"""F-ENGM: ENGM with every gradient brought to the same norm."""
+"""F-ENGM: ENGM with every gradient rescaled to the same norm."""
 
 import math
 from typing import Any
@@ -6,19 +6,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyengm.optim.base import BackwardCall, PerExampleSGD
+from pyengm.optim.base import BackwardCall, PerExampleSGD, require_norms
 from pyengm.optim.hyperparameter import Hyperparameter
+from pyengm.optim.info import OptimizerInfo
+from pyengm.optim.registry import register_optimizer
 from pyengm.pergrad import Estimator, ExampleWeights, weighted_backward
 
 
+@register_optimizer
 class FENGM(PerExampleSGD):
     """v <- momentum v + (1/n) sum_i (alpha / ||g_i||) g_i; theta <- theta - lr v.
 
-    Short gradients are made longer, unlike in ENGM; a gradient of 0 stays 0. alpha > 0 and finite: the norm of every
-    example's contribution; the paper's formula has 1, and its text a constant. norms: as for ENGM.
-    The other arguments are those of torch.optim.SGD; weight decay is added outside the sum.
-    Raises ConfigError for alpha <= 0 or infinite. Source: Dabouei et al. 2022, Sec. 3.1 (F-ENGM).
+    Gradients of small norm are enlarged, unlike in ENGM; a gradient of 0 stays 0.
+
+    Args:
+        params: Parameters, or groups of them, as for torch.optim.SGD.
+        lr: Learning rate.
+        momentum: Momentum.
+        weight_decay: Weight decay, added outside the sum.
+        alpha: Norm of every example's contribution, > 0 and finite; the paper's formula has 1, and its text a constant.
+        norms: How gradient norms are found, as for ENGM.
+        sgd_options: The other arguments of torch.optim.SGD.
+
+    Raises:
+        ConfigError: alpha is <= 0 or infinite.
+
+    References:
+        Dabouei et al. 2022, Sec. 3.1 (F-ENGM).
     """
+
+    info = OptimizerInfo(
+        name="fengm",
+        title="every example's gradient rescaled to norm alpha",
+        reference="Dabouei et al. 2022",
+        weighs_examples=True,
+    )
 
     stateful_attributes = ("norms",)
     alpha = Hyperparameter("a finite number > 0", lambda value: 0 < value < math.inf)
@@ -49,6 +71,7 @@ class FENGM(PerExampleSGD):
             accumulate=call.accumulate,
         )
 
-    def _weigh(self, norms: Tensor, _: Tensor | None) -> Tensor:
-        shortest = self.alpha / torch.finfo(norms.dtype).max  # its weight is the largest number there is
-        return torch.where(norms > shortest, self.alpha / norms, 0.0)
+    def _weigh(self, norms: Tensor | None, input_norms: Tensor | None) -> Tensor:
+        norms = require_norms(norms)
+        smallest = self.alpha / torch.finfo(norms.dtype).max  # its weight is the largest finite number
+        return torch.where(norms > smallest, self.alpha / norms, 0.0)

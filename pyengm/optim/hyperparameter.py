@@ -1,4 +1,4 @@
-"""Options of an optimiser that can be changed at any time: attributes that live in the parameter groups."""
+"""Options of an optimiser that can be changed at any time: attributes that are kept in the parameter groups."""
 
 import inspect
 from collections.abc import Callable
@@ -10,9 +10,14 @@ from pyengm.errors import ConfigError
 class Hyperparameter:
     """An attribute of an optimiser, kept in every parameter group, so that state_dict has it; setting it sets all.
 
-    expected, allowed: what a value must be, in words and as a function. joint: one value must serve all groups; other
-    hyperparameters may differ by group, and the attribute then reads the first group's.
-    Setting raises ConfigError for a value that is not allowed.
+    Args:
+        expected: What a value must be, in words.
+        allowed: Whether a value is allowed.
+        joint: Whether the value is one for all groups; other hyperparameters may differ by group, and the attribute
+            then reads that of the first group.
+
+    Raises:
+        ConfigError: On setting, for a value that is not allowed.
     """
 
     def __init__(self, expected: str, allowed: Callable[[Any], bool], *, joint: bool = True):
@@ -31,12 +36,13 @@ class Hyperparameter:
             group[self.name] = value
 
     def check(self, value: Any) -> None:
+        """Raises ConfigError for a value that is not allowed."""
         if not self.allowed(value):
             raise ConfigError(f"{self.name} is {value!r}; expected {self.expected}")
 
 
 def hyperparameters_of(kind: type) -> dict[str, Hyperparameter]:
-    """The hyperparameters of a class and of those it is made of, by name."""
+    """The hyperparameters of a class and of its base classes, by name."""
     return {
         name: hyperparameter
         for c in reversed(kind.__mro__)
@@ -46,6 +52,6 @@ def hyperparameters_of(kind: type) -> dict[str, Hyperparameter]:
 
 
 def defaults_of(kind: type) -> dict[str, Any]:
-    """The values that the hyperparameters of a class have unless its caller gives others."""
+    """The default values of the hyperparameters of a class, by name."""
     arguments = inspect.signature(kind).parameters
     return {name: arguments[name].default for name in hyperparameters_of(kind) if name in arguments}

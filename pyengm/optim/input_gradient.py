@@ -1,36 +1,45 @@
-"""For optimisers that weigh the examples by the norms of their input gradients."""
+"""The base of optimisers that weigh the examples by the norms of their input gradients."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from pyengm.errors import NonFiniteError
-from pyengm.optim.base import BackwardCall, PerExampleSGD
+from pyengm.optim.base import BackwardCall, PerExampleSGD, require_norms
+from pyengm.optim.info import OptimizerInfo
 from pyengm.pergrad import Estimator, ExampleWeights, check_losses, weighted_backward
-from pyengm.pergrad.backward import Weigh
+
+Weigh = Callable[[Tensor | None, Tensor], Tensor]
+"""weigh(norms, input_norms) -> weights, (n,) each."""
 
 
 class InputGradientSGD(PerExampleSGD):
-    """Input gradients come from the backward pass of the losses, or from the caller, who has them from the attack."""
+    """Weighs the examples by input gradients from the backward pass of the losses, or from the caller's attack."""
 
-    needs_inputs = True
+    info = OptimizerInfo(weighs_examples=True, needs_inputs=True)
 
     def _weighted(self, call: BackwardCall, weigh: Weigh, estimator: Estimator | None) -> ExampleWeights:
-        """weigh(norms, input_norms) gives the weights; norms are None without an estimator."""
-        options = {"scaler": call.scaler, "accumulate": call.accumulate}
+        """weigh(norms, input_norms) returns the weights (n,); norms are None without an estimator."""
+        run = partial(weighted_backward, call.losses, call.params, scaler=call.scaler, accumulate=call.accumulate)
         if call.input_gradient is None:
             if call.inputs is None:
                 raise ValueError(
                     f"{type(self).__name__} weighs examples by their input gradients; call x_adv.requires_grad_() "
                     "before the model, and then backward(losses, inputs=x_adv)"
                 )
-            options |= {"inputs": call.inputs, "input_norms": True}
-            return weighted_backward(call.losses, call.params, weigh, estimator, **options)
+            return run(
+                lambda norms, input_norms: weigh(norms, require_norms(input_norms)),
+                estimator,
+                inputs=call.inputs,
+                input_norms=True,
+            )
         given = _given_norms(call.losses, call.input_gradient)
         if estimator is None:
             return _accumulate_weighted(call, weigh(None, given), given)
-        used = weighted_backward(call.losses, call.params, lambda norms, _: weigh(norms, given), estimator, **options)
+        used = run(lambda norms, _: weigh(norms, given), estimator)
         return replace(used, input_norms=given)
 
 
@@ -48,7 +57,7 @@ def _given_norms(losses: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _accumulate_weighted(call: BackwardCall, weights: Tensor, input_norms: Tensor) -> ExampleWeights:
-    """One ordinary backward pass: the weights are known before it."""
+    """One ordinary backward pass, for weights that are known before it."""
     factors = weights / (len(weights) * call.accumulate)
     factors = factors if call.scaler is None else call.scaler.scale(factors)
     torch.autograd.backward(call.losses, factors.to(call.losses.dtype), inputs=call.params)

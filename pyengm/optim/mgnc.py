@@ -5,16 +5,35 @@ from typing import Any
 import torch
 
 from pyengm.optim.hyperparameter import Hyperparameter
+from pyengm.optim.info import OptimizerInfo
+from pyengm.optim.registry import register_optimizer
 from pyengm.optim.total_norm import TotalNormSGD
 
 
+@register_optimizer
 class MGNC(TotalNormSGD):
     """v <- momentum v + min(1, max_norm / ||g||) g with g = (1/n) sum_i g_i; theta <- theta - lr v.
 
-    The norm is over all parameters of all groups jointly; weight decay is added after the clipping.
-    max_norm > 0; infinity never clips. The other arguments are those of torch.optim.SGD.
-    Raises ConfigError for max_norm <= 0. Source: Dabouei et al. 2022, Sec. 3.1 (MSGD+GNC).
+    The norm is over all parameters of all groups jointly.
+
+    Args:
+        params: Parameters, or groups of them, as for torch.optim.SGD.
+        lr: Learning rate.
+        momentum: Momentum.
+        weight_decay: Weight decay, added after the clipping.
+        max_norm: Largest norm of the batch's gradient, > 0; infinity never clips.
+        sgd_options: The other arguments of torch.optim.SGD.
+
+    Raises:
+        ConfigError: max_norm <= 0.
+
+    References:
+        Dabouei et al. 2022, Sec. 3.1 (MSGD+GNC).
     """
+
+    info = OptimizerInfo(
+        name="mgnc", title="momentum SGD with the batch's gradient clipped", reference="Dabouei et al. 2022"
+    )
 
     max_norm = Hyperparameter("a number > 0 (infinity switches the clipping off)", lambda value: value > 0)
 

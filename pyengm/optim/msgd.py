@@ -1,10 +1,23 @@
 """MSGD: momentum SGD, every example with weight 1."""
 
 from pyengm.optim.base import PerExampleSGD
+from pyengm.optim.info import OptimizerInfo
+from pyengm.optim.registry import register_optimizer
 
 
+@register_optimizer
 class MSGD(PerExampleSGD):
-    """v <- momentum v + (1/n) sum_i g_i; theta <- theta - lr v. Further arguments are those of torch.optim.SGD.
+    """v <- momentum v + (1/n) sum_i g_i; theta <- theta - lr v.
 
-    Source: Dabouei et al. 2022, Eq. 3.
+    Args:
+        params: Parameters, or groups of them, as for torch.optim.SGD.
+        lr: Learning rate.
+        momentum: Momentum.
+        weight_decay: Weight decay.
+        sgd_options: The other arguments of torch.optim.SGD.
+
+    References:
+        Dabouei et al. 2022, Eq. 3.
     """
+
+    info = OptimizerInfo(name="msgd", title="momentum SGD")

@@ -6,20 +6,43 @@ from typing import Any
 from pyengm.ops import clip_weights
 from pyengm.optim.base import BackwardCall
 from pyengm.optim.hyperparameter import Hyperparameter
+from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.input_gradient import InputGradientSGD
+from pyengm.optim.registry import register_optimizer
 from pyengm.pergrad import ExampleWeights
 
 
+@register_optimizer
 class NENGM(InputGradientSGD):
     """v <- momentum v + (1/n) sum_i min(alpha / ||dL_i/dx_i||, 1) g_i; theta <- theta - lr v.
 
     `backward(losses, inputs=x_adv)` takes the input gradients from the backward pass of the losses;
     `backward(losses, input_gradient=g)` computes none. No gradient norms are computed in either.
-    Under batch norm in training mode dL_i/dx_i holds the terms of the other examples' losses too.
-    alpha > 0: 0.5 for ResNet-18 on CIFAR-10; infinity gives momentum SGD exactly, at its price.
-    The other arguments are those of torch.optim.SGD; weight decay is added outside the weighted sum.
-    Raises ConfigError for alpha <= 0. Source: Dabouei et al. 2022, Sec. 2.5, with min in place of the max in Eq. 7.
+    Under batch norm in training mode dL_i/dx_i contains the terms of the other examples' losses too.
+
+    Args:
+        params: Parameters, or groups of them, as for torch.optim.SGD.
+        lr: Learning rate.
+        momentum: Momentum.
+        weight_decay: Weight decay, added outside the weighted sum.
+        alpha: Norm of the input gradient above which an example is weighted down, > 0: 0.5 for ResNet-18 on CIFAR-10;
+            infinity gives momentum SGD exactly, at its price.
+        sgd_options: The other arguments of torch.optim.SGD.
+
+    Raises:
+        ConfigError: alpha <= 0.
+
+    References:
+        Dabouei et al. 2022, Sec. 2.5, with min in place of the max in Eq. 7.
     """
+
+    info = OptimizerInfo(
+        name="nengm",
+        title="ENGM with weights from input gradients",
+        reference="Dabouei et al. 2022",
+        weighs_examples=True,
+        needs_inputs=True,
+    )
 
     alpha = Hyperparameter("a number > 0 (infinity switches the weights off)", lambda value: value > 0)
 

@@ -5,20 +5,36 @@ from typing import Any
 import torch
 
 from pyengm.optim.hyperparameter import Hyperparameter
+from pyengm.optim.info import OptimizerInfo
+from pyengm.optim.registry import register_optimizer
 from pyengm.optim.total_norm import TotalNormSGD
+from pyengm.utils import foreach
 
 
+@register_optimizer
 class SNGM(TotalNormSGD):
     """v <- momentum v + g / ||g|| with g = sum_i g_i; theta <- theta - lr v.
 
     The norm is over all parameters of all groups jointly; a gradient of 0 stays 0. Before torch's update .grad is
     replaced by the normalised gradient.
-    decay_inside: False adds weight decay to the normalised gradient, as SGD does; True makes it part of g, as the
-    gradient of the L2-regularised loss, which is (1/n) sum_i g_i + weight_decay theta.
-    The other arguments are those of torch.optim.SGD.
-    Source: Zhao et al. 2020, "Stochastic Normalized Gradient Descent with Momentum for Large Batch Training"; Dabouei
-    et al. 2022, Eq. 4.
+
+    Args:
+        params: Parameters, or groups of them, as for torch.optim.SGD.
+        lr: Learning rate.
+        momentum: Momentum.
+        weight_decay: Weight decay.
+        decay_inside: False adds weight decay to the normalised gradient, as SGD does; True makes it part of g, as the
+            gradient of the L2-regularised loss, which is (1/n) sum_i g_i + weight_decay theta.
+        sgd_options: The other arguments of torch.optim.SGD.
+
+    References:
+        Zhao et al. 2020, "Stochastic Normalized Gradient Descent with Momentum for Large Batch Training"; Dabouei et
+        al. 2022, Eq. 4.
     """
+
+    info = OptimizerInfo(
+        name="sngm", title="momentum SGD with the batch's gradient normalised", reference="Zhao et al. 2020"
+    )
 
     decay_inside = Hyperparameter("True or False", lambda value: isinstance(value, bool))
 
@@ -38,13 +54,13 @@ class SNGM(TotalNormSGD):
     def _transform_grads(self) -> None:
         if self.decay_inside:
             for group in self.param_groups:
-                moving = [p for p in group["params"] if p.grad is not None]
-                if moving and group["weight_decay"]:
+                trained = [p for p in group["params"] if p.grad is not None]
+                if trained and group["weight_decay"]:
                     decay = -group["weight_decay"] if group["maximize"] else group["weight_decay"]
-                    torch._foreach_add_([p.grad for p in moving], moving, alpha=decay)
+                    foreach.add_([p.grad for p in trained], trained, alpha=decay)
         gradients = self._gradients()
         self._total_norm = norm = torch.nn.utils.get_total_norm(gradients)
-        torch._foreach_mul_(gradients, torch.where(norm > 0, 1 / norm, norm))
+        foreach.mul_(gradients, torch.where(norm > 0, 1 / norm, norm))
 
     def _torch_step(self) -> None:
         decays = [group["weight_decay"] for group in self.param_groups]

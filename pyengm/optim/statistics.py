@@ -1,4 +1,4 @@
-"""What a step did to the examples of its batch, as a few numbers for a log."""
+"""Weights and norms of the examples of a batch, summarised for a log."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,11 @@ QUANTILES = (0.1, 0.5, 0.9)
 def summarize(used: Sequence[ExampleWeights]) -> dict[str, float]:
     """The share of clipped examples, and mean and quantiles of weights and norms over all examples of the calls.
 
-    Keys: "clipped", and "weight", "norm" and "input_norm" with "_mean", "_p10", "_p50" and "_p90", where computed.
+    Args:
+        used: What the backward calls of a step returned.
+
+    Returns:
+        "clipped", and "weight", "norm" and "input_norm" with "_mean", "_p10", "_p50" and "_p90", where computed.
     """
     if not used:
         return {}
@@ -23,14 +27,14 @@ def summarize(used: Sequence[ExampleWeights]) -> dict[str, float]:
         "input_norm": [one.input_norms for one in used if one.input_norms is not None],
     }
     joined = {name: torch.cat(parts) for name, parts in values.items() if parts}
-    numbers = {"clipped": (joined["weight"] < 1).double().mean()}
-    for name, all_of_them in joined.items():
-        numbers |= _describe(name, all_of_them)
-    return dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))  # one transfer
+    summary = {"clipped": (joined["weight"] < 1).double().mean()}
+    for name, all_values in joined.items():
+        summary |= _describe(name, all_values)
+    return dict(zip(summary, torch.stack(list(summary.values())).tolist(), strict=True))  # one transfer
 
 
 def _describe(name: str, values: Tensor) -> dict[str, Tensor]:
     values = values.double()
     quantiles = values.quantile(torch.tensor(QUANTILES, dtype=values.dtype, device=values.device))
-    places = {f"{name}_p{100 * q:.0f}": value for q, value in zip(QUANTILES, quantiles, strict=True)}
-    return {f"{name}_mean": values.mean()} | places
+    by_name = {f"{name}_p{100 * q:.0f}": value for q, value in zip(QUANTILES, quantiles, strict=True)}
+    return {f"{name}_mean": values.mean()} | by_name

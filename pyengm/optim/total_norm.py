@@ -1,4 +1,4 @@
-"""For optimisers that change the length of the whole gradient right before the update."""
+"""The base of optimisers that change the norm of the whole gradient right before the update."""
 
 from typing import Any
 
@@ -8,16 +8,21 @@ from pyengm.optim.base import PerExampleSGD
 
 
 class TotalNormSGD(PerExampleSGD):
-    """Keeps the length that a step found, for `statistics`; a GradScaler's scale is gone before it is measured."""
+    """Keeps the norm that a step has measured, for `statistics`; a GradScaler unscales the gradient before that.
+
+    Args:
+        args: Positional arguments of `PerExampleSGD`.
+        options: Other arguments of `PerExampleSGD`.
+    """
 
     _total_norm: Tensor | None = None
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
-        self._step_supports_amp_scaling = False  # else a fused update gets scaled gradients, after our look at them
+        self._step_supports_amp_scaling = False  # else a fused update gets scaled gradients, after we have changed them
 
     def statistics(self) -> dict[str, float]:
-        """As of every optimiser, and "total_norm": the length of the last step's gradient before it was changed."""
+        """As of every optimiser, and "total_norm": the norm of the last step's gradient before it was changed."""
         own = {} if self._total_norm is None else {"total_norm": self._total_norm.item()}
         return super().statistics() | own
 

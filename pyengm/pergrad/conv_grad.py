@@ -31,7 +31,7 @@ class Geometry:
 
 
 class Flat(NamedTuple):
-    """Arguments of the kernels: a convolution of two dimensions, one picture and one group a row."""
+    """Arguments of the kernels: a convolution of two dimensions, one image and one group a row."""
 
     x: Tensor  # (n groups, C, H, W)
     g: Tensor  # (n groups, O, Ho, Wo)
@@ -41,9 +41,9 @@ class Flat(NamedTuple):
     dilation: tuple[int, ...]
 
     def has_kernels(self) -> bool:
-        """Whether the ops run native kernels here; elsewhere they would unfold all pictures at once."""
+        """Whether the ops run native kernels here; elsewhere they would unfold all images at once."""
         if self.x.is_cuda:
-            return conv_dispatch.serves(self.x, self.g, self[2:])
+            return conv_dispatch.supports(self.x, self.g, self[2:])
         return self.x.device.type == "cpu"
 
     def gram_is_cheaper(self) -> bool:
@@ -67,7 +67,7 @@ class ChannelsInnermost(DenseGrad):
 
 
 class ConvGrad(PerExampleGrad):
-    """x (n, U, C, *positions in), g (n, U, O, *positions out): U pictures of each example.
+    """x (n, U, C, *positions in), g (n, U, O, *positions out): U images of each example.
 
     Operands of 16 bits go to the kernels of a GPU as they are, and become float32 elsewhere; so are all results.
     """
@@ -81,18 +81,18 @@ class ConvGrad(PerExampleGrad):
 
     def squares(self, keep: bool = False) -> Tensor:
         flat = self._flat()
-        native = flat is not None and flat.has_kernels()
+        native = flat if flat is not None and flat.has_kernels() else None
         if keep and self.n * self.shape.numel() <= KEEP * (self.x.numel() + self.g.numel()):
-            squares, gradients = conv_gradients(*flat) if native else (None, self.dense(slice(None)))
-            store = ChannelsInnermost if native and gradients.is_cuda else DenseGrad
+            squares, gradients = (None, self.dense(slice(None))) if native is None else conv_gradients(*native)
+            store = ChannelsInnermost if native is not None and gradients.is_cuda else DenseGrad
             self.kept = store(gradients.view(self.n, *self.shape))
             self.x = self.g = self.x.new_empty(0)
             return self.kept.squares() if squares is None else squares.view(self.n, -1).sum(1)
-        if native:
-            squares = (conv_gram_sqnorm if flat.gram_is_cheaper() else conv_direct_sqnorm)(*flat)
+        if native is not None:
+            squares = (conv_gram_sqnorm if native.gram_is_cheaper() else conv_direct_sqnorm)(*native)
             return squares.view(self.n, -1).sum(1)
         if flat is not None:
-            squares = torch.cat([part.squares() for part in self._unfolded()])
+            squares = torch.cat([part.squares() for part in _unfolded(flat)])
             return squares.view(self.n, -1).sum(1)
         return torch.cat([row_squares(self.dense(slice(i, i + 1))) for i in range(self.n)])
 
@@ -104,7 +104,7 @@ class ConvGrad(PerExampleGrad):
         if flat is not None and flat.has_kernels():
             return conv_gradients(*flat)[1].view(-1, *self.shape)
         if flat is not None:
-            return torch.cat([piece.dense(slice(None)) for piece in part._unfolded()]).view(-1, *self.shape)
+            return torch.cat([piece.dense(slice(None)) for piece in _unfolded(flat)]).view(-1, *self.shape)
         pairs = zip(part.g, part.x, strict=True)  # torch's kernel knows every geometry, but sums over its batch
         return torch.stack([self._weight_gradient(g, x) for g, x in pairs])
 
@@ -123,7 +123,8 @@ class ConvGrad(PerExampleGrad):
         first = uses[0]
         if any((use.geometry, use.x.shape[2:]) != (first.geometry, first.x.shape[2:]) for use in uses):
             return None
-        return cls(*(torch.cat([getattr(use, name) for use in uses], 1) for name in "xg"), first.weight, first.geometry)
+        x, g = (torch.cat([getattr(use, name) for use in uses], 1) for name in "xg")
+        return cls(x, g, first.weight, first.geometry)
 
     def one_by_one(self) -> bool:
         """Whether single examples' gradients are cheaper than what `row_dots` takes."""
@@ -140,7 +141,7 @@ class ConvGrad(PerExampleGrad):
         return torch.linalg.vecdot(g.flatten(3), y.view(*g.shape[:2], -1, *g.shape[3:]).flatten(3)).sum(1)
 
     def mean_row(self) -> Tensor:
-        """The mean patch, (1, I), or (O, I) for groups: that of the mean picture."""
+        """The mean patch, (1, I), or (O, I) for groups: that of the mean image."""
         x, groups = _wide(self.x).mean((0, 1))[None], self.geometry.groups
         positions = self.g.shape[3:]
         g = x.new_full((1, groups, *positions), 1 / positions.numel())
@@ -160,11 +161,11 @@ class ConvGrad(PerExampleGrad):
         )[1]  # fmt: skip
 
     def _flat(self) -> Flat | None:
-        """As one picture a row, for convolutions of one and two dimensions."""
+        """As one image a row, for convolutions of one and two dimensions."""
         k = self.geometry
         x, g = (self.g, self.x) if k.transposed else (self.x, self.g)
         window = [self.shape[2:], k.stride, k.padding, k.dilation]
-        if len(self.shape) == 3:  # a picture of height one
+        if len(self.shape) == 3:  # an image of height one
             x, g = x.unsqueeze(3), g.unsqueeze(3)
             window = [(fill, *pair) for fill, pair in zip((1, 1, 0, 1), window, strict=True)]
         elif len(self.shape) != 4:
@@ -176,14 +177,14 @@ class ConvGrad(PerExampleGrad):
         x, g = (t.squeeze(1).unflatten(1, (k.groups, -1)).flatten(0, 1) for t in (x, g))
         return Flat(x, g, *window)
 
-    def _unfolded(self) -> Iterator[OuterProductGrad]:
-        """As matrix products over unfolded pictures, a block of them at a time; elsewhere than on the CPU."""
-        flat = self._flat()
-        step = max(1, CHUNK_ELEMENTS // (math.prod(flat.kernel) * flat.x.shape[1] * flat.g.shape[2:].numel()))
-        for x, g in zip(_wide(flat.x).split(step), _wide(flat.g).split(step), strict=True):
-            patches = F.unfold(x, flat.kernel, flat.dilation, flat.padding, flat.stride)  # (m, I, T)
-            shape = torch.Size((g.shape[1], patches.shape[1]))
-            yield OuterProductGrad(g.flatten(2).mT[:, None], patches.mT[:, None], shape)  # (m, O, I)
+
+def _unfolded(flat: Flat) -> Iterator[OuterProductGrad]:
+    """As matrix products over unfolded images, a block of them at a time; elsewhere than on the CPU."""
+    step = max(1, CHUNK_ELEMENTS // (math.prod(flat.kernel) * flat.x.shape[1] * flat.g.shape[2:].numel()))
+    for x, g in zip(_wide(flat.x).split(step), _wide(flat.g).split(step), strict=True):
+        patches = F.unfold(x, flat.kernel, flat.dilation, flat.padding, flat.stride)  # (m, I, T)
+        shape = torch.Size((g.shape[1], patches.shape[1]))
+        yield OuterProductGrad(g.flatten(2).mT[:, None], patches.mT[:, None], shape)  # (m, O, I)
 
 
 def _wide(t: Tensor) -> Tensor:
@@ -199,7 +200,7 @@ def _with_all_windows(x: Tensor, g: Tensor, window: Sequence[Sequence[int]]) -> 
 
 
 def _stacked(x: Tensor, g: Tensor, stride: int, padding: int) -> tuple[Tensor, Tensor]:
-    """U pictures of an example below each other as one, so far apart that no window sees two of them."""
+    """U images of an example below each other as one, so far apart that no window sees two of them."""
     used, height = x.shape[1], x.shape[3]
     apart = math.ceil((height + padding) / stride) * stride
     last = (used - 1) * apart + height

@@ -10,7 +10,7 @@ from pyengm.pergrad.batch_norm.lowrank import lowrank_squares
 from pyengm.pergrad.engine import PerExampleBackward, prepare
 from pyengm.pergrad.exact import exact_norms, exact_squares
 from pyengm.pergrad.validation import Params, check_losses, named_params
-from pyengm.utils.distributed import all_reduce_sum, is_running
+from pyengm.utils.distributed import all_reduce_sum, is_initialized
 
 NORMS = ("auto", "exact", "frozen", "corrected", "lowrank")
 DEFAULT = "frozen"  # under batch norm in training mode: what measured best for its cost
@@ -91,7 +91,7 @@ class NormEstimator:
         return self._gaps and bool(((self._estimated == 0) & (total.sum(1) > 0)).any())
 
     def _among_others(self) -> bool:
-        return self.shared and is_running()
+        return self.shared and is_initialized()
 
     def _fit(self, found: PerExampleBackward, total: Tensor) -> None:
         chosen = _spread(total.sum(0), self.examples)
@@ -106,7 +106,7 @@ class NormEstimator:
         if self._exact is not None:
             self.fit_errors = _errors(self._fitted() @ estimated, exact.sum(0))
         exact, estimated = both
-        if self._exact is not None:
+        if self._exact is not None and self._estimated is not None:
             self.drift = ((self._fitted() @ estimated) / exact.sum()).sqrt().item() - 1
             aged = abs(self.drift) > DRIFT
             self.gap = max(1, self.gap // 2) if aged else min(2 * self.gap, self.interval)
@@ -115,8 +115,11 @@ class NormEstimator:
         self._exact, self._estimated, self.age, self._gaps = exact, estimated, 0, None
 
     def _fitted(self) -> Tensor:
-        whole = self._exact.sum() / self._estimated.sum().clamp(min=torch.finfo(torch.float64).tiny)
-        return torch.where(self._estimated > 0, self._exact / self._estimated, whole)
+        exact, estimated = self._exact, self._estimated
+        assert exact is not None  # there was a fit
+        assert estimated is not None
+        whole = exact.sum() / estimated.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        return torch.where(estimated > 0, exact / estimated, whole)
 
     def state_dict(self) -> dict[str, Any]:
         return {name.lstrip("_"): getattr(self, name) for name in STATE}
@@ -149,9 +152,9 @@ def per_example_grad_norms(losses: Tensor, params: Params, norms: str = "auto") 
     statistics right behind each layer, "lowrank" takes 16 further backward passes, and "exact" one for every example.
     The graph is kept, .grad is not touched, and parameters that the losses do not depend on count as 0.
     The first call for a model and shape takes some more passes that find and check what belongs to which example.
-    Raises ConfigError for another value of norms; UnsupportedOperationError, naming node and parameter, for what no rule serves and
-    for operations that mix examples; ValueError for losses of another shape or without a graph, or when no parameter
-    requires grad; NonFiniteError for losses that are not finite. Source: Dabouei et al. 2022, Eq. 5.
+    Raises ConfigError for another value of norms; UnsupportedOperationError, naming node and parameter, for what no
+    rule serves and for operations that mix examples; ValueError for losses of another shape or without a graph, or when
+    no parameter requires grad; NonFiniteError for losses that are not finite. Source: Dabouei et al. 2022, Eq. 5.
     """
     estimator = NormEstimator(norms, shared=False)
     check_losses(losses)

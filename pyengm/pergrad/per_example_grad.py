@@ -7,6 +7,7 @@ T positions, I inputs, O outputs, B independent products (groups, heads). Operan
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ class StackedGrads:
         self._lengths = [g.shape.numel() for g in gradients.values()]
 
     @staticmethod
-    def takes(gradient: PerExampleGrad) -> bool:
+    def takes(gradient: PerExampleGrad) -> TypeGuard[DenseGrad]:
         return isinstance(gradient, DenseGrad) and gradient.shape.numel() <= SMALL
 
     def squares(self) -> Tensor:

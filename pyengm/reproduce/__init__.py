@@ -1,4 +1,4 @@
-"""The tables of the papers, trained anew and set beside the printed figures."""
+"""The tables of the papers: training of their rows, and comparison with the published figures."""
 
 from pyengm.reproduce.presets import SCALES
 from pyengm.reproduce.run import ReproduceConfig, list_tables, reproduce

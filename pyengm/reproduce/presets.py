@@ -1,12 +1,6 @@
-"""What a row of a table is trained with at each scale, and how that differs from the paper, in words.
-
-full    the row as it is
-short   10,000 training images, fewer epochs, AutoAttack on 1,000 images: some minutes on a GPU
-smoke   the embedded digits and their recipe with the row's method and optimiser: seconds to minutes on a CPU
-"""
+"""The run of a row of a table at each scale, and its differences from the paper's in words."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,153 +9,173 @@ from pyengm.methods import METHODS
 from pyengm.reproduce.flops import epoch_flops
 from pyengm.training import TrainConfig
 from pyengm.training.config import PER_CALL
-from pyengm.training.option_parsing import BY_NAME, defaults_for, parse_options, parse_pixels
-from pyengm.training.recipes import BOUNDS, recipe_for
-from pyengm.training.schedule import in_proportion
+from pyengm.training.config_groups import ALL_OPTIMIZERS
+from pyengm.training.option_parsing import own_arguments, parse_options
+from pyengm.training.option_types import format_pixels, parse_number
+from pyengm.training.recipes import recipe_for
+from pyengm.training.schedule import scale_milestones
 
+# full: the row as it is. short: 10,000 training images, fewer epochs and AutoAttack on 1,000 images, some minutes on a
+# GPU. smoke: the embedded digits and their recipe with the row's method and optimiser, seconds to minutes on a CPU.
 SCALES = ("smoke", "short", "full")
 SHORT_IMAGES = 10_000
 SHORT_AUTOATTACK = 1_000
 SHORT_FLOPS = 1.5e16  # of the training of a row: 150 seconds at 100 teraflops
 SMOKE_DATA = "digits"
-LARGEST_FRACTION = 32  # of 255, in words
 
-# What the recipe of the digits decides in a smoke run; of the options of methods also those that it sets, KNOBS apart.
-# eps, step and BOUNDS keep their size in units of the usual radius. Every other option of a row stays.
+# Options that a smoke run takes from the recipe of the digits, with those options of the method that the recipe sets,
+# KEPT_OPTIONS apart. eps, step_size and the method's other options in pixel units keep their size in units of the usual
+# radius. Every other option of a row stays.
 OF_THE_RECIPE = (
-    *("data", "root", "download", "image_size", "indices", "augment", "model", "width", "norm_layer"),
+    *("data", "data_dir", "download", "image_size", "train_indices", "augment", "model", "width", "norm_layer"),
     *("mean", "std"),
-    *("lr", "weight_decay", "batch_size", "epochs", "schedule", "milestones", "peak", "autoattack_examples"),
-    *("precision", "cuda_graphs", "compile", "threads", "method_options"),
+    *("lr", "weight_decay", "batch_size", "epochs", "schedule", "milestones", "pct_start", "autoattack_examples"),
+    *("precision", "cuda_graphs", "compile", "cpu_threads", "method_options"),
 )
-KNOBS = (*BOUNDS, "weight")
-# Counted in epochs: options of runs, milestones apart, those of methods, and of all the ones that may come down to 0.
-IN_EPOCHS = ("warmup_epochs", "average_start", "patience")
-METHOD_IN_EPOCHS = ("warmup", "reset", "fgsm_epochs", "decay_epochs", "patience", "sampling_epochs")
-MAY_BE_ZERO = ("warmup", "fgsm_epochs", "average_start", "from_epoch")
+KEPT_OPTIONS = ("weight",)
+IN_EPOCHS = {"warmup_epochs": 1, "swa_start": 0, "patience": 1}  # options that count epochs, with their least values
 
 
 def full(options: Mapping[str, Any], where: str) -> TrainConfig:
-    """The row's own run."""
+    """Returns the row's own run. where: the row, for messages."""
     return TrainConfig.from_plain(options, where).resolve()
 
 
 def short(paper: TrainConfig, train: ImageDataset, indices: Path) -> TrainConfig:
-    """The row on fewer images for fewer epochs, so many that a row takes about as long as any other.
+    """Returns the run of a row on fewer images, for so many epochs that all rows take about the same time.
 
-    paper: as `full` gives it. train: its training split. indices: the file of `short_positions(len(train))`.
+    Args:
+        paper: The run as `full` returns it.
+        train: Its training split.
+        indices: The file of `short_indices(len(train))`.
     """
     images = min(SHORT_IMAGES, len(train))
-    held_out = {"val": images // 10, "none": 0, "test": images}[paper.select]  # test sets have about as many
+    by_selection = {"val": images // 10, "none": 0, "test": images}  # test sets have about as many images
+    held_out = by_selection[paper.evaluation.select_on]
     affordable = SHORT_FLOPS / epoch_flops(paper, train, images, held_out)
-    epochs = min(paper.epochs, max(2, int(affordable)))
-    return replace(
-        paper,
-        indices=indices,
+    epochs = min(paper.schedule.epochs, max(2, int(affordable)))
+    return paper.override(
+        train_indices=indices,
         epochs=epochs,
-        autoattack_examples=min(SHORT_AUTOATTACK, paper.autoattack_examples or SHORT_AUTOATTACK),
-        precision="bf16" if paper.precision == "float32" else paper.precision,
+        autoattack_examples=min(SHORT_AUTOATTACK, paper.evaluation.autoattack_examples or SHORT_AUTOATTACK),
+        precision="bf16" if paper.machine.precision == "float32" else paper.machine.precision,
         **shorter(paper, epochs),
     ).resolve()
 
 
-def short_positions(length: int) -> list[int]:
-    """The positions of the training split that a short run has, evenly spread over it."""
+def short_indices(length: int) -> list[int]:
+    """Returns the indices of the training images of a short run, spread evenly over `length` images."""
     count = min(SHORT_IMAGES, length)
     return [i * length // count for i in range(count)]
 
 
 def smoke(options: Mapping[str, Any], paper: TrainConfig) -> TrainConfig:
-    """The row's method and optimiser on the digits. options: those of the row; paper: as `full` gives it."""
-    recipe = recipe_for(SMOKE_DATA, paper.method, paper.norm)
-    epochs = min(recipe["epochs"], paper.epochs)
-    larger = recipe["radii"][paper.norm] / recipe_for(paper.data)["radii"][paper.norm]
-    kept = {name: getattr(paper, name) for name in options if name not in OF_THE_RECIPE}
-    kept |= {name: larger * kept[name] for name in ("eps", "step") if kept.get(name) is not None}
+    """Returns a run of the row's method and optimiser on the digits.
+
+    Args:
+        options: The options of the row.
+        paper: The run as `full` returns it.
+    """
+    recipe = recipe_for(SMOKE_DATA, paper.method.name, paper.attack.threat)
+    epochs = min(recipe["epochs"], paper.schedule.epochs)
+    larger = recipe["radii"][paper.attack.threat] / recipe_for(paper.data.name)["radii"][paper.attack.threat]
+    kept = {name: paper.get(name) for name in options if name not in OF_THE_RECIPE}
+    kept |= {name: larger * kept[name] for name in ("eps", "step_size") if kept.get(name) is not None}
     changes = shorter(paper, epochs)
     changes.pop("milestones")  # the digits' schedule has none
     set_by_recipe = [word.partition("=")[0] for word in recipe["method_options"]]
     words = []
     for name, equals, value in (word.partition("=") for word in changes.pop("method_options")):
-        if name in BOUNDS:
-            words.append(f"{name}={larger * parse_pixels(value):g}")
-        elif name != "resolution" and (name in KNOBS or name not in set_by_recipe):
+        if name in METHODS[paper.method.name].info.pixel_options:
+            words.append(f"{name}={larger * parse_number(value):g}")
+        elif name != "resolution" and (name in KEPT_OPTIONS or name not in set_by_recipe):
             words.append(name + equals + value)
     kept |= changes | {"method_options": tuple(words)}
-    return TrainConfig(data=SMOKE_DATA, epochs=epochs, **kept).resolve()
+    return TrainConfig.from_flat(data=SMOKE_DATA, epochs=epochs, **kept).resolve()
 
 
 def shorter(paper: TrainConfig, epochs: int) -> dict[str, Any]:
-    """Every option of a run that is counted in epochs, in proportion to their number."""
-    share = epochs / paper.epochs
+    """Returns the options that count epochs, scaled to a run of so many epochs."""
+    share = epochs / paper.schedule.epochs
     changes: dict[str, Any] = {
-        "milestones": in_proportion(paper.milestones, share),
+        "milestones": scale_milestones(paper.schedule.milestones, share),
         "method_options": _shorter_method(paper, share, epochs),
-        "optimizer_options": _shorter_optimizer(paper.optimizer_options, share, epochs),
+        "optimizer_options": _shorter_optimizer(paper, share, epochs),
     }
-    for name in IN_EPOCHS:
-        if getattr(paper, name, None):
-            changes[name] = _shorter(name, getattr(paper, name), share)
+    for name, least in IN_EPOCHS.items():
+        if paper.get(name):
+            changes[name] = _shorter(paper.get(name), share, least)
     return changes
 
 
 def _shorter_method(paper: TrainConfig, share: float, epochs: int) -> tuple[str, ...]:
     """The method's options, where those that are counted in epochs are given even if the row leaves the default."""
-    words = {word.partition("=")[0]: word for word in paper.method_options}
-    for name, value in method_options(paper).items():
-        if name in METHOD_IN_EPOCHS and value is not None and share != 1:
-            value = _shorter(name, value, share)
-            words[name] = f"{name}={min(value, epochs - 1) if name == 'sampling' else value:g}"
+    words = {word.partition("=")[0]: word for word in paper.method.options}
+    options = method_options(paper)
+    for name, least in METHODS[paper.method.name].info.epoch_options.items():
+        value = options[name]
+        if value is not None and share != 1:
+            value = _shorter(int(value) if value == int(value) else value, share, least)  # whole epochs stay whole
+            words[name] = f"{name}={min(value, epochs - 1) if name == 'sampling_epochs' else value:g}"
     return tuple(words.values())
 
 
-def _shorter_optimizer(words: Sequence[str], share: float, epochs: int) -> tuple[str, ...]:
+def _shorter_optimizer(paper: TrainConfig, share: float, epochs: int) -> tuple[str, ...]:
     """The optimiser's options; the span of epochs that they name keeps at least one."""
-    options = dict(word.split("=", 1) for word in words if word.lower() != "until_epoch=none")
-    first = min(_shorter("from_epoch", int(options.get("from_epoch", 0)), share), epochs - 1)
+    options = dict(word.split("=", 1) for word in paper.optimizer.options if word.lower() != "until_epoch=none")
+    for name, least in ALL_OPTIMIZERS[paper.optimizer.name].info.epoch_options.items():
+        if name in options:
+            options[name] = str(_shorter(int(options[name]), share, least))
+    first = min(int(options.get("from_epoch", 0)), epochs - 1)
     if "from_epoch" in options:
         options["from_epoch"] = str(first)
     if "until_epoch" in options:
-        options["until_epoch"] = str(max(_shorter("until_epoch", int(options["until_epoch"]), share), first + 1))
+        options["until_epoch"] = str(max(int(options["until_epoch"]), first + 1))
     return tuple(f"{name}={value}" for name, value in options.items())
 
 
-def _shorter(name: str, value: float, share: float) -> float:
-    if isinstance(value, float):
-        return share * value
-    return max(0 if name in MAY_BE_ZERO else 1, round(share * value))
+def _shorter(value: float, share: float, least: int) -> float:
+    return share * value if isinstance(value, float) else max(least, round(share * value))
 
 
 def method_options(config: TrainConfig) -> dict[str, Any]:
-    """The options of the run's method that have none of their own in TrainConfig, with its defaults."""
-    kind = METHODS[config.method]
-    given = parse_options(config.method_options, kind, "method_options")
-    return {name: value for name, value in (defaults_for(kind) | given).items() if name not in BY_NAME}
+    """Returns the options of the run's method that are not options of TrainConfig, defaults included."""
+    kind = METHODS[config.method.name]
+    given = parse_options(config.method.options, kind, "method_options")
+    return {name: argument.default for name, argument in own_arguments(kind).items()} | given
 
 
 def differences(paper: TrainConfig, ours: TrainConfig, images: tuple[int, int] | None = None) -> list[str]:
-    """A line for every option that is not the paper's. images: how many training images, of how many."""
-    apart = (*PER_CALL, "seed", "root", "download", "device", "threads", "indices", "method_options", "other_norm")
+    """Returns a line for every option that is not the paper's.
+
+    Args:
+        paper: The paper's run.
+        ours: Our run.
+        images: The number of training images, and that of the whole training split.
+    """
+    apart = (*PER_CALL, "seed", "data_dir", "download", "device", "cpu_threads", "train_indices")
+    apart += ("method_options", "eval_both_threats")
+    in_pixels = ("eps", "step_size", *METHODS[paper.method.name].info.pixel_options)
     lines = []
     if images is not None and images[0] < images[1]:
         lines.append(f"{images[0]:,} of {images[1]:,} training images")
-    for name in (field.name for field in fields(paper) if field.name not in apart):
-        old, new = getattr(paper, name), getattr(ours, name)
-        if old != new and not (name == "milestones" and ours.schedule != "piecewise"):
-            lines.append(f"{name} {_words(name, new)} in place of {_words(name, old)}")
+    for name in (name for name in paper.options if name not in apart):
+        old, new = paper.get(name), ours.get(name)
+        if old != new and not (name == "milestones" and ours.schedule.name != "piecewise"):
+            lines.append(f"{name} {_words(name, new, in_pixels)} in place of {_words(name, old, in_pixels)}")
     old_options, new_options = method_options(paper), method_options(ours)
     for name, new in new_options.items():
         if old_options[name] != new:
-            lines.append(f"{paper.method}'s {name} {_words(name, new)} in place of {_words(name, old_options[name])}")
+            old = _words(name, old_options[name], in_pixels)
+            lines.append(f"{paper.method.name}'s {name} {_words(name, new, in_pixels)} in place of {old}")
     return lines
 
 
-def _words(name: str, value: Any) -> str:
+def _words(name: str, value: Any, in_pixels: Sequence[str]) -> str:
     if value is None:
         return {"autoattack_examples": "all", "mean": "none", "std": "none"}.get(name, "the default")
     if isinstance(value, tuple):
         return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) or "none"
-    steps = 255 * value if isinstance(value, float) and name in ("eps", "step", *BOUNDS) else None
-    if steps is not None and abs(steps - round(steps)) < 1e-9 and steps <= LARGEST_FRACTION:
-        return f"{round(steps)}/255"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return format_pixels(value) if name in in_pixels else f"{value:g}"
+    return str(value)

@@ -7,7 +7,7 @@ from rich.table import Table
 
 
 def as_table(report: dict[str, Any]) -> Table:
-    """A row per row of the paper's table, in each cell our figure, the paper's and the difference."""
+    """Returns the report as a table for the terminal: in each cell our figure, the paper's and the difference."""
     table = Table(box=box.ROUNDED, show_lines=True)
     table.add_column("")
     for column in report["columns"]:
@@ -18,7 +18,7 @@ def as_table(report: dict[str, Any]) -> Table:
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The same, and all that `remarks` says."""
+    """Returns the report with its remarks as Markdown."""
     lines = [f"# {heading(report)}", "", "Ours, the paper's in brackets, and the difference.", ""]
     lines += [_line(["", *report["columns"]]), _line(["---", *("---:" for _ in report["columns"])])]
     for row in report["rows"]:
@@ -27,11 +27,12 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def heading(report: dict[str, Any]) -> str:
+    """Returns the title of the report, with the source of the table and the scale."""
     return f"{report['title']} ({report['source']}), scale {report['scale']}"
 
 
 def cell(row: dict[str, Any], column: str) -> list[str]:
-    """Our figure, the paper's in brackets, the difference: those that there are, a line each."""
+    """Returns the lines of a cell: our figure, the paper's in brackets, and the difference, where they exist."""
     lines = []
     if column in row["ours"]:
         lines.append(_figure(row["ours"][column]))
@@ -45,7 +46,7 @@ def cell(row: dict[str, Any], column: str) -> list[str]:
 
 
 def remarks(report: dict[str, Any]) -> list[str]:
-    """What belongs to the figures: seeds, orders of the rows, differences from the paper, its notes, what failed."""
+    """Returns the remarks on the figures: seeds, orders of the rows, differences from the paper, notes, failed runs."""
     trained = [row for row in report["rows"] if row["trained"]]
     seeds = sorted({seed for row in trained for seed in row["seeds"]})
     lines = [

@@ -1,4 +1,4 @@
-"""Our figures beside the paper's: per column with the difference, and the order that a column puts the rows in."""
+"""The report on a table: our figures beside the paper's, their differences, and the orders of the rows."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,14 @@ def make_report(
     failed: Mapping[str, str],
     differences: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """What results.json of a table holds.
+    """Makes the content of the results.json of a table. Figures are in the paper's units.
 
-    results: by row and seed, what results.json of the run holds, with its times. failed: why, by run.
-    differences: by row, what its runs do otherwise than the paper, in words. Figures are in the paper's units.
+    Args:
+        table: The table.
+        scale: The scale of the runs.
+        results: The results.json of each run with its times, by row and seed.
+        failed: The reasons of runs that failed, by run.
+        differences: The ways in which the runs of a row differ from the paper's, in words, by row.
     """
     rows = []
     for row in table.rows:
@@ -60,16 +64,16 @@ def make_report(
 
 
 def our_figure(column: Column, runs: Sequence[dict[str, Any]]) -> Figure | None:
-    """The mean over the runs of what the column is about, in the paper's units, with the sample standard deviation.
+    """Returns the mean and the sample standard deviation of a column's figure over the runs, in the paper's units.
 
-    None where there is no run, or none yields it.
+    The result is None where no run has the figure.
     """
     values = [value for run in runs if column.ours and (value := look_up(run, column.ours)) is not None]
     return Figure(float(np.mean(values)), sample_deviation(values)) if values else None
 
 
 def look_up(results: dict[str, Any], path: str) -> float | None:
-    """A figure of results.json, shares in per cent; None where it is not there."""
+    """Returns a figure of results.json, shares in per cent; None where it is missing."""
     *groups, key = path.split(".")
     for group in groups:
         results = results.get(group, {})
@@ -79,10 +83,10 @@ def look_up(results: dict[str, Any], path: str) -> float | None:
 
 
 def compare_orders(column: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The rows from the highest figure to the lowest, as printed and as measured, and how many pairs agree.
+    """Compares the orders of the rows, from the highest figure to the lowest, in the paper and in our runs.
 
-    Rows of equal figures share a list. Pairs that are equal in print are not counted. None where fewer than two rows
-    have both figures.
+    Rows of equal figures share a list. Pairs that are equal in the paper are not counted. The result is None where
+    fewer than two rows have both figures.
     """
     both = {
         row["name"]: (row["paper"][column]["value"], row["ours"][column]["value"])

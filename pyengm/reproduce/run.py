@@ -1,19 +1,18 @@
-"""`pyengm reproduce`: the runs of a table, a folder per row and seed, and the report on them."""
+"""Training the runs of a table, in a folder for each row and seed, and the report on them."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import tyro
 import yaml
 
 from pyengm.data import DATASETS, ImageDataset
 from pyengm.errors import ConfigError
-from pyengm.models import write_atomically
-from pyengm.reproduce.presets import differences, full, short, short_positions, smoke
+from pyengm.reproduce.presets import SCALES, differences, full, short, short_indices, smoke
 from pyengm.reproduce.render import as_markdown, as_table, heading, remarks
 from pyengm.reproduce.report import make_report
 from pyengm.reproduce.tables import PAPER_TABLES, PaperTable, load_table, table_names
@@ -21,51 +20,59 @@ from pyengm.reproduce.timing import times_of
 from pyengm.training import RunFolder, TrainConfig, load_split, pick_device
 from pyengm.training.multi_run import complete_all
 from pyengm.training.multi_seed import seed_folder
+from pyengm.training.option_types import Choice, Count, OptionGroup, Unset
 from pyengm.utils.distributed import on_rank0
+from pyengm.utils.io import atomic_write
 from pyengm.utils.terminal import log
 
-OWN_FILE = "reproduce.yaml"  # in the folder of a table, of which table and scale its runs are
+OWN_FILE = "reproduce.yaml"  # in the folder of the runs: their table and scale
 
 
 @dataclass(frozen=True)
-class ReproduceConfig:
-    """Train the rows of a table of the papers and print our figures beside the printed ones. The same command goes on
-    with what was interrupted. Without a table: the list of them."""
+class ReproduceConfig(OptionGroup):
+    """Train the rows of a table of the papers and print our figures beside the published ones. The same command resumes
+    interrupted runs. Without a table, list the tables."""
 
-    table: tyro.conf.Positional[str | None] = None
-    """Such as engm-2, the second table of the ENGM paper."""
-    scale: Literal["smoke", "short", "full"] = "smoke"
+    table: Annotated[tyro.conf.Positional[str | None], Unset("a list of the tables")] = None
+    """Table, such as engm-2, the second table of the ENGM paper."""
+    scale: Annotated[str, Choice(SCALES)] = "smoke"
     """smoke: the embedded digits, minutes on a CPU; short: 10,000 training images and fewer epochs, minutes per row
     on a GPU; full: as the paper."""
-    rows: tuple[str, ...] = ()
+    rows: Annotated[tuple[str, ...], Unset("all")] = ()
     """Train these rows only."""
     seeds: tuple[int, ...] = (0,)
-    """A run of every row for each of these seeds; the table then shows mean and spread."""
-    data: Path | None = None
-    """Folder of the images of a table on ImageNet or Tiny-ImageNet, which pyengm cannot fetch."""
-    root: Path | None = None
-    """Where data sets and decoded folders are kept (else $PYENGM_DATA, else ~/.cache/pyengm)."""
+    """Seeds, with a run of every row for each; the table shows their mean and standard deviation."""
+    data: Annotated[Path | None, Unset("none")] = None
+    """Folder of the images of a table on ImageNet or Tiny-ImageNet, which pyengm cannot download."""
+    data_dir: Annotated[Path | None, Unset("$PYENGM_DATA, else ~/.cache/pyengm")] = None
+    """Folder in which data sets and decoded images are kept."""
     download: bool = False
-    """Fetch a data set that is missing."""
+    """Download a data set that is missing."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ... (auto: cuda where there is one)."""
-    nproc: int | None = None
-    """Start this many processes on this machine, which share the work of every run."""
-    out: Path | None = None
-    """Folder of the runs and of the table, as results.json and table.md (else runs/reproduce/TABLE-SCALE)."""
+    """cpu, cuda, cuda:1, ... (auto: cuda if available)."""
+    nproc: Annotated[Count | None, Unset("one")] = None
+    """Number of processes to start on this machine, which share the work of every run."""
+    out: Annotated[Path | None, Unset("runs/reproduce/TABLE-SCALE")] = None
+    """Folder of the runs and of the table, as results.json and table.md."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds are {self.seeds}; expected at least one, each of them once")
-        if self.nproc is not None and self.nproc < 1:
-            raise ConfigError(f"nproc is {self.nproc}; expected at least 1")
 
 
 def list_tables(folder: Path = PAPER_TABLES) -> None:
-    """The tables that there are, a line each. Raises ConfigError where there is none."""
+    """Prints a line for each table.
+
+    Args:
+        folder: The folder of the table files.
+
+    Raises:
+        ConfigError: There is no table.
+    """
     names = table_names(folder)
     if not names:
-        raise ConfigError(f"there are no tables in {folder}: install pyengm anew")
+        raise ConfigError(f"there are no tables in {folder}: reinstall pyengm")
     for name in names:
         table = load_table(name, folder)
         trained = sum(row.options is not None for row in table.rows)
@@ -73,31 +80,43 @@ def list_tables(folder: Path = PAPER_TABLES) -> None:
 
 
 def reproduce(options: ReproduceConfig, folder: Path = PAPER_TABLES) -> dict[str, Any]:
-    """Trains what is not complete yet, prints the report and writes it; returns what results.json holds.
+    """Trains the runs of a table that are not complete, prints the report and writes it to results.json and table.md.
 
-    folder: of the table files. A run that fails leaves the others as they are, and its reason stands in "failed".
-    Raises ConfigError for an unknown table or row, data that are not given, and an `out` of something else, DataError
-    for data that are not there, all before anything is written, and Interrupted after Ctrl-C.
+    A run that fails does not end the others; the report has its reason in "failed".
+
+    Args:
+        options: The table, the scale, and what belongs to this call.
+        folder: The folder of the table files.
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        ConfigError: There is no table of that name, no such row, no folder of images that is needed, or `out` holds
+            something else. Nothing is written then.
+        DataError: A data set is missing. Nothing is written then.
+        Interrupted: After Ctrl-C or SIGTERM.
     """
+    if options.table is None:
+        raise ConfigError(f"reproduce needs a table; known: {', '.join(table_names(folder))}")
     table = load_table(options.table, folder).pick(options.rows)
     out = options.out or Path("runs/reproduce") / f"{table.name}-{options.scale}"
     rows, changes = plan(table, options, out)
-    runs = {
-        (row.name, seed): replace(
-            rows[row.name], seed=seed, device=options.device, out=seed_folder(out / row.folder, seed)
-        )
+    folders = {
+        (row.name, seed): seed_folder(out / row.folder, seed)
         for row in table.rows
         if row.name in rows
         for seed in options.seeds
     }
-    results, failed = complete_all(
-        {f"{name}, seed {seed}": config for (name, seed), config in runs.items()},
-        "the same command goes on where it stopped",
-    )
+    runs = {
+        f"{name}, seed {seed}": rows[name].override(seed=seed, device=options.device, out=path)
+        for (name, seed), path in folders.items()
+    }
+    results, failed = complete_all(runs, "the same command resumes where it stopped")
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for (name, seed), config in runs.items():
+    for (name, seed), path in folders.items():
         if result := results.get(f"{name}, seed {seed}"):
-            found.setdefault(name, {})[seed] = {**result, **times_of(config.out, config.batch_size)}
+            found.setdefault(name, {})[seed] = {**result, **times_of(path, rows[name].schedule.batch_size)}
     for row in table.rows:
         if row.name in rows:
             changes[row.name] += made_by(rows[row.name], out / row.folder)
@@ -112,45 +131,63 @@ def reproduce(options: ReproduceConfig, folder: Path = PAPER_TABLES) -> dict[str
 
 
 def made_by(config: TrainConfig, folder: Path) -> list[str]:
-    """On what the runs of a row, in `folder`, were made, and what several processes change."""
+    """Lists the machines of the runs of a row, and what several processes change.
+
+    Args:
+        config: The run of the row.
+        folder: The folder of its seeds.
+    """
     lines = set()
     for path in folder.glob(f"seed-*/{RunFolder(folder).environment.name}"):
         last = json.loads(path.read_text())[-1]
         processes, machine = last["processes"], last["machine"]
         lines.add(f"made on {', '.join(sorted(set(machine['gpus']))) or machine['cpu']}, {processes} process(es)")
-        if processes > 1 and config.norm_layer == "bn" and not config.sync_bn:
-            lines.add(f"batch norm over {config.batch_size // processes} images in place of {config.batch_size}")
+        if processes > 1 and config.model.norm_layer == "bn" and not config.machine.sync_bn:
+            whole = config.schedule.batch_size
+            lines.add(f"batch norm over {whole // processes} images in place of {whole}")
     return sorted(lines, reverse=True)
 
 
 def plan(table: PaperTable, options: ReproduceConfig, out: Path) -> tuple[dict[str, TrainConfig], dict[str, list[str]]]:
-    """The run of every row that has options, at the scale asked for, and how it differs from the paper's; by row.
+    """Plans the runs of the rows that have options, at the scale of the options.
 
-    Makes `out`, and the file of training positions that short runs need, once nothing is missing.
+    Makes `out`, and the files of training indices of short runs, once nothing is missing.
+
+    Args:
+        table: The table, with the rows to train.
+        options: The scale, and what belongs to this call.
+        out: The folder of the runs.
+
+    Returns:
+        The run of each row by its name, and the ways in which it differs from the paper's.
     """
-    pick_device(options.device)  # an error comes now, and not once for every row
+    pick_device(options.device)  # fail now, and not once for every row
     papers = paper_runs(table, options)
     data = {} if options.scale == "smoke" else load_data(papers)
     rows, changes = {}, {}
     for row in table.rows:
-        if row.name in papers:
-            paper = papers[row.name]
-            rows[row.name], changes[row.name] = scaled(row.options, paper, options.scale, data.get(paper.data), out)
+        if row.options is not None:
+            rows[row.name], changes[row.name] = scaled(row.options, papers[row.name], options.scale, data, out)
     on_rank0(lambda: claim(out, table.name, options.scale))
     if options.scale == "short":
-        for name, config in rows.items():
-            on_rank0(partial(write_positions, config.indices, len(data[papers[name].data])))
+        for name in dict.fromkeys(paper.data.name for paper in papers.values()):
+            on_rank0(partial(write_indices, indices_file(out, name), len(data[name])))
     return rows, changes
 
 
 def paper_runs(table: PaperTable, options: ReproduceConfig) -> dict[str, TrainConfig]:
-    """The paper's own run of every row that has options. Raises ConfigError for data that only a folder can give."""
+    """Returns the paper's own run of every row that has options, by the name of the row.
+
+    Raises:
+        ConfigError: The images are in a folder that is not given, one is given that is not needed, or no row has
+            options.
+    """
     runs = {}
     given = False
     for row in table.rows:
         if row.options is None:
             continue
-        data = row.options.get("data", TrainConfig.data)
+        data = row.options.get("data", TrainConfig().data.name)
         if data not in DATASETS and options.scale != "smoke":
             if options.data is None:
                 raise ConfigError(
@@ -159,8 +196,8 @@ def paper_runs(table: PaperTable, options: ReproduceConfig) -> dict[str, TrainCo
                 )
             data, given = str(options.data), True
         own = {**row.options, "data": data, "download": options.download}
-        if options.root is not None:
-            own["root"] = str(options.root)
+        if options.data_dir is not None:
+            own["data_dir"] = str(options.data_dir)
         runs[row.name] = full(own, f"row {row.name!r}")
     if options.data is not None and not given:
         raise ConfigError(f"--data is for tables whose images only a folder can give; {table.name} needs none")
@@ -170,42 +207,67 @@ def paper_runs(table: PaperTable, options: ReproduceConfig) -> dict[str, TrainCo
 
 
 def load_data(papers: Mapping[str, TrainConfig]) -> dict[str, ImageDataset]:
-    """The training splits that the rows need, by `data`: what is missing, tests too, is missed before the first run."""
+    """Returns the training splits of the rows by data set.
+
+    Raises:
+        DataError: A training or test split is missing.
+    """
     found = {}
-    for config in {paper.data: paper for paper in papers.values()}.values():
-        whole = replace(config, indices=None)
-        found[config.data], _ = (load_split(whole, split) for split in ("train", "test"))
+    for config in {paper.data.name: paper for paper in papers.values()}.values():
+        whole = config.override(train_indices=None)
+        found[config.data.name], _ = (load_split(whole, split) for split in ("train", "test"))
     return found
 
 
 def scaled(
-    options: Mapping[str, Any], paper: TrainConfig, scale: str, train: ImageDataset | None, out: Path
+    options: Mapping[str, Any], paper: TrainConfig, scale: str, data: Mapping[str, ImageDataset], out: Path
 ) -> tuple[TrainConfig, list[str]]:
-    """The run of a row at that scale, and how it differs from the paper's. train: the training split, if needed."""
+    """Scales the run of a row.
+
+    Args:
+        options: The options of the row.
+        paper: The paper's run.
+        scale: One of `SCALES`.
+        data: The training splits by data set, for short runs.
+        out: The folder of the runs.
+
+    Returns:
+        The run, and the ways in which it differs from the paper's.
+    """
     if scale == "full":
         return paper, []
     if scale == "smoke":
         config = smoke(options, paper)
         return config, differences(paper, config)
-    config = short(paper, train, positions_file(out, paper.data))
-    return config, differences(paper, config, (len(short_positions(len(train))), len(train)))
+    train = data[paper.data.name]
+    config = short(paper, train, indices_file(out, paper.data.name))
+    return config, differences(paper, config, (len(short_indices(len(train))), len(train)))
 
 
-def positions_file(out: Path, data: str) -> Path:
-    return (out / f"positions-{Path(data).name}.txt").resolve()
+def indices_file(out: Path, data: str) -> Path:
+    """Returns the file of the training indices of short runs on a data set."""
+    return (out / f"indices-{Path(data).name}.txt").resolve()
 
 
-def write_positions(file: Path, length: int) -> None:
-    """The positions of a short run in a training split of that length. Raises ConfigError for a file of others."""
-    text = "".join(f"{position}\n" for position in short_positions(length))
+def write_indices(file: Path, length: int) -> None:
+    """Writes the indices of a short run in a training split of that length.
+
+    Raises:
+        ConfigError: The file holds other indices.
+    """
+    text = "".join(f"{index}\n" for index in short_indices(length))
     if not file.exists():
-        write_atomically(file, lambda path: path.write_text(text))
+        atomic_write(file, lambda path: path.write_text(text))
     elif file.read_text() != text:
-        raise ConfigError(f"{file} holds other positions than a short run of today: choose another --out")
+        raise ConfigError(f"{file} holds other indices than short runs have: choose another --out")
 
 
 def claim(out: Path, table: str, scale: str) -> None:
-    """Makes `out` the folder of that table and scale. Raises ConfigError for a folder of something else."""
+    """Makes `out` the folder of that table and scale.
+
+    Raises:
+        ConfigError: The folder holds something else.
+    """
     own = out / OWN_FILE
     wanted = {"table": table, "scale": scale}
     if own.is_file():
@@ -216,11 +278,11 @@ def claim(out: Path, table: str, scale: str) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists, holds no runs of a table, and is not written into: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(own, lambda path: path.write_text(yaml.safe_dump(wanted)))
+    atomic_write(own, lambda path: path.write_text(yaml.safe_dump(wanted)))
 
 
 def write_report(report: dict[str, Any], out: Path) -> None:
-    """results.json and table.md, in place of those of an earlier call."""
+    """Writes results.json and table.md, in place of those of an earlier call."""
     texts = {"results.json": json.dumps(report, indent=2) + "\n", "table.md": as_markdown(report)}
     for name, text in texts.items():
-        write_atomically(out / name, lambda path, text=text: path.write_text(text))
+        atomic_write(out / name, lambda path, text=text: path.write_text(text))

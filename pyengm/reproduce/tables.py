@@ -1,14 +1,4 @@
-"""The tables of the papers as files: what each row is trained with, and the figures that are printed for it.
-
-title, source   one line each
-columns         name, and ours: where our figure is in results.json, as a dotted path, or one of `TIMES`; without `ours`
-                the paper's figure stands alone
-attacks         further attacks that the columns need
-common          options of TrainConfig that all rows share
-rows            name, options (over the common ones; a row without any is quoted from elsewhere and not trained), and
-                paper: the printed figures by column, each a number or {value, spread}
-notes           misprints, and what the paper leaves open
-"""
+"""The tables of the papers as files, each with the options and the published figures of its rows."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,18 +8,32 @@ from typing import Any
 
 import yaml
 
-from pyengm.attacks import NORMS
+from pyengm.attacks import THREAT_NORMS
 from pyengm.errors import ConfigError
 from pyengm.training import TrainConfig
-from pyengm.training.option_parsing import did_you_mean
+from pyengm.utils.did_you_mean import did_you_mean
 
+# A table file has these keys.
+# title, source   one line each
+# columns         name, and ours: the dotted path of our figure in results.json, or one of `TIMES`; a column without
+#                 `ours` has the paper's figures only
+# attacks         further attacks that the columns need
+# common          options that all rows share, by flat names
+# rows            name, options (which override the common ones; a row without options is quoted from elsewhere and not
+#                 trained), and paper: the published figures by column, each a number or {value, spread}
+# notes           misprints, and what the paper leaves open
 PAPER_TABLES = Path(__file__).resolve().parents[1] / "paper_tables"
 TIMES = ("seconds_per_step", "hours")
 
 
 @dataclass(frozen=True)
 class Column:
-    """ours: the path of our figure, or None where no training run yields it."""
+    """A column of a table.
+
+    Args:
+        name: Its heading.
+        ours: The path of our figure in results.json; None where no run yields it.
+    """
 
     name: str
     ours: str | None
@@ -37,7 +41,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number as it is printed, most often in per cent. spread: what stands behind its plus-minus sign."""
+    """A figure of a table, most often in per cent.
+
+    Args:
+        value: The figure.
+        spread: The number after its plus-minus sign.
+    """
 
     value: float
     spread: float | None = None
@@ -45,7 +54,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """options: of the run, as YAML gives them, all of them; None for a row that is not trained."""
+    """A row of a table.
+
+    Args:
+        name: Its heading.
+        options: All options of its run as plain values, by flat names; None for a row that is not trained.
+        paper: The published figures by column.
+    """
 
     name: str
     options: Mapping[str, Any] | None
@@ -53,13 +68,22 @@ class Row:
 
     @property
     def folder(self) -> str:
-        """The name of its folder of runs."""
+        """The name of the folder of its runs."""
         return re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-.")
 
 
 @dataclass(frozen=True)
 class PaperTable:
-    """name: of the file, such as "engm-2"."""
+    """A table of a paper.
+
+    Args:
+        name: The name of its file, such as "engm-2".
+        title: What it is about.
+        source: The paper and the number of the table.
+        columns: Its columns.
+        rows: Its rows.
+        notes: Misprints, and what the paper leaves open.
+    """
 
     name: str
     title: str
@@ -69,9 +93,10 @@ class PaperTable:
     notes: tuple[str, ...]
 
     def pick(self, names: Sequence[str]) -> "PaperTable":
-        """The table with the rows of these names only, all of them where none is named.
+        """Returns the table with the rows of these names only, or with all rows where no name is given.
 
-        Raises ConfigError for an unknown row.
+        Raises:
+            ConfigError: A row is unknown.
         """
         known = [row.name for row in self.rows]
         for name in names:
@@ -84,12 +109,20 @@ class PaperTable:
 
 
 def table_names(folder: Path = PAPER_TABLES) -> list[str]:
-    """The tables in a folder of table files."""
+    """Returns the names of the tables in a folder of table files."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def load_table(name: str, folder: Path = PAPER_TABLES) -> PaperTable:
-    """The table of that name. Raises ConfigError for an unknown name and a file that is not as the schema has it."""
+    """Reads a table.
+
+    Args:
+        name: The name of the table, such as "engm-2".
+        folder: The folder of the table files.
+
+    Raises:
+        ConfigError: There is no table of that name, or its file is malformed.
+    """
     known = table_names(folder)
     if name not in known:
         raise ConfigError(f"unknown table {name!r}; known: {', '.join(known) or 'none'}{did_you_mean(name, known)}")
@@ -111,8 +144,8 @@ def _table(name: str, content: Any) -> PaperTable:
             raise ConfigError(f"{key} is {content[key]!r}; expected {'names and values' if kind is dict else 'a list'}")
     columns = tuple(_column(column) for column in content["columns"])
     _check_distinct("columns", [column.name for column in columns])
-    other_norm = any(str(column.ours).endswith(tuple(f"_{norm}" for norm in NORMS)) for column in columns)
-    shared = {**content.get("common", {}), "attacks": content.get("attacks", []), "other_norm": other_norm}
+    both_threats = any(str(column.ours).endswith(tuple(f"_{norm}" for norm in THREAT_NORMS)) for column in columns)
+    shared = {**content.get("common", {}), "attacks": content.get("attacks", []), "eval_both_threats": both_threats}
     rows = tuple(_row(row, shared, [column.name for column in columns]) for row in content["rows"])
     _check_distinct("rows", [row.name for row in rows])
     _check_distinct("folders of rows", [row.folder for row in rows])
@@ -138,7 +171,7 @@ def _row(content: Any, shared: Mapping[str, Any], columns: list[str]) -> Row:
     if not re.search("[a-z0-9]", name.lower()):
         raise ConfigError(f"row {name!r} has no letter or digit to name its folder")
     if not isinstance(content["paper"], dict):
-        raise ConfigError(f"row {name!r} has the figures {content['paper']!r}; expected columns and numbers")
+        raise ConfigError(f"row {name!r} has the figures {content['paper']!r}; expected figures by column")
     for column in content["paper"]:
         if column not in columns:
             raise ConfigError(f"row {name!r} has a figure for {column!r}; the columns: {', '.join(columns)}")
@@ -146,7 +179,7 @@ def _row(content: Any, shared: Mapping[str, Any], columns: list[str]) -> Row:
     if "options" not in content:
         return Row(name, None, paper)
     options = {**shared, **(content["options"] or {})}
-    for option in ("seed", "root", "download", "device"):
+    for option in ("seed", "data_dir", "download", "device"):
         if option in options:
             raise ConfigError(f"row {name!r} has a {option}, which is not the table's but that of a call")
     TrainConfig.from_plain(options, f"row {name!r}").resolve()

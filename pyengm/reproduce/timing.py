@@ -1,13 +1,17 @@
-"""What a run took, from the timing.jsonl of its folder."""
+"""The times of a run, from the timing.jsonl of its folder."""
 
 import json
 from pathlib import Path
 
 
 def times_of(run: Path, batch_size: int) -> dict[str, float]:
-    """ "seconds_per_step" and "hours" of training, evaluations aside; nothing for a run that was not timed.
+    """Returns "seconds_per_step" and "hours" of training without evaluations; {} for a run that was not timed.
 
-    Figures go by the images per second of each epoch, which hold for an epoch that was interrupted too.
+    They follow from the images per second of each epoch, which are right for interrupted epochs too.
+
+    Args:
+        run: The run folder.
+        batch_size: Images per step.
     """
     file = run / "timing.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []

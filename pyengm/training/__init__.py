@@ -1,4 +1,4 @@
-"""Training runs: options, the loop, what is left on disk."""
+"""Training runs: options, the loop, and the files of a run."""
 
 from pyengm.training.builders import TrainComponents, build_components, load_split, pick_device
 from pyengm.training.config import TrainConfig

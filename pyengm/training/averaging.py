@@ -1,8 +1,8 @@
-"""Averages of the weights along a run, which are evaluated and saved in place of the weights that are trained.
+"""Averages of the weights along a run, which are evaluated and saved in place of the trained weights.
 
-The formulas are those of `torch.optim.swa_utils.AveragedModel`, which makes the host wait for a GPU at every update: it
-keeps the number of updates in a tensor. Steps here never wait. Training, its method and the watch for catastrophic
-overfitting go on with the weights that are trained.
+The formulas are those of `torch.optim.swa_utils.AveragedModel`, which keeps the number of updates in a tensor and so
+makes the host wait for a GPU at every update. The classes here keep it on the host. The training, its method and the
+check for catastrophic overfitting use the trained weights.
 """
 
 from collections.abc import Mapping
@@ -13,17 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-AVERAGES = ("none", "ema", "mean")
+from pyengm.errors import ConfigError
+
+AVERAGES = ("none", "ema", "swa")
 
 
 class Averaging:
-    """No average: what is evaluated is the model itself."""
+    """No average: the model itself is evaluated.
+
+    Args:
+        model: The model that is trained.
+    """
 
     def __init__(self, model: nn.Module):
         self.model = model
 
     @property
     def evaluated(self) -> nn.Module:
+        """The model that is evaluated and saved."""
         return self.model
 
     def after_step(self) -> None:
@@ -33,21 +40,25 @@ class Averaging:
         """Called after `epoch`, counted from 0, before the evaluation."""
 
     def restart(self) -> None:
-        """Called where the model was given other weights, which have nothing to do with those averaged so far."""
+        """Called when the model was given new weights that are unrelated to those averaged so far."""
 
     def state_dict(self) -> dict[str, Any]:
+        """The state to save; empty without an average."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
 
 
 class Average(Averaging):
-    """A second model, of averages a <- a + share (w - a) over weights w; until there are any, the model is evaluated.
+    """A second model with averages a <- a + weight (w - a) of the weights w. Before the first, the model is evaluated.
 
-    Running statistics of batch norm are averaged as weights are, and counts are copied. To find the statistics anew, as
-    weight averaging without an adversary does, the images would have to be those that training saw: with clean ones,
-    networks trained on digits lost up to 8 points of their accuracy under PGD-20 against averaged statistics.
+    Running statistics of batch norm are averaged like weights, and counts are copied. They are not computed anew after
+    training, as weight averaging without an adversary does: that would take the images that training saw. With clean
+    images, networks trained on digits lost up to 8 points of their accuracy under PGD-20 against averaged statistics.
+
+    Args:
+        model: The model that is trained.
     """
 
     def __init__(self, model: nn.Module):
@@ -56,35 +67,49 @@ class Average(Averaging):
 
     @property
     def evaluated(self) -> nn.Module:
+        """The model that is evaluated and saved."""
         return self.average if self.count else self.model
 
     @torch.no_grad()
-    def add(self, share: float) -> None:
-        """Takes the weights as they are now into the average."""
+    def add(self, weight: float) -> None:
+        """Adds the present weights of the model to the average.
+
+        Args:
+            weight: Share of the present weights in the new average, in [0, 1].
+        """
         averages, values = _tensors(self.average), _tensors(self.model)
         floats = [i for i, t in enumerate(averages) if t.is_floating_point()]
-        torch._foreach_lerp_([averages[i] for i in floats], [values[i] for i in floats], share)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage] (torch has no public name for it)
+            [averages[i] for i in floats], [values[i] for i in floats], weight
+        )
         for average, value in zip(averages, values, strict=True):
             if not average.is_floating_point():
                 average.copy_(value)
         self.count += 1
 
     def restart(self) -> None:
+        """Begins a new average."""
         self.count = 0
 
     def state_dict(self) -> dict[str, Any]:
+        """The averaged tensors and the number of updates."""
         return {"count": self.count, "average": self.average.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
         self.count = state["count"]
         self.average.load_state_dict(state["average"])
 
 
 class EMA(Average):
-    """The exponential moving average of all steps: a <- d a + (1 - d) w, beginning with a = w after the first one.
+    """The exponential moving average over all steps: a <- d a + (1 - d) w, with a = w after the first step.
 
-    d = min(decay, (1 + t) / (10 + t)) after t steps, so that the first weights are soon forgotten. A step is one
-    of the loop: FreeAT's replays of a batch are one.
+    d = min(decay, (1 + t) / (10 + t)) after t steps, which reduces the influence of the first weights. A step is one of
+    the training loop: all replays of a batch in FreeAT are one step.
+
+    Args:
+        model: The model that is trained.
+        decay: Upper bound of d, in [0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -92,13 +117,19 @@ class EMA(Average):
         self.decay = decay
 
     def after_step(self) -> None:
+        """Updates the average."""
         self.add(1 - min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 1.0)
 
 
-class Mean(Average):
-    """The mean of the weights at the ends of the epochs `start`, start + 1, ..., counted from 0.
+class SWA(Average):
+    """Stochastic weight averaging: the mean of the weights at the ends of the epochs start, start + 1, ...
 
-    Source: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization", Alg. 1 (SWA).
+    Args:
+        model: The model that is trained.
+        start: The first epoch of the average, counted from 0.
+
+    References:
+        Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization", Alg. 1.
     """
 
     def __init__(self, model: nn.Module, start: int):
@@ -106,15 +137,30 @@ class Mean(Average):
         self.start = start
 
     def after_epoch(self, epoch: int) -> None:
+        """Updates the average from epoch `start` on."""
         if epoch >= self.start:
             self.add(1 / (self.count + 1))
 
 
-def averaging(kind: str, model: nn.Module, *, decay: float, start: int | None) -> Averaging:
-    """The average of that name (`AVERAGES`). decay: of "ema". start: the first epoch of "mean"."""
-    if kind == "ema":
+def build_averaging(name: str, model: nn.Module, *, decay: float, start: int | None) -> Averaging:
+    """Builds the average of a name.
+
+    Args:
+        name: One of `AVERAGES`.
+        model: The model that is trained.
+        decay: Of "ema".
+        start: The first epoch of "swa", counted from 0.
+
+    Raises:
+        ConfigError: For "swa" without a start.
+    """
+    if name == "ema":
         return EMA(model, decay)
-    return Mean(model, start) if kind == "mean" else Averaging(model)
+    if name == "none":
+        return Averaging(model)
+    if start is None:
+        raise ConfigError("swa_start is None; expected the first epoch of the average, counted from 0")
+    return SWA(model, start)
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

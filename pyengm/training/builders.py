@@ -1,8 +1,8 @@
-"""From options to the parts of a run."""
+"""Builds the components of a run from its options."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,32 +10,43 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyengm.attacks import PGD
 from pyengm.data import DATASETS, ImageDataset, Loader, load, margin_for, split_validation
 from pyengm.errors import ConfigError
 from pyengm.methods import AWP, METHODS, DatasetSpec, Method
-from pyengm.models import build, in_fast_layout, layout_of
+from pyengm.models import build, memory_format_of, to_fast_memory_format
 from pyengm.optim import CLOSURE_OPTIMIZERS, PerExampleSGD, hyperparameters_of
-from pyengm.training.averaging import Averaging, averaging
-from pyengm.training.config import ALL_OPTIMIZERS, PGD_METHODS, TrainConfig
+from pyengm.training.averaging import Averaging, build_averaging
+from pyengm.training.config import TrainConfig
+from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.launcher import local_device
 from pyengm.training.loggers import logger_factory
 from pyengm.training.option_parsing import parse_options, takes
 from pyengm.training.precision import in_precision, scaler_for
-from pyengm.training.recipes import LARGE, LARGE_RECIPES
+from pyengm.training.recipes import LARGE
 from pyengm.training.schedule import build_schedule
-from pyengm.training.steps.cuda_graph import Replay
-from pyengm.training.steps.graph_step import ReplayedStep, is_replayable
-from pyengm.training.steps.train_step import StepStats, train_step
-from pyengm.utils.distributed import rank, world
+from pyengm.training.steps import Step, build_runner, build_step
+from pyengm.utils.distributed import rank, world_size
 
 
 @dataclass
 class TrainComponents:
-    """What the loop works with.
+    """The components of a run, which the training loop works with.
 
-    held_out: images that choose the best checkpoint, or None. network: the model as training steps run it, in mixed
-    precision say; its parameters are the model's. scaler: of the losses in fp16, else None. train_step: that of
-    `pyengm.methods`, or one that gives the same. averaging: holds the model that is evaluated and saved.
+    Attributes:
+        device: The device of this process.
+        batches: The training images, in batches on the device.
+        held_out: The images that select the best checkpoint, None without selection.
+        test: The test images.
+        model: The model that is trained.
+        model_options: The arguments of `pyengm.models.build` that made it.
+        network: The model as training steps run it, in mixed precision for instance. It shares the parameters.
+        method: Computes the per-example losses of a batch.
+        optimizer: Has all parameters of the model.
+        schedule: The learning rate, stepped after every batch.
+        scaler: Scales the losses in fp16, None in other precisions.
+        step: Updates the weights from the batches of one update.
+        averaging: Has the model that is evaluated and saved.
     """
 
     device: torch.device
@@ -49,170 +60,222 @@ class TrainComponents:
     optimizer: PerExampleSGD
     schedule: torch.optim.lr_scheduler.LambdaLR
     scaler: torch.amp.GradScaler | None
-    train_step: Callable[..., StepStats]
+    step: Step
     averaging: Averaging
 
 
 def build_components(config: TrainConfig) -> TrainComponents:
-    """Builds every part of a resolved configuration. Raises ConfigError or DataError before anything is written."""
-    device = local_device(pick_device(config.device))
-    for name in config.loggers:
+    """Builds the components of a run. Nothing is written.
+
+    Args:
+        config: Resolved options.
+
+    Raises:
+        ConfigError: For options that do not fit together, the data or the machine.
+        DataError: For data that cannot be read.
+    """
+    device = local_device(pick_device(config.machine.device))
+    for name in config.run.loggers:
         logger_factory(name)
+    train, held_out, test, side = load_images(config)
+    options = model_options(config, train, side)
+    torch.manual_seed(config.run.seed)
+    model = build_model(config, options, device)
+    torch.manual_seed(config.run.seed + rank())  # dropout, for instance, differs between processes
+    network = in_precision(model, config.machine.precision)
+    method = build_method(config)
+    set_attack_runner(config, method, network, device)
+    optimizer = build_optimizer(config, model, method)
+    batches = build_loader(config, train, side, model, device)
+    schedule = build_schedule(
+        optimizer,
+        config.schedule.name,
+        milestones=config.schedule.milestones,
+        pct_start=config.schedule.pct_start,
+        epochs=config.schedule.epochs,
+        steps_per_epoch=len(batches),
+        decay=config.schedule.lr_decay,
+        warmup_epochs=config.schedule.warmup_epochs,
+    )
+    prepare_method(config, method, optimizer, batches)
+    scaler = scaler_for(config.machine.precision, device)
+    capture_size = local_batch_size(config) if config.machine.cuda_graphs else None
+    return TrainComponents(
+        device=device,
+        batches=batches,
+        held_out=held_out,
+        test=test,
+        model=model,
+        model_options=options,
+        network=network,
+        method=method,
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=scaler,
+        step=build_step(method, model, optimizer, network=network, scaler=scaler, capture_size=capture_size),
+        averaging=build_averaging(
+            config.weights.average, model, decay=config.weights.ema_decay, start=config.weights.swa_start
+        ),
+    )
+
+
+def load_images(config: TrainConfig) -> tuple[ImageDataset, ImageDataset | None, ImageDataset, int]:
+    """Loads the training, held-out and test images, and determines the height and width that the model takes.
+
+    Training images are larger than that where crops are cut from them. Raises ConfigError and DataError.
+    """
     train, test = load_split(config, "train"), load_split(config, "test")
-    held_out = {"val": None, "none": None, "test": test}[config.select]
-    if config.select == "val":
+    held_out = test if config.evaluation.select_on == "test" else None
+    if config.evaluation.select_on == "val":
         train, held_out = split_validation(train)
     check_recipe(config, train)
     height, width = train.shape[1:]
     if height != width:
         raise ConfigError(f"the models take square images, {train.name} has {height}x{width}; give --image-size")
-    side = config.image_size or height  # training images are larger than that where crops are cut from them
-    if config.select == "val":
-        held_out = held_out.centre(side)
-    model_options = {
-        "name": config.model,
+    side = config.data.image_size or height
+    if config.evaluation.select_on == "val" and held_out is not None:
+        held_out = held_out.center_crop(side)
+    return train, held_out, test, side
+
+
+def model_options(config: TrainConfig, train: ImageDataset, side: int) -> dict[str, Any]:
+    """The arguments of `pyengm.models.build`."""
+    return {
+        "name": config.model.name,
         "num_classes": train.num_classes,
         "in_channels": train.channels,
         "image_size": side,
-        "norm": config.norm_layer,
-        "width": config.width,
-        "mean": config.mean,
-        "std": config.std,
+        "norm_layer": config.model.norm_layer,
+        "width": config.model.width,
+        "mean": config.model.mean,
+        "std": config.model.std,
     }
-    torch.manual_seed(config.seed)
-    half = config.precision != "float32"
-    model = in_fast_layout(with_shared_statistics(config, build(**model_options).to(device)), device, half=half)
-    torch.manual_seed(config.seed + rank())  # dropout, say, is to differ between processes
-    network = in_precision(model, config.precision)
-    method = build_method(config)
-    speed_up(config, method, network, device)
-    optimizer = build_optimizer(config, model, method)
-    batches = Loader(
+
+
+def build_model(config: TrainConfig, options: dict[str, Any], device: torch.device) -> nn.Module:
+    """The model on the device, in the memory format that is fast there. Raises ConfigError."""
+    model = with_shared_statistics(config, build(**options).to(device))
+    return to_fast_memory_format(model, device, half=config.machine.precision != "float32")
+
+
+def build_loader(config: TrainConfig, train: ImageDataset, side: int, model: nn.Module, device: torch.device) -> Loader:
+    """The loader of the training images of this process."""
+    return Loader(
         train,
-        config.batch_size,
+        config.schedule.batch_size,
         device=device,
-        seed=config.seed,
-        augment=config.augment,
-        crop=(side, side) if config.augment == "resized" else None,
+        seed=config.run.seed,
+        augment=config.data.augment,
+        crop=(side, side) if config.data.augment == "resized" else None,
         shuffle=True,
-        memory_format=layout_of(model),
+        memory_format=memory_format_of(model),
         rank=rank(),
-        world_size=world(),
+        world_size=world_size(),
     )
-    schedule = build_schedule(
-        optimizer,
-        config.schedule,
-        milestones=config.milestones,
-        peak=config.peak,
-        epochs=config.epochs,
-        steps_per_epoch=len(batches),
-        decay=config.lr_decay,
-        warmup_epochs=config.warmup_epochs,
-    )
-    method.needs_input_grad |= optimizer.needs_inputs
+
+
+def prepare_method(config: TrainConfig, method: Method, optimizer: PerExampleSGD, batches: Loader) -> None:
+    """Gives the method the training images and the needs of the optimiser; warns of phases that fill the run."""
+    method.needs_input_grad |= optimizer.info.needs_inputs
     method.prepare(
         DatasetSpec(
-            batches.kept(0),
+            batches.local_index(0),
             batches.shape,
             padding=batches.padding,
             batches=len(batches),
-            seed=config.seed,
-            device=device,
+            seed=config.run.seed,
+            device=batches.device,
         )
     )
-    scaler = scaler_for(config.precision, device)
-    step = train_step
-    if config.cuda_graphs and scaler is None and not isinstance(method, AWP) and is_replayable(optimizer, model):
-        step = ReplayedStep(Replay(part_size(config)))
     for name in ("warmup", "fgsm_epochs"):
-        if getattr(method, name, 0) >= config.epochs:
+        if getattr(method, name, 0) >= config.schedule.epochs:
             warnings.warn(
-                f"{name} is {getattr(method, name)} of {config.epochs} epochs: {config.method} will not get beyond it; "
-                f"give --method-options {name}=...",
-                stacklevel=2,
+                f"{name} is {getattr(method, name)} of {config.schedule.epochs} epochs: {config.method.name} will not "
+                f"get beyond it; give --method-options {name}=...",
+                stacklevel=3,
             )
-    return TrainComponents(
-        device,
-        batches,
-        held_out,
-        test,
-        model,
-        model_options,
-        network,
-        method,
-        optimizer,
-        schedule,
-        scaler,
-        step,
-        averaging(config.average, model, decay=config.average_decay, start=config.average_start),
-    )
 
 
 def with_shared_statistics(config: TrainConfig, model: nn.Module) -> nn.Module:
-    """The model with batch norm over all processes, where the options ask for it.
+    """The model, with batch norm over all processes if the options enable it.
 
     Raises ConfigError on a CPU, and for optimisers whose per-example norms would miss the examples of other processes.
     """
-    if not config.sync_bn or world() == 1:
+    if not config.machine.sync_bn or world_size() == 1:
         return model
     if next(model.parameters()).device.type != "cuda":
-        raise ConfigError("sync_bn needs GPUs: torch has batch norm over several processes on these alone")
-    if "norms" in ALL_OPTIMIZERS[config.optimizer].stateful_attributes:
+        raise ConfigError("sync_bn needs GPUs: torch supports batch norm over several processes only there")
+    if "norms" in ALL_OPTIMIZERS[config.optimizer.name].stateful_attributes:
         raise ConfigError(
-            f"sync_bn couples the examples of all processes, and the gradient norms of {config.optimizer} reach only "
-            "those of one: leave it out, use --norm-layer gn, or another optimizer (msgd, mgnc, sngm, nengm)"
+            f"under sync_bn the examples of all processes are not independent, and the gradient norms of "
+            f"{config.optimizer.name} cover only those of one process: leave it out, use --norm-layer gn, or another "
+            "optimizer (msgd, mgnc, sngm, nengm)"
         )
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
-def part_size(config: TrainConfig) -> int:
-    """Images of a batch that this process has."""
-    least, more = divmod(config.batch_size, world())
-    return least + (rank() < more)
+def local_batch_size(config: TrainConfig) -> int:
+    """The number of images of a full batch that this process has."""
+    least, remainder = divmod(config.schedule.batch_size, world_size())
+    return least + (rank() < remainder)
 
 
-def speed_up(config: TrainConfig, method: Method, network: nn.Module, device: torch.device) -> None:
-    """Compiles the network for the method's attack, and has the attack captured in a CUDA graph, as the options say.
+def set_attack_runner(config: TrainConfig, method: Method, network: nn.Module, device: torch.device) -> None:
+    """Gives the attack of the method the runner that the options name: compiled, or captured in a CUDA graph.
 
-    Raises ConfigError for options that would change nothing.
+    Raises ConfigError for options that would have no effect.
     """
-    served = config.method in PGD_METHODS and not getattr(method, "adaptive", False)
+    attack = pgd_of(method)
     for name in ("compile", "cuda_graphs"):
-        if getattr(config, name) and not served:
+        if getattr(config.machine, name) and attack is None:
+            pgd_methods = ", ".join(name for name, kind in METHODS.items() if kind.info.is_pgd)
             raise ConfigError(
-                f"{name} is for attacks that are PGD alone, as of {', '.join(PGD_METHODS)}; {config.method} has none"
+                f"{name} is for attacks that are PGD alone, as of {pgd_methods}; {config.method.name} has none"
             )
-    if config.cuda_graphs and device.type != "cuda":
+    if config.machine.cuda_graphs and device.type != "cuda":
         raise ConfigError(f"cuda_graphs needs a CUDA device; the training is to run on {device}")
-    attack = getattr(method, "base", method).attack if served else None
-    if config.compile:
-        attack.compiled_model = network, torch.compile(network)
-    if config.cuda_graphs:
-        attack.replay = Replay(part_size(config))
+    if attack is not None and (config.machine.compile or config.machine.cuda_graphs):
+        capture_size = local_batch_size(config) if config.machine.cuda_graphs else None
+        attack.runner = build_runner(network, compile_model=config.machine.compile, capture_size=capture_size)
+
+
+def pgd_of(method: Method) -> PGD | None:
+    """The attack of a method whose whole attack is one call of PGD, None for other methods."""
+    attack = getattr(method.base if isinstance(method, AWP) else method, "attack", None)
+    return attack if method.info.is_pgd and isinstance(attack, PGD) else None
 
 
 def check_recipe(config: TrainConfig, data: ImageDataset) -> None:
-    """Raises ConfigError for large images whose size no option tells, where a method has a recipe for them."""
-    if config.method in LARGE_RECIPES and config.image_size is None and data.image_size >= LARGE:
+    """Raises ConfigError for large images whose size is not among the options, where a method has a recipe for them."""
+    if METHODS[config.method.name].info.large_recipe and config.data.image_size is None and data.image_size >= LARGE:
         raise ConfigError(
-            f"the images of {data.name} have {data.image_size} pixels, and {config.method} has a recipe for large "
+            f"the images of {data.name} have {data.image_size} pixels, and {config.method.name} has a recipe for large "
             f"ones: give --image-size {data.image_size}, from which it is known"
         )
 
 
 def load_split(config: TrainConfig, split: str) -> ImageDataset:
-    """The training or test split that the options name. Training images for resized crops are larger than these."""
-    options = {"root": config.root, "download": config.download, "image_size": config.image_size}
+    """Loads the images that the options name.
+
+    Args:
+        config: Resolved options.
+        split: "train" or "test". Training images for resized crops are larger than test images.
+
+    Raises:
+        ConfigError: For an unreadable file of indices.
+        DataError: For data that cannot be read.
+    """
+    data = config.data
+    options: dict[str, Any] = {"root": data.data_dir, "download": data.download, "image_size": data.image_size}
     if split == "train":
-        options["indices"] = read_positions(config) if config.indices else None
-        if config.augment == "resized" and config.image_size is not None and config.data not in DATASETS:
-            options["margin"] = margin_for(config.image_size)
-    return load(config.data, split, **options)
+        options["indices"] = None if data.train_indices is None else read_indices(data.train_indices)
+        if data.augment == "resized" and data.image_size is not None and data.name not in DATASETS:
+            options["margin"] = margin_for(data.image_size)
+    return load(data.name, split, **options)
 
 
-def read_positions(config: TrainConfig) -> np.ndarray:
-    """The positions in config.indices. Raises ConfigError for a file that holds no whole numbers."""
-    path = config.indices
+def read_indices(path: Path) -> np.ndarray:
+    """The integers in a .npy file or a text file. Raises ConfigError where the file cannot be read as such."""
     try:
         return np.load(path) if path.suffix == ".npy" else np.loadtxt(path, dtype=np.int64, ndmin=1)
     except (OSError, ValueError) as error:
@@ -220,7 +283,14 @@ def read_positions(config: TrainConfig) -> np.ndarray:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name. Raises ConfigError where this machine has none such."""
+    """Finds the device of a name.
+
+    Args:
+        name: "auto" for a GPU if there is one and the CPU otherwise, or a name of torch such as "cuda:1".
+
+    Raises:
+        ConfigError: Where this machine has no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -232,57 +302,62 @@ def pick_device(name: str) -> torch.device:
 
 
 def build_method(config: TrainConfig) -> Method:
-    """The method with its options. Raises ConfigError for a pair of method and optimiser that cannot work."""
-    kind = METHODS[config.method]
-    given = {"eps": config.eps, "norm": config.norm, "epochs": config.epochs}
-    given |= {"step_size": config.step, "steps": config.steps, "bn": config.attack_bn}
+    """The method with its options. Raises ConfigError for options, and an optimiser, that do not fit the method."""
+    kind = METHODS[config.method.name]
+    given = {"eps": config.attack.eps, "norm": config.attack.threat, "epochs": config.schedule.epochs}
+    given |= {"step_size": config.attack.step_size, "steps": config.attack.steps, "bn": config.attack.bn}
     options = {name: value for name, value in given.items() if value is not None and takes(kind, name)}
-    method = kind(**options, **parse_options(config.method_options or (), kind, "method_options"))
-    method.label_smoothing = config.label_smoothing
-    if config.patience is not None and method.restart_epoch is not None:
+    method = kind(**options, **parse_options(config.method.options, kind, "method_options"))
+    method.label_smoothing = config.method.label_smoothing
+    if config.evaluation.patience is not None and method.restart_epoch is not None:
         raise ConfigError(
-            f"patience counts epochs that are no better than the best, and {config.method} begins anew at epoch "
+            f"patience counts epochs that are no better than the best, and {config.method.name} begins anew at epoch "
             f"{method.restart_epoch}: leave patience out"
         )
-    if config.optimizer in CLOSURE_OPTIMIZERS and (not method.single_pass or method.modifies_grads):
+    if config.optimizer.name in CLOSURE_OPTIMIZERS and (not method.single_pass or method.info.modifies_grads):
         raise ConfigError(
-            f"method {config.method} has its own way of updating the weights, and optimizer {config.optimizer} takes "
-            "several batches per update: choose another of the two"
+            f"method {config.method.name} has its own way of updating the weights, and optimizer "
+            f"{config.optimizer.name} takes several batches per update: choose another of the two"
         )
     return method
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module, method: Method) -> PerExampleSGD:
     """The optimiser with its options."""
-    kind = ALL_OPTIMIZERS[config.optimizer]
-    options = {
-        name: getattr(config, name) for name in hyperparameters_of(kind) if getattr(config, name, None) is not None
-    }
+    kind = ALL_OPTIMIZERS[config.optimizer.name]
+    given = {name: getattr(config.optimizer, name, None) for name in hyperparameters_of(kind)}
+    options = {name: value for name, value in given.items() if value is not None}
     if "norms" in kind.stateful_attributes:
         options["norms"] = grad_norms(config, model, method)
-    if config.optimizer in CLOSURE_OPTIMIZERS:
-        options |= {"buffers": model.buffers(), "seed": config.seed}
-    options |= parse_options(config.optimizer_options or (), kind, "optimizer_options")
-    if options.get("from_epoch", 0) >= config.epochs:
+    if config.optimizer.name in CLOSURE_OPTIMIZERS:
+        options |= {"buffers": model.buffers(), "seed": config.run.seed}
+    options |= parse_options(config.optimizer.options, kind, "optimizer_options")
+    if options.get("from_epoch", 0) >= config.schedule.epochs:
         raise ConfigError(
-            f"from_epoch is {options['from_epoch']} of {config.epochs} epochs, counted from 0, so {config.optimizer} "
-            "would never begin: give it a smaller one, or more epochs"
+            f"from_epoch is {options['from_epoch']} of {config.schedule.epochs} epochs, counted from 0, so "
+            f"{config.optimizer.name} would never begin: give it a smaller one, or more epochs"
         )
-    return kind(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, **options)
+    return kind(
+        model.parameters(),
+        config.optimizer.lr,
+        config.optimizer.momentum,
+        weight_decay=config.optimizer.weight_decay,
+        **options,
+    )
 
 
 def grad_norms(config: TrainConfig, model: nn.Module, method: Method) -> str:
-    """How gradient norms are found. Losses that hold a gradient leave one way under batch norm: a pass per example.
+    """How gradient norms are computed. Losses that contain a gradient need a pass per example under batch norm.
 
-    Warns where "auto" becomes "exact" for that reason, and raises ConfigError for estimates that cannot be right.
+    Warns where "auto" becomes "exact" for that reason, and raises ConfigError for estimates, which would be wrong.
     """
-    if not method.double_backward or not any(isinstance(module, _BatchNorm) for module in model.modules()):
-        return config.grad_norms
+    if not method.info.double_backward or not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return config.optimizer.norms
     reason = (
-        f"the losses of {config.method} hold a gradient, and under batch norm {config.optimizer} then takes one "
-        "backward pass per example (--norm-layer gn, or --optimizer msgd, mgnc or sngm, are fast)"
+        f"the losses of {config.method.name} contain a gradient, and under batch norm {config.optimizer.name} then "
+        "takes one backward pass per example (--norm-layer gn, or --optimizer msgd, mgnc or sngm, are fast)"
     )
-    if config.grad_norms not in ("auto", "exact"):
-        raise ConfigError(f"grad_norms is {config.grad_norms!r}; {reason}: use exact or auto")
+    if config.optimizer.norms not in ("auto", "exact"):
+        raise ConfigError(f"norms is {config.optimizer.norms!r}; {reason}: use exact or auto")
     warnings.warn(reason, stacklevel=2)
     return "exact"

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine, state of the code, command line."""
+"""The environment of a run: versions, machine, state of the code, command line."""
 
 import os
 import platform
@@ -11,21 +11,26 @@ from typing import Any
 import torch
 
 import pyengm
-from pyengm.utils.distributed import world
+from pyengm.utils.distributed import world_size
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy")
-TIMEOUT = 10  # seconds, of each command that is asked
-ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # would have git look at another tree than the one asked for
+TIMEOUT = 10  # seconds, for each command
+GIT_OVERRIDES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # they would make git look at another tree
 
 
 def describe() -> dict[str, Any]:
-    """Plain values, ready for JSON; None for what is not there or cannot be found out. It never fails, and takes no
-    names of users or hosts but those that the command line itself holds.
+    """Describes the environment of this process. It never fails, and it records no user or host names except those that
+    the command line itself contains.
 
-    Keys: versions (pyengm, python, the packages, cuda, cudnn, driver), machine (platform, cpu, cores that the process
-    may use, memory_gib, gpus), processes (that share the run), git (pyengm, the folder it was imported from, if that is
-    a checkout of it, and working_directory; each commit, branch and dirty, whether files under version control differ
-    from the commit), command (the words of the command line).
+    Returns:
+        Plain values for JSON, None for what is missing or unknown:
+
+        - versions: of pyengm, python, the packages, cuda, cudnn and the driver;
+        - machine: platform, cpu, cores that the process may use, memory_gib, gpus;
+        - processes: the number of processes that share the run;
+        - git: for pyengm (where it was imported from a checkout of it) and for the working_directory, the commit, the
+          branch, and dirty, whether files under version control differ from the commit;
+        - command: the words of the command line.
     """
     return {
         "versions": _versions(),
@@ -36,16 +41,21 @@ def describe() -> dict[str, Any]:
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
-        "processes": world(),
+        "processes": world_size(),
         "git": {"pyengm": _checkout_of_pyengm(), "working_directory": git_state(Path())},
         "command": [*(Path(word).name for word in sys.argv[:1]), *sys.argv[1:]],
     }
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit, branch and dirty of the git checkout that holds the folder; None where there is none, or git refuses.
+    """Reads the state of the git checkout that contains a folder.
 
-    The commit is None before the first, the branch where none is checked out. Files unknown to git do not count.
+    Args:
+        folder: Any folder.
+
+    Returns:
+        commit (None before the first one), branch (None where none is checked out) and dirty (untracked files do not
+        count); None where there is no checkout or git fails.
     """
     printed = _git(folder, "status", "--porcelain=v2", "--branch", "--untracked-files=no")
     if printed is None:
@@ -62,8 +72,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 def _checkout_of_pyengm() -> dict[str, Any] | None:
     folder = Path(pyengm.__file__).parent
-    known = _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # not so in a .venv within someone's checkout
-    return None if known is None else git_state(folder)
+    tracked = _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # not so in a .venv within someone's checkout
+    return None if tracked is None else git_state(folder)
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -71,7 +81,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _versions() -> dict[str, str | None]:
-    found = {"pyengm": pyengm.__version__, "python": platform.python_version()}
+    found: dict[str, str | None] = {"pyengm": pyengm.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
@@ -87,7 +97,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _cpu() -> str | None:
-    """The processor's name; on Linux /proc knows it, on macOS sysctl."""
+    """The name of the processor, from /proc on Linux and from sysctl on macOS."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -99,8 +109,8 @@ def _cpu() -> str | None:
 
 
 def _printed(*command: str) -> str | None:
-    """What a command prints; None where it is missing, fails or does not end in time."""
-    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
+    """The output of a command; None where it is missing, fails or does not end in time."""
+    environment = {name: value for name, value in os.environ.items() if name not in GIT_OVERRIDES}
     try:
         done = subprocess.run(
             command,

@@ -1,4 +1,9 @@
-"""Several processes on one run: joining those that torchrun has started, and starting them for `--nproc`."""
+"""Several processes on one run: those that torchrun has launched, and those that `--nproc` launches.
+
+torch.distributed.elastic does not replace `launch`. Measured with torch 2.14: workers outlive a killed launcher; on a
+signal it raises SignalException without their statuses, and sends a second Ctrl-C on as SIGTERM; after the failure of
+one worker it kills the others within 30 seconds, whatever its shutdown_timeout.
+"""
 
 import os
 import signal
@@ -18,39 +23,39 @@ from pyengm.errors import ConfigError
 from pyengm.training.signals import STATUS
 
 LAUNCHER = "PYENGM_LAUNCHER"  # in the environment: a pipe whose other end the launcher holds
-GRACE = 60  # seconds that processes get to stop after another one failed
+GRACE = 60  # seconds for processes to stop after another one failed
 TIMEOUT = timedelta(minutes=30)  # for one process to wait for another: the slowest part is an attack on its images
 
 
-def started() -> bool:
+def is_launched() -> bool:
     """Whether torchrun, or `launch`, has started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def is_rank_zero() -> bool:
-    """Whether this is process 0, also before the group is joined."""
-    return os.environ.get("RANK", "0") == "0" or not started()
+    """Whether this is process 0, also before it has joined the group."""
+    return os.environ.get("RANK", "0") == "0" or not is_launched()
 
 
 def began_by_this_job(job: Path) -> bool:
-    """Whether the file `job` names the torchrun job that this process belongs to, which restarts what has failed."""
+    """Whether the file `job` names the torchrun job of this process, which restarts failed processes."""
     name = job_name()
     return name is not None and job.is_file() and job.read_text().strip() == name
 
 
 def job_name() -> str | None:
-    """The identity of the torchrun job (--rdzv-id) if it has one."""
+    """The identity of the torchrun job (--rdzv-id); None without one."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return None if name == "none" else name
 
 
 @contextmanager
-def group() -> Iterator[None]:
-    """While it is entered, this process is one of the group that it was started for; alone it needs none.
+def process_group() -> Iterator[None]:
+    """A context in which this process is in the group that it was launched for; a process alone needs no group.
 
     Collectives run on NCCL between GPUs and on gloo between CPUs.
     """
-    if not started():
+    if not is_launched():
         yield
         return
     if LAUNCHER in os.environ:
@@ -64,27 +69,41 @@ def group() -> Iterator[None]:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The GPU of this process among those of its machine, where `device` names none in particular.
+    """The device of this process.
 
-    Raises ConfigError for more processes than GPUs.
+    Args:
+        device: the device of the run.
+
+    Returns:
+        The GPU with the local rank of this process where `device` is "cuda" and several processes run, else `device`.
+
+    Raises:
+        ConfigError: this machine has fewer GPUs than processes.
     """
-    if device.type != "cuda" or device.index is not None or not started():
+    if device.type != "cuda" or device.index is not None or not is_launched():
         return device
     local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if local >= count:
-        raise ConfigError(f"this machine has {count} GPUs, and process {local} of it would need one more")
+        raise ConfigError(f"expected a GPU for each process, got {count} GPUs on this machine: use fewer processes")
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
-    """Runs `pyengm ARGUMENTS` that many times on this machine, as one group; returns its exit status.
+    """Runs `pyengm ARGUMENTS` in several processes on this machine, as one group.
 
-    Signals to this process go on to all of them. When one of them fails, the others are ended; they stop, too, when
-    this process is killed.
+    Signals to this process are sent on to all of them. When one of them fails, the others are ended; they end, too,
+    when this process is killed.
+
+    Args:
+        processes: their number.
+        arguments: of the command line.
+
+    Returns:
+        The exit status: 0, `STATUS` where all stopped on request, else the status of the first failure.
     """
     watched, held = os.pipe()
-    shared = os.environ | {
+    environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "WORLD_SIZE": str(processes),
@@ -95,19 +114,22 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     # Modules are found where this process finds them; -m would look into the working directory first.
     code = f"import sys; sys.path[:] = {sys.path!r}; sys.argv[0] = 'pyengm'\n"
     code += "from pyengm.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, *arguments]
-    options = {"start_new_session": True, "pass_fds": (watched,)}
     children = [
-        subprocess.Popen(command, env=shared | {"RANK": str(i), "LOCAL_RANK": str(i)}, **options)
-        for i in range(processes)
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            start_new_session=True,
+            pass_fds=(watched,),
+        )
+        for rank in range(processes)
     ]
     os.close(watched)
 
-    def hand_on(number: int, frame: object) -> None:
+    def forward(number: int, frame: object) -> None:
         for child in children:
             child.send_signal(number)
 
-    previous = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return _wait(children)
     finally:
@@ -119,33 +141,32 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 
 def _stop_with_launcher(watched: int) -> None:
-    """Waits until nobody holds the other end of the pipe: the launcher was killed, and this process is to stop."""
+    """Waits until no process holds the other end of the pipe, as the launcher was killed, and ends this process."""
     os.read(watched, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _wait(children: Sequence[subprocess.Popen]) -> int:
-    """The status of the group: 0, `STATUS` where all stopped on request, else that of the first failure."""
-    left, failed = list(children), None
-    while left:
-        for child in left:
+    """The status of the group, as `launch` returns it."""
+    running, failed = list(children), None
+    while running:
+        for child in running:
             try:
                 status = child.wait(timeout=0.1 if failed is None else GRACE)
             except subprocess.TimeoutExpired:
                 if failed is not None:
                     child.kill()
                 continue
-            left = [other for other in left if other is not child]
+            running = [other for other in running if other is not child]
             if status not in (0, STATUS) and failed is None:
                 failed = status if status > 0 else 128 - status
-                if status < 0:  # it could not say so itself
-                    what = f"process {children.index(child)} was ended by signal {-status}, so all are"
-                    print(f"{what}; a run that was begun goes on with --resume", file=sys.stderr)
-                for other in left:
+                if status < 0:  # it could not print an error itself
+                    message = f"process {children.index(child)} was ended by signal {-status}, so all are"
+                    print(f"{message}; a run that had begun resumes with --resume", file=sys.stderr)
+                for other in running:
                     other.terminate()
             break
-    statuses = {child.returncode for child in children}
-    return failed if failed is not None else max(statuses)
+    return failed if failed is not None else max(child.returncode for child in children)
 
 
 def _free_port() -> int:

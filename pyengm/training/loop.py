@@ -4,23 +4,24 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyengm.data import Batch
+from pyengm.data import Batch, ImageDataset
 from pyengm.errors import NonFiniteError, StorageError
-from pyengm.evaluation import attack_named, predict
+from pyengm.evaluation import create_attack, predict
 from pyengm.models import CheckpointInfo
 from pyengm.ops import Key
 from pyengm.training.builders import TrainComponents
 from pyengm.training.catastrophic_overfitting import is_catastrophic, training_accuracy
 from pyengm.training.config import TrainConfig
 from pyengm.training.loggers import JsonLines, Logger, Loggers, Terminal, build_logger
-from pyengm.training.metric_sums import means, measure, read_sums, zero_sums
+from pyengm.training.metric_sums import means, measure, read_sums
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.signals import Interrupted, StopRequest
-from pyengm.training.steps.closure_step import closure_step, groups, takes_closures
 from pyengm.training.timing import EpochTimer
 from pyengm.training.train_state import TrainState, restore, save_state
 from pyengm.utils.checks import Checks
@@ -28,184 +29,250 @@ from pyengm.utils.distributed import (
     all_reduce_any,
     all_reduce_sum,
     average_buffers,
-    average_gradients,
     on_rank0,
     rank,
-    world,
+    world_size,
 )
 
-SYNC_INTERVAL = 20  # batches of a GPU
+SYNC_INTERVAL = 20  # batches on a GPU
 
 
-def fit(config: TrainConfig, components: TrainComponents, run: RunFolder, loggers: Sequence[Logger] = ()) -> None:
-    """Trains to the end, from the run's saved state if it has one.
+def fit(config: TrainConfig, components: TrainComponents, run: RunFolder, extra_loggers: Sequence[Logger] = ()) -> None:
+    """Trains to the end, from the saved state of the run if it has one.
 
-    loggers: are told too, and closed at the end.
-    Raises Interrupted after Ctrl-C or SIGTERM, with the state saved; NonFiniteError when a loss is nan or infinite and
-    StorageError when the disk is full: the files of the epochs before stay as they are.
-    Where several processes run, all call this; each has its part of every batch, and process 0 writes and logs.
-    A step never waits for a GPU. What it checks is read every `SYNC_INTERVAL` batches and before anything is written.
+    All processes of a run call this. Each has its part of every batch; process 0 writes and logs. No step makes the
+    host wait for a GPU: its checks are read every `SYNC_INTERVAL` batches, and before anything is written.
+
+    Args:
+        config: Resolved options.
+        components: What `build_components` built from them.
+        run: The run folder.
+        extra_loggers: Loggers beside those of the options; they are closed at the end.
+
+    Raises:
+        Interrupted: After Ctrl-C or SIGTERM, with the state saved.
+        NonFiniteError: Where a loss is nan or infinite. The files of the epochs before stay as they are.
+        StorageError: Where the disk is full. The files of the epochs before stay as they are.
     """
-    every = sync_interval(components.device)
-    watch = EpochTimer(config.epochs, len(components.batches), components.device)
-    log = Loggers(all_loggers(config, run, loggers) if rank() == 0 else ())
-    with checkpoint_hint_on_error(run), StopRequest() as stop, log:
-        at = restore(config, components, run)
-        log.start(config.plain(), len(components.batches), at.epoch, at.batch)
-        for epoch in range(at.epoch, config.epochs):
-            if at.stopped:
+    timer = EpochTimer(config.schedule.epochs, len(components.batches), components.device)
+    loggers = Loggers(build_loggers(config, run, extra_loggers) if rank() == 0 else ())
+    with checkpoint_hint_on_error(run), StopRequest() as stop, loggers:
+        state = restore(config, components, run)
+        loggers.start(config.plain(), len(components.batches), state.epoch, state.batch)
+        for epoch in range(state.epoch, config.schedule.epochs):
+            if state.stopped:
                 break
             components.network.train()
-            if at.batch == 0:
-                for store in components.method.stores().values():
-                    store.follow(components.batches.kept(epoch))
-                components.method.start_epoch(components.network, epoch)
-                components.optimizer.start_epoch(epoch)
-                if epoch == components.method.restart_epoch:
-                    components.averaging.restart()
-            checks, seen = Checks(), read_sums(at.sums)
-            watch.start(at.batch)
-            for group in groups(components.batches.epoch(epoch, start=at.batch), components.optimizer):
-                with checks.at(f"epoch {epoch + 1}, batch {at.batch + 1}"):
-                    at.sums += step(config, components, group, epoch)
-                at.batch += len(group)
-                watch.count(sum(batch.size for batch in group))
-                looking = at.batch % every < len(group) or at.batch == len(components.batches)
-                asked = all_reduce_any(stop.asked) if looking else stop.asked and world() == 1
-                if asked or looking:
-                    checks.read()
-                    seen = report_step(components, at, seen, log, watch)
-                if asked:
-                    save_state(config, components, run, at)
-                    raise Interrupted(f"stopped after batch {at.batch} of epoch {epoch + 1}; {how_to_resume(run)}")
-            finish_epoch(config, components, run, at, log, watch)
-        if all_reduce_any(stop.asked):  # while the last epoch was measured and written
-            raise Interrupted(after_training(run))
+            if state.batch == 0:
+                start_epoch(components, epoch)
+            train_epoch(config, components, run, state, loggers, timer, stop)
+            finish_epoch(config, components, run, state, loggers, timer)
+        if all_reduce_any(stop.requested):  # while the last epoch was measured and written
+            raise Interrupted(evaluation_hint(run))
 
 
-def all_loggers(config: TrainConfig, run: RunFolder, given: Iterable[Logger]) -> Iterator[Logger]:
-    """The files of the run folder first, then the terminal, those given, and those that the options name."""
+def build_loggers(config: TrainConfig, run: RunFolder, extra: Iterable[Logger]) -> Iterator[Logger]:
+    """The files of the run folder, the terminal, the extra loggers, then those that the options name."""
     yield JsonLines(run.metrics, run.timing)
     yield Terminal()
-    yield from given
-    for name in config.loggers:
+    yield from extra
+    for name in config.run.loggers:
         yield build_logger(name, run.path, config.plain())
 
 
 def sync_interval(device: torch.device) -> int:
-    """Loader from one look at what a device has computed to the next; the host waits for each."""
+    """The number of batches between two reads of results from the device; the host waits for each."""
     return 1 if device.type == "cpu" else SYNC_INTERVAL
 
 
-def step(config: TrainConfig, components: TrainComponents, group: list[Batch], epoch: int) -> Tensor:
-    """One batch, or the several of an optimiser with an inner loop: attack, per-example losses, weights, update.
+def start_epoch(components: TrainComponents, epoch: int) -> None:
+    """Prepares the method, the optimiser and the average of weights for the batches of an epoch."""
+    for buffer in components.method.buffers().values():
+        buffer.exchange(components.batches.local_index(epoch))
+    components.method.start_epoch(components.network, epoch)
+    components.optimizer.start_epoch(epoch)
+    if epoch == components.method.restart_epoch:
+        components.averaging.restart()
 
-    Returns the sums over its images, see `SUMS`.
+
+def train_epoch(
+    config: TrainConfig,
+    components: TrainComponents,
+    run: RunFolder,
+    state: TrainState,
+    loggers: Loggers,
+    timer: EpochTimer,
+    stop: StopRequest,
+) -> None:
+    """Trains on the remaining batches of the epoch. Raises Interrupted, with the state saved, on a stop request."""
+    interval, epoch = sync_interval(components.device), state.epoch
+    checks, logged = Checks(), read_sums(state.sums)
+    timer.start(state.batch)
+    batches = components.batches.epoch(epoch, start=state.batch)
+    for group in grouped(batches, components.step.batches_per_update):
+        with checks.at(f"epoch {epoch + 1}, batch {state.batch + 1}"):
+            state.sums += update(config, components, group, epoch)
+        state.batch += len(group)
+        timer.count(sum(batch.size for batch in group))
+        is_sync = state.batch % interval < len(group) or state.batch == len(components.batches)
+        stopping = all_reduce_any(stop.requested) if is_sync else stop.requested and world_size() == 1
+        if is_sync or stopping:
+            checks.read()
+            logged = report_step(components, state, logged, loggers, timer)
+        if stopping:
+            save_state(config, components, run, state)
+            raise Interrupted(f"stopped after batch {state.batch} of epoch {epoch + 1}; {resume_hint(run)}")
+
+
+def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Yields the batches in groups of `size`; the last group may be shorter."""
+    batches = iter(batches)
+    while group := list(islice(batches, size)):
+        yield group
+
+
+def update(config: TrainConfig, components: TrainComponents, batches: list[Batch], epoch: int) -> Tensor:
+    """Takes one training step and those of the schedule and of the average of weights.
+
+    Args:
+        config: Resolved options.
+        components: The components of the run.
+        batches: The batches of the step.
+        epoch: The epoch, counted from 0.
+
+    Returns:
+        The sums over the images of the batches, (9,) float64, see `SUMS`.
     """
-    keys = [Key(config.seed, epoch, batch.index) for batch in group]
-    average = partial(average_gradients, components.model)
-    if takes_closures(components.optimizer):
-        used = closure_step(components.method, components.network, components.optimizer, group, keys, average)
-    else:
-        (batch,), (key,) = group, keys
-        images = batch.x, batch.y, key, batch.transform
-        options = {"scaler": components.scaler, "average": partial(average, len(batch.y))}
-        used = components.train_step(components.method, components.network, components.optimizer, *images, **options)
+    stats = components.step(batches, [Key(config.run.seed, epoch, batch.index) for batch in batches])
     average_buffers(components.model)
-    for _ in group:
+    for _ in batches:
         components.schedule.step()
     components.averaging.after_step()
-    return measure(used, torch.cat([batch.y for batch in group]))
+    return measure(stats, torch.cat([batch.y for batch in batches]))
 
 
 def report_step(
-    components: TrainComponents, at: TrainState, seen: dict[str, float], log: Loggers, watch: EpochTimer
+    components: TrainComponents, state: TrainState, logged: dict[str, float], loggers: Loggers, timer: EpochTimer
 ) -> dict[str, float]:
-    """Logs the batches since the sums, of this process, were `seen`; returns the sums now."""
-    sums = read_sums(at.sums)
-    row = {"epoch": at.epoch, "batch": at.batch, "lr": components.schedule.get_last_lr()[0]}
-    row |= means({name: total - seen[name] for name, total in sums.items()})
-    log.step(row, watch.step(at.epoch, at.batch))
+    """Logs the batches since the sums of this process were `logged`; returns the present sums."""
+    sums = read_sums(state.sums)
+    row = {"epoch": state.epoch, "batch": state.batch, "lr": components.schedule.get_last_lr()[0]}
+    row |= means({name: total - logged[name] for name, total in sums.items()})
+    loggers.step(row, timer.step(state.epoch, state.batch))
     return sums
 
 
 def finish_epoch(
-    config: TrainConfig, components: TrainComponents, run: RunFolder, at: TrainState, log: Loggers, watch: EpochTimer
+    config: TrainConfig,
+    components: TrainComponents,
+    run: RunFolder,
+    state: TrainState,
+    loggers: Loggers,
+    timer: EpochTimer,
 ) -> None:
-    """Measures the held-out images, then writes metrics, checkpoints and, last of all, the state."""
-    row = {"epoch": at.epoch, "lr": components.schedule.get_last_lr()[0], **means(read_sums(all_reduce_sum(at.sums)))}
-    components.averaging.after_epoch(at.epoch)
+    """Evaluates on the held-out images, then writes metrics, weights and, last of all, the state."""
+    row: dict[str, Any] = {"epoch": state.epoch, "lr": components.schedule.get_last_lr()[0]}
+    row |= means(read_sums(all_reduce_sum(state.sums)))
+    components.averaging.after_epoch(state.epoch)
     model, score = components.averaging.evaluated, math.inf
     if components.held_out is not None:
-        row |= held_out_figures(config, components, model)
-        score = row["natural"] if config.method == "natural" else row["robust"]
-    if at.epoch == components.method.restart_epoch:
-        at.train_pgd = None  # the weights are young again, and no match for those of before
-    if config.method != "natural":
-        row["train_pgd"] = training_accuracy(config, components, at.epoch)
-        row["catastrophic_overfitting"] = is_catastrophic(at.train_pgd, row["train_pgd"])
-        if row["catastrophic_overfitting"] and config.catastrophic_overfitting == "stop":
-            on_rank0(lambda: log.epoch(row | {"best": False}, watch.epoch(at.epoch)))
-            finish_early(config, components, run, at, log)
+        row |= held_out_metrics(config, components, components.held_out, model)
+        score = row["natural"] if config.method.name == "natural" else row["robust"]
+    if config.method.name != "natural":
+        row |= catastrophic_overfitting_metrics(config, components, state)
+        if row["catastrophic_overfitting"] and config.method.on_catastrophic_overfitting == "stop":
+            on_rank0(lambda: loggers.epoch(row | {"best": False}, timer.epoch(state.epoch)))
+            finish_early(config, components, run, state, loggers)
             return
-        at.train_pgd = row["train_pgd"]
-    row["best"] = score > at.best or components.held_out is None
-    on_rank0(lambda: log.epoch(row, watch.epoch(at.epoch)))
-    info = CheckpointInfo(
-        components.model_options, config.data, components.test.classes, config.norm, config.eps, at.epoch
+        state.train_pgd = row["train_pgd"]
+    row["best"] = score > state.best or components.held_out is None
+    on_rank0(lambda: loggers.epoch(row, timer.epoch(state.epoch)))
+    save_weights(config, components, run, model, state.epoch, is_best=row["best"])
+    finish_method_epoch(config, components, model, row)
+    state.advance_epoch()
+    state.best = max(state.best, score)
+    state.epochs_without_improvement = 0 if row["best"] else state.epochs_without_improvement + 1
+    state.stopped = (
+        config.evaluation.patience is not None and state.epochs_without_improvement >= config.evaluation.patience
     )
-    for path in [run.best, run.last] if row["best"] else [run.last]:
+    save_state(config, components, run, state)
+    if state.stopped and state.epoch < config.schedule.epochs:
+        loggers.log(f"stopped early: no epoch since epoch {state.epoch - state.epochs_without_improvement} was better")
+
+
+def catastrophic_overfitting_metrics(
+    config: TrainConfig, components: TrainComponents, state: TrainState
+) -> dict[str, Any]:
+    """The accuracy under PGD on training images, and whether it collapsed since the epoch before."""
+    before = None if state.epoch == components.method.restart_epoch else state.train_pgd  # the weights were reset
+    accuracy = training_accuracy(config, components, state.epoch)
+    return {"train_pgd": accuracy, "catastrophic_overfitting": is_catastrophic(before, accuracy)}
+
+
+def save_weights(
+    config: TrainConfig, components: TrainComponents, run: RunFolder, model: nn.Module, epoch: int, *, is_best: bool
+) -> None:
+    """Writes the weights of the epoch as the last ones and, if they are, as the best ones."""
+    test = components.test
+    info = CheckpointInfo(
+        components.model_options, config.data.name, test.classes, config.attack.threat, config.attack.eps, epoch
+    )
+    for path in [run.best, run.last] if is_best else [run.last]:
         on_rank0(partial(run.save_weights, path, model, info))
-    told = row
-    if components.method.uses_val_metrics and components.held_out is not None and model is not components.model:
-        told = row | held_out_figures(
-            config, components, components.model
-        )  # the method is about the weights that are trained
-    if components.method.finish_epoch(components.model, told):
+
+
+def finish_method_epoch(
+    config: TrainConfig, components: TrainComponents, evaluated: nn.Module, row: dict[str, Any]
+) -> None:
+    """Passes the metrics of the epoch to the method; those of the trained weights where it uses held-out metrics."""
+    model, method, held_out = components.model, components.method, components.held_out
+    if method.info.uses_val_metrics and held_out is not None and evaluated is not model:
+        row = row | held_out_metrics(config, components, held_out, model)
+    if method.finish_epoch(model, row):
         components.averaging.restart()
-    at.epoch, at.batch, at.sums, at.best = at.epoch + 1, 0, zero_sums(components.device), max(at.best, score)
-    at.epochs_without_improvement = 0 if row["best"] else at.epochs_without_improvement + 1
-    at.stopped = config.patience is not None and at.epochs_without_improvement >= config.patience
-    save_state(config, components, run, at)
-    if at.stopped and at.epoch < config.epochs:
-        log.log(f"stopped early: no epoch since epoch {at.epoch - at.epochs_without_improvement} was better")
 
 
-def held_out_figures(config: TrainConfig, components: TrainComponents, model: nn.Module) -> dict[str, float]:
+def held_out_metrics(
+    config: TrainConfig, components: TrainComponents, held_out: ImageDataset, model: nn.Module
+) -> dict[str, float]:
     """Accuracy, loss and calibration error of a model on the held-out images, natural and under PGD-20."""
-    attack = attack_named("pgd20", config.threats()[0])
-    measured = {"seed": config.seed, "device": components.device}
-    natural = predict(model, components.held_out, None, **measured).summary("natural")
-    return natural | predict(model, components.held_out, attack, **measured).summary("robust")
+    attack = create_attack("pgd20", config.threats()[0])
+    options = {"seed": config.run.seed, "device": components.device}
+    natural = predict(model, held_out, None, **options).summary("natural")
+    return natural | predict(model, held_out, attack, **options).summary("robust")
 
 
 def finish_early(
-    config: TrainConfig, components: TrainComponents, run: RunFolder, at: TrainState, log: Loggers
+    config: TrainConfig, components: TrainComponents, run: RunFolder, state: TrainState, loggers: Loggers
 ) -> None:
-    """Ends the run before the weights of this epoch are written: best and last stay those of before."""
-    at.epoch, at.batch, at.sums, at.stopped = at.epoch + 1, 0, zero_sums(components.device), True
-    save_state(config, components, run, at)
-    log.log(f"catastrophic overfitting: stopped, and {run.last} holds the weights from before this epoch")
+    """Ends the run before the weights of this epoch are written: best and last stay those of the epoch before."""
+    state.advance_epoch()
+    state.stopped = True
+    save_state(config, components, run, state)
+    loggers.log(f"catastrophic overfitting: stopped, and {run.last} holds the weights from before this epoch")
 
 
 @contextmanager
 def checkpoint_hint_on_error(run: RunFolder) -> Iterator[None]:
-    """Errors that end a run say where its last good weights are."""
+    """Adds the files of the last good weights to errors that end a run."""
     try:
         yield
     except (NonFiniteError, StorageError) as error:
-        raise type(error)(f"{error}. {left(run)}") from error
+        raise type(error)(f"{error}. {weights_hint(run)}") from error
 
 
-def left(run: RunFolder) -> str:
+def weights_hint(run: RunFolder) -> str:
+    """Names the files of the last good weights."""
     if not run.last.exists():
         return "No epoch was finished yet"
     return f"The last good weights are in {run.last}, the best ones in {run.best}"
 
 
-def after_training(run: RunFolder) -> str:
-    return f"the training is complete; for its evaluation, {how_to_resume(run)}"
+def evaluation_hint(run: RunFolder) -> str:
+    """Says how to evaluate a run whose training is complete."""
+    return f"the training is complete; to evaluate it, {resume_hint(run)}"
 
 
-def how_to_resume(run: RunFolder) -> str:
-    return f"go on with: pyengm train --out {run.path} --resume"
+def resume_hint(run: RunFolder) -> str:
+    """Gives the command that resumes a run."""
+    return f"resume with: pyengm train --out {run.path} --resume"

@@ -1,34 +1,41 @@
-"""Several runs in one call: each is begun, gone on with, or, where it is complete, read."""
+"""Several runs in one call: each is started, resumed, or, where it is complete, read."""
 
 import traceback
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from pyengm.errors import ConfigError, PyengmError
 from pyengm.training.config import MAY_CHANGE, TrainConfig
 from pyengm.training.run import train
-from pyengm.training.run_folder import RunFolder
+from pyengm.training.run_folder import RunFolder, out_of
 from pyengm.training.signals import Interrupted
-from pyengm.utils.distributed import on_rank0, world
+from pyengm.utils.distributed import on_rank0, world_size
 from pyengm.utils.terminal import log
 
 
 def complete(config: TrainConfig) -> dict[str, Any]:
-    """The results of the run in config.out, which a run of the same options may have been begun in.
+    """Starts, resumes or reads the run in the folder `out`, and returns its results.
 
-    config: resolved options of one run. Raises ConfigError for a folder whose run has others, and what `train` does.
+    Args:
+        config: Resolved options of one run, `out` among them.
+
+    Returns:
+        The content of results.json, see `evaluate_checkpoints`.
+
+    Raises:
+        ConfigError: For a folder whose run has other options.
+        PyengmError: What `train` raises.
     """
-    stage, run = on_rank0(lambda: stage_of(config)), RunFolder(config.out)
+    stage, run = on_rank0(lambda: stage_of(config)), RunFolder(out_of(config))
     if stage == "complete":
         log(f"complete: {run.path}")
         return run.read_results()
-    return train(replace(config, resume=stage == "begun"))
+    return train(config.override(resume=stage == "started"))
 
 
 def stage_of(config: TrainConfig) -> str:
-    """ "new", "begun" or "complete". Raises ConfigError for a folder whose run has other options."""
-    run = RunFolder(config.out)
+    """ "new", "started" or "complete". Raises ConfigError for a folder whose run has other options."""
+    run = RunFolder(out_of(config))
     if not run.config.is_file():
         return "new"
     changed = [name for name in config.differing(TrainConfig.load(run.config)) if name not in MAY_CHANGE]
@@ -36,18 +43,27 @@ def stage_of(config: TrainConfig) -> str:
         raise ConfigError(
             f"a run keeps its options; {', '.join(changed)} differ from {run.config}: choose another --out"
         )
-    return "complete" if run.results.exists() else "begun"
+    return "complete" if run.results.exists() else "started"
 
 
 def complete_all(
     configs: Mapping[str, TrainConfig], again: str, *, fatal: tuple[type[PyengmError], ...] = ()
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """`complete` for runs by name: the results of those that succeed, and why the others failed.
+    """Completes several runs.
 
-    again: what the user is told to do after Ctrl-C. fatal: errors that are those of every run and end the call.
-    Raises Interrupted after Ctrl-C; what was begun is saved.
+    Args:
+        configs: Resolved options of each run, by name.
+        again: The advice to the user after Ctrl-C.
+        fatal: Errors that end the call, as every run would raise them.
+
+    Returns:
+        The results of the runs that succeed and the errors of those that fail, by name.
+
+    Raises:
+        Interrupted: After Ctrl-C; the state of the run is saved.
     """
-    results, failed = {}, {}
+    results: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
     for number, (name, config) in enumerate(configs.items(), 1):
         log(f"run {number} of {len(configs)}: {name}")
         try:
@@ -57,8 +73,8 @@ def complete_all(
             raise Interrupted(f"stopped in {name}; {done}; {again}") from stop
         except fatal:
             raise
-        except Exception as error:  # one run out of memory, or with an error of ours, leaves the others as they are
-            if world() > 1:
+        except Exception as error:  # one run that fails, out of memory for instance, leaves the others as they are
+            if world_size() > 1:
                 raise  # the other processes wait for this one within the run
             failed[name] = str(error)
             if not isinstance(error, PyengmError):

@@ -1,8 +1,7 @@
-"""The same run with several seeds, and what their results say together."""
+"""The same run with several seeds, and the mean and standard deviation of the results."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,57 +9,67 @@ import numpy as np
 
 from pyengm.errors import ConfigError, DataError, PyengmError
 from pyengm.evaluation import results_table
-from pyengm.models import write_atomically
 from pyengm.training.config import TrainConfig
 from pyengm.training.multi_run import complete_all
 from pyengm.training.run_folder import RunFolder, check_free, next_free
 from pyengm.utils import terminal
 from pyengm.utils.distributed import on_rank0
+from pyengm.utils.io import atomic_write
 
 
 def train_seeds(config: TrainConfig) -> dict[str, Any]:
-    """A run for each of config.seeds, in OUT/seed-0, OUT/seed-1, ...: ordinary run folders, resumed or read as needed.
+    """Completes a run for each seed in OUT/seed-0, OUT/seed-1, ..., prints a table and writes OUT/summary.json.
 
-    config: resolved options; `seed` is not looked at. Leaves a table on the terminal and OUT/summary.json, and returns
-    what that holds: "seeds" (of the complete runs), "mean" and "spread" as in `mean_and_spread`, "failed" (why, by
-    name of the run).
-    Raises ConfigError for an OUT that holds something unless `resume` is given, PyengmError where every run failed,
-    Interrupted after Ctrl-C, and errors of options and data, which would be those of every run.
+    The runs are ordinary ones, which are started, resumed or read.
+
+    Args:
+        config: Resolved options; its `seeds` count, not its `seed`.
+
+    Returns:
+        The content of summary.json: "seeds" (of the complete runs), "mean" and "spread" as from `mean_and_spread`, and
+        "failed" (the errors of the other runs, by name).
+
+    Raises:
+        ConfigError: For an OUT that is not empty, unless `resume` is given, and for options that no run accepts.
+        DataError: For data that cannot be read.
+        PyengmError: Where every run failed.
+        Interrupted: After Ctrl-C.
     """
-    out = on_rank0(lambda: config.out or next_free(config))
-    again = f"pyengm train --seeds {' '.join(map(str, config.seeds))} --out {out} --resume"
-    if not config.resume:
+    out = on_rank0(lambda: config.run.out or next_free(config))
+    again = f"pyengm train --seeds {' '.join(map(str, config.run.seeds))} --out {out} --resume"
+    if not config.run.resume:
         on_rank0(lambda: check_free(out, again))
         on_rank0(RunFolder(out).note_job)
-    runs = {f"seed-{seed}": replace(config, seed=seed, seeds=(), out=seed_folder(out, seed)) for seed in config.seeds}
-    results, failed = complete_all(runs, f"go on with: {again}", fatal=(ConfigError, DataError))
+    configs = [config.override(seed=seed, seeds=(), out=seed_folder(out, seed)) for seed in config.run.seeds]
+    runs = {f"seed-{one.run.seed}": one for one in configs}
+    results, failed = complete_all(runs, f"resume with: {again}", fatal=(ConfigError, DataError))
     if not results:
         raise PyengmError("every run failed: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
     mean, spread = mean_and_spread(list(results.values()))
-    seeds = [run.seed for name, run in runs.items() if name in results]
+    seeds = [one.run.seed for name, one in runs.items() if name in results]
     summary = {"seeds": seeds, "mean": mean, "spread": spread, "failed": failed}
     text = json.dumps(summary, indent=2) + "\n"
-    on_rank0(lambda: write_atomically(out / "summary.json", lambda path: path.write_text(text)))
+    on_rank0(lambda: atomic_write(out / "summary.json", lambda path: path.write_text(text)))
     terminal.log(f"mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}:")
     terminal.log(results_table(mean, str(out), spread))
-    terminal.log(f"the same figures are in {out / 'summary.json'}")
+    terminal.log(f"these values are in {out / 'summary.json'}")
     return summary
 
 
 def seed_folder(out: Path, seed: int | str) -> Path:
-    """Where the run of that seed is among those in `out`."""
+    """The run folder of a seed among the runs in `out`."""
     return out / f"seed-{seed}"
 
 
 def is_begun(out: Path, seeds: Sequence[str]) -> bool:
-    """Whether the run in `out`, or one of those of the seeds, was begun."""
+    """Whether the run in `out`, or one of those of the seeds, was started."""
     return any(RunFolder(path).config.is_file() for path in [out, *(seed_folder(out, seed) for seed in seeds)])
 
 
 def begun_run(out: Path, seeds: Sequence[str]) -> RunFolder:
-    """The first run of these seeds in `out` that was begun: its options but the seed are those of all of them.
+    """The first run of these seeds in `out` that was started. All runs there have its options, except for the seed.
 
-    Raises ConfigError where none was.
+    Raises ConfigError where no run was started.
     """
     begun = [run for run in (RunFolder(seed_folder(out, seed)) for seed in seeds) if run.config.is_file()]
     if not begun:
@@ -69,16 +78,23 @@ def begun_run(out: Path, seeds: Sequence[str]) -> RunFolder:
 
 
 def mean_and_spread(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The means over runs of what their results.json hold, in the same shape, and the sample standard deviations.
+    """Averages results of several runs.
 
-    Figures are numbers and dicts of numbers; anything else, and the numbers of images, must be the same in all runs
-    and is among the means alone. A deviation is None for one run.
-    Raises ConfigError for runs that were not measured in the same way.
+    Args:
+        results: The content of results.json of each run. Its values are numbers and dicts of numbers; other values, and
+            the numbers of images, must be the same in all runs.
+
+    Returns:
+        The means, with the values that all runs share, and the sample standard deviations, in the shape of the results.
+        A deviation is None for one run.
+
+    Raises:
+        ConfigError: For runs that were not evaluated in the same way.
     """
     mean: dict[str, Any] = {}
     spread: dict[str, Any] = {}
     for name, first in results[0].items():
-        values = [result.get(name) for result in results]
+        values: list[Any] = [result.get(name) for result in results]
         if isinstance(first, dict) and name != "images" and all(isinstance(value, dict) for value in values):
             mean[name], spread[name] = mean_and_spread(values)
         elif all(isinstance(value, (int, float)) for value in values):

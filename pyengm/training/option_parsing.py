@@ -1,49 +1,95 @@
-"""Options given as words: name=value for the arguments of a class, numbers as fractions."""
+"""Options of methods and optimisers: name=value for the arguments of a class, typed by its signature."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
-from typing import Any
-
-import torch
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, get_type_hints
 
 from pyengm.errors import ConfigError
+from pyengm.training.option_types import ValueType
+from pyengm.utils.did_you_mean import did_you_mean
 
-# What the trainer gives by options of its own.
-OWN = ("self", "params", "eps", "norm", "epochs", "lr", "momentum", "weight_decay", "buffers", "seed")
-BY_NAME = ("step_size", "steps", "bn", "alpha", "tau", "max_norm", "norms")  # have an option of their own
-
-
-def parse_pixels(text: str) -> float:
-    """A number in pixel units, also as a fraction: "0.2" or "8/255"."""
-    top, _, bottom = text.partition("/")
-    return float(top) / float(bottom or 1)
+# Arguments that the trainer gives.
+TRAINER_ARGUMENTS = ("self", "params", "eps", "norm", "epochs", "lr", "momentum", "weight_decay", "buffers", "seed")
+FLAT_ARGUMENTS = ("step_size", "steps", "bn", "alpha", "tau", "max_norm", "norms")  # have an option of their own
 
 
-def defaults_for(kind: type) -> dict[str, Any]:
-    """The arguments of a class that a run may set, with their defaults; also those that it hands on to a base."""
-    found: dict[str, Any] = {}
+@dataclass(frozen=True)
+class Argument:
+    """An argument of the constructor of a method or an optimiser.
+
+    Args:
+        name: Its name.
+        values: The type of its values.
+        default: Its value when it is not given.
+        text: Its text in the docstring; empty where it has none.
+    """
+
+    name: str
+    values: ValueType
+    default: Any
+    text: str
+
+    def parse(self, text: str) -> Any:
+        """Returns the value of a text. Raises ValueError for a text of another type."""
+        if self.values.optional and text.lower() == "none":
+            return None
+        return self.values.parse(text)
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words, with the default."""
+        or_none = " or none" if self.values.optional else ""
+        return f"{self.values.words}{or_none} (default: {format_argument(self.default)})"
+
+
+@cache
+def arguments_of(kind: type) -> dict[str, Argument]:
+    """Returns the arguments of a class that a run may set, with those that it forwards to its base by `**options`."""
+    found: dict[str, Argument] = {}
+    docs = _documented_arguments(kind)
     for owner in kind.__mro__:
-        if owner is object or "__init__" not in vars(owner):
+        if "__init__" not in vars(owner) or owner is object:
             continue
         parameters = inspect.signature(owner.__init__).parameters.values()
-        handed_on = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        named = {p.name: p.default for p in parameters if p.name not in OWN and p.kind is not p.VAR_KEYWORD}
-        found = named | found
-        if not handed_on:
+        hints = get_type_hints(owner.__init__)
+        named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        own = [p for p in named if p.name not in TRAINER_ARGUMENTS]
+        found = {
+            p.name: Argument(p.name, ValueType.of(hints.get(p.name, str)), p.default, docs.get(p.name, "")) for p in own
+        } | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return found
 
 
 def takes(kind: type, argument: str) -> bool:
-    """Whether a class has that argument."""
+    """Returns whether the constructor of a class has that argument."""
     return argument in inspect.signature(kind).parameters
 
 
-def parse_options(words: Sequence[str], kind: Callable, option: str) -> dict[str, Any]:
-    """Words "name=value" as keyword arguments of a class. Raises ConfigError for names and values that do not fit."""
-    known = {name: default for name, default in defaults_for(kind).items() if name not in BY_NAME}
-    annotations = {p.name: str(p.annotation) for p in inspect.signature(kind).parameters.values()}
+def own_arguments(kind: type) -> dict[str, Argument]:
+    """Returns the arguments of a class that have no option of their own: those of --method-options, say."""
+    return {name: argument for name, argument in arguments_of(kind).items() if name not in FLAT_ARGUMENTS}
+
+
+def parse_options(words: Sequence[str], kind: type, option: str) -> dict[str, Any]:
+    """Parses the options of a method or an optimiser.
+
+    Args:
+        words: The options, each as "name=value".
+        kind: The class of the method or the optimiser.
+        option: The name of the option that holds the words, for messages.
+
+    Returns:
+        Keyword arguments of the class.
+
+    Raises:
+        ConfigError: For an unknown name, or a value of another type.
+    """
+    known = own_arguments(kind)
     parsed = {}
     for word in words:
         name, equals, text = word.partition("=")
@@ -52,50 +98,45 @@ def parse_options(words: Sequence[str], kind: Callable, option: str) -> dict[str
                 f"{option} has {word!r}; expected NAME=VALUE with a name of {kind.__name__}: "
                 f"{', '.join(known) or 'it has none'}{did_you_mean(name, known)}"
             )
-        value = _value(text)
-        if isinstance(known[name], torch.dtype):
-            value = getattr(torch, text, None)
-            if not (isinstance(value, torch.dtype) and value.is_floating_point):
-                raise ConfigError(f"{option} has {word!r}; expected a floating-point type of torch, such as float16")
-        parsed[name] = value
-        if not _fits(value, known[name], annotations.get(name)):
-            raise ConfigError(f"{option} has {word!r}; expected a value like the default, {name}={known[name]}")
+        try:
+            parsed[name] = known[name].parse(text)
+        except ValueError as error:
+            raise ConfigError(f"{option} has {word!r}; expected {known[name].expected}") from error
     return parsed
 
 
 def merge_options(words: Sequence[str], over: Sequence[str]) -> tuple[str, ...]:
-    """The words of both; where both name an option, that of `over`."""
+    """Returns the words of both; where both name an option, the word of `over`."""
     named = {word.partition("=")[0]: word for word in (*words, *over)}
     return tuple(named.values())
 
 
-def _value(text: str) -> Any:
-    if text.lower() in ("true", "false", "none"):
-        return {"true": True, "false": False, "none": None}[text.lower()]
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return parse_pixels(text)
-    except (ValueError, ZeroDivisionError):
-        return text  # a name; the class checks it
+def format_argument(value: Any) -> str:
+    """Returns a value as it is written in name=value."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value).removeprefix("torch.")
 
 
-def _fits(value: Any, default: Any, annotation: str | None) -> bool:
-    """Whether a value is of the default's type, or of that which a default of None stands for."""
-    if isinstance(default, (bool, torch.dtype)) or default is inspect.Parameter.empty:
-        return isinstance(value, type(default)) or default is inspect.Parameter.empty
-    if value is None:
-        return default is None
-    if isinstance(default, int) or (default is None and "int" in str(annotation) and "float" not in str(annotation)):
-        return isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(default, float) or (default is None and "float" in str(annotation)):
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return True
+def _documented_arguments(kind: type) -> dict[str, str]:
+    """The texts of the Args sections of a class and its bases, by argument."""
+    texts: dict[str, str] = {}
+    for owner in reversed(kind.__mro__):
+        texts |= _args_section(inspect.cleandoc(vars(owner).get("__doc__") or ""))
+    return {name: re.sub(r" \(default: [^()]*\)$", "", text) for name, text in texts.items()}
 
 
-def did_you_mean(value: str, known: Iterable[str]) -> str:
-    """ " (did you mean ...?)" where something known is close."""
-    close = get_close_matches(str(value), list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def _args_section(doc: str) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    _, _, section = doc.partition("\nArgs:\n")
+    names: list[str] = []
+    for line in section.splitlines():
+        if line and not line.startswith(" "):  # the next section
+            break
+        start = re.match(r"    (\w+(?:, \w+)*)(?: \([^)]*\))?: *(.*)", line)
+        if start:
+            names = start[1].split(", ")
+            texts |= dict.fromkeys(names, start[2])
+        elif line.strip():
+            texts |= {name: f"{texts[name]} {line.strip()}" for name in names}
+    return texts

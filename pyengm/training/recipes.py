@@ -1,25 +1,26 @@
-"""What options that are left open become: by data set, and by method on images of CIFAR's kind."""
+"""The values of options that are not given, by data set, with the changes of the method's authors."""
 
 from typing import Any
 
-from pyengm.training.schedule import in_proportion
+from pyengm.methods import METHODS, ShortRun
+from pyengm.training.schedule import scale_milestones
 
 # radii: eps per norm; both norms are evaluated. milestones: epochs at which the learning rate is divided by ten.
 DEFAULT_RECIPE: dict[str, Any] = {
     "model": "resnet18",
     "norm_layer": "bn",
     "augment": "shift",
-    "steps": 10,
+    "attack_steps": 10,
     "batch_size": 128,
     "optimizer": "engm",
     "lr": 0.1,
     "momentum": 0.9,
     "weight_decay": 5e-4,
     "schedule": "piecewise",
-    "peak": 0.4,
+    "pct_start": 0.4,
     "epochs": 120,
     "milestones": (75, 90),
-    "select": "val",
+    "select_on": "val",
     "method_options": (),
     "optimizer_options": (),
     "radii": {"linf": 8 / 255, "l2": 128 / 255},
@@ -30,13 +31,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": "cnn8",
         "width": 16,
         "augment": "none",
-        "steps": 7,
+        "attack_steps": 7,
         "batch_size": 24,
         "lr": 0.2,
         "schedule": "cyclic",
         "epochs": 14,
         "milestones": (8.75, 10.5),
-        "threads": 1,  # images of 64 pixels keep no second core busy
+        "cpu_threads": 1,  # images of 64 pixels do not keep a second core busy
         "autoattack_examples": 100,
         "radii": {"linf": 0.2, "l2": 0.5},
     },
@@ -51,116 +52,48 @@ RECIPES: dict[str, dict[str, Any]] = {
     "svhn": {**DEFAULT_RECIPE, "lr": 0.01},
 }
 
-# The authors' own, for CIFAR-10; milestones count epochs from 0. Methods that are not here keep the data set's recipe.
-# Curriculum's authors use Adam; it has the recipe of the paper that it was compared in (Wang et al. 2019).
-TRADES_EPS = {"eps": 0.031, "step": 0.007}  # the authors' rounding of 8/255 and 2/255; in L-infinity only
-DYNAMIC = {"lr": 0.01, "weight_decay": 1e-4, "epochs": 120, "milestones": (60, 100)}
-ONE_STEP = {"epochs": 30, "milestones": (24, 28), "select": "none"}
-PRIOR = {"epochs": 110, "milestones": (100, 105), "select": "none"}
-METHOD_RECIPES: dict[str, dict[str, Any]] = {
-    "trades": {**TRADES_EPS, "weight_decay": 2e-4, "epochs": 76, "milestones": (74,)},
-    "mart": {**TRADES_EPS, "lr": 0.01, "weight_decay": 3.5e-3, "epochs": 120, "milestones": (74, 89, 99)},
-    "pgd_at_awp": {"model": "preact_resnet18", "epochs": 200, "milestones": (100, 150)},
-    "trades_awp": {"epochs": 200, "milestones": (100, 150)},
-    "mart_awp": {"epochs": 200, "milestones": (100, 150)},
-    "dynamic": DYNAMIC,
-    "fgsm_then_pgd": DYNAMIC,
-    "curriculum": DYNAMIC,
-    "fgsm_rs": {"lr": 0.2, "schedule": "cyclic", "peak": 0.5, "epochs": 15, "select": "none"},
-    "grad_align": {"lr": 0.2, "schedule": "cyclic", "peak": 0.4, "epochs": 30, "select": "none"},
-    "ssat": {"lr": 0.01, "epochs": 200, "milestones": (60, 120, 160)},
-    "atta": {
-        "eps": 0.031,
-        "step": 0.015,
-        "batch_size": 64,
-        "weight_decay": 2e-4,
-        "epochs": 38,
-        "milestones": (30, 36),
-        "select": "none",
-    },
-    "atas": {**ONE_STEP, "model": "preact_resnet18"},
-    "free_at": {"epochs": 10, "milestones": (5, 7), "select": "none"},
-    "yopo": {"lr": 0.04, "batch_size": 256, "epochs": 36, "milestones": (30, 34), "select": "none"},
-    "nuat": {"batch_size": 64, "schedule": "nuat", "epochs": 100},
-    "sub_at": {"steps": 1, "epochs": 105, "milestones": (), "select": "none"},
-    "fgsm_sdi": PRIOR,
-    "fgsm_pgi": PRIOR,
-}
-# Huang et al. 2022, App. B, for ImageNet: folders of images of 64 pixels and more, which are augmented as its are.
-LARGE_RECIPES: dict[str, dict[str, Any]] = {
-    "atas": {
-        "model": "resnet50",
-        "eps": 2 / 255,
-        "weight_decay": 1e-4,
-        "epochs": 90,
-        "milestones": (50, 75),
-        "select": "none",
-        "method_options": ("c=12.8", "min_step=4/255", "max_step=8/255", "resolution=32", "dtype=float16"),
-    },
-    "free_at": {
-        "model": "resnet50",
-        "eps": 4 / 255,
-        "weight_decay": 1e-4,
-        "epochs": 45,
-        "milestones": (15, 30),
-        "select": "none",
-        "method_options": ("replays=4",),
-    },
-}
-LARGE = 64  # pixels
-BOUNDS = ("step_scale", "min_step", "max_step")
-GREY_DATA = ("digits", "mnist", "fashionmnist")  # their own recipe serves every method
+LARGE = 64  # pixels of images that are augmented as ImageNet's are
+GREY_DATA = ("digits", "mnist", "fashionmnist")  # their own recipe holds for every method
 
 
 def recipe_for(
     data: str,
     method: str = "pgd_at",
-    norm: str = "linf",
+    threat: str = "linf",
     *,
     image_size: int | None = None,
     eps: float | None = None,
     epochs: int | None = None,
 ) -> dict[str, Any]:
-    """The recipe of a data set (folders have the default one) with what the method's authors changed.
+    """The recipe of a data set (folders have the default one) with the changes of the method's authors.
 
-    eps, epochs: those of the run where they are not the recipe's; what is counted in them follows.
+    Args:
+        data: The name of the data set.
+        method: The name of the method in `METHODS`.
+        threat: The norm of the threat model, "linf" or "l2".
+        image_size: The height and width of the images, where they are resized.
+        eps: The radius of the run in pixel units, where it is not that of the recipe; options that depend on it follow.
+        epochs: The length of the run, where it is not that of the recipe; options that count epochs follow.
+
+    Returns:
+        Options by flat names, and "radii", eps by norm.
     """
-    recipe = dict(RECIPES.get(data, DEFAULT_RECIPE))
-    if method not in ("natural", "pgd_at"):
-        recipe["optimizer"] = "msgd"
+    recipe, info = dict(RECIPES.get(data, DEFAULT_RECIPE)), METHODS[method].info
+    recipe["optimizer"] = info.optimizer or recipe["optimizer"]
     if data in GREY_DATA:
-        radius = recipe["radii"][norm] if eps is None else eps
-        return recipe | _in_short(recipe, method, norm, radius, recipe["epochs"] if epochs is None else epochs)
-    large = image_size is not None and image_size >= LARGE
-    if large:
+        radius = recipe["radii"][threat] if eps is None else eps
+        run = ShortRun(recipe["lr"], recipe["epochs"] if epochs is None else epochs, radius, threat)
+        return {**recipe, **info.short_recipe(run)}
+    is_large = image_size is not None and image_size >= LARGE
+    if is_large:
         recipe["augment"] = "resized"
-    own = dict(LARGE_RECIPES.get(method) or METHOD_RECIPES.get(method, {}) if large else METHOD_RECIPES.get(method, {}))
+    own: dict[str, Any] = dict((is_large and info.large_recipe) or info.recipe)
     if "epochs" in own:
-        own = {"milestones": in_proportion(recipe["milestones"], own["epochs"] / recipe["epochs"])} | own
-    if norm != "linf":  # radius, step and bounds of steps are those of the other norm
-        own = {name: value for name, value in own.items() if name not in ("eps", "step")}
-        if "method_options" in own:
-            own["method_options"] = tuple(o for o in own["method_options"] if o.partition("=")[0] not in BOUNDS)
+        own = {"milestones": scale_milestones(recipe["milestones"], own["epochs"] / recipe["epochs"])} | own
+    if threat != "linf":  # published radii and step sizes are for L-infinity
+        own = {name: value for name, value in own.items() if name not in ("eps", "step_size")}
+        words = own.get("method_options", ())
+        own["method_options"] = tuple(word for word in words if word.partition("=")[0] not in info.pixel_options)
     if eps is not None:
-        own.pop("step", None)  # the method's own multiple of eps
+        own.pop("step_size", None)  # the default of the method, a multiple of eps
     return recipe | own
-
-
-def _in_short(recipe: dict[str, Any], method: str, norm: str, eps: float, epochs: int) -> dict[str, Any]:
-    """What the published options become where a run is short and the ball is large: shares of the epochs and of eps."""
-    lr = recipe["lr"]
-    warmup = (f"warmup={epochs // 4}",)  # weight perturbations from the start keep a network from learning anything
-    sizes = (f"step_scale={2 * eps:g}", f"min_step={eps / 2:g}", f"max_step={1.75 * eps:g}") if norm == "linf" else ()
-    changes: dict[str, dict[str, Any]] = {
-        "pgd_at_awp": {"method_options": warmup},
-        "trades_awp": {"method_options": warmup},
-        "mart": {"lr": lr / 4},
-        "mart_awp": {"lr": lr / 4, "method_options": warmup},
-        "fgsm_then_pgd": {"method_options": (f"fgsm_epochs={epochs // 6}",)},
-        "curriculum": {"method_options": (f"patience={max(epochs // 12, 1)}", "accuracy=0.9")},
-        "grad_align": {"method_options": ("weight=0.2",)},
-        "atas": {"method_options": (f"warmup={epochs // 6}", *sizes)},
-        "free_at": {"lr": lr / 4, "method_options": ("replays=4",)},
-        "yopo": {"lr": 0.4 * lr},  # it adds up the gradients of five passes: the authors' 0.04 for 0.1
-    }
-    return changes.get(method, {})

@@ -1,4 +1,4 @@
-"""A whole run: training, the attack on what came out, and a folder that explains itself."""
+"""A whole run: training, evaluation of the best and last weights, and a folder with all results."""
 
 import io
 from collections.abc import Iterator
@@ -9,32 +9,42 @@ import torch
 from rich.console import Console
 
 from pyengm.errors import ConfigError, StorageError
-from pyengm.evaluation import attack_checkpoints, attack_names, check_attacks, plot_curves, results_table
+from pyengm.evaluation import check_attacks, evaluate_with_progress, final_attacks, plot_curves, results_table
 from pyengm.training.builders import build_components
 from pyengm.training.config import TrainConfig
-from pyengm.training.loop import after_training, fit, how_to_resume
-from pyengm.training.run_folder import RunFolder
+from pyengm.training.loop import evaluation_hint, fit, resume_hint
+from pyengm.training.run_folder import RunFolder, out_of
 from pyengm.training.signals import Interrupted, sigterm_as_ctrl_c
 from pyengm.utils.distributed import on_rank0
-from pyengm.utils.terminal import log, spoken_warnings
+from pyengm.utils.terminal import log, log_warnings
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Trains, evaluates best and last, and leaves the table, results.json and curves.png in the run folder.
+    """Trains, evaluates the best and the last weights, and writes results.json, results.txt and curves.png.
 
-    config: resolved; with `resume` the run in config.out goes on, and a complete one is left as it is. Returns what
-    results.json holds (`evaluate_checkpoints`). Where several processes run, all call this.
-    Raises ConfigError or DataError before anything is written, StorageError where the disk is full or cannot be written
-    to, Interrupted after Ctrl-C or SIGTERM, and what `fit` raises.
+    All processes of a run call this.
+
+    Args:
+        config: Resolved options. With `resume` the run in `out` is resumed; a complete one stays as it is.
+
+    Returns:
+        The content of results.json, see `evaluate_checkpoints`.
+
+    Raises:
+        ConfigError: For options that do not fit together, the data or the machine, before anything is written.
+        DataError: For data that cannot be read, before anything is written.
+        StorageError: Where the disk is full or cannot be written to.
+        Interrupted: After Ctrl-C or SIGTERM.
+        NonFiniteError: Where a loss is nan or infinite.
     """
-    if config.seeds:
-        raise ConfigError(f"train makes one run, of one seed, and seeds is {config.seeds}: use train_seeds")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    with spoken_warnings():
+    if config.run.seeds:
+        raise ConfigError(f"train makes one run, of one seed, and seeds is {config.run.seeds}: use train_seeds")
+    if config.machine.cpu_threads is not None:
+        torch.set_num_threads(config.machine.cpu_threads)
+    with log_warnings():
         components = build_components(config)
-        attacks = attack_names(config.attacks)
-        check_attacks(attacks, components.test, config.threats())  # an error comes now, not after the training
+        attacks = final_attacks(config.evaluation.attacks)
+        check_attacks(attacks, components.test, config.threats())  # so that an error comes before the training
     run = begin(config)
     with resume_hint_on_error(run), run.locked():
         log(f"run folder: {run.path}")
@@ -43,24 +53,24 @@ def train(config: TrainConfig) -> dict[str, Any]:
             log(f"further attacks: pyengm evaluate {run.path} --attacks ...")
             return run.read_results()
         on_rank0(run.add_environment)
-        with spoken_warnings():
+        with log_warnings():
             fit(config, components, run)
         try:
             with sigterm_as_ctrl_c():
-                title = f"{components.test.name}, {config.method}, {config.optimizer}"
+                title = f"{components.test.name}, {config.method.name}, {config.optimizer.name}"
                 on_rank0(lambda: plot_curves(run.read_metrics(), run.curves, title))
-                results = attack_checkpoints(
+                results = evaluate_with_progress(
                     {"best": run.best, "last": run.last},
                     components.test,
                     config.threats(),
                     attacks,
-                    autoattack_examples=config.autoattack_examples,
+                    autoattack_examples=config.evaluation.autoattack_examples,
                     state=run.autoattack,
-                    seed=config.seed,
+                    seed=config.run.seed,
                     device=components.device,
                 )
         except KeyboardInterrupt:
-            raise Interrupted(after_training(run)) from None
+            raise Interrupted(evaluation_hint(run)) from None
         table = results_table(results, str(run.path))
         on_rank0(lambda: run.save_results(results, as_text(table)))
         log(table)
@@ -69,23 +79,23 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def begin(config: TrainConfig) -> RunFolder:
-    """The folder of a new run, which process 0 makes, or with `resume` of the one to go on with."""
-    if config.resume:
-        return RunFolder.open(config.out)
+    """The folder of a new run, which process 0 makes, or with `resume` that of the earlier run."""
+    if config.run.resume:
+        return RunFolder.open(out_of(config))
     return RunFolder(on_rank0(lambda: RunFolder.create(config).path))
 
 
 @contextmanager
 def resume_hint_on_error(run: RunFolder) -> Iterator[None]:
-    """Errors of the disk say what to do about them."""
+    """Adds what to do to errors of the disk."""
     try:
         yield
     except StorageError as error:
-        raise StorageError(f"{error}. Make room, or the folder writable, and {how_to_resume(run)}") from error
+        raise StorageError(f"{error}. Free disk space, or make the folder writable, and {resume_hint(run)}") from error
 
 
 def as_text(table: Any) -> str:
-    """A table of rich's as plain text of 120 columns."""
+    """A table of rich as plain text of 120 columns."""
     text = io.StringIO()
     Console(file=text, width=120, color_system=None).print(table)
     return text.getvalue()

@@ -1,18 +1,16 @@
-"""What a run leaves on disk.
+"""The files of a run.
 
-config.yaml         the options, every one filled in
-metrics.jsonl       one line per epoch, the same for a resumed run (its keys: `Logger`)
-timing.jsonl        one line per epoch of what the clock said
+config.yaml         all options, resolved
+metrics.jsonl       metrics, one line per epoch, the same for a resumed run (its keys: `Logger`)
+timing.jsonl        wall-clock times, one line per epoch (its keys: `Logger`)
 best.safetensors    weights of the best epoch, last.safetensors those of the last one
-checkpoints/        all that resuming needs, written whole after the other files of an epoch
+checkpoints/        the state to resume from, written after the other files of an epoch
 results.json        the final evaluation; results.txt its table, curves.png the learning curves
 environment.json    versions, machine, git state and command line, of the start and of each resume
-autoattack/         what AutoAttack has found so far, so that an interrupted evaluation goes on
+autoattack/         partial results of AutoAttack, from which an interrupted evaluation resumes
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
@@ -22,16 +20,22 @@ from typing import Any
 from torch import nn
 
 from pyengm.errors import CheckpointError, ConfigError, StorageError
-from pyengm.models import CheckpointInfo, save_checkpoint, write_atomically
+from pyengm.models import CheckpointInfo, save_checkpoint
 from pyengm.training.checkpoints import Checkpoints
 from pyengm.training.config import TrainConfig
 from pyengm.training.environment import describe
 from pyengm.training.launcher import job_name
 from pyengm.utils.distributed import on_rank0
+from pyengm.utils.io import atomic_write
+from pyengm.utils.locks import file_lock
 
 
 class RunFolder:
-    """The paths of a run and how they are written. Nothing that exists is overwritten by a new run."""
+    """The paths of a run, and methods to read and write its files. A new run overwrites nothing.
+
+    Args:
+        path: The run folder.
+    """
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -43,33 +47,35 @@ class RunFolder:
         self.results = self.path / "results.json"
         self.table = self.path / "results.txt"
         self.environment = self.path / "environment.json"
-        self.job = self.path / ".job"  # the torchrun job that began the run, whose restarts go on with it
+        self.job = self.path / ".job"  # the torchrun job that started the run, whose restarts resume it
         self.curves = self.path / "curves.png"
         self.autoattack = self.path / "autoattack"
 
     @classmethod
     def create(cls, config: TrainConfig) -> "RunFolder":
-        """A new folder at config.out, or the next free one below runs/. Raises ConfigError where one exists.
+        """Makes the folder `out`, or the next free one below runs/, with config.yaml, which is complete or absent.
 
-        config.yaml is in it whole or not at all, and makes it a run. Raises StorageError where it cannot be written.
+        Raises ConfigError where the folder exists and is not empty, StorageError where it cannot be written.
         """
-        path = config.out or next_free(config)
+        path = config.run.out or next_free(config)
         check_free(path, f"pyengm train --out {path} --resume")
         run, is_new = cls(path), not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             run.note_job()
-            write_atomically(run.config, config.save)
+            atomic_write(run.config, config.save)
         except OSError as error:
             with suppress(OSError):
                 run.job.unlink(missing_ok=True)
                 if is_new:
                     path.rmdir()
-            raise StorageError(f"cannot begin the run in {path}: {error}; make room or choose another --out") from error
+            raise StorageError(
+                f"cannot start the run in {path}: {error}; free disk space or choose another --out"
+            ) from error
         return run
 
     def note_job(self) -> None:
-        """Notes which torchrun job begins the run, if one does."""
+        """Writes which torchrun job starts the run, if one does."""
         if (name := job_name()) is not None:
             self.path.mkdir(parents=True, exist_ok=True)
             self.job.write_text(name + "\n")
@@ -85,92 +91,93 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """While it is entered, no other process writes to this run; what killed ones left half written is removed.
+        """Locks the run against other processes within the context, and removes partial files of killed ones.
 
-        Raises ConfigError where another one does, StorageError where the folder cannot be written to.
+        Raises:
+            ConfigError: Where another process holds the lock.
+            StorageError: Where the folder cannot be written to.
         """
         with ExitStack() as stack:
             on_rank0(lambda: self._lock(stack))
             yield
 
     def _lock(self, stack: ExitStack) -> None:
-        path = self.path / ".lock"
-        try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error}") from error
-        stack.callback(os.close, lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"the run in {self.path} is being written to by another process ({os.read(lock, 100).decode()}); "
-                "wait for it or end it"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        with suppress(OSError):  # a full disk does not keep the lock from holding
-            os.truncate(lock, 0)
-            os.write(lock, f"process {os.getpid()}".encode())
-            for half in self.path.glob(".*.tmp"):
-                half.unlink(missing_ok=True)
+        stack.enter_context(file_lock(self.path, wait=False))
+        with suppress(OSError):
+            for partial in self.path.glob(".*.tmp"):
+                partial.unlink(missing_ok=True)
 
     def add_environment(self) -> None:
-        """Notes on what this start, or resume, of the run goes on."""
+        """Adds the environment of this start, or resume, of the run to its file."""
         try:
             starts = list(json.loads(self.environment.read_text()))
         except (OSError, ValueError):  # the first start, or a damaged file that nothing depends on
             starts = []
         text = json.dumps([*starts, describe()], indent=2) + "\n"
-        write_atomically(self.environment, lambda path: path.write_text(text))
+        atomic_write(self.environment, lambda path: path.write_text(text))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """One dict per epoch so far."""
+        """The metrics of the epochs so far."""
         if not self.metrics.exists():
             return []
         return [json.loads(line) for line in self.metrics.read_text().splitlines()]
 
     def save_weights(self, path: Path, model: nn.Module, info: CheckpointInfo) -> None:
+        """Writes weights to `best` or `last`."""
         save_checkpoint(path, model, info)
 
     def checkpoints(self, keep: int) -> Checkpoints:
-        """The states that the run can go on from, of which the newest `keep` stay."""
+        """The checkpoints that the run can resume from; the newest `keep` of them are kept."""
         return Checkpoints(self.path / "checkpoints", keep)
 
     def save_results(self, results: dict[str, Any], table: str) -> None:
         """Writes the final evaluation, and its table as text."""
         text = json.dumps(results, indent=2) + "\n"
-        write_atomically(self.table, lambda path: path.write_text(table))
-        write_atomically(self.results, lambda path: path.write_text(text))
+        atomic_write(self.table, lambda path: path.write_text(table))
+        atomic_write(self.results, lambda path: path.write_text(text))
 
     def read_results(self) -> dict[str, Any]:
-        """What `save_results` wrote. Raises CheckpointError for a damaged file."""
+        """The final evaluation. Raises CheckpointError for a damaged file."""
         try:
             return json.loads(self.results.read_text())
         except ValueError as error:
             raise CheckpointError(
-                f"{self.results} is damaged ({error}); delete it, and the run with --resume is evaluated again"
+                f"{self.results} is damaged ({error}); delete it, and --resume evaluates the run again"
             ) from error
 
 
 def next_free(config: TrainConfig) -> Path:
-    """The folder of a run that is given none: the next free one of its kind below runs/."""
-    stem = f"{Path(config.data).name}-{config.method}-{config.optimizer}"
+    """The next free folder below runs/ for a run whose options name none."""
+    stem = f"{Path(config.data.name).name}-{config.method.name}-{config.optimizer.name}"
     return next(path for path in (Path("runs") / f"{stem}-{i:03d}" for i in count(1)) if not path.exists())
 
 
-def check_free(path: Path, again: str) -> None:
-    """Raises ConfigError for a folder that holds something. again: the command that goes on with what is in it.
+def out_of(config: TrainConfig) -> Path:
+    """The run folder that the options name. Raises ConfigError where they name none."""
+    if config.run.out is None:
+        raise ConfigError("out is None; expected the folder of the run: give --out")
+    return config.run.out
 
-    What a start leaves that was killed before its config.yaml was whole is nothing.
+
+def check_free(path: Path, again: str) -> None:
+    """Checks that a folder does not exist or is empty.
+
+    Files of a start that was killed before its config.yaml was complete do not count.
+
+    Args:
+        path: The folder.
+        again: The command that resumes the run in it.
+
+    Raises:
+        ConfigError: For a folder with other files.
     """
-    if path.exists() and (not path.is_dir() or not all(map(_is_left_of_a_start, path.iterdir()))):
+    if path.exists() and (not path.is_dir() or not all(map(_is_of_a_killed_start, path.iterdir()))):
         raise ConfigError(
-            f"the run folder {path} exists and is not overwritten; choose another --out, or go on with the "
-            f"run in it: {again}"
+            f"the run folder {path} exists and is not overwritten; choose another --out, or resume the run in it: "
+            f"{again}"
         )
 
 
-def _is_left_of_a_start(path: Path) -> bool:
+def _is_of_a_killed_start(path: Path) -> bool:
     run = RunFolder(path.parent)
     return path == run.job or (path.name.startswith(f".{run.config.name}.") and path.suffix == ".tmp")

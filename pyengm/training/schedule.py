@@ -10,24 +10,51 @@ SCHEDULES = ("piecewise", "cyclic", "cosine", "constant", "nuat")
 
 
 def piecewise(milestones: Sequence[float], steps_per_epoch: int, decay: float = 0.1) -> Callable[[int], float]:
-    """1, times `decay` from each of the milestones on: epochs from 0, or parts of them, to the nearest step."""
+    """A factor that starts at 1 and is multiplied by `decay` at each milestone.
+
+    Args:
+        milestones: In epochs, counted from 0; fractions are rounded to the nearest step.
+        steps_per_epoch: Number of batches of an epoch.
+        decay: Factor at each milestone.
+
+    Returns:
+        The factor as a function of the step, counted from 0.
+    """
     steps = [round(epoch * steps_per_epoch) for epoch in milestones]
     return lambda step: decay ** sum(step >= milestone for milestone in steps)
 
 
-def cyclic(total_steps: int, peak: float) -> Callable[[int], float]:
-    """From near 0 up to 1 in a straight line for the share `peak` of the steps, then down to near 0; none is 0."""
-    top = peak * total_steps
+def cyclic(total_steps: int, pct_start: float) -> Callable[[int], float]:
+    """A factor that rises linearly from near 0 to 1 and then falls linearly to near 0; no step has the factor 0.
+
+    Args:
+        total_steps: Number of steps of the run.
+        pct_start: Share of the steps that the rise takes, in [0, 1] (as in torch's OneCycleLR).
+
+    Returns:
+        The factor as a function of the step, counted from 0.
+    """
+    top = pct_start * total_steps
     return lambda step: min((step + 1) / max(top, 1), (total_steps - step) / max(total_steps - top, 1), 1.0)
 
 
 def cosine(total_steps: int) -> Callable[[int], float]:
-    """From 1 down half a wave of the cosine, which would reach 0 after the last step (torch's CosineAnnealingLR)."""
+    """A factor that falls from 1 along half a cosine wave, to 0 after the last step (torch's CosineAnnealingLR)."""
     return lambda step: (1 + math.cos(math.pi * step / total_steps)) / 2
 
 
 def nuat(total_steps: int) -> Callable[[int], float]:
-    """Of 100 equal parts: 40 up, down towards the 90th, held from the 80th, divided by ten at the 85th and the 90th."""
+    """The factor of NuAT's schedule, with the run divided into 100 equal parts.
+
+    It rises for 40 parts, then falls linearly towards 0 at part 90; from part 80 it is constant, and it is divided by
+    10 at part 85 and again at part 90.
+
+    Args:
+        total_steps: Number of steps of the run.
+
+    Returns:
+        The factor as a function of the step, counted from 0.
+    """
     part = total_steps / 100
 
     def factor(step: int) -> float:
@@ -37,38 +64,45 @@ def nuat(total_steps: int) -> Callable[[int], float]:
     return factor
 
 
-def warmed_up(factor: Callable[[int], float], steps: float) -> Callable[[int], float]:
-    """The schedule `factor`, times what rises from near 0 to 1 in a straight line over the first `steps`; none is 0."""
+def with_warmup(factor: Callable[[int], float], steps: float) -> Callable[[int], float]:
+    """The schedule `factor` with a linear warm-up from near 0 over the first `steps`; no step gets the factor 0."""
     return lambda step: factor(step) * min((step + 1) / max(steps, 1), 1.0)
 
 
-def in_proportion(milestones: Sequence[float], share: float) -> tuple[float, ...]:
-    """The milestones of a run that is `share` times as long, to hundredths of an epoch."""
-    return tuple(round(share * epoch, 2) for epoch in milestones)
+def scale_milestones(milestones: Sequence[float], scale: float) -> tuple[float, ...]:
+    """The milestones of a run that is `scale` times as long, rounded to hundredths of an epoch."""
+    return tuple(round(scale * epoch, 2) for epoch in milestones)
 
 
 def build_schedule(
     optimizer: Optimizer,
-    kind: str,
+    name: str,
     *,
     milestones: Sequence[float],
-    peak: float,
+    pct_start: float,
     epochs: int,
     steps_per_epoch: int,
     decay: float = 0.1,
     warmup_epochs: float = 0.0,
 ) -> LambdaLR:
-    """The schedule of that name (`SCHEDULES`), to be stepped after every batch.
+    """Builds a schedule that is stepped after every batch.
 
-    milestones: epochs, or parts of them, at which "piecewise" multiplies the rate by `decay`. peak: share of "cyclic"
-    on its way up. warmup_epochs: through which any of them rises from near 0, in addition.
+    Args:
+        optimizer: Its learning rate is the highest of the schedule.
+        name: One of `SCHEDULES`.
+        milestones: Epochs, or fractions of them, at which "piecewise" multiplies the rate by `decay`.
+        pct_start: Share of the steps in which "cyclic" rises.
+        epochs: Number of epochs of the run.
+        steps_per_epoch: Number of batches of an epoch.
+        decay: Of "piecewise".
+        warmup_epochs: Epochs in which any schedule also rises linearly from near 0.
     """
     total = epochs * steps_per_epoch
     factors = {
         "piecewise": piecewise(milestones, steps_per_epoch, decay),
-        "cyclic": cyclic(total, peak),
+        "cyclic": cyclic(total, pct_start),
         "cosine": cosine(total),
         "constant": lambda step: 1.0,
         "nuat": nuat(total),
     }
-    return LambdaLR(optimizer, warmed_up(factors[kind], warmup_epochs * steps_per_epoch))
+    return LambdaLR(optimizer, with_warmup(factors[name], warmup_epochs * steps_per_epoch))

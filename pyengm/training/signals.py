@@ -1,28 +1,29 @@
-"""Ctrl-C and SIGTERM as a request to stop after the current batch."""
+"""Ctrl-C and SIGTERM as requests to stop after the current batch."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import Any
 
 from pyengm.errors import PyengmError
 
-STATUS = 75  # of a process that stopped on request and can be gone on with: EX_TEMPFAIL, "try again"
+STATUS = 75  # exit status of a process that was stopped and can be resumed: EX_TEMPFAIL, "try again"
 
 
 class Interrupted(PyengmError):
-    """Training was asked to stop; its state is saved."""
+    """Training was stopped by a signal; its state is saved."""
 
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:
-    """While it is entered, SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
+    """Makes SIGTERM raise KeyboardInterrupt within the context, as Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt) if _handlers_can_be_set() else None
+    previous = signal.signal(signal.SIGTERM, interrupt) if _can_set_handlers() else None
     try:
         yield
     finally:
@@ -30,21 +31,27 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
             signal.signal(signal.SIGTERM, previous)
 
 
-def _handlers_can_be_set() -> bool:
+def _can_set_handlers() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
 class StopRequest:
-    """While it is entered, the first signal only sets `asked`; a second Ctrl-C interrupts at once."""
+    """Catches the signals SIGINT and SIGTERM within the context.
+
+    The first signal sets `requested`; a second Ctrl-C raises KeyboardInterrupt.
+
+    Attributes:
+        requested: Whether a signal has arrived.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
-        self.asked = False
-        self._previous: dict[int, object] = {}
+        self.requested = False
+        self._previous: dict[int, Any] = {}  # handlers, as signal.signal returns them
 
     def __enter__(self) -> "StopRequest":
-        if _handlers_can_be_set():
+        if _can_set_handlers():
             self._previous = {number: signal.signal(number, self._on_signal) for number in self.SIGNALS}
         return self
 
@@ -53,6 +60,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True

@@ -1,6 +1,7 @@
-"""Where a run stands, and everything that the rest of it depends on, to a checkpoint and back.
+"""The state of a run, saved to a checkpoint and restored from it.
 
-Random numbers need no state: they are counter-based. torch's own generators are here for models that draw from them.
+Random numbers of the run need no state, as they are counter-based. torch's own generators are saved for models that
+draw from them.
 """
 
 import math
@@ -16,29 +17,50 @@ from pyengm.training.builders import TrainComponents
 from pyengm.training.config import TrainConfig
 from pyengm.training.metric_sums import read_sums, write_sums, zero_sums
 from pyengm.training.run_folder import RunFolder
-from pyengm.utils.distributed import all_reduce_sum, on_rank0, rank, world
+from pyengm.utils.distributed import all_reduce_sum, on_rank0, rank, world_size
 
 
 @dataclass
 class TrainState:
-    """Where a run stands: the next batch, the sums over the batches of its epoch so far, the best accuracy yet."""
+    """The progress of a run.
 
-    sums: Tensor  # see `SUMS`
+    Attributes:
+        sums: Sums over the batches of the epoch so far, (9,) float64, see `SUMS`.
+        epoch: The next epoch, counted from 0.
+        batch: The next batch of that epoch.
+        best: The best accuracy so far.
+        train_pgd: Accuracy under PGD on some training images after the last epoch.
+        epochs_without_improvement: Number of epochs since the best one.
+        stopped: Whether the run has ended early, by catastrophic overfitting or by patience.
+    """
+
+    sums: Tensor
     epoch: int = 0
     batch: int = 0
     best: float = -math.inf
-    train_pgd: float | None = None  # accuracy under PGD on some training images, after the last epoch
-    epochs_without_improvement: int = 0  # epochs since the best one
-    stopped: bool = False  # for good, by catastrophic overfitting or out of patience
+    train_pgd: float | None = None
+    epochs_without_improvement: int = 0
+    stopped: bool = False
+
+    def advance_epoch(self) -> None:
+        """Moves to the start of the next epoch."""
+        self.epoch, self.batch, self.sums = self.epoch + 1, 0, torch.zeros_like(self.sums)
 
 
-def save_state(config: TrainConfig, components: TrainComponents, run: RunFolder, at: TrainState) -> None:
-    """Writes a checkpoint; where several processes run, all call this.
+def save_state(config: TrainConfig, components: TrainComponents, run: RunFolder, state: TrainState) -> None:
+    """Writes a checkpoint; all processes of a run call this.
 
-    Raises StorageError where that is not possible; the checkpoints before stay as they are.
+    Args:
+        config: Resolved options.
+        components: The components of the run.
+        run: The run folder.
+        state: The progress of the run, with the sums of this process.
+
+    Raises:
+        StorageError: Where the checkpoint cannot be written; earlier checkpoints stay as they are.
     """
     shared = {
-        "position": vars(at) | {"sums": read_sums(all_reduce_sum(at.sums))},
+        "state": vars(state) | {"sums": read_sums(all_reduce_sum(state.sums))},
         "model": components.model.state_dict(),
         "optimizer": components.optimizer.state_dict(),
         "schedule": components.schedule.state_dict(),
@@ -47,53 +69,63 @@ def save_state(config: TrainConfig, components: TrainComponents, run: RunFolder,
         "scaler": None if components.scaler is None else components.scaler.state_dict(),
     }
     part = {
-        "sums": read_sums(at.sums),
+        "sums": read_sums(state.sums),
         "generator": torch.get_rng_state(),
         "cuda_generator": torch.cuda.get_rng_state(components.device) if components.device.type == "cuda" else None,
-        "method": components.method.extra_state() if components.method.rank_local_state else None,
-        "stores": {name: store.state_dict() for name, store in components.method.stores().items()},
+        "method": components.method.extra_state() if components.method.info.rank_local_state else None,
+        "buffers": {name: buffer.state_dict() for name, buffer in components.method.buffers().items()},
     }
-    run.checkpoints(config.keep).save(at.epoch, at.batch, shared, part)
+    run.checkpoints(config.run.keep_checkpoints).save(state.epoch, state.batch, shared, part)
 
 
 def restore(config: TrainConfig, components: TrainComponents, run: RunFolder) -> TrainState:
-    """Puts the newest checkpoint back and returns where it stands; the start where there is none.
+    """Restores the components from the newest checkpoint.
 
-    As many processes as wrote it go on exactly; another number shares the work anew. Raises CheckpointError where no
-    checkpoint is whole, or they are of another architecture or other images.
+    With as many processes as wrote it the run continues exactly; another number divides the work anew.
+
+    Args:
+        config: Resolved options.
+        components: The components of the run, which are changed.
+        run: The run folder.
+
+    Returns:
+        The progress of the run, that of a new run where there is no checkpoint.
+
+    Raises:
+        CheckpointError: Where no checkpoint is whole, or they are of another architecture or other images.
     """
-    saved = run.checkpoints(config.keep).load(components.device)
+    saved = run.checkpoints(config.run.keep_checkpoints).load(components.device)
     if saved is None and on_rank0(lambda: len(run.read_metrics())) > 1:  # a start that was killed may leave one line
         raise CheckpointError(
-            f"{run.path} has figures of several epochs, but no checkpoint to go on from; the weights are in {run.last}"
+            f"{run.path} has metrics of several epochs, but no checkpoint to resume from; the weights are in {run.last}"
         )
     if saved is None:
         return TrainState(zero_sums(components.device))
-    state, same = saved.shared, len(saved.parts) == world()
-    check_state(components.model, state["model"], str(run.path))
-    components.model.load_state_dict(state["model"])
-    components.optimizer.load_state_dict(state["optimizer"])
-    components.schedule.load_state_dict(state["schedule"])
-    components.averaging.load_state_dict(state["averaging"])
+    shared, same_world = saved.shared, len(saved.parts) == world_size()
+    check_state(components.model, shared["model"], str(run.path))
+    components.model.load_state_dict(shared["model"])
+    components.optimizer.load_state_dict(shared["optimizer"])
+    components.schedule.load_state_dict(shared["schedule"])
+    components.averaging.load_state_dict(shared["averaging"])
     if components.scaler is not None:
-        components.scaler.load_state_dict(state["scaler"])
-    at = TrainState(**state["position"])
-    part = saved.parts[rank()] if same else {}
-    at.sums = restored_sums(part.get("sums", at.sums if rank() == 0 else None), components.device)
-    components.method.load_extra_state(part.get("method") or state["method"])
-    kept = components.batches.kept(min(at.epoch, config.epochs - 1))
-    for name, store in components.method.stores().items():
-        store.load([part["stores"][name] for part in saved.parts], kept)
-    if same:
-        restore_generators(part, components.device)
-    return at
+        components.scaler.load_state_dict(shared["scaler"])
+    part = saved.parts[rank()] if same_world else {}
+    sums = part.get("sums", shared["state"]["sums"] if rank() == 0 else None)
+    state = TrainState(**shared["state"] | {"sums": _restored_sums(sums, components.device)})
+    components.method.load_extra_state(part.get("method") or shared["method"])
+    local_index = components.batches.local_index(min(state.epoch, config.schedule.epochs - 1))
+    for name, buffer in components.method.buffers().items():
+        buffer.redistribute([part["buffers"][name] for part in saved.parts], local_index)
+    if same_world:
+        _restore_generators(part, components.device)
+    return state
 
 
-def restored_sums(sums: dict[str, float] | None, device: torch.device) -> Tensor:
+def _restored_sums(sums: dict[str, float] | None, device: torch.device) -> Tensor:
     return zero_sums(device) if sums is None else write_sums(sums, device)
 
 
-def restore_generators(part: dict[str, Any], device: torch.device) -> None:
+def _restore_generators(part: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(part["generator"])
     if device.type == "cuda" and part["cuda_generator"] is not None:  # None where the run was on a CPU
         torch.cuda.set_rng_state(part["cuda_generator"], device)

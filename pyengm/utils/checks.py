@@ -1,4 +1,4 @@
-"""Checks of what tensors hold: at once, or, so that the host need not wait for a device, collected and read later."""
+"""Checks of the values of tensors, made at once or collected, so that the host need not wait for a device."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,55 +12,65 @@ from pyengm.errors import PyengmError
 
 
 class Checks:
-    """Collects the checks made within `at`, until `read` makes them."""
+    """Collects the checks made in the context `at`, until `read` makes them."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[str, Tensor, Callable[..., PyengmError], tuple[Tensor, ...]]] = []
-        self._place = ""
+        self._pending: list[tuple[str, Tensor, Callable[..., PyengmError], tuple[Tensor, ...]]] = []
+        self._location = ""
 
     @contextmanager
-    def at(self, place: str) -> Iterator[None]:
-        """Collects the checks of the code within. place: where that is, which the messages of all errors begin with.
+    def at(self, location: str) -> Iterator[None]:
+        """A context in which `require` adds to these checks.
 
-        What else goes wrong there may follow from a check that failed: `read` has its say first.
+        An error in the context may follow from a check that failed, so the collected checks are read first.
+
+        Args:
+            location: where the checked code is, with which the messages of all errors begin.
+
+        Raises:
+            PyengmError: any that the code raised, with the location in its message.
         """
-        self._place, token = place, _collecting.set(self)
+        self._location, token = location, _collecting.set(self)
         try:
             yield
         except Exception as error:
             self.read()
             if isinstance(error, PyengmError):
-                raise type(error)(f"{place}: {error}") from error
+                raise type(error)(f"{location}: {error}") from error
             raise
         finally:
             _collecting.reset(token)
 
     def add(self, passed: Tensor, error: Callable[..., PyengmError], evidence: tuple[Tensor, ...]) -> None:
-        self._waiting.append((self._place, passed.detach(), error, evidence))
+        """Adds a check, as `require` describes it."""
+        self._pending.append((self._location, passed.detach(), error, evidence))
 
     def passed(self) -> Tensor:
-        """Whether all of them passed, a bool tensor of one element, which nobody waits for; none is left then."""
-        waiting, self._waiting = self._waiting, []
-        return torch.stack([passed for _, passed, *_ in waiting]).all()
+        """Whether all of the checks passed, a bool tensor of one element on the device; clears them."""
+        pending, self._pending = self._pending, []
+        return torch.stack([passed for _, passed, *_ in pending]).all()
 
     def read(self) -> None:
-        """Waits for the device and raises the error of the first check that failed; none is left then."""
-        waiting, self._waiting = self._waiting, []
-        if not waiting:
+        """Waits for the device and raises the error of the first check that failed; clears the checks."""
+        pending, self._pending = self._pending, []
+        if not pending:
             return
-        failed = (~torch.stack([passed for _, passed, *_ in waiting])).tolist()  # one transfer
-        for place, _, error, evidence in compress(waiting, failed):
-            found = error(*evidence)
-            raise type(found)(f"{place}: {found}")
+        failed = (~torch.stack([passed for _, passed, *_ in pending])).tolist()  # one transfer
+        for location, _, make_error, evidence in compress(pending, failed):
+            error = make_error(*evidence)
+            raise type(error)(f"{location}: {error}")
 
 
 _collecting: ContextVar[Checks | None] = ContextVar("collecting", default=None)
 
 
 def require(passed: Tensor, error: Callable[..., PyengmError], *evidence: Tensor) -> None:
-    """Raises error(*evidence) unless passed, a bool tensor of one element, is true; in `Checks.at`, when they are read.
+    """Raises an error unless a check passed; in `Checks.at`, not before the checks are read.
 
-    evidence: small tensors that the message is made from; they stay as they are until then.
+    Args:
+        passed: a bool tensor of one element.
+        error: makes the error from the evidence.
+        evidence: small tensors for the message, which must not change before the checks are read.
     """
     checks = _collecting.get()
     if checks is not None:

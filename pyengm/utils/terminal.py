@@ -1,4 +1,4 @@
-"""What a run says on the terminal; of several processes only the first speaks."""
+"""Output on the terminal, of process 0 alone."""
 
 import warnings
 from collections.abc import Iterator
@@ -12,21 +12,21 @@ from pyengm.utils.distributed import rank
 console = Console()
 
 
-def log(what: RenderableType) -> None:
-    """Prints a line as it is, or a table."""
+def log(message: RenderableType) -> None:
+    """Prints a line as it is, or a table of rich; processes other than 0 print nothing."""
     if rank() == 0:
-        console.print(what, highlight=False, markup=False, soft_wrap=isinstance(what, str))
+        console.print(message, highlight=False, markup=False, soft_wrap=isinstance(message, str))
 
 
 @contextmanager
-def spoken_warnings() -> Iterator[None]:
-    """Warnings as plain lines, each text once."""
+def log_warnings() -> Iterator[None]:
+    """A context in which warnings are printed as plain lines by `log`, each text once."""
     with warnings.catch_warnings():
-        said: set[str] = set()
+        printed: set[str] = set()
 
         def show(message: Warning | str, *_: Any, **__: Any) -> None:
-            if str(message) not in said:
-                said.add(str(message))
+            if str(message) not in printed:
+                printed.add(str(message))
                 log(f"warning: {message}")
 
         warnings.showwarning = show

@@ -1,116 +1,28 @@
-"""The commands for a machine with a GPU, as far as a machine without one can show: their steps are stubs here."""
+"""The scripts for a machine with a GPU: refusals, single functions, and rehearsals of all steps on the CPU."""
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the scripts are for Linux")
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
-SCRIPTS = [*BENCH.glob("*.sh"), *BENCH.parent.glob(".ci/*")]
-MACHINE = {
-    "gpu": "NVIDIA H200",
-    "compute_capability": "9.0",
-    "gpu_gib": 140,
-    "driver": "580.1",
-    "processor": "made",
-    "cores": 16,
-    "python": "3.12.3",
-    "torch": "2.11.0",
-    "torch_cuda": "13.0",
-    "cudnn": "91",
-    "triton": "3.6.0",
-    "nvcc": "13.0",
-    "pyengm": "0.1.0",
-    "commit": "abc1234",
-    "date": "2030-01-02 03:04 UTC",
-}
-TESTS = '<testsuites><testsuite><testcase classname="t" name="a"/>{}</testsuite></testsuites>'
-FAILURE = '<testcase classname="t" name="b"><failure message="1 != 2&#10;more">trace</failure></testcase>'
-
-# In place of Python: finds a GPU, and every step ends as $FAILING, a word of its command, says. Reports are real.
-PYTHON = f"""#!/usr/bin/env bash
-case "$*" in
-  *"finds no CUDA device"*) echo 90 ;;
-  *gpu_report.py\\ machine*) echo '{json.dumps(MACHINE)}' ;;
-  *gpu_report.py*) exec {sys.executable} "$@" ;;
-  *)
-    printf '%s|' "$@" | tr '\\n' ' ' >>"$LOG"
-    echo >>"$LOG"
-    for word in "$@"; do
-      case $word in
-        --junitxml=*) echo '{TESTS.format("")}' >"${{word#*=}}" ;;
-        --benchmark-json=*) cp "$BENCHMARKS" "${{word#*=}}" ;;
-        */train_*.json) cp "$RUN" "$word" ;;
-      esac
-    done
-    [[ -z $FAILING || $* != *$FAILING* ]]
-    ;;
-esac
-"""
-BENCHMARKS = {
-    "benchmarks": [
-        {"name": "test_step", "stats": {"median": 2e-5}, "extra_info": {"ratio to eager": 2.5, "share": 0.875}},
-        {
-            "name": "test_norms",
-            "stats": {"median": 0.004},
-            "extra_info": {"ratio to cuDNN": {"p20": 0.9, "p50": 1.25, "p80": 1.5}},
-        },
-    ]
-}
-
-
-def run_of(epoch_seconds: list[float], **others: object) -> dict[str, object]:
-    return {"given": ["--data", "/t/x", "--epochs", "3"], "epoch_seconds": epoch_seconds, "images": 50_000, **others}
+REPO = Path(__file__).resolve().parents[2]
+BENCH = REPO / "bench"
+SCRIPTS = [*BENCH.glob("*.sh"), *BENCH.glob("tools/*.sh"), *REPO.glob(".ci/*")]
 
 
 def bash(*command: str | Path, **variables: str | Path) -> subprocess.CompletedProcess:
     env = {**os.environ, **{name: str(value) for name, value in variables.items()}}
     return subprocess.run(["bash", *command], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-@pytest.fixture
-def stub(tmp_path) -> dict[str, Path | str]:
-    """The variables for a run of a script with the stub."""
-    (tmp_path / "bin").mkdir()
-    files = {
-        "python": PYTHON,
-        # Runs the command that follows --error-exitcode 99.
-        "bin/compute-sanitizer": '#!/usr/bin/env bash\nexec "${@:3}"\n',
-        "benchmarks.json": json.dumps(BENCHMARKS),
-        "run.json": json.dumps(run_of([5.0, 4.0], pgd20=0.4, natural=0.6)),
-        "log": "",
-    }
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    for name in ("python", "bin/compute-sanitizer"):
-        (tmp_path / name).chmod(0o755)
-    return {
-        "PYTHON": tmp_path / "python",
-        "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "BENCHMARKS": tmp_path / "benchmarks.json",
-        "RUN": tmp_path / "run.json",
-        "LOG": tmp_path / "log",
-        "OUT": tmp_path / "out",
-        "FAILING": "",
-    }
-
-
-def result(stub, kind: str) -> dict:
-    return json.loads((stub["OUT"] / f"gpu_{kind}_nvidia_h200.json").read_text())
-
-
-def ends(report: dict) -> dict[str, str]:
-    return {step["name"].partition(",")[0]: step["ended"] for step in report["steps"]}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -139,74 +51,160 @@ class TestWithoutGpu:
         assert (done.returncode, done.stdout) == (2, "gpu_train.sh: usage: gpu_train.sh DATA [EPOCHS] [OPTIONS]\n")
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The folder of the one build of all rehearsals."""
+    return tmp_path_factory.mktemp("site")
+
+
+class Rehearsal:
+    """A run of a script with REHEARSE=1: its output, status and report."""
+
+    def __init__(self, kind: str, folder: Path, *arguments: str | Path, **variables: str | Path):
+        out = folder / "out"
+        defaults = {"PYTHON": sys.executable, "CXXFLAGS": "-O0", "OUT": out, "REHEARSE": "1"}  # -O0 compiles faster
+        variables = defaults | variables
+        self.done = bash(BENCH / f"gpu_{kind}.sh", *arguments, **variables)
+        report, text = out / f"gpu_{kind}_none.json", out / f"gpu_{kind}_none.md"
+        assert report.exists(), self.done.stdout
+        self.report: dict[str, Any] = json.loads(report.read_text())
+        self.text = text.read_text()
+
+    def outcomes(self) -> dict[str, str]:
+        return {step["name"]: step["ended"] for step in self.report["steps"]}
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+SEED_TEST = """import torch
+
+
+def test_seed():
+    assert torch.rand((), generator=torch.Generator().manual_seed(2)).item() == {}
+"""
+FAILING_TEST = """def test_passes():
+    pass
+
+
+def test_fails():
+    raise ValueError("1 != 2")
+"""
+SKIPPED_BENCHMARK = """import pytest
+
+
+def test_skipped(benchmark):
+    pytest.skip("cannot run here")
+"""
+FAILING_BENCHMARK = """def test_fails(benchmark):
+    benchmark(lambda: 1 / 0)
+"""
+
+
 class TestCheck:
-    def test_all_steps_pass(self, stub):
-        done = bash(BENCH / "gpu_check.sh", "77", **stub)
-        assert done.returncode == 0, done.stdout
-        report = result(stub, "check")
-        files = [path.name for path in BENCH.glob("bench_*.py") if "mark.gpu" in path.read_text()]
-        assert ends(report) == dict.fromkeys(["build for sm_90", "tests", "compute-sanitizer", *files], "passed")
-        assert "bench_pgd_linf_step.py" in files
-        assert report["machine"] == MACHINE
-        assert report["tests"]["tests"] == {"passed": 1, "failed": 0, "skipped": 0, "failures": []}
-        assert "tests, seed 77" in (stub["OUT"] / "gpu_check_nvidia_h200.md").read_text()
-        calls = [line for line in stub["LOG"].read_text().splitlines() if "|pytest|" in line]
-        assert len(calls) == len(files) + 2
-        assert all("|-m|gpu and not slow|" in call for call in calls)
-        assert all(("|--fresh-seed|77|" in call) == ("junitxml" in call) for call in calls)
+    """gpu_check.sh builds the tree and runs tests and benchmarks for real, on the CPU."""
 
-    @pytest.mark.parametrize(("word", "steps"), [("tests.xml", ["tests"]), ("bench_philox.json", ["bench_philox.py"])])
-    def test_a_failure_stops_nothing_and_shows(self, stub, word, steps):
-        done = bash(BENCH / "gpu_check.sh", **stub | {"FAILING": word})
-        assert done.returncode == 1
-        ended = ends(result(stub, "check"))
-        assert [name for name, how in ended.items() if how == "failed"] == steps
-        assert len(ended) > 5
+    def test_all_steps_pass(self, site, tmp_path):
+        skipped = write(tmp_path / "bench_skipped.py", SKIPPED_BENCHMARK)
+        files = f"{BENCH / 'bench_clip_weights.py'} {skipped}"
+        drawn = torch.rand((), generator=torch.Generator().manual_seed(2 + 77)).item()
+        seeded = write(tmp_path / "test_seed.py", SEED_TEST.format(drawn))
+        tests = f"{REPO / 'tests/ops/test_regression_weights.py'} {seeded}"
+        run = Rehearsal("check", tmp_path, "77", SITE=site, TESTS=tests, BENCHMARKS=files)
+        assert run.done.returncode == 0, run.done.stdout
+        assert [(step["name"], step["ended"]) for step in run.report["steps"]] == [
+            ("build for cpu", "passed"),
+            ("tests, seed 77", "passed"),
+            ("compute-sanitizer", "skipped"),
+            ("bench_clip_weights.py", "passed"),
+            ("bench_skipped.py", "passed"),
+            ("bench_skipped.py", "skipped"),  # no benchmark ran
+        ]
+        counts = run.report["tests"]["tests"]
+        assert counts["passed"] > 0
+        assert counts["failed"] == 0
+        names = {row["name"] for row in run.report["benchmarks"]}
+        assert names == {"test_clip_weights[128-cpu]", "test_clip_weights[4096-cpu]"}
+        assert "| test_clip_weights[128-cpu] |" in run.text
+        assert run.report["machine"]["pyengm"] != "none"
 
-    def test_a_failed_build_ends_it(self, stub):
-        done = bash(BENCH / "gpu_check.sh", **stub | {"FAILING": "-m pip"})
-        assert done.returncode == 1
-        assert ends(result(stub, "check")) == {"build for sm_90": "failed"}
-        assert "pytest" not in stub["LOG"].read_text()
+    def test_failures_do_not_end_the_run(self, site, tmp_path):
+        tests = write(tmp_path / "test_failing.py", FAILING_TEST)
+        failing = write(tmp_path / "bench_failing.py", FAILING_BENCHMARK)
+        passing = BENCH / "bench_regression_weights.py"
+        run = Rehearsal("check", tmp_path, "5", SITE=site, TESTS=tests, BENCHMARKS=f"{failing} {passing}")
+        assert run.done.returncode == 1
+        assert run.outcomes() == {
+            "build for cpu": "passed",
+            "tests, seed 5": "failed",
+            "compute-sanitizer": "skipped",
+            "bench_failing.py": "failed",
+            "bench_regression_weights.py": "passed",
+        }
+        counts = run.report["tests"]["tests"]
+        assert (counts["passed"], counts["failed"]) == (1, 1)
+        (failure,) = counts["failures"]
+        assert failure["test"].endswith("::test_fails")
+        assert failure["message"] == "ValueError: 1 != 2"
 
-    def test_benchmarks_that_did_not_run_are_told(self, stub, tmp_path):
-        empty = tmp_path / "empty"
-        empty.touch()
-        done = bash(BENCH / "gpu_check.sh", **stub | {"BENCHMARKS": empty})
-        assert done.returncode == 0, done.stdout
-        assert ends(result(stub, "check"))["bench_philox.py"] == "skipped"
+    def test_a_failed_build_ends_the_run(self, tmp_path):
+        run = Rehearsal("check", tmp_path, CXX="false")
+        assert run.done.returncode == 1
+        assert run.outcomes() == {"build for cpu": "failed"}
+
+    def test_benchmarks_by_default(self, tmp_path):
+        done = library("gpu_benchmarks", tmp_path)
+        files = [Path(line) for line in done.stdout.splitlines()]
+        assert {*files} == {path for path in BENCH.glob("bench_*.py") if "mark.gpu" in path.read_text()}
+        assert [path.name for path in files[:2]] == ["bench_ops_gpu.py", "bench_triton.py"]
+        assert BENCH / "bench_pgd_linf_step.py" in files
 
 
 class TestTrain:
-    def test_runs_and_options(self, stub, tmp_path):
-        data = tmp_path / "data"
-        (data / "cifar-10-batches-py").mkdir(parents=True)
-        done = bash(BENCH / "gpu_train.sh", data, "2", "--batch-size", "64", **stub)
-        assert done.returncode == 0, done.stdout
-        calls = [line for line in stub["LOG"].read_text().splitlines() if "timed_training.py" in line]
-        runs = result(stub, "train")["runs"]
-        assert {*runs} == {
-            *(f"pgd_at_{optimizer}_{norm}" for optimizer in ("msgd", "engm") for norm in ("bn", "gn")),
-            "atas_msgd_bn",
-        }
-        assert len(calls) == len(runs) == 5
-        for call in calls:
-            assert f"|--data|cifar10|--root|{data}|--epochs|2|--select|none|--precision|bf16|" in call
-            assert call.endswith("|--batch-size|64|")  # last, so that it wins over the script's own
+    """gpu_train.sh builds the tree and trains for real, on the CPU and on few small images."""
 
-    def test_a_failed_run_stops_nothing(self, stub, tmp_path):
-        (tmp_path / "data/train").mkdir(parents=True)
-        done = bash(BENCH / "gpu_train.sh", tmp_path / "data", **stub | {"FAILING": "pgd_at_engm_bn"})
-        assert done.returncode == 1
-        ended = ends(result(stub, "train"))
-        assert [name for name, how in ended.items() if how == "failed"] == ["pgd_at_engm_bn"]
-        assert len(ended) == 6
+    OPTIONS = ("--device", "cpu", "--width", "2", "--batch-size", "8", "--precision", "float32")
+
+    @pytest.fixture
+    def data(self, tmp_path) -> Path:
+        for split in ("train", "test"):
+            for i in range(16):
+                path = tmp_path / "data" / split / "ab"[i % 2] / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (32, 32), (16 * i, 0, 0)).save(path)
+        return tmp_path / "data"
+
+    def test_runs_and_options(self, site, data, tmp_path):
+        run = Rehearsal("train", tmp_path, data, "2", *self.OPTIONS, SITE=site)
+        assert run.done.returncode == 0, run.done.stdout
+        runs = run.report["runs"]
+        names = [f"pgd_at_{optimizer}_{norm}" for optimizer in ("msgd", "engm") for norm in ("bn", "gn")]
+        assert {*runs} == {*names, "atas_msgd_bn"}
+        assert set(run.outcomes().values()) == {"passed"}
+        for name, result in runs.items():
+            options = result["options"]
+            assert (options["epochs"], options["select_on"], len(result["epoch_seconds"])) == (2, "none", 2)
+            assert (result["images"], result["test_images"]) == (16, 16)
+            assert name.startswith(f"{options['method']}_{options['optimizer']}_{options['norm_layer']}")
+            assert options["precision"] == "float32"  # the last option replaces the bf16 of the script
+            assert 0 <= result["pgd20"] <= result["natural"] <= 1
+        assert "| pgd_at_engm_bn | 2 |" in run.text
+
+    def test_a_run_that_is_cut_short_does_not_end_the_others(self, site, data, tmp_path):
+        run = Rehearsal("train", tmp_path, data, *self.OPTIONS, SITE=site, RUN_LIMIT="1")
+        assert run.done.returncode == 1
+        outcomes = run.outcomes()
+        assert outcomes.pop("build for cpu") == "passed"
+        assert list(outcomes.values()) == 5 * ["cut short"]
+        assert run.report["runs"] == {}
 
 
 def library(code: str, folder: Path, **variables: str | Path) -> subprocess.CompletedProcess:
     """Runs code with the functions of gpu_lib.sh and an empty work folder."""
     (folder / "work/report").mkdir(parents=True)
-    start = f"source '{BENCH}/tools/gpu_lib.sh'\nwork='{folder}/work'\ndeadline=60\n"
+    start = f"source '{BENCH}/tools/gpu_lib.sh'\nwork='{folder}/work' site='{folder}/work/site'\ndeadline=60\n"
     return bash("-c", start + code, **{"PYTHON": sys.executable} | variables)
 
 
@@ -262,7 +260,7 @@ echo "failed $failed"; cat "$work/report/steps.tsv"
             with zipfile.ZipFile(given, "w") as archive:
                 archive.write(image, "train/cat/0.png")
         done = library(f"data_options '{given}'", tmp_path)
-        assert done.stdout.splitlines() == ["--data", str(expected), "--root", f"{tmp_path}/work/decoded"]
+        assert done.stdout.splitlines() == ["--data", str(expected), "--data-dir", f"{tmp_path}/work/decoded"]
         assert (expected / "train/cat/0.png").exists()
 
     @pytest.mark.parametrize(
@@ -278,133 +276,3 @@ echo "failed $failed"; cat "$work/report/steps.tsv"
         done = library(f"data_options '{tmp_path}/{name}'", tmp_path)
         assert done.returncode == 2
         assert message in done.stdout
-
-
-@pytest.fixture(scope="module")
-def report_py() -> SimpleNamespace:
-    return SimpleNamespace(**runpy.run_path(str(BENCH / "tools" / "gpu_report.py")))
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    (tmp_path / "machine.json").write_text(json.dumps(MACHINE))
-    return tmp_path
-
-
-class TestReport:
-    def test_benchmarks(self, report_py, folder, capsys):
-        (folder / "bench_x.json").write_text(json.dumps(BENCHMARKS))
-        (folder / "bench_killed.json").touch()
-        report_py.write(folder, folder, "check")
-        text = (folder / "gpu_check_nvidia_h200.md").read_text()
-        assert text in capsys.readouterr().out
-        assert (
-            "2030-01-02 03:04 UTC, commit abc1234. NVIDIA H200 (compute capability 9.0, 140 GiB), driver 580.1" in text
-        )
-        assert "| test_step | 20.0 us | eager | 2.50 |" in text
-        assert "| test_norms | 4.00 ms | cuDNN | 1.25 (0.90 to 1.50) |" in text
-        assert "| test_step | 20.0 us | share 0.875 |" in text
-        assert text.count("test_norms") == 1  # it has ratios only
-        assert json.loads((folder / "gpu_check_nvidia_h200.json").read_text())["machine"] == MACHINE
-
-    def test_failures_and_interrupted_tests(self, report_py, folder):
-        (folder / "tests.xml").write_text(TESTS.format(f'{FAILURE}<testcase time="0.0"/>'))
-        tests = report_py.collect(folder)["tests"]["tests"]
-        assert tests == {
-            "passed": 1,
-            "failed": 1,
-            "skipped": 0,
-            "failures": [{"test": "t::b", "message": "1 != 2"}],
-        }
-        assert "| t::b | 1 != 2 |" in report_py.markdown(report_py.collect(folder), "title")
-
-    def test_skipped_tests_show_nothing(self, report_py, folder):
-        skipped = '<testsuites><testcase classname="t" name="a"><skipped/></testcase></testsuites>'
-        (folder / "tests.xml").write_text(skipped)
-        with pytest.raises(SystemExit, match="no test passed, 1 were skipped"):
-            report_py.write(folder, folder, "check")
-
-    def test_runs(self, report_py, folder):
-        runs = {
-            "pgd_at_msgd_bn": run_of([40.0, 10.0, 12.0, 10.0], pgd20=0.4, natural=0.6, peak_gib=2.0),
-            "pgd_at_engm_bn": run_of([50.0, 10.8], pgd20=0.5, natural=0.7),
-            "pgd_at_engm_gn": run_of([20.0]),  # cut short, and there is no msgd_gn
-            "atas_msgd_bn": run_of([]),
-        }
-        for name, run in runs.items():
-            (folder / f"train_{name}.json").write_text(json.dumps(run))
-        rows = [
-            line.strip("| ").split(" | ")
-            for line in report_py.markdown(report_py.collect(folder), "title").splitlines()
-            if line.startswith(("| pgd_at", "| atas"))
-        ]
-        assert {row[0]: row[1:] for row in rows} == {
-            "pgd_at_msgd_bn": ["4", "40.0 s", "10.0 s", "5000", "1.000", "60.0 %", "40.0 %", "2.0 GiB", "--epochs 3"],
-            "pgd_at_engm_bn": ["2", "50.0 s", "10.8 s", "4630", "1.080", "70.0 %", "50.0 %", "-", "--epochs 3"],
-            "pgd_at_engm_gn": ["1", "20.0 s", "20.0 s", "2500", "-", "-", "-", "-", "--epochs 3"],
-            "atas_msgd_bn": ["0", "-", "-", "-", "-", "-", "-", "-", "--epochs 3"],
-        }
-
-    def test_commit(self, report_py, tmp_path, monkeypatch):
-        def git(*command: str) -> str:
-            identity = ("-c", "user.name=a", "-c", "user.email=b")
-            done = subprocess.run(["git", *identity, *command], cwd=repo, check=True, capture_output=True, text=True)
-            return done.stdout.strip()
-
-        monkeypatch.setenv("PYENGM_COMMIT", "named")
-        repo = tmp_path.resolve() / "repo"
-        (repo / "below").mkdir(parents=True)
-        assert report_py.commit(repo) == "named"
-        (repo / "file").write_text("a")
-        try:
-            git("init")
-        except FileNotFoundError:
-            pytest.skip("git is not installed")
-        git("add", "file")
-        git("commit", "-m", "first")
-        assert report_py.commit(repo) == git("rev-parse", "--short", "HEAD")
-        assert report_py.commit(repo / "below") == "named"  # the repository around it is another one
-        (repo / "file").write_text("b")
-        assert report_py.commit(repo) == git("rev-parse", "--short", "HEAD") + " with changes"
-        monkeypatch.delenv("PYENGM_COMMIT")
-        assert report_py.commit(repo / "below") == "unknown"
-
-    def test_this_machine(self, report_py):
-        assert report_py.machine().keys() == MACHINE.keys()
-        assert report_py.machine()["torch"] == torch.__version__
-
-
-def test_timed_training(tmp_path):
-    (tmp_path / "indices").write_text("\n".join(map(str, range(30))))
-    script, out = BENCH / "tools" / "timed_training.py", tmp_path / "run.json"
-    options = [
-        "--indices",
-        tmp_path / "indices",
-        "--epochs",
-        "2",
-        "--select",
-        "none",
-        "--steps",
-        "1",
-        "--precision",
-        "bf16",
-    ]
-    command = [sys.executable, script, out, "--device", "cpu", "--model", "cnn4", "--width", "4", *options]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    run = json.loads(out.read_text())
-    assert len(run["epoch_seconds"]) == len(run["metrics"]) == 2
-    assert all(0 < seconds < 60 for seconds in run["epoch_seconds"])
-    assert (run["images"], run["test_images"], run["options"]["steps"]) == (30, 360, 1)
-    assert 0 <= run["pgd20"] <= run["natural"] <= 1
-
-
-def test_fresh_seed(monkeypatch):
-    """A test's fixed seed gives the numbers of another one, the same in every run with that fresh seed."""
-    plugin = SimpleNamespace(**runpy.run_path(str(BENCH / "tools" / "fresh_seed.py")))
-    expected = torch.rand(3, generator=torch.Generator().manual_seed(2 + 70))
-    for name in ("Generator", "manual_seed"):
-        monkeypatch.setattr(torch, name, getattr(torch, name))  # puts the old one back in the end
-    plugin.pytest_configure(SimpleNamespace(getoption=lambda name: 70))
-    assert torch.equal(torch.rand(3, generator=torch.Generator().manual_seed(2)), expected)
-    torch.manual_seed(2)
-    assert torch.equal(torch.rand(3), expected)

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from helpers.reference_crops import put_back, show
 
-from pyengm.data import AUGMENT, CropFlip
+from pyengm.data import FLIP_ALLOWED, CropFlip
 from pyengm.data.flip import may_flip
 from pyengm.errors import DataError
 
 
 def slow_apply(transform, images, fill):
-    """One image at a time: pad, cut, flip."""
+    """One image at a time: pad, crop, flip."""
     p, (n, _, h, w) = transform.padding, images.shape
     out = torch.empty_like(images)
     for i in range(n):
@@ -22,7 +23,7 @@ def slow_apply(transform, images, fill):
 
 
 def slow_invert(transform, images, out):
-    """One image at a time: flip back, paste on the padded canvas, cut the middle out."""
+    """One image at a time: flip back, write to the padded canvas, crop its middle."""
     p, (n, _, h, w) = transform.padding, images.shape
     out = out.clone()
     for i in range(n):
@@ -46,14 +47,14 @@ SHAPES = [((3, 32, 32), 4), ((1, 8, 8), 1), ((2, 5, 7), 4), ((3, 6, 4), 0)]
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16])
 @pytest.mark.parametrize("n", [0, 1, 37])
 @pytest.mark.parametrize(("shape", "padding"), SHAPES)
-def test_apply_and_invert_equal_the_loop(shape, padding, n, dtype):
+def test_windows_there_and_back_equal_the_loop(shape, padding, n, dtype):
     images = make_images(n, shape, dtype)
     transform = CropFlip.draw(torch.arange(n), shape, padding, seed=1, epoch=2)
-    assert torch.equal(transform.apply(images), slow_apply(transform, images, 0))
-    assert torch.equal(transform.apply(images, fill=1), slow_apply(transform, images, 1))
+    assert torch.equal(show(transform, images), slow_apply(transform, images, 0))
+    assert torch.equal(show(transform, images, fill=1), slow_apply(transform, images, 1))
     before = make_images(n, shape, dtype).flip(0)
     out = before.clone()
-    assert transform.invert(images, out) is out
+    assert put_back(transform, images, out) is out
     assert torch.equal(out, slow_invert(transform, images, before))
 
 
@@ -63,19 +64,19 @@ def test_every_corner_and_flip(shape, padding):
     rows, cols, flip = torch.cartesian_prod(side, side, torch.arange(2)).unbind(1)
     transform = CropFlip(rows, cols, flip.bool(), padding)
     images = make_images(len(rows), shape, torch.uint8)
-    assert torch.equal(transform.apply(images), slow_apply(transform, images, 0))
-    assert torch.equal(transform.invert(images, images.flip(0)), slow_invert(transform, images, images.flip(0)))
+    assert torch.equal(show(transform, images), slow_apply(transform, images, 0))
+    assert torch.equal(put_back(transform, images, images.flip(0)), slow_invert(transform, images, images.flip(0)))
 
 
-def test_apply_after_invert_gives_back_the_visible_region():
+def test_windows_after_the_way_back_show_the_visible_region():
     stored, shape = torch.full((50, 3, 32, 32), torch.nan), (3, 32, 32)
     transform = CropFlip.draw(torch.arange(50), shape, seed=0, epoch=0)
     p = torch.randn(50, *shape)
-    visible = transform.apply(torch.ones(50, *shape)).bool()
-    again = transform.apply(transform.invert(p, stored))
+    visible = show(transform, torch.ones(50, *shape)).bool()
+    again = show(transform, put_back(transform, p, stored))
     assert torch.equal(again[visible], p[visible])
     assert (again[~visible] == 0).all()
-    inside = transform.invert(torch.ones(50, *shape), torch.zeros(50, *shape)).bool()
+    inside = put_back(transform, torch.ones(50, *shape), torch.zeros(50, *shape)).bool()
     assert stored[~inside].isnan().all()
     assert not stored[inside].isnan().any()
 
@@ -87,58 +88,58 @@ def corners_of_all_kinds(shape, padding):
 
 
 @pytest.mark.parametrize(("shape", "padding"), SHAPES)
-def test_cut_and_paste_equal_the_loop(shape, padding):
+def test_gather_and_scatter_equal_the_loop(shape, padding):
     transform = corners_of_all_kinds(shape, padding)
     c, h, w = shape
     canvas = torch.randn(len(transform.rows), c, h + 2 * padding, w + 2 * padding)
     windows = torch.randn(len(canvas), *shape)
-    cut, pasted = torch.empty_like(windows), canvas.clone()
+    gathered, scattered = torch.empty_like(windows), canvas.clone()
     for i, (row, col, flip) in enumerate(zip(transform.rows, transform.cols, transform.flip, strict=True)):
-        place = (i, slice(None), slice(row, row + h), slice(col, col + w))
-        cut[i] = canvas[place].flip(2) if flip else canvas[place]
-        pasted[place] = windows[i].flip(2) if flip else windows[i]
-    assert torch.equal(transform.gather_window(canvas), cut)
+        where = (i, slice(None), slice(row, row + h), slice(col, col + w))
+        gathered[i] = canvas[where].flip(2) if flip else canvas[where]
+        scattered[where] = windows[i].flip(2) if flip else windows[i]
+    assert torch.equal(transform.gather_window(canvas), gathered)
     out = canvas.clone().to(memory_format=torch.channels_last)
     assert transform.scatter_window(windows, out) is out
-    assert torch.equal(out, pasted)
+    assert torch.equal(out, scattered)
     assert torch.equal(transform.gather_window(out), windows)
 
 
-def test_cut_is_what_apply_shows_of_the_padded_image():
+def test_a_window_does_not_depend_on_who_pads():
     images = make_images(20, (3, 8, 8), torch.float32)
     transform = CropFlip.draw(torch.arange(20), (3, 8, 8), 2, seed=0, epoch=0)
-    assert torch.equal(transform.gather_window(torch.nn.functional.pad(images, (2, 2, 2, 2))), transform.apply(images))
+    assert torch.equal(transform.gather_window(torch.nn.functional.pad(images, (2, 2, 2, 2))), show(transform, images))
 
 
-def test_the_centre_changes_nothing():
+def test_the_identity_changes_nothing():
     images = make_images(5, (3, 8, 8), torch.float32)
-    still = CropFlip.centre(5, 2)
-    assert torch.equal(still.apply(images), images)
+    still = CropFlip.identity(5, 2)
+    assert torch.equal(show(still, images), images)
     assert torch.equal(still.gather_window(torch.nn.functional.pad(images, (2, 2, 2, 2))), images)
 
 
-def test_layouts_and_gradients():
+def test_memory_formats_and_gradients():
     images = make_images(9, (3, 32, 32), torch.float32)
     transform = CropFlip.draw(torch.arange(9), (3, 32, 32), seed=0, epoch=0)
-    expected = transform.apply(images)
-    assert torch.equal(transform.apply(images.to(memory_format=torch.channels_last)), expected)
+    expected = show(transform, images)
+    assert torch.equal(show(transform, images.to(memory_format=torch.channels_last)), expected)
     wide = torch.zeros(9, 3, 32, 64)
     wide[..., ::2] = images
-    assert torch.equal(transform.apply(wide[..., ::2]), expected)
+    assert torch.equal(show(transform, wide[..., ::2]), expected)
     out = torch.zeros(9, 3, 32, 32).to(memory_format=torch.channels_last)
-    assert torch.equal(transform.invert(images, out), slow_invert(transform, images, torch.zeros_like(images)))
+    assert torch.equal(put_back(transform, images, out), slow_invert(transform, images, torch.zeros_like(images)))
 
     leaf = images.clone().requires_grad_()
     weight = torch.randn(9, 3, 32, 32)
-    (gradient,) = torch.autograd.grad((transform.apply(leaf) * weight).sum(), leaf)
-    assert torch.equal(gradient, transform.invert(weight, torch.zeros_like(weight)))  # the adjoint is the way back
+    (gradient,) = torch.autograd.grad((show(transform, leaf) * weight).sum(), leaf)
+    assert torch.equal(gradient, put_back(transform, weight, torch.zeros_like(weight)))  # the adjoint is the way back
 
 
-def test_a_store_of_lower_precision_keeps_its_dtype():
+def test_a_buffer_of_lower_precision_keeps_its_dtype():
     p = torch.rand(4, 3, 8, 8)
     transform = CropFlip.draw(torch.arange(4), p.shape, 2, seed=0, epoch=0)
-    store = transform.invert(p, torch.zeros(4, 3, 8, 8, dtype=torch.float16))
-    assert torch.equal(store, transform.invert(p.half(), torch.zeros_like(store)))
+    store = put_back(transform, p, torch.zeros(4, 3, 8, 8, dtype=torch.float16))
+    assert torch.equal(store, put_back(transform, p.half(), torch.zeros_like(store)))
 
 
 def test_draws_belong_to_the_image():
@@ -169,7 +170,7 @@ def test_draws_are_uniform_and_change_with_seed_and_epoch():
 def test_policy():
     assert not any(may_flip(name) for name in ("digits", "mnist", "svhn", "arrays", "mine"))
     assert all(may_flip(name) for name in ("cifar10", "cifar100", "fashionmnist", "/data/imagenet"))
-    assert set(AUGMENT) == {"digits", "mnist", "svhn", "cifar10", "cifar100", "fashionmnist", "folder", "arrays"}
+    assert set(FLIP_ALLOWED) == {"digits", "mnist", "svhn", "cifar10", "cifar100", "fashionmnist", "folder", "arrays"}
 
 
 def test_errors():
@@ -177,9 +178,9 @@ def test_errors():
         CropFlip.draw(torch.arange(2), (1, 8, 8), 8, seed=0, epoch=0)
     transform = CropFlip.draw(torch.arange(2), (1, 8, 8), 1, seed=0, epoch=0)
     with pytest.raises(DataError, match=r"expected \(2, C, H, W\).*got \(3, 1, 8, 8\)"):
-        transform.apply(torch.zeros(3, 1, 8, 8))
-    with pytest.raises(DataError, match=r"expected out of shape"):
-        transform.invert(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 9))
+        transform.gather_window(torch.zeros(3, 1, 8, 8))
+    with pytest.raises(DataError, match=r"expected windows of shape \(2, 1, 8, 9\)"):
+        put_back(transform, torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 9))
     with pytest.raises(DataError, match=r"windows of shape \(2, 1, 8, 8\), got \(2, 1, 8, 7\)"):
         transform.scatter_window(torch.zeros(2, 1, 8, 7), torch.zeros(2, 1, 10, 10))
     with pytest.raises(DataError, match=r"padded by 1 pixels on all sides"):
@@ -192,6 +193,6 @@ def test_cuda_equals_cpu():
     images = make_images(33, (3, 32, 32), torch.uint8)
     here = CropFlip.draw(torch.arange(33), (3, 32, 32), seed=0, epoch=3)
     there = CropFlip.draw(torch.arange(33, device="cuda"), (3, 32, 32), seed=0, epoch=3)
-    assert torch.equal(here.apply(images), there.apply(images.cuda()).cpu())
+    assert torch.equal(show(here, images), show(there, images.cuda()).cpu())
     out = torch.zeros_like(images)
-    assert torch.equal(there.invert(images.cuda(), out.cuda()).cpu(), here.invert(images, out))
+    assert torch.equal(put_back(there, images.cuda(), out.cuda()).cpu(), put_back(here, images, out))

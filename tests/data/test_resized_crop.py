@@ -42,8 +42,8 @@ def test_images_are_those_of_torchvision(canvas, size):
     crop, positions = draw(index, canvas, size), (index * 7) % 50
     expected = resized_crop(crop, images[positions].float() / 255)
     found = crop.to_float(images, positions)
-    # Both round places of up to max(canvas) pixels to float32, a few times each and in two directions, and neighbours
-    # differ by 1 at most.
+    # Both round positions of up to max(canvas) pixels to float32, a few times each and in two directions, and
+    # neighbours differ by 1 at most.
     tolerance = 8 * max(canvas) * 2**-24
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
     assert crop.flip.any()
@@ -78,15 +78,15 @@ def test_white_stays_white():
 
 
 def draw_slowly(index, canvas, size, epoch):
-    """torchvision's rule in a loop, from the same numbers."""
+    """torchvision's rule in a loop, from the same random values."""
     height, width = canvas
-    numbers = philox_uniform(torch.tensor([index]), (22,), seed=5, purpose=Purpose.CROP, epoch=epoch)[0].tolist()
+    u = philox_uniform(torch.tensor([index]), (22,), seed=5, purpose=Purpose.CROP, epoch=epoch)[0].tolist()
     for k in range(10):
-        area = (0.08 + 0.92 * numbers[k]) * height * width
-        ratio = math.exp(math.log(3 / 4) + numbers[10 + k] * (math.log(4 / 3) - math.log(3 / 4)))
+        area = (0.08 + 0.92 * u[k]) * height * width
+        ratio = math.exp(math.log(3 / 4) + u[10 + k] * (math.log(4 / 3) - math.log(3 / 4)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return int(numbers[20] * (height - h + 1)), int(numbers[21] * (width - w + 1)), h, w
+            return int(u[20] * (height - h + 1)), int(u[21] * (width - w + 1)), h, w
     return RandomResizedCrop.get_params(torch.empty(3, *canvas), [4.0, 4.0], [3 / 4, 4 / 3])  # never fits
 
 
@@ -135,10 +135,10 @@ def test_draws_belong_to_the_image():
 
 
 def mean_change(crop, change, i, shape):
-    """What `paste` adds for image i: for every number, pixel by pixel, the shared area times the change."""
+    """What `scatter_window` adds for image i: for every value, pixel by pixel, the shared area times the change."""
     top, left, height, width = box(crop, i)
     added = torch.zeros(len(change), *shape, dtype=change.dtype)
-    high, wide = crop.canvas[0] / shape[0], crop.canvas[1] / shape[1]  # of what a number stands for
+    high, wide = crop.canvas[0] / shape[0], crop.canvas[1] / shape[1]  # of the area of a value
     change = change.flip(2) if crop.flip[i] else change
     for y in range(shape[0]):
         for x in range(shape[1]):
@@ -193,7 +193,7 @@ def test_a_store_follows_the_image(resolution, error):
         crop = draw(INDEX, (74, 74), (64, 64), epoch=epoch)
         store.write(rows, crop.gather_window(truth), crop)
     # An average over s pixels of a wave of 18 and more loses up to (pi s / 18)^2 / 6 of it: 0.5 % at s = 1; 6 % at 3.7,
-    # where interpolating between numbers loses as much again.
+    # where interpolating between values loses as much again.
     for epoch in range(30, 34):
         crop = draw(INDEX, (74, 74), (64, 64), epoch=epoch)
         shown = crop.gather_window(truth)

@@ -1,4 +1,7 @@
-"""What a run is doing, noted beside its folder by a logger: --loggers phase_logger:Phases, with this folder in PYTHONPATH."""
+"""A logger that notes the phases of a run beside its folder: --loggers phase_logger:PhaseLogger.
+
+The folder of this module must be on PYTHONPATH.
+"""
 
 import time
 from pathlib import Path
@@ -6,14 +9,20 @@ from typing import Any
 
 from pyengm.training import Logger
 
-PHASES = ("start-up", "training", "measuring", "writing", "evaluation")  # the third and fourth are the end of an epoch
+PHASES = (
+    "start-up",
+    "training",
+    "measuring",
+    "writing",
+    "evaluation",
+)  # "measuring" and "writing": the end of an epoch
 
 
-class Phases(Logger):
-    """A line for every phase entered: the time, and the phase."""
+class PhaseLogger(Logger):
+    """Writes a line at the start of every phase: the time in seconds, and the phase."""
 
     def __init__(self, folder: Path, config: dict[str, Any]):
-        self._path, self._phase = notes_of(folder), ""
+        self._path, self._phase = phases_path(folder), ""
 
     def start(self, config, batches, epoch, batch):
         self._batches = batches
@@ -35,12 +44,13 @@ class Phases(Logger):
                 file.write(f"{time.monotonic()} {phase}\n")
 
 
-def notes_of(folder: Path) -> Path:
+def phases_path(folder: Path) -> Path:
+    """The file with the phases of the run in this folder."""
     return folder.with_suffix(".phases")
 
 
-def entered(folder: Path) -> list[tuple[float, str]]:
-    """The phases after start-up that the run has entered since its notes were removed, and when."""
-    path = notes_of(folder)
+def read_phases(folder: Path) -> list[tuple[float, str]]:
+    """Start times and names of the phases after start-up, since the file was last removed."""
+    path = phases_path(folder)
     lines = path.read_text().splitlines() if path.exists() else []
     return [(float(moment), phase) for moment, phase in map(str.split, lines)]

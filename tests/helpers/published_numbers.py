@@ -1,6 +1,6 @@
-"""Numbers that the authors' public code gives in one small float64 setting, and functions that build this setting.
+"""Values that the authors' public code gives in one small float64 setting, and functions that build this setting.
 
-Numbers and facts only; nothing here is the authors' code. It was run as published, with torch 2.15 on a CPU, except
+Values and facts only; nothing here is the authors' code. It was run as published, with torch 2.15 on a CPU, except
 that data, network and random draws are those below, that CUDA calls and logs do nothing, and that ATAS's crops are in
 float64 instead of float32. Run again with all weights changed by 1e-11 of themselves, no number moved by more than
 1e-12 + 1e-10 of itself.
@@ -38,18 +38,18 @@ The proxy's loss is minus that of TRADES (its rate 0.1); direction, perturbation
 outer forwards in T are those of x', x, x.
 
 ATAS, HuangZhiChao95/ATAS 674b195, train() of ATAS.py, 4 images of 32 x 32, all in one batch, three batches in a row:
-of epoch 5 (warm-up), 6 and 6. The images are padded by 4 with zeros; the store, perturbations of 40 x 40, begins as
+of epoch 5 (warm-up), 6 and 6. The images are padded by 4 with zeros; the buffer, perturbations of 40 x 40, begins as
 uniform noise in (-eps, eps); v begins as 0. crops(4, first) with first = 0, 4 and 8 cut both. "x": the crops of the
-images; "start" = x + crops of the store, clipped to [0, 1]. In E, g is the gradient of the mean CE at start; epoch 5:
+images; "start" = x + crops of the buffer, clipped to [0, 1]. In E, g is the gradient of the mean CE at start; epoch 5:
 "step_sizes" = eps, v is left alone; epoch 6: v <- v / 2 + ||g_i||^2 / 2, step size 16/255 / (1 + sqrt(v) / c), clipped
 to 4/255 .. 14/255, with c = 0.01; as g is that of the mean of 4, c = 0.04 gives the same with gradients per example and
 a v 16 times as large. "x_adv" = start + step size sign g, clipped to the ball and to [0, 1]. In T, CE of it, backward,
-SGD step; then x_adv - x, flipped back, goes to its window of the "store". ATAS_C_0003: the same with c = 0.003, where
+SGD step; then x_adv - x, flipped back, goes to its window of the "delta". ATAS_C_0003: the same with c = 0.003, where
 the smallest step size is met.
 
 ATTA, hzzheng93/ATTA 2c987de, main() of train_atta_cifar.py, two epochs of one batch of the same 4 images. They are
-padded by 4 with 0.5; the store, images of 40 x 40, begins as that + 0.001 normal noise, nowhere clipped. crops(4,
-first) with first = 0 and 4. "start" = crops of the store, as they are; 3 steps in E on CE from it, each clipped to the
+padded by 4 with 0.5; the buffer, images of 40 x 40, begins as that + 0.001 normal noise, nowhere clipped. crops(4,
+first) with first = 0 and 4. "start" = crops of the buffer, as they are; 3 steps in E on CE from it, each clipped to the
 ball and to [0, 1]; in T, loss = CE(f(x')) / 4 ("mat": the mean is divided by the batch size once more), backward, SGD
 step with weight decay 5e-4; x', flipped back, goes to its window. ATTA_TRADES: the same attack, loss of TRADES with
 beta 6 undivided, and forwards of x, then x', in T.
@@ -71,7 +71,7 @@ EPS, STEP, STEPS = 8 / 255, 2 / 255, 3
 
 
 def network() -> nn.Module:
-    """A float64 network in training mode: two convolutions with batch norm, mean over places, a linear layer."""
+    """A float64 network in training mode: two convolutions with batch norm, mean over positions, a linear layer."""
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1, bias=False),
         nn.BatchNorm2d(4),
@@ -106,12 +106,12 @@ def batch(n: int = 8, side: int = 8, phase: float = 0.0) -> tuple[Tensor, Tensor
 
 
 def normal_noise(shape: Sequence[int]) -> Tensor:
-    """What stands for numbers of the standard normal distribution."""
+    """Values in place of draws from the standard normal distribution."""
     return torch.sin(2.1 * _count(shape) + 0.4)
 
 
 def uniform_noise(shape: Sequence[int], low: float, high: float) -> Tensor:
-    """What stands for uniform numbers."""
+    """Values in place of uniform draws."""
     return low + (high - low) * (0.5 + 0.5 * torch.sin(1.7 * _count(shape) + 0.2))
 
 
@@ -286,7 +286,7 @@ ATAS = [
             1.04892458697, 0.335256775352, -0.0973059396677, -1.40836329476,
             -0.461516494794, 0.112241405851, -0.0898696096982, 0.440950022529,
         ],
-        "store": (27.2711050331, -0.00545833046129),
+        "delta": (27.2711050331, -0.00545833046129),
         "running_mean": [0.024737120919, 0.0267521776359, 0.035218030555, 0.0272283312907],
         "running_var": [1.1189288176, 0.992151744463, 0.970945852993, 1.11567062156],
         "batches": 1,
@@ -307,7 +307,7 @@ ATAS = [
             1.05745263439, 0.330855242525, -0.101591690418, -1.45825832499,
             -0.445472716957, 0.135451914505, -0.105085572244, 0.503178136673,
         ],
-        "store": (42.9136057302, 0.86090192034),
+        "delta": (42.9136057302, 0.86090192034),
         "running_mean": [0.0476041255139, 0.0128423017405, 0.0255357070288, 0.0461582509309],
         "running_var": [1.04532745601, 0.932106949052, 0.913211335646, 1.04275483245],
         "batches": 2,
@@ -328,7 +328,7 @@ ATAS = [
             1.06059965064, 0.326084930032, -0.105142571381, -1.50135965954,
             -0.425666023494, 0.166788550839, -0.126424851506, 0.590681710157,
         ],
-        "store": (63.6848807219, -2.98922635123),
+        "delta": (63.6848807219, -2.98922635123),
         "running_mean": [0.0693528877423, -0.00114553550591, 0.0185241409873, 0.061573342462],
         "running_var": [0.979856984232, 0.8786454651, 0.86197206885, 0.978149204838],
         "batches": 3,
@@ -342,7 +342,7 @@ ATAS_C_0003 = [
         "v": [0.0, 0.0, 0.0, 0.0],
         "step_sizes": [0.0313725490196, 0.0313725490196, 0.0313725490196, 0.0313725490196],
         "loss": 2.30229127245,
-        "store": (27.2711050331, -0.00545833046129),
+        "delta": (27.2711050331, -0.00545833046129),
     },
     {
         "epoch": 6,
@@ -350,7 +350,7 @@ ATAS_C_0003 = [
         "v": [5.5719846112e-05, 5.38361946305e-05, 0.000136591715294, 6.00623488928e-05],
         "step_sizes": [0.0179878623704, 0.0182093019435, 0.0156862745098, 0.0175102757975],
         "loss": 2.25464498037,
-        "store": (40.0666860984, 0.519818202631),
+        "delta": (40.0666860984, 0.519818202631),
     },
     {
         "epoch": 6,
@@ -358,7 +358,7 @@ ATAS_C_0003 = [
         "v": [9.74530818908e-05, 9.12170119263e-05, 0.000179315880741, 9.3151399853e-05],
         "step_sizes": [0.0156862745098, 0.0156862745098, 0.0156862745098, 0.0156862745098],
         "loss": 2.20621546184,
-        "store": (56.5881908031, -1.16167123173),
+        "delta": (56.5881908031, -1.16167123173),
     },
 ]
 
@@ -377,7 +377,7 @@ ATTA = [
             1.04370520362, 0.335931121132, -0.096258280214, -1.38577732447,
             -0.467571543761, 0.102308000332, -0.0834922799513, 0.416146164816,
         ],
-        "store": (9614.09115882, 8.23372046333),
+        "delta": (9614.09115882, 8.23372046333),
         "running_mean": [0.0287042989657, 0.0238681770178, 0.0361907450909, 0.0284462069812],
         "running_var": [1.1179210916, 0.991292731715, 0.970055305196, 1.11460191014],
         "batches": 1,
@@ -396,7 +396,7 @@ ATTA = [
             1.04601388026, 0.334845042311, -0.0966049781622, -1.39806902111,
             -0.463559147272, 0.108226757549, -0.0876574172589, 0.431760851112,
         ],
-        "store": (9613.59209292, 9.25545164667),
+        "delta": (9613.59209292, 9.25545164667),
         "running_mean": [0.0544947364314, 0.00756493562801, 0.0277127081578, 0.0478857683773],
         "running_var": [1.04350544481, 0.930336317348, 0.911350875556, 1.04076498101],
         "batches": 2,
@@ -418,7 +418,7 @@ ATTA_TRADES = [
             1.04593702139, 0.335983105515, -0.0970646004924, -1.39825135119,
             -0.459917264493, 0.111883818064, -0.0869817860755, 0.44097030235,
         ],
-        "store": (9614.09115882, 8.23372046333),
+        "delta": (9614.09115882, 8.23372046333),
         "running_mean": [0.0545185010894, 0.00749942362125, 0.0278361528571, 0.0476948062603],
         "running_var": [1.04460237258, 0.931472679743, 0.912498412323, 1.04188472579],
         "batches": 2,
@@ -437,7 +437,7 @@ ATTA_TRADES = [
             1.04985050363, 0.334248428975, -0.0982514581097, -1.42892022417,
             -0.441926504148, 0.135077856557, -0.0975656334159, 0.503242315182,
         ],
-        "store": (9613.7361267, 9.00554493492),
+        "delta": (9613.7361267, 9.00554493492),
         "running_mean": [0.0987763649089, -0.0203707620572, 0.0134140044327, 0.0809795695677],
         "running_var": [0.917809599011, 0.827741646678, 0.812694663406, 0.916228456465],
         "batches": 4,

@@ -1,17 +1,16 @@
-"""ThreatModel models and random starts in plain torch, for tests that write a method down a second time."""
+"""Threat models and random starts in plain torch, for tests that write a method down a second time."""
 
 import torch
+from helpers.small_problems import cnn4, images_and_labels
 from torch.nn import functional as F
 
-from pyengm.models import build
 from pyengm.ops import Key, Purpose, philox_normal, philox_uniform
 
 EPS = {"linf": 0.1, "l2": 0.5}
 
 
 def network(norm="bn", dtype=torch.float64):
-    torch.manual_seed(0)
-    model = build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype).train()
+    model = cnn4(norm, dtype)
     with torch.no_grad():
         for _ in range(3):
             model(torch.rand(8, 1, 8, 8, dtype=dtype))  # running statistics that differ from the initial ones
@@ -19,13 +18,12 @@ def network(norm="bn", dtype=torch.float64):
 
 
 def batch(n=6, seed=1, epoch=2, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, 1, 8, 8, generator=generator, dtype=dtype)
+    x, y = images_and_labels(n, seed, dtype)
     x[:, :, 0, :4] = torch.tensor([0.0, 0.0, 1.0, 1.0])  # pixels at the bounds
-    return x, torch.randint(0, 10, (n,), generator=generator), Key(3, epoch, torch.arange(n) * 10 + 5)
+    return x, y, Key(3, epoch, torch.arange(n) * 10 + 5)
 
 
-def lengths(t):
+def norms_of(t):
     return t.flatten(1).norm(dim=1).view(-1, *[1] * (t.dim() - 1))
 
 
@@ -37,17 +35,17 @@ def noise(x, key, norm, purpose=Purpose.START):
     direction = philox_normal(key.index, x.shape[1:], purpose=purpose, **named).to(x)
     draw = (purpose - Purpose.START) * 2**12
     radius = philox_uniform(key.index, (1, 1, 1), purpose=Purpose.RADIUS, draw=draw, **named).to(x)
-    return EPS[norm] * direction / lengths(direction) * radius ** (1 / x[0].numel())
+    return EPS[norm] * direction / norms_of(direction) * radius ** (1 / x[0].numel())
 
 
 def project(x_adv, x, norm):
     delta, eps = x_adv - x, EPS[norm]
-    delta = delta.clamp(-eps, eps) if norm == "linf" else delta * (eps / lengths(delta)).clamp(max=1)
+    delta = delta.clamp(-eps, eps) if norm == "linf" else delta * (eps / norms_of(delta)).clamp(max=1)
     return (x + delta).clamp(0, 1)
 
 
 def step(x_adv, gradient, x, norm, size):
-    return project(x_adv + size * (gradient.sign() if norm == "linf" else gradient / lengths(gradient)), x, norm)
+    return project(x_adv + size * (gradient.sign() if norm == "linf" else gradient / norms_of(gradient)), x, norm)
 
 
 def gradient_at(model, x, y):
@@ -56,7 +54,7 @@ def gradient_at(model, x, y):
 
 
 def fosc(x_adv, gradient, origin, norm):
-    """One number per example, pixel by pixel."""
+    """FOSC of each example, (n,), summed pixel by pixel."""
     values = []
     for point, g, center in zip(x_adv, gradient, origin, strict=True):
         reach = sum(abs(v) for v in g.flatten().tolist())
@@ -68,7 +66,7 @@ def fosc(x_adv, gradient, origin, norm):
 
 
 def check_in_threat_model(x_adv, x, norm):
-    distance = (x_adv - x).abs().amax() if norm == "linf" else lengths(x_adv - x).max()
+    distance = (x_adv - x).abs().amax() if norm == "linf" else norms_of(x_adv - x).max()
     assert distance <= EPS[norm] + 1e-9
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
@@ -80,3 +78,16 @@ def statistics(model):
 
 def gradients(losses, model):
     return torch.autograd.grad(losses.mean(), list(model.parameters()))
+
+
+def check_pass(outcome, expected, x_adv, model, twin):
+    """Losses, images, gradients and running statistics of a method, and of its formula in a twin of the model."""
+    torch.testing.assert_close(outcome.x_adv.detach(), x_adv, rtol=0, atol=1e-9)
+    torch.testing.assert_close(outcome.losses, expected, rtol=1e-9, atol=1e-12)
+    for ours, theirs in zip(gradients(outcome.losses, model), gradients(expected, twin), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-11)
+    theirs = statistics(twin)
+    for name, b in model.named_buffers():
+        torch.testing.assert_close(b, theirs[name], rtol=1e-9, atol=1e-12)
+    assert all(module.training for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())

@@ -1,4 +1,6 @@
-"""Small models for the tests of per-example gradients, by name, and the definition that these tests compare with."""
+"""Small models by name for the tests of per-example gradients, and the definition with which these tests compare."""
+
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -8,56 +10,57 @@ from torch.nn.utils import parametrizations
 from pyengm.models import build
 
 
-class Net(nn.Module):
-    """Modules and parameters by name, and a function of them and the input."""
+class ToyModel(nn.Module):
+    """A function of the model and its input, and modules and parameters by name."""
 
-    def __init__(self, function, /, **parts):
+    def __init__(self, function: Callable[..., Tensor], /, **members: nn.Module | Tensor):
         super().__init__()
         self.function = function
-        for name, part in parts.items():
-            setattr(self, name, part)
+        for name, member in members.items():
+            setattr(self, name, member)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.function(self, x)
 
 
-def weight(*shape):
+def weight(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape, dtype=torch.float64) * 0.5)
 
 
-def rows(n=5, d=6):
+def rows(n: int = 5, d: int = 6) -> Tensor:
     return torch.randn(n, d, dtype=torch.float64)
 
 
-def sequences(n=5, t=4, d=6):
+def sequences(n: int = 5, t: int = 4, d: int = 6) -> Tensor:
     return torch.randn(n, t, d, dtype=torch.float64)
 
 
-def images(n=5, c=3, h=7, w=6):
+def images(n: int = 5, c: int = 3, h: int = 7, w: int = 6) -> Tensor:
     return torch.randn(n, c, h, w, dtype=torch.float64)
 
 
-def numbers(n=5, t=6, vocabulary=7):
+def token_ids(n: int = 5, t: int = 6, vocabulary: int = 7) -> Tensor:
     return torch.randint(0, vocabulary, (n, t))
 
 
-def cross_entropy(model, x):
+def cross_entropy(model: nn.Module, x: Tensor) -> Tensor:
     logits = model(x).flatten(1)
     return F.cross_entropy(logits, torch.arange(len(logits)) % logits.shape[1], reduction="none")
 
 
-def _pair(model, x):
+def _clean_and_moved(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of x and of a perturbed x, and labels."""
     return model(x), model(x + 0.1 * torch.sin(9 * x)), torch.arange(len(x)) % 3
 
 
-def trades(model, x):
-    clean, moved, y = _pair(model, x)
+def trades(model: nn.Module, x: Tensor) -> Tensor:
+    clean, moved, y = _clean_and_moved(model, x)
     robust = F.kl_div(moved.log_softmax(1), clean.softmax(1), reduction="none").sum(1)
     return F.cross_entropy(clean, y, reduction="none") + 6 * robust
 
 
-def mart(model, x):
-    clean, moved, y = _pair(model, x)
+def mart(model: nn.Module, x: Tensor) -> Tensor:
+    clean, moved, y = _clean_and_moved(model, x)
     true = clean.softmax(1).gather(1, y[:, None])[:, 0]
     wrong = moved.softmax(1).scatter(1, y[:, None], 0).amax(1)
     boosted = F.cross_entropy(moved, y, reduction="none") - torch.log1p(1e-12 - wrong)
@@ -65,10 +68,13 @@ def mart(model, x):
     return boosted + 5 * robust * (1 - true)
 
 
-def fresh(name):
-    """(model, losses of (model, x), x), all float64 and the same at every call; no parameter is left at 0 or 1."""
+def fresh(name: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], Tensor]:
+    """A model, a function of (model, x) that returns the losses, and x: float64, and the same at every call.
+
+    No parameter keeps an initial value of 0 or 1.
+    """
     torch.manual_seed(0)
-    model, x, *loss = NETS[name]()
+    model, x, *loss = TOY_MODELS[name]()
     model = model.double()
     for p in model.parameters():
         if p.dim() < 2:
@@ -76,8 +82,8 @@ def fresh(name):
     return model, loss[0] if loss else cross_entropy, x
 
 
-def gradients(losses: Tensor, params) -> Tensor:
-    """The definition: the gradient of each loss over all parameters, by one backward pass each; (n, P)."""
+def gradients(losses: Tensor, params: Iterable[Tensor]) -> Tensor:
+    """The definition: the gradient of each loss by all parameters, from one backward pass each; (n, P)."""
     params = [p for p in dict.fromkeys(params) if p.requires_grad]
     found = []
     for loss in losses:
@@ -86,8 +92,8 @@ def gradients(losses: Tensor, params) -> Tensor:
     return torch.stack(found)
 
 
-def norms_of(losses: Tensor, params) -> Tensor:
-    """The norms of these gradients, (n,), one example in memory at a time."""
+def norms_of(losses: Tensor, params: Iterable[Tensor]) -> Tensor:
+    """The norms of these gradients, (n,); the gradient of only one example is in memory."""
     params = [p for p in dict.fromkeys(params) if p.requires_grad]
     found = []
     for loss in losses:
@@ -96,24 +102,24 @@ def norms_of(losses: Tensor, params) -> Tensor:
     return torch.stack(found)
 
 
-def filled(params) -> Tensor:
-    """What .grad holds, flat; (P,)."""
+def filled(params: Iterable[Tensor]) -> Tensor:
+    """The values of .grad of all parameters, flat; (P,)."""
     params = [p for p in dict.fromkeys(params) if p.requires_grad]
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad.to_dense()).flatten() for p in params])
 
 
 def _conv(conv, x):
-    """A convolution (or another layer) with something behind it that makes every output count."""
+    """A convolution (or another layer), and a tanh and a linear layer after it, so that every output matters."""
     features = conv.double()(x[:1])[0].numel()
     return nn.Sequential(conv, nn.Tanh(), nn.Flatten(), nn.Linear(features, 3)), x
 
 
 def _heads(f, d=6, x=None, **parts):
-    return Net(f, h=nn.Linear(d, 3), **parts), rows() if x is None else x
+    return ToyModel(f, h=nn.Linear(d, 3), **parts), rows() if x is None else x
 
 
 def _sequence_layer(layer, axis=1, d=6, x=None):
-    return Net(lambda m, x: m.h(torch.tanh(m.a(x)).mean(axis)), a=layer, h=nn.Linear(d, 3)), (
+    return ToyModel(lambda m, x: m.h(torch.tanh(m.a(x)).mean(axis)), a=layer, h=nn.Linear(d, 3)), (
         sequences() if x is None else x
     )
 
@@ -123,7 +129,7 @@ def _sequence_first(n):
         x = m.norm(torch.tanh(m.up(x.transpose(0, 1))))
         return m.h(torch.tanh(m.down(x.contiguous())).mean(0))
 
-    return Net(
+    return ToyModel(
         forward, up=nn.Linear(6, 8), norm=nn.LayerNorm(8), down=nn.Linear(8, 5, bias=False), h=nn.Linear(5, 3)
     ), sequences(n)
 
@@ -136,18 +142,18 @@ def _tokens():
         x = x + m.scale * m.a(m.norm(x))
         return m.h(x[:, 0] + x.mean(1))
 
-    return Net(
+    return ToyModel(
         forward, token=weight(1, 1, 6), position=weight(1, 5, 6), scale=weight(6), norm=nn.LayerNorm(6),
         a=nn.Linear(6, 6), h=nn.Linear(6, 3),
     ), sequences()  # fmt: skip
 
 
 def _attention(forward, **options):
-    return Net(forward, a=nn.MultiheadAttention(6, 2, **options), h=nn.Linear(6, 3)), sequences()
+    return ToyModel(forward, a=nn.MultiheadAttention(6, 2, **options), h=nn.Linear(6, 3)), sequences()
 
 
 def _recurrent(kind):
-    return Net(lambda m, x: m.h(m.a(x)[0].mean(1)), a=kind(6, 4, batch_first=True), h=nn.Linear(4, 3)), sequences()
+    return ToyModel(lambda m, x: m.h(m.a(x)[0].mean(1)), a=kind(6, 4, batch_first=True), h=nn.Linear(4, 3)), sequences()
 
 
 def _residual(m, x):
@@ -156,7 +162,7 @@ def _residual(m, x):
 
 
 def _residual_net(x=None):
-    return Net(
+    return ToyModel(
         _residual, stem=nn.Conv2d(3, 4, 3, padding=1), conv=nn.Conv2d(4, 4, 3, padding=1, bias=False),
         norm=nn.GroupNorm(2, 4), h=nn.Linear(4, 3),
     ), images() if x is None else x  # fmt: skip
@@ -168,23 +174,23 @@ def _in_channels_last():
 
 
 def _running(layer, *shape):
-    """A norm layer in eval mode whose running statistics are not those it starts with."""
+    """A norm layer in eval mode whose running statistics differ from the initial ones."""
     layer.double()(torch.randn(shape, dtype=torch.float64) * 2 + 1)
     return layer.eval()
 
 
 def _frozen_conv():
     model, x = _residual_net()
-    model.conv.weight.requires_grad_(False)
+    model.conv.requires_grad_(False)
     return model, x
 
 
 def _ragged(m, x):
-    """DatasetSpec of 3, 1, 4, 2 and 2 rows, packed into one matrix; one of them alone in its layout."""
-    lengths = torch.tensor([3, 1, 4, 2, 2])
-    mask = torch.arange(4) < lengths[:, None]
+    """Examples of 3, 1, 4, 2 and 2 rows, packed into one matrix; one of them alone in its layout."""
+    counts = torch.tensor([3, 1, 4, 2, 2])
+    mask = torch.arange(4) < counts[:, None]
     packed = m.norm(torch.tanh(m.a(x[mask])))
-    owner = torch.arange(5).repeat_interleave(lengths)
+    owner = torch.arange(5).repeat_interleave(counts)
     return m.h(packed.new_zeros(5, packed.shape[1]).index_add(0, owner, packed))
 
 
@@ -198,7 +204,7 @@ def _windows(m, x):
 
 
 def _group_norm_resnet():
-    return build("resnet18", norm="gn", width=4, image_size=16, num_classes=3), torch.rand(3, 3, 16, 16).double()
+    return build("resnet18", norm_layer="gn", width=4, image_size=16, num_classes=3), torch.rand(3, 3, 16, 16).double()
 
 
 def _one_pixel(m, x):
@@ -220,7 +226,7 @@ def _fold(m, x):
 
 
 def _mixed_by_a_mean(m, x):
-    """The mean over the batch goes through a layer of its own, whose output is a weight for all examples."""
+    """The mean over the batch passes through a layer of its own, whose output is subtracted from all examples."""
     return m.h(torch.tanh(m.a(x) - 0.1 * m.b(x).mean(0)))
 
 
@@ -253,12 +259,12 @@ def _conv_case(kind, options):
     )
 
 
-NETS = {
+TOY_MODELS = {
     **{f"linear n={n}": lambda n=n: (nn.Linear(6, 4), rows(n)) for n in (1, 2, 5, 9)},
     **{f"sequence first n={n}": lambda n=n: _sequence_first(n) for n in (1, 2, 5, 9)},
     **{f"sequence n={n}": lambda n=n: _sequence_layer(nn.Linear(6, 6), x=sequences(n)) for n in (1, 2, 5, 9)},
     "linear over four axes": lambda: (
-        Net(lambda m, x: m.h(torch.tanh(m.a(x)).mean((1, 2))), a=nn.Linear(6, 5), h=nn.Linear(5, 3)), images()
+        ToyModel(lambda m, x: m.h(torch.tanh(m.a(x)).mean((1, 2))), a=nn.Linear(6, 5), h=nn.Linear(5, 3)), images()
     ),
     "wide linear, many positions": lambda: _sequence_layer(nn.Linear(6, 6, bias=False), x=sequences(t=20)),
     **{
@@ -275,7 +281,7 @@ NETS = {
     ),
     "conv1d with more weights than positions": lambda: _conv(nn.Conv1d(16, 24, 3, 2, 1), sequences(5, 16, 5)),
     "conv2d without a batch axis, in a loop": lambda: (
-        Net(lambda m, x: torch.stack([m.h(m.a(p).tanh().mean((1, 2))) for p in x]), a=nn.Conv2d(3, 4, 3),
+        ToyModel(lambda m, x: torch.stack([m.h(m.a(p).tanh().mean((1, 2))) for p in x]), a=nn.Conv2d(3, 4, 3),
             h=nn.Linear(4, 3)),
         images(),
     ),
@@ -284,23 +290,23 @@ NETS = {
         nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), images(c=4, h=3, w=3)
     ),
     "transposed conv3d": lambda: _conv(nn.ConvTranspose3d(4, 3, 2, bias=False), torch.randn(4, 4, 3, 3, 2).double()),
-    "embedding": lambda: _sequence_layer(nn.Embedding(7, 6), x=numbers()),
-    "embedding with padding": lambda: _sequence_layer(nn.Embedding(7, 6, padding_idx=2), x=numbers()),
+    "embedding": lambda: _sequence_layer(nn.Embedding(7, 6), x=token_ids()),
+    "embedding with padding": lambda: _sequence_layer(nn.Embedding(7, 6, padding_idx=2), x=token_ids()),
     "embedding sequence first": lambda: (
-        Net(lambda m, x: m.h(torch.tanh(m.a(x.T)).mean(0)), a=nn.Embedding(7, 6), h=nn.Linear(6, 3)), numbers()
+        ToyModel(lambda m, x: m.h(torch.tanh(m.a(x.T)).mean(0)), a=nn.Embedding(7, 6), h=nn.Linear(6, 3)), token_ids()
     ),
     "embedding twice": lambda: (
-        Net(lambda m, x: m.h(torch.tanh(m.a(x) + m.a(6 - x)).mean(1)), a=nn.Embedding(7, 6), h=nn.Linear(6, 3)),
-        numbers(),
+        ToyModel(lambda m, x: m.h(torch.tanh(m.a(x) + m.a(6 - x)).mean(1)), a=nn.Embedding(7, 6), h=nn.Linear(6, 3)),
+        token_ids(),
     ),
     "embedding tied to the head": lambda: (
-        Net(lambda m, x: torch.tanh(m.a(x)).mean(1) @ m.a.weight.T, a=nn.Embedding(7, 4)), numbers()
+        ToyModel(lambda m, x: torch.tanh(m.a(x)).mean(1) @ m.a.weight.T, a=nn.Embedding(7, 4)), token_ids()
     ),
     "table looked up by indexing": lambda: _heads(lambda m, x: m.h(m.w[(x > 0).sum(1)] * x), w=weight(7, 6)),
     "table looked up by index_select": lambda: _heads(
         lambda m, x: m.h(m.w.index_select(0, (x > 0).sum(1)) * x), w=weight(7, 6)
     ),
-    "embedding bag": lambda: (nn.Sequential(nn.EmbeddingBag(7, 6), nn.Linear(6, 3)), numbers()),
+    "embedding bag": lambda: (nn.Sequential(nn.EmbeddingBag(7, 6), nn.Linear(6, 3)), token_ids()),
     "layer norm": lambda: _sequence_layer(nn.LayerNorm(6)),
     "layer norm over two axes": lambda: _sequence_layer(nn.LayerNorm((4, 6))),
     "layer norm without bias": lambda: _sequence_layer(nn.LayerNorm(6, bias=False)),
@@ -368,23 +374,23 @@ NETS = {
         nn.Sequential(parametrizations.orthogonal(nn.Linear(6, 5)), nn.Tanh(), nn.Linear(5, 3)), rows()
     ),
     "standardised weight": lambda: (
-        Net(_standardised, w=weight(4, 3, 3, 3), gain=weight(4, 1, 1, 1), h=nn.Linear(4, 3)), images()
+        ToyModel(_standardised, w=weight(4, 3, 3, 3), gain=weight(4, 1, 1, 1), h=nn.Linear(4, 3)), images()
     ),
     "weight of two parameters": lambda: _heads(lambda m, x: m.h(x @ (m.a @ m.b)), a=weight(6, 2), b=weight(2, 6)),
     "weight and a part of it": lambda: _heads(
         lambda m, x: m.h(torch.tanh(x @ m.w) + torch.tanh(x[:, :3]) @ m.w[:3]), w=weight(6, 6)
     ),
     "functional conv": lambda: (
-        Net(lambda m, x: m.h(F.conv2d(x, m.w, m.b, 2, 1).tanh().mean((2, 3))), w=weight(4, 3, 3, 3), b=weight(4),
+        ToyModel(lambda m, x: m.h(F.conv2d(x, m.w, m.b, 2, 1).tanh().mean((2, 3))), w=weight(4, 3, 3, 3), b=weight(4),
             h=nn.Linear(4, 3)),
         images(),
     ),
     "matmul from the left": lambda: (
-        Net(lambda m, x: m.h((m.w @ x).tanh().mean(1)), w=weight(3, 4), h=nn.Linear(6, 3)), sequences()
+        ToyModel(lambda m, x: m.h((m.w @ x).tanh().mean(1)), w=weight(3, 4), h=nn.Linear(6, 3)), sequences()
     ),
-    "matmul from the left of rows": lambda: (Net(lambda m, x: (m.w @ x.T).T, w=weight(3, 6)), rows()),
+    "matmul from the left of rows": lambda: (ToyModel(lambda m, x: (m.w @ x.T).T, w=weight(3, 6)), rows()),
     "batched matmul": lambda: (
-        Net(lambda m, x: m.h(torch.bmm(x.reshape(15, 2, 7).transpose(0, 1), m.w).tanh().sum(0).view(5, -1)),
+        ToyModel(lambda m, x: m.h(torch.bmm(x.reshape(15, 2, 7).transpose(0, 1), m.w).tanh().sum(0).view(5, -1)),
             w=weight(2, 7, 4), h=nn.Linear(12, 3)),
         images(w=2),
     ),
@@ -392,13 +398,13 @@ NETS = {
         lambda m, x: m.h(torch.bmm(x.expand(2, -1, -1), m.w).tanh().sum(0)), w=weight(2, 6, 6)
     ),
     "batched matmul from the left": lambda: (
-        Net(lambda m, x: m.h(torch.bmm(m.w, x.permute(1, 2, 0)).tanh().sum(0).T), w=weight(4, 5, 6),
+        ToyModel(lambda m, x: m.h(torch.bmm(m.w, x.permute(1, 2, 0)).tanh().sum(0).T), w=weight(4, 5, 6),
             h=nn.Linear(5, 3)),
         sequences(),
     ),
-    "einsum": lambda: (Net(lambda m, x: torch.einsum("nti,oi->no", x, m.w), w=weight(3, 6)), sequences()),
+    "einsum": lambda: (ToyModel(lambda m, x: torch.einsum("nti,oi->no", x, m.w), w=weight(3, 6)), sequences()),
     "einsum of heads": lambda: (
-        Net(lambda m, x: m.h(torch.einsum("nti,hio->nhto", x, m.w).tanh().mean((1, 2))), w=weight(2, 6, 5),
+        ToyModel(lambda m, x: m.h(torch.einsum("nti,hio->nhto", x, m.w).tanh().mean((1, 2))), w=weight(2, 6, 5),
             h=nn.Linear(5, 3)),
         sequences(),
     ),
@@ -417,26 +423,26 @@ NETS = {
     "multiply and divide": lambda: _heads(
         lambda m, x: m.h(x * m.a + x / (m.b + 3) + m.c / (x.abs() + 1)), a=weight(6), b=weight(6), c=weight(1, 6)
     ),
-    "one number": lambda: _heads(lambda m, x: m.h(x) * m.w.exp() + m.w, w=weight()),
+    "scalar weight": lambda: _heads(lambda m, x: m.h(x) * m.w.exp() + m.w, w=weight()),
     "position embedding": lambda: (
-        Net(lambda m, x: m.h(torch.tanh(x + m.w).mean(1)), w=weight(4, 6), h=nn.Linear(6, 3)), sequences()
+        ToyModel(lambda m, x: m.h(torch.tanh(x + m.w).mean(1)), w=weight(4, 6), h=nn.Linear(6, 3)), sequences()
     ),
     "position embedding of pixels": lambda: (
-        Net(lambda m, x: m.h(torch.tanh(x * m.v + m.w).flatten(1)), w=weight(3, 1, 6), v=weight(1, 1, 7, 1),
+        ToyModel(lambda m, x: m.h(torch.tanh(x * m.v + m.w).flatten(1)), w=weight(3, 1, 6), v=weight(1, 1, 7, 1),
             h=nn.Linear(126, 3)),
         images(),
     ),
     "repeated queries": lambda: (
-        Net(lambda m, x: m.h((m.w.repeat(len(x), 1, 1) @ x.mT).flatten(1)), w=weight(2, 6), h=nn.Linear(8, 3)),
+        ToyModel(lambda m, x: m.h((m.w.repeat(len(x), 1, 1) @ x.mT).flatten(1)), w=weight(2, 6), h=nn.Linear(8, 3)),
         sequences(),
     ),
     "affine weights plus one": lambda: _heads(
         lambda m, x: m.h(F.layer_norm(x, (6,), 1 + m.w, m.b)), w=weight(6), b=weight(6)
     ),
-    "bilinear": lambda: (nn.Sequential(Net(lambda m, x: m.b(x, x), b=nn.Bilinear(6, 6, 3))), rows()),
-    "bilinear twice": lambda: (Net(lambda m, x: m.b(m.b(x, x).tanh(), x), b=nn.Bilinear(6, 6, 6)), rows()),
+    "bilinear": lambda: (nn.Sequential(ToyModel(lambda m, x: m.b(x, x), b=nn.Bilinear(6, 6, 3))), rows()),
+    "bilinear twice": lambda: (ToyModel(lambda m, x: m.b(m.b(x, x).tanh(), x), b=nn.Bilinear(6, 6, 6)), rows()),
     "where": lambda: _heads(lambda m, x: m.h(torch.where(x > 0, x, m.w)), w=weight(6)),
-    "where of one number": lambda: _heads(lambda m, x: m.h(torch.where(x > 0, x, m.w)), w=weight(1)),
+    "where of one value": lambda: _heads(lambda m, x: m.h(torch.where(x > 0, x, m.w)), w=weight(1)),
     "lerp": lambda: _heads(lambda m, x: m.h(torch.lerp(x, x.sin(), m.w)), w=weight(6)),
     "addcmul": lambda: _heads(lambda m, x: m.h(torch.addcmul(m.v, x, m.w, value=0.5)), w=weight(6), v=weight(6)),
     "maximum": lambda: _heads(lambda m, x: m.h(torch.maximum(x, m.w)), w=weight(6)),
@@ -466,28 +472,32 @@ NETS = {
     "first chunk without a gradient": lambda: _heads(
         lambda m, x: m.h(0 * (x @ m.w.unbind(0)[0]) + x @ m.w.unbind(0)[1]), w=weight(2, 6, 6)
     ),
-    "frames": lambda: (Net(_fold, c=nn.Conv2d(1, 2, 3), h=nn.Linear(2, 3)), images()),
-    "windows": lambda: (Net(_windows, c=nn.Conv2d(3, 4, 2), h=nn.Linear(8, 3)), images(h=6)),
-    "ragged": lambda: (Net(_ragged, a=nn.Linear(6, 5), norm=nn.LayerNorm(5), h=nn.Linear(5, 3)), sequences()),
+    "frames": lambda: (ToyModel(_fold, c=nn.Conv2d(1, 2, 3), h=nn.Linear(2, 3)), images()),
+    "windows": lambda: (ToyModel(_windows, c=nn.Conv2d(3, 4, 2), h=nn.Linear(8, 3)), images(h=6)),
+    "ragged": lambda: (ToyModel(_ragged, a=nn.Linear(6, 5), norm=nn.LayerNorm(5), h=nn.Linear(5, 3)), sequences()),
     "examples in another order": lambda: _heads(
         lambda m, x: m.h(torch.tanh(m.a(x[[3, 1, 4, 0, 2]]))[[3, 1, 4, 0, 2]].roll(1, 0)), a=nn.Linear(6, 6)
     ),
-    "examples in a loop": lambda: (Net(_loop, a=nn.Linear(6, 5), h=nn.Linear(5, 3)), rows()),
-    "layer twice": lambda: (Net(lambda m, x: m.a(torch.tanh(m.a(x))), a=nn.Linear(6, 6)), rows()),
+    "examples in a loop": lambda: (ToyModel(_loop, a=nn.Linear(6, 5), h=nn.Linear(5, 3)), rows()),
+    "layer twice": lambda: (ToyModel(lambda m, x: m.a(torch.tanh(m.a(x))), a=nn.Linear(6, 6)), rows()),
     "conv twice": lambda: (
-        Net(lambda m, x: m.h(m.c(torch.tanh(m.c(x))).mean((2, 3))), c=nn.Conv2d(3, 3, 3, padding=1), h=nn.Linear(3, 3)),
-        images(),
-    ),
-    "conv twice at two sizes": lambda: (
-        Net(lambda m, x: m.h(m.c(F.avg_pool2d(m.c(x), 2).tanh()).mean((2, 3))), c=nn.Conv2d(3, 3, 3, padding=1),
+        ToyModel(lambda m, x: m.h(m.c(torch.tanh(m.c(x))).mean((2, 3))), c=nn.Conv2d(3, 3, 3, padding=1),
             h=nn.Linear(3, 3)),
         images(),
     ),
-    "tied to its transpose": lambda: (Net(lambda m, x: torch.tanh(m.a(x)) @ m.a.weight, a=nn.Linear(6, 4)), rows()),
+    "conv twice at two sizes": lambda: (
+        ToyModel(lambda m, x: m.h(m.c(F.avg_pool2d(m.c(x), 2).tanh()).mean((2, 3))), c=nn.Conv2d(3, 3, 3, padding=1),
+            h=nn.Linear(3, 3)),
+        images(),
+    ),
+    "tied to its transpose": lambda: (
+        ToyModel(lambda m, x: torch.tanh(m.a(x)) @ m.a.weight, a=nn.Linear(6, 4)), rows()
+    ),
     "trades": lambda: (*_residual_net(), trades),
     "mart": lambda: (*_residual_net(), mart),
     "trades with tied weights": lambda: (
-        Net(lambda m, x: m.h(torch.tanh(m.a(x)) @ m.a.weight), a=nn.Linear(6, 4), h=nn.Linear(6, 3)), rows(), trades
+        ToyModel(lambda m, x: m.h(torch.tanh(m.a(x)) @ m.a.weight), a=nn.Linear(6, 4), h=nn.Linear(6, 3)),
+        rows(), trades,
     ),
     "mart with weight norm": lambda: (
         nn.Sequential(parametrizations.weight_norm(nn.Linear(6, 5)), nn.Tanh(), nn.Linear(5, 3)), rows(), mart
@@ -499,7 +509,7 @@ NETS = {
     "frozen weight": _frozen_conv,
     "unused parameter": lambda: _heads(lambda m, x: m.h(x), spare=weight(3)),
     "conv behind a linear layer": lambda: (
-        Net(_one_pixel, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 3, 3, groups=1), h=nn.Linear(3, 3)), images()
+        ToyModel(_one_pixel, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 3, 3, groups=1), h=nn.Linear(3, 3)), images()
     ),
     "mixed by the mean of another layer": lambda: _heads(
         _mixed_by_a_mean, a=nn.Linear(6, 6), b=nn.Linear(6, 6)

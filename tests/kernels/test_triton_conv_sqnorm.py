@@ -1,6 +1,6 @@
 """The Triton kernels against float64: in Triton's interpreter, and on a GPU where there is one.
 
-The interpreter must be chosen before Triton is imported, so a process of its own runs it.
+TRITON_INTERPRET must be set before Triton is imported, so kernels are interpreted in a process of their own.
 """
 
 import itertools
@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
+from helpers.memory import nan_in_fresh_memory
 from torch import Tensor
 
 from pyengm.kernels import HAS_TRITON
@@ -22,7 +23,7 @@ from pyengm.ops import reference
 if HAS_TRITON:
     import triton
 
-    from pyengm.kernels.conv_direct_sqnorm import conv_direct_sqnorm, conv_direct_sqnorm_kernel
+    from pyengm.kernels.conv_direct_sqnorm import conv_direct_sqnorm, conv_direct_sqnorm_kernel, conv_gradients
     from pyengm.kernels.conv_gram_sqnorm import conv_gram_sqnorm
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
@@ -56,14 +57,11 @@ def _start_interpreter() -> None:
         raise RuntimeError("Triton was imported before TRITON_INTERPRET was set")
 
 
-def _poisoned(check: Callable[..., None], device: str, *arguments: object) -> None:
+def _in_nan_memory(check: Callable[..., None], device: str, *arguments: object) -> None:
     """check(device, *arguments) in a process whose fresh memory is NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
+    with nan_in_fresh_memory():
         assert torch.empty(3, device=device).isnan().all()
         check(device, *arguments)
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")
@@ -73,19 +71,19 @@ def interpreter() -> Iterator[Run]:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, context, initializer=_start_interpreter) as pool:
             pool.submit(os.getpid).result()  # starts it while the variable is set
-            yield lambda check, *arguments: pool.submit(_poisoned, check, "cpu", *arguments).result()
+            yield lambda check, *arguments: pool.submit(_in_nan_memory, check, "cpu", *arguments).result()
 
 
 @pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
 def run(request) -> Run:
     """run(check, *arguments): check(device, *arguments) where the kernels run."""
     if request.param == "cuda":
-        return lambda check, *arguments: _poisoned(check, "cuda", *arguments)
+        return lambda check, *arguments: _in_nan_memory(check, "cuda", *arguments)
     return request.getfixturevalue("interpreter")
 
 
 def operands(device: str, shape: tuple, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, tuple]:
-    """x, g in channels_last and the window; new numbers each time on a GPU, the same ones in the interpreter."""
+    """x, g in channels_last and the window; new values each time on a GPU, the same ones in the interpreter."""
     n, c, o, size, *window = shape
     generator = torch.Generator().manual_seed(0) if device == "cpu" else None
     x = torch.randn(n, c, *size, generator=generator)
@@ -100,7 +98,7 @@ def expected(x: Tensor, g: Tensor, window: tuple) -> tuple[Tensor, Tensor]:
 
 
 def rounding(x: Tensor, g: Tensor, window: tuple) -> float:
-    """Of a square: every term of a float32 sum cuts off up to 2^-24 of it; the longest sums of either form, twice."""
+    """Relative error of a square: additions round by up to 2^-24 each; the longest sums of either form, twice."""
     terms = math.prod(g.shape[2:]) + math.prod(window[0]) * (x.shape[1] + g.shape[1])
     return 2 * terms * 2.0**-24
 
@@ -112,7 +110,7 @@ def check_close(got: Tensor, x: Tensor, g: Tensor, window: tuple) -> None:
 
 def check_shape(device: str, shape: tuple, dtype: torch.dtype) -> None:
     x, g, window = operands(device, shape, dtype)
-    got, gradients = conv_direct_sqnorm(x, g, window, store=True)
+    got, gradients = conv_gradients(x, g, window)
     check_close(got, x, g, window)
     truth = expected(x, g, window)[1]
     atol = rounding(x, g, window) * truth.abs().max().item()
@@ -149,7 +147,7 @@ def check_direct_tiles(device: str, shape: tuple) -> None:
         DirectTile(64, 64, 16, 3, False, 8, 3),
     ]
     for tile in tiles:
-        check_close(conv_direct_sqnorm(x, g, window, tile=tile)[0], x, g, window)
+        check_close(conv_direct_sqnorm(x, g, window, tile=tile), x, g, window)
 
 
 @pytest.mark.parametrize("shape", [SHAPES[k] for k in (1, 2)], ids=str)
@@ -163,11 +161,11 @@ def check_layouts(device: str) -> None:
     wide = torch.stack([x, x], 2).flatten(1, 2)[:, ::2]  # every other channel
     some = torch.cat([g, g], 3)[..., :5]
     for own, other in ((x.contiguous(), g), (x, g.contiguous()), (wide, g), (x, some)):
-        for form in (lambda *a: conv_direct_sqnorm(*a)[0], conv_gram_sqnorm):
+        for form in (conv_direct_sqnorm, conv_gram_sqnorm):
             got = form(own, other, window)
             torch.testing.assert_close(got.double(), truth, rtol=rounding(x, g, window), atol=0)
     constant = g[:1, :, :1, :1].expand_as(g)  # as the gradient of a mean over pixels is
-    for form in (lambda *a: conv_direct_sqnorm(*a)[0], conv_gram_sqnorm):
+    for form in (conv_direct_sqnorm, conv_gram_sqnorm):
         check_close(form(x, constant, window), x, constant, window)
         assert form(x[:0], g[:0], window).shape == (0,)
 
@@ -182,7 +180,7 @@ def check_linear(device: str, dtype: torch.dtype) -> None:
     a, g = (torch.randn(3, 11, k, generator=generator).to(device, dtype) for k in (37, 18))
     truth = (g.double().mT @ a.double()).square().sum((1, 2))
     x, g, window = a.mT.unsqueeze(3), g.mT.unsqueeze(3), ((1, 1), *UNIT)
-    for got in (conv_direct_sqnorm(x, g, window)[0], conv_gram_sqnorm(x, g, window)):
+    for got in (conv_direct_sqnorm(x, g, window), conv_gram_sqnorm(x, g, window)):
         torch.testing.assert_close(got.double(), truth, rtol=rounding(x, g, window), atol=0)
 
 
@@ -192,13 +190,13 @@ def test_linear_layers(run, dtype):
 
 
 def check_corrected(device: str, shape: tuple, dtype: torch.dtype) -> None:
-    """Two terms of rank one are taken off."""
+    """Two terms of rank one are subtracted."""
     x, g, window = operands(device, shape, dtype)
     truth = expected(x, g, window)[1]
     n, o, c, kh, kw = truth.shape
     sums, means = torch.randn(n, 2, o, device=device), torch.randn(2, o, kh, kw, c, device=device)
     truth = truth - torch.einsum("nro,roklc->nockl", sums.double(), means.double())
-    got, gradients = conv_direct_sqnorm(x, g, window, sums=sums, means=means, store=True)
+    got, gradients = conv_gradients(x, g, window, sums=sums, means=means)
     rtol = rounding(x, g, window)
     torch.testing.assert_close(got.double(), truth.square().sum((1, 2, 3, 4)), rtol=rtol, atol=0)
     torch.testing.assert_close(gradients.double(), truth, rtol=0, atol=rtol * truth.abs().max().item())
@@ -211,7 +209,7 @@ def test_corrected(run, shape):
 
 def check_ieee(device: str) -> None:
     x, g, window = operands(device, SHAPES[1])
-    check_close(conv_direct_sqnorm(x, g, window, precision="ieee")[0], x, g, window)
+    check_close(conv_direct_sqnorm(x, g, window, precision="ieee"), x, g, window)
     check_close(conv_gram_sqnorm(x, g, window, precision="ieee"), x, g, window)
 
 
@@ -219,45 +217,45 @@ def test_ieee_products(run):
     run(check_ieee)
 
 
-def check_broken(device: str, poison: float) -> None:
+def check_non_finite(device: str, value: float) -> None:
     x, g, window = operands(device, (5, 5, 6, (6, 5), (3, 3), (1, 1), (1, 1), (1, 1)))
-    for form in (lambda *a: conv_direct_sqnorm(*a)[0], conv_gram_sqnorm):
+    for form in (conv_direct_sqnorm, conv_gram_sqnorm):
         whole = form(x, g, window)
-        assert torch.equal(form(x[2:3], g[2:3], window), whole[2:3])  # companions change no bit
+        assert torch.equal(form(x[2:3], g[2:3], window), whole[2:3])  # the other examples change no bit
         a, b = x.clone(), g.clone()
-        a[1, 2, 4, 3] = b[3, 1, 2, 2] = poison
+        a[1, 2, 4, 3] = b[3, 1, 2, 2] = value
         got = form(a, b, window)
         assert torch.equal(got[[0, 2, 4]], whole[[0, 2, 4]])
         assert not got[[1, 3]].isfinite().any()
 
 
-@pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_a_broken_example_stays_alone(run, poison):
-    run(check_broken, poison)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_and_inf_stay_in_their_example(run, value):
+    run(check_non_finite, value)
 
 
 @pytest.mark.gpu
 class TestOnTheGpu:
-    """Sizes of real layers, with new numbers in every run."""
+    """Sizes of real layers, with new values in every run."""
 
     @pytest.mark.parametrize("dtype", TYPES, ids=lambda t: str(t).removeprefix("torch."))
     @pytest.mark.parametrize("layer", LAYERS, ids=str)
     def test_layers(self, layer, dtype):
         c, o, height, stride, k = layer
         shape = (9, c, o, (height, height), (k, k), (stride, stride), (k // 2, k // 2), (1, 1))
-        _poisoned(check_shape, "cuda", shape, dtype)
+        _in_nan_memory(check_shape, "cuda", shape, dtype)
 
     @pytest.mark.parametrize("layer", LAYERS[1:5], ids=str)
     def test_corrected_layers(self, layer):
         c, o, height, stride, k = layer
         shape = (9, c, o, (height, height), (k, k), (stride, stride), (k // 2, k // 2), (1, 1))
-        _poisoned(check_corrected, "cuda", shape, torch.bfloat16)
+        _in_nan_memory(check_corrected, "cuda", shape, torch.bfloat16)
 
     @pytest.mark.parametrize("form", ["direct", "gram"])
     def test_capture(self, form):
-        """A captured launch computes anew from what its operands hold at replay."""
+        """A replay of a captured launch computes from the values that its operands have then."""
         x, g, window = operands("cuda", SHAPES[0], torch.bfloat16)
-        run = conv_gram_sqnorm if form == "gram" else lambda *a: conv_direct_sqnorm(*a)[0]
+        run = conv_gram_sqnorm if form == "gram" else conv_direct_sqnorm
         run(x, g, window)  # compiles
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -268,12 +266,12 @@ class TestOnTheGpu:
 
     def test_deterministic(self):
         x, g, window = operands("cuda", (64, 64, 64, (16, 16), (3, 3), (1, 1), (1, 1), (1, 1)))
-        for form in (lambda *a: conv_direct_sqnorm(*a)[0], conv_gram_sqnorm):
+        for form in (conv_direct_sqnorm, conv_gram_sqnorm):
             assert torch.equal(form(x, g, window), form(x, g, window))
 
-    def test_default_tiles_have_room(self):
-        """Shapes from 1 to 4096 channels: none is too large for this GPU's shared memory or registers."""
+    def test_default_tiles_fit(self):
+        """Shapes from 1 to 4096 channels: none needs more shared memory or registers than this GPU has."""
         for c, o in ((1, 1), (1024, 4096), (2048, 512)):
             x, g, window = operands("cuda", (1, c, o, (7, 7), (1, 1), *UNIT), torch.bfloat16)
-            check_close(conv_direct_sqnorm(x, g, window)[0], x, g, window)
+            check_close(conv_direct_sqnorm(x, g, window), x, g, window)
             check_close(conv_gram_sqnorm(x, g, window), x, g, window)

@@ -1,4 +1,4 @@
-"""When the Triton kernels run, in which form and tiles, and what runs in their place."""
+"""The choice between the Triton kernels, their forms and tiles, and the reference."""
 
 import subprocess
 import sys
@@ -31,25 +31,25 @@ def layer(c, o, height, stride=1, k=3, dtype=torch.bfloat16) -> ConvShape:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_known(monkeypatch):
+def no_failures(monkeypatch):
     monkeypatch.setattr(conv_dispatch, "_failed", {})
-    monkeypatch.setattr(conv_dispatch, "_said", set())
+    monkeypatch.setattr(conv_dispatch, "_warned", set())
 
 
 @pytest.fixture
 def a100(monkeypatch):
-    """Tensors stay on the CPU; what is asked of their GPU is answered."""
+    """Tensors are on the CPU; queries of their GPU return those of an A100."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA A100")
 
 
-class TestWhereTheyCannotRun:
+class TestUnsupported:
     def refused(self, x, g, message):
         with pytest.warns(UserWarning, match=message):
-            assert not conv_dispatch.serves(x, g, WINDOW)
+            assert not conv_dispatch.supports(x, g, WINDOW)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # the message comes once
-            assert not conv_dispatch.serves(x, g, WINDOW)
+            assert not conv_dispatch.supports(x, g, WINDOW)
             assert conv_dispatch.gram(x, g, WINDOW) is None
             assert conv_dispatch.direct(x, g, WINDOW) is None
 
@@ -63,7 +63,7 @@ class TestWhereTheyCannotRun:
 
     @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
     def test_float64(self, a100):
-        self.refused(*operands(dtype=torch.float64), "do not take torch.float64")
+        self.refused(*operands(dtype=torch.float64), "do not support torch.float64")
 
     @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
     def test_large_example(self, a100):
@@ -71,7 +71,7 @@ class TestWhereTheyCannotRun:
         self.refused(x, g, "too large")
 
     @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-    def test_what_fails_once_is_not_tried_again(self, monkeypatch, a100):
+    def test_a_failed_shape_is_not_tried_again(self, monkeypatch, a100):
         tries = []
 
         def broken(*arguments):
@@ -80,15 +80,15 @@ class TestWhereTheyCannotRun:
 
         monkeypatch.setattr(conv_dispatch, "conv_gram_sqnorm", broken)
         x, g = operands()
-        assert conv_dispatch.serves(x, g, WINDOW)
+        assert conv_dispatch.supports(x, g, WINDOW)
         with pytest.warns(UserWarning, match="RuntimeError: Failed to find C compiler"):
             assert conv_dispatch.gram(x, g, WINDOW) is None
         assert conv_dispatch.gram(x, g, WINDOW) is None
         assert len(tries) == 1
-        assert conv_dispatch.serves(*operands(c=7), WINDOW)  # other shapes are tried
+        assert conv_dispatch.supports(*operands(c=7), WINDOW)  # other shapes are tried
 
     @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-    def test_memory_that_runs_out_is_told(self, monkeypatch, a100):
+    def test_out_of_memory_is_raised(self, monkeypatch, a100):
         def greedy(*arguments):
             raise torch.cuda.OutOfMemoryError("no memory")
 
@@ -98,7 +98,7 @@ class TestWhereTheyCannotRun:
 
     @pytest.mark.parametrize("missing", ["triton", "pyengm._cuda"])
     def test_installation_without(self, missing, tmp_path):
-        """The ops work, and on CUDA their kernels do not ask for nvcc."""
+        """The ops work, and on CUDA their kernels do not need nvcc."""
         code = f"""
 import sys; sys.modules[{missing!r}] = None
 import torch
@@ -110,13 +110,12 @@ try:
 except ValueError as error:
     assert "needs cuda tensors" in str(error)
 """
-        # Elsewhere than in a checkout, whose pyengm/ has no kernels/ in it.
         subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
 class TestModel:
     def test_form(self):
-        """As modelled: Gram matrices for small images of many channels."""
+        """Gram matrices are cheaper for small images with many channels."""
         for shape in (layer(3, 64, 32), layer(64, 64, 32), layer(128, 128, 16), layer(64, 128, 32, stride=2)):
             assert not conv_tuning.gram_is_cheaper(shape)
         for shape in (layer(256, 256, 8), layer(512, 512, 4), layer(256, 512, 8, stride=2)):
@@ -142,26 +141,26 @@ class TestTiming:
     def cache(self, tmp_path, monkeypatch):
         self.path = tmp_path / "pyengm" / "tiles.json"
         monkeypatch.setattr(conv_tuning, "_path", lambda: self.path)
-        conv_tuning.forget()
+        conv_tuning.clear_cache()
         yield
-        conv_tuning.forget()
+        conv_tuning.clear_cache()
 
-    def test_the_best_is_kept(self):
+    def test_the_fastest_tile_is_stored(self):
         times = {
             form: {tile: 10.0 + k for k, tile in enumerate(reversed(tiles))}
             for form, tiles in conv_tuning.candidates(self.SHAPE).items()
         }
         times["gram"] = {tile: us / 2 for tile, us in times["gram"].items()}
-        conv_tuning.remember(self.SHAPE, times)
+        conv_tuning.store(self.SHAPE, times)
         for _ in range(2):
             assert conv_tuning.best_direct_tile(self.SHAPE) == next(iter(times["direct"]))
             assert conv_tuning.best_gram_tile(self.SHAPE) == next(iter(times["gram"]))
             assert conv_tuning.gram_is_cheaper(self.SHAPE)
             assert not conv_tuning.gram_is_cheaper(layer(64, 64, 32, dtype=torch.float32))
-            conv_tuning.forget()
+            conv_tuning.clear_cache()
 
     @pytest.mark.parametrize("content", ["", "{", "[1]"])
-    def test_a_broken_file_counts_for_nothing(self, content):
+    def test_a_corrupt_file_is_ignored(self, content):
         self.path.parent.mkdir()
         self.path.write_text(content)
         assert conv_tuning.best_direct_tile(self.SHAPE) == conv_cost_model.direct_tile(self.SHAPE)
@@ -188,7 +187,7 @@ class TestTiming:
 
 class TestOps:
     def test_outputs_on_cuda(self):
-        """As torch.compile plans them, without a GPU: float32 for 16 bits, channels innermost."""
+        """As torch.compile infers them, without a GPU: float32 for 16 bits, channels innermost."""
         raw = operands(dtype=torch.bfloat16, device="meta")
         with FakeTensorMode() as mode:
             x, g = (FakeTensor(mode, t, torch.device("cuda:0")) for t in raw)
@@ -238,7 +237,7 @@ class TestOps:
             torch.library.opcheck(op.default, (x, g, *map(list, WINDOW)))
 
     @pytest.mark.gpu
-    def test_the_reference_in_their_place(self, monkeypatch):
+    def test_the_reference_without_triton(self, monkeypatch):
         x, g = operands(dtype=torch.bfloat16, device="cuda")
         ours = conv_gradients(x, g, *WINDOW)
         monkeypatch.setattr(conv_dispatch, "HAS_TRITON", False)
@@ -250,12 +249,12 @@ class TestOps:
 
 
 class TestOperandsOf16Bits:
-    """What pergrad makes of a convolution whose operands a GPU keeps in 16 bits."""
+    """pergrad's convolution with operands of 16 bits, as on a GPU."""
 
     GEOMETRY = Geometry((2, 1), (1, 1), (1, 1), False, (0, 0), 1)
 
     def conv(self, dtype: torch.dtype, device: str) -> tuple[Conv, Conv]:
-        """One with operands of dtype, one with the same numbers in float64 on the CPU."""
+        """One with operands of dtype, one with the same values in float64 on the CPU."""
         x, g, weight = torch.randn(4, 1, 6, 9, 8), torch.randn(4, 1, 20, 5, 8), torch.zeros(20, 6, 3, 3)
         x, g = x.to(device, dtype), g.to(device, dtype)
         conv = Conv(x, g, weight.to(device), self.GEOMETRY)

@@ -39,8 +39,8 @@ def derivatives(model, x):
     """Of the input gradient's sines: gradients in all weights and in the image; the input gradient; the buffers."""
     leaf = x.clone().requires_grad_()
     (g,) = torch.autograd.grad(model(leaf).sin().sum(), leaf, create_graph=True)
-    places = torch.arange(g.numel(), dtype=g.dtype).view_as(g)
-    second = torch.autograd.grad((g * places.cos()).sin().sum(), [leaf, *model.parameters()], allow_unused=True)
+    positions = torch.arange(g.numel(), dtype=g.dtype).view_as(g)
+    second = torch.autograd.grad((g * positions.cos()).sin().sum(), [leaf, *model.parameters()], allow_unused=True)
     return [g.detach(), *(t for t in second if t is not None), *model.buffers()], [t is None for t in second]
 
 

@@ -2,27 +2,21 @@
 
 import pytest
 import torch
+from helpers.small_problems import buffers, cnn4, images_and_labels
 from torch.nn import functional as F
 
 from pyengm.attacks import PGD
 from pyengm.methods import METHODS, PGDAT, Natural
-from pyengm.models import build
 from pyengm.ops import Key
 
 
 def network(norm="bn", dtype=torch.float32):
-    torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype).train()
+    return cnn4(norm, dtype)
 
 
 def batch(n=6, seed=1, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, 1, 8, 8, generator=generator, dtype=dtype)
-    return x, torch.randint(0, 10, (n,), generator=generator), Key(3, seed, torch.arange(n) * 10)
-
-
-def statistics(model):
-    return {name: b.clone() for name, b in model.named_buffers()}
+    x, y = images_and_labels(n, seed, dtype)
+    return x, y, Key(3, seed, torch.arange(n) * 10)
 
 
 def test_natural_is_the_cross_entropy():
@@ -35,7 +29,7 @@ def test_natural_is_the_cross_entropy():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("bn", ["eval", "train", "frozen"])
+@pytest.mark.parametrize("bn", ["eval", "train", "batch_stats"])
 def test_pgd_at_is_the_cross_entropy_on_the_attack(norm, bn):
     model, (x, y, key) = network(), batch()
     before = x.clone()
@@ -50,7 +44,7 @@ def test_pgd_at_is_the_cross_entropy_on_the_attack(norm, bn):
     assert x.equal(before)
     # The training pass updates the running statistics once, the attack only in its mode "train".
     assert model.block1[1].num_batches_tracked == (4 if bn == "train" else 1)
-    assert all(b.equal(statistics(twin)[name]) for name, b in model.named_buffers())
+    assert all(b.equal(buffers(twin)[name]) for name, b in model.named_buffers())
 
 
 def test_pgd_at_attacks_in_ten_steps_of_cross_entropy_from_a_random_start():
@@ -95,7 +89,7 @@ def test_batches_share_nothing():
     assert both[1].x_adv.equal(kept[1])
 
 
-def test_one_method_serves_batches_of_any_kind():
+def test_one_method_takes_batches_of_any_kind():
     method = PGDAT(0.1, 0.03, 2)
     for n, dtype in ((6, torch.float32), (6, torch.float64), (2, torch.float64), (6, torch.float32)):
         model, (x, y, key) = network("gn", dtype), batch(n, dtype=dtype)

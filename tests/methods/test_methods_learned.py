@@ -1,11 +1,12 @@
 """NuAT, Sub-AT and FGSM-SDI, each against a plain transcription of its formulas."""
 
 import copy
-import io
 import math
 
 import pytest
 import torch
+from helpers.small_problems import cnn4 as network
+from helpers.small_problems import distances, images_and_labels, through_a_file, weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,41 +26,23 @@ both_norms = pytest.mark.parametrize("norm", EPS)
 EXAMPLES = DatasetSpec(torch.arange(24), (1, 8, 8), seed=3)
 
 
-def network(norm="bn", dtype=torch.float64):
-    torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype).train()
-
-
 def batch(n=6, number=0, epoch=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(number)
-    x = torch.rand(n, 1, 8, 8, generator=generator, dtype=dtype)
-    return x, torch.randint(0, 10, (n,), generator=generator), Key(3, epoch, torch.arange(n) + n * number)
+    x, y = images_and_labels(n, number, dtype)
+    return x, y, Key(3, epoch, torch.arange(n) + n * number)
 
 
-def buffers(model):
-    return {name: b.clone() for name, b in model.named_buffers()}
-
-
-def weights(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def lengths(t):
+def norms_of(t):
     return t.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
 
 def into_ball(delta, norm, eps):
     if norm == "linf":
         return delta.clamp(-eps, eps)
-    return delta * (eps / lengths(delta)).clamp(max=1)
-
-
-def distances(x_adv, x, norm):
-    return torch.linalg.vector_norm((x_adv - x).flatten(1), ord=math.inf if norm == "linf" else 2, dim=1)
+    return delta * (eps / norms_of(delta)).clamp(max=1)
 
 
 def along(g, norm):
-    return g.sign() if norm == "linf" else g / lengths(g)
+    return g.sign() if norm == "linf" else g / norms_of(g)
 
 
 def gradient(point, loss):
@@ -69,13 +52,6 @@ def gradient(point, loss):
 
 def cross(model, y):
     return lambda point: F.cross_entropy(model(point), y, reduction="sum")
-
-
-def through_a_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def same_buffers(model, twin):
@@ -306,7 +282,7 @@ def test_sub_at_is_its_formula(norm, steps):
     assert (path[-1][0] - start).norm() > 0.01
 
 
-def test_sub_at_begins_again():
+def test_sub_at_restarts():
     model, fresh = network(), network()
     method = SubAT(0.1, steps=1, epochs=2, sampling_epochs=1)
     method.prepare(EXAMPLES)
@@ -400,7 +376,7 @@ def test_sub_at_misused():
     sub_at_run(method, model, MSGD(model.parameters(), 0.05), 1)
     state = through_a_file(method.state_dict())
     method.start_epoch(model, 1)
-    other = build("cnn4", width=3, image_size=8, in_channels=1, norm="bn").double()
+    other = build("cnn4", width=3, image_size=8, in_channels=1, norm_layer="bn").double()
     other(x).sum().backward()
     with pytest.raises(ConfigError, match="weights, but"):
         method.before_step(other, MSGD(other.parameters()))
@@ -443,7 +419,9 @@ def test_sdi_is_its_formula(norm, number, as_published, bn):
     for _ in range(number):
         method.perturb(network(), x, y, key)  # the batches before
     generator, adam = twin_generator(method)
-    adam.load_state_dict(copy.deepcopy(method.adam.state_dict()) | {"param_groups": adam.state_dict()["param_groups"]})
+    adam.load_state_dict(
+        copy.deepcopy(method.extra_state()["adam"]) | {"param_groups": adam.state_dict()["param_groups"]}
+    )
     outcome = method(model, x, y, key)
 
     twin.train(bn == "train")
@@ -576,7 +554,7 @@ all_methods = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS.keys
 def test_methods_train(make, kind):
     model, method = network(dtype=torch.float32), make()
     optimizer, start = kind(model.parameters(), 0.05), weights(model)
-    method.needs_input_grad = kind.needs_inputs
+    method.needs_input_grad = kind.info.needs_inputs
     method.prepare(EXAMPLES)
     for epoch in range(6):
         method.start_epoch(model, epoch)
@@ -584,7 +562,7 @@ def test_methods_train(make, kind):
             x, y, key = batch(number=number, epoch=epoch, dtype=torch.float32)
             ((outcome, _),) = train_step(method, model, optimizer, x, y, key)
             assert outcome.losses.shape == (6,)
-            assert outcome.x_adv.requires_grad == kind.needs_inputs
+            assert outcome.x_adv.requires_grad == kind.info.needs_inputs
         method.finish_epoch(model, {})
     assert method.single_pass
     assert all(module.training for module in model.modules())
@@ -681,7 +659,7 @@ def test_cost(name, costs):
         (lambda: NuAT(0.1, -1.0, epochs=3), "step"),
         (lambda: NuAT(0.1, steps=0, epochs=3), "steps"),
         (lambda: NuAT(0.1, epochs=0), "epochs"),
-        (lambda: NuAT(0.1, epochs=3, max_lambda=-1.0), "slope"),
+        (lambda: NuAT(0.1, epochs=3, max_lambda=-1.0), "max_lambda"),
         (lambda: NuAT(0.1, epochs=3, divisor=0), "divisor is 0"),
         (lambda: NuAT(0.1, epochs=3, bn="off"), "known modes"),
         (lambda: NuAT(0.1, epochs=3, norm="l1"), "known norms"),

@@ -1,10 +1,11 @@
 """MART and AWP, each against a plain transcription of its formulas."""
 
 import copy
-import io
 
 import pytest
 import torch
+from helpers.small_problems import buffers, distances, images_and_labels, through_a_file, weights
+from helpers.small_problems import cnn4 as network
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,7 +18,6 @@ from pyengm.methods.mart import MART
 from pyengm.methods.natural import Natural
 from pyengm.methods.pgd_at import PGDAT
 from pyengm.methods.trades import TRADES
-from pyengm.models import build
 from pyengm.ops import Key, Purpose, philox_normal
 from pyengm.optim import ENGM, MSGD, NENGM, EntropySGD
 from pyengm.training.steps.train_step import train_step
@@ -26,27 +26,9 @@ EPS = {"linf": 0.1, "l2": 0.5}
 both_norms = pytest.mark.parametrize("norm", EPS)
 
 
-def network(norm="bn", dtype=torch.float64):
-    torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype).train()
-
-
 def batch(n=6, seed=1, epoch=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, 1, 8, 8, generator=generator, dtype=dtype)
-    return x, torch.randint(0, 10, (n,), generator=generator), Key(3, epoch, torch.arange(n) * 10)
-
-
-def buffers(model):
-    return {name: b.clone() for name, b in model.named_buffers()}
-
-
-def weights(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def distances(x_adv, x, norm):
-    return torch.linalg.vector_norm((x_adv - x).flatten(1), ord=torch.inf if norm == "linf" else 2, dim=1)
+    x, y = images_and_labels(n, seed, dtype)
+    return x, y, Key(3, epoch, torch.arange(n) * 10)
 
 
 def moved(point, g, x, norm, eps, step):
@@ -213,7 +195,7 @@ def test_awp_raises_the_loss():
     model, (x, y, key) = network(), batch(32)
     base = PGDAT(0.1, 0.03, 2)
     x_adv = base.perturb(model, x, y, key)
-    with torch.no_grad(), attack_mode(model, "frozen"):
+    with torch.no_grad(), attack_mode(model, "batch_stats"):
         at_weights = base.outcome(model, x, x_adv, y).losses.mean()
     outcome = AWP(base, 0.01).outcome(model, x, x_adv, y)
     assert outcome.losses.mean() > at_weights
@@ -252,16 +234,8 @@ def test_awp_warmup():
             ours.undo()
     fresh = AWP(PGDAT(0.1, 0.03, 2), 0.05, warmup=2)
     assert fresh(model, x, y, key).undo is None
-    fresh.load_state_dict(saved(method))
+    fresh.load_state_dict(through_a_file(method.state_dict()))
     assert fresh(model, x, y, key).undo is not None
-
-
-def saved(method):
-    """The state after a way through a file."""
-    file = io.BytesIO()
-    torch.save(method.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 class Failing(PGDAT):
@@ -310,7 +284,7 @@ def test_awp_within_entropy_sgd():
     base, parts = PGDAT(0.1, 0.03, 2), [network("gn"), network("gn")]
     ends = []
     for model, by_hand in zip(parts, (False, True), strict=True):
-        optimizer = EntropySGD(model.parameters(), 0.5, L=3, noise=0.0)
+        optimizer = EntropySGD(model.parameters(), 0.5, inner_steps=3, noise=0.0)
         turn = iter(range(3))
 
         def closure(model=model, by_hand=by_hand, turn=turn):
@@ -339,11 +313,11 @@ def test_awp_within_entropy_sgd():
         assert not p.equal(start[name])
 
 
-def test_awp_hands_everything_on_to_its_base():
+def test_awp_delegates_to_its_base():
     calls = []
 
     class Base(PGDAT):
-        def prepare(self, examples):
+        def prepare(self, dataset):
             calls.append("prepare")
 
         def start_epoch(self, model, epoch):
@@ -371,7 +345,7 @@ def test_awp_hands_everything_on_to_its_base():
     method.start_epoch(model, 3)
     train_step(method, model, MSGD(model.parameters()), x, y, key)
     method.finish_epoch(model, {})
-    state = saved(method)
+    state = through_a_file(method.state_dict())
     assert state == {"epoch": 3, "base": {"kept": 5}}
     method.load_state_dict(state)
     assert calls == ["prepare", ("start", 3), "key", "step", "finish", {"kept": 5}]
@@ -387,13 +361,13 @@ def test_awp_hands_everything_on_to_its_base():
 def test_methods_train(make, kind):
     model, (x, y, key) = network(dtype=torch.float32), batch(8, dtype=torch.float32)
     method = make(0.1, 0.03, 2)
-    method.needs_input_grad = kind.needs_inputs
+    method.needs_input_grad = kind.info.needs_inputs
     method.start_epoch(model, 10)
     optimizer, start = kind(model.parameters(), 0.05), weights(model)
     for _ in range(2):
         ((outcome, _),) = train_step(method, model, optimizer, x, y, key)
         assert outcome.losses.shape == (8,)
-        assert outcome.x_adv.requires_grad == kind.needs_inputs
+        assert outcome.x_adv.requires_grad == kind.info.needs_inputs
     assert all(module.training for module in model.modules())
     assert all(p.requires_grad and p.isfinite().all() for p in model.parameters())
     assert not any(p.detach().equal(start[name]) for name, p in model.named_parameters())
@@ -435,9 +409,9 @@ def test_named_awp():
     assert [(method.gamma, method.warmup) for method in (at, trades, mart)] == [(0.01, 0), (0.005, 10), (0.005, 10)]
     assert [method.base.attack.bn for method in (at, trades, mart)] == ["train", "eval", "eval"]
     assert TRADESAWP(0.08, beta=3.0).base.beta == MARTAWP(0.08, beta=3.0).base.beta == 3.0
-    made = MARTAWP(0.5, 0.1, 7, gamma=0.02, warmup=3, norm="l2", bn="frozen")
+    made = MARTAWP(0.5, 0.1, 7, gamma=0.02, warmup=3, norm="l2", bn="batch_stats")
     attack = made.base.attack
-    assert (made.gamma, made.warmup, attack.step_size, attack.steps, attack.bn) == (0.02, 3, 0.1, 7, "frozen")
+    assert (made.gamma, made.warmup, attack.step_size, attack.steps, attack.bn) == (0.02, 3, 0.1, 7, "batch_stats")
     assert (made.threat.norm, made.threat.eps) == ("l2", 0.5)
 
 

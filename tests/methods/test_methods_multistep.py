@@ -1,6 +1,5 @@
 """Dynamic, FGSM-then-PGD and curriculum training against their formulas, written down a second time in float64."""
 
-import io
 import math
 
 import pytest
@@ -9,15 +8,15 @@ from helpers.reference_attacks import (
     EPS,
     batch,
     check_in_threat_model,
+    check_pass,
     fosc,
     gradient_at,
-    gradients,
     network,
     noise,
     project,
-    statistics,
     step,
 )
+from helpers.small_problems import NanGradient, through_a_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -46,18 +45,6 @@ def controlled(model, x, y, start, origin, norm, steps, threshold):
         found.append(x_adv)
         taken.append(count)
     return torch.cat(found), taken
-
-
-def check_pass(outcome, expected, x_adv, model, twin):
-    torch.testing.assert_close(outcome.x_adv.detach(), x_adv, rtol=0, atol=1e-9)
-    torch.testing.assert_close(outcome.losses, expected, rtol=1e-9, atol=1e-12)
-    for ours, theirs in zip(gradients(outcome.losses, model), gradients(expected, twin), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-11)
-    theirs = statistics(twin)
-    for name, b in model.named_buffers():
-        torch.testing.assert_close(b, theirs[name], rtol=1e-9, atol=1e-12)
-    assert all(module.training for module in model.modules())
-    assert all(p.requires_grad for p in model.parameters())
 
 
 # Dynamic
@@ -158,19 +145,12 @@ def test_the_epoch_comes_from_the_key_or_from_the_hook(make):
     method(network(), x, y, key)
     assert epoch_seen(method) == 4
     restored = make()
-    restored.load_state_dict(saved(method))
+    restored.load_state_dict(through_a_file(method.state_dict()))
     assert epoch_seen(restored) == 4
     torch.manual_seed(0)
     first = method(network(), x, y).x_adv
     torch.manual_seed(0)
     assert restored(network(), x, y).x_adv.equal(first)
-
-
-def saved(method):
-    file = io.BytesIO()
-    torch.save(method.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 # Curriculum
@@ -240,7 +220,7 @@ def test_without_held_out_images_strength_grows_with_training_accuracy():
         method.finish_epoch(model, {"train_robust": accuracy})
         strengths.append(method.k)
     assert strengths == [0, 0, 1, 2, 2, 3, 3]  # at most `steps`
-    assert method.best is None
+    assert not method.best_weights
 
 
 def marked(model, value):
@@ -267,7 +247,7 @@ def run(method, model, epochs):
     return seen
 
 
-def test_with_held_out_images_strength_grows_once_the_best_weights_stand():
+def test_with_held_out_images_strength_grows_once_the_best_weights_stay():
     method, model = Curriculum(0.1, steps=2, patience=2), network()
     epochs = [
         (1, 0.6, 0.10, 0.99),  # k = 0 is judged by natural accuracy
@@ -293,25 +273,25 @@ def test_held_out_images_without_natural_accuracy():
     assert run(method, network(), [(1, None, 0.2, 0.99), (2, None, 0.1, 0.99)]) == [(0, 1), (1, 1)]
 
 
-def test_curriculum_goes_on_from_a_saved_state():
+def test_curriculum_resumes_from_a_saved_state():
     def made():
         return Curriculum(0.1, steps=3, patience=2)
 
     method, model = made(), network()
     run(method, model, [(1, 0.5, 0.1, 0.99), (2, 0.6, 0.2, 0.99), (3, 0.5, 0.2, 0.99)])
     restored, twin = made(), network()
-    restored.load_state_dict(saved(method))
+    restored.load_state_dict(through_a_file(method.state_dict()))
     rest = [(4, 0.5, 0.1, 0.99), (5, 0.5, 0.3, 0.99), (6, 0.5, 0.2, 0.99), (7, 0.1, 0.2, 0.99), (8, 0.1, 0.9, 0.1)]
     expected = run(method, model, rest)
     assert run(restored, twin, rest) == expected
     assert expected[0] == (1, 2)  # the saved weights matter
     x, y, key = batch()
     assert method(network(), x, y, key).losses.equal(restored(network(), x, y, key).losses)
-    best = restored.best["head.bias"].clone()
+    best = restored.best_weights["head.bias"].clone()
     marked(twin, 77)
-    assert restored.best["head.bias"].equal(best)  # a copy
+    assert restored.best_weights["head.bias"].equal(best)  # a copy
     restored.load_state_dict(made().state_dict())
-    assert (restored.k, restored.best) == (0, None)
+    assert (restored.k, restored.best_weights) == (0, {})
     method.k = 3
     with pytest.raises(CheckpointError, match="k = 3"):
         Curriculum(0.1, steps=2).load_state_dict(method.state_dict())
@@ -369,20 +349,12 @@ def test_no_radius_no_perturbation(norm, which):
     assert outcome.losses.isfinite().all()
 
 
-class Broken(nn.Module):
-    """Finite logits whose gradient is nan."""
-
-    def forward(self, x):
-        x = x.flatten(1)[:, :10]
-        return x + (x - x).abs().sqrt()
-
-
 @both_norms
 @pytest.mark.parametrize("which", range(5))
 def test_what_is_not_finite_raises(norm, which):
     x, y, key = batch()
     with pytest.raises(NonFiniteError, match="nan or infinite"):
-        methods(norm)[which](Broken(), x, y, key)
+        methods(norm)[which](NanGradient(), x, y, key)
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,16 @@ from helpers.reference_attacks import (
     EPS,
     batch,
     check_in_threat_model,
+    check_pass,
     gradient_at,
     gradients,
-    lengths,
     network,
     noise,
+    norms_of,
     project,
-    statistics,
     step,
 )
+from helpers.small_problems import NanGradient
 from torch import nn
 from torch.nn import functional as F
 
@@ -32,24 +33,11 @@ from pyengm.ops import Key, Purpose
 from pyengm.training.steps.train_step import train_step
 
 both_norms = pytest.mark.parametrize("norm", EPS)
-MODES = {"eval": 0, "train": 1, "frozen": 0}  # updates of the running statistics by a forward pass of the attack
+MODES = {"eval": 0, "train": 1, "batch_stats": 0}  # updates of the running statistics by a forward pass of the attack
 
 
 def examples(n=6):
     return DatasetSpec(torch.arange(n).flip(0) * 10 + 5, (1, 8, 8))
-
-
-def check_pass(outcome, expected, x_adv, model, twin):
-    """Losses, images, gradients and running statistics of a method, and of its formula in a twin of the model."""
-    torch.testing.assert_close(outcome.x_adv.detach(), x_adv, rtol=0, atol=1e-9)
-    torch.testing.assert_close(outcome.losses, expected, rtol=1e-9, atol=1e-12)
-    for ours, theirs in zip(gradients(outcome.losses, model), gradients(expected, twin), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-11)
-    theirs = statistics(twin)
-    for name, b in model.named_buffers():
-        torch.testing.assert_close(b, theirs[name], rtol=1e-9, atol=1e-12)
-    assert all(module.training for module in model.modules())
-    assert all(p.requires_grad for p in model.parameters())
 
 
 @contextmanager
@@ -107,8 +95,8 @@ def test_adaptive_steps_shrink_with_the_average_gradient(norm, given):
         start = project(x + noise(x, key, norm), x, norm)
         g = gradient_at(twin, start, y)
         sizes = []
-        for i, length in zip(members, lengths(g).flatten().tolist(), strict=True):
-            average[i] = (average[i] + length**2) / 2
+        for i, norm_of_g in zip(members, norms_of(g).flatten().tolist(), strict=True):
+            average[i] = (average[i] + norm_of_g**2) / 2
             free = largest / (1 + math.sqrt(average[i]) / 1.28)
             sizes.append(min(max(free, largest / 4), 7 / 8 * largest))
             seen.add("low" if free < sizes[-1] else "high" if free > sizes[-1] else "between")
@@ -128,11 +116,11 @@ def test_adaptive_steps_need_the_images():
     method.prepare(examples())
     with pytest.raises(ConfigError, match="key"):
         method(model, x, y)
-    with pytest.raises(DataError, match="none of the 6"):
+    with pytest.raises(DataError, match="not among the 6"):
         method(model, x, y, Key(3, 0, torch.arange(6)))
-    numbers = {"index": examples().index, "values": torch.zeros(6, 1, 1, 2)}
+    state = {"index": examples().index, "values": torch.zeros(6, 1, 1, 2)}
     with pytest.raises(CheckpointError, match="other images"):
-        method.load_state_dict({"v": numbers})
+        method.load_state_dict({"v": state})
     with pytest.raises(CheckpointError, match="0 of 6"):
         method.load_state_dict({"v": {"index": torch.arange(6) + 900, "values": torch.zeros(6, 1, 1, 1)}})
     with pytest.raises(CheckpointError, match="has no v"):
@@ -142,7 +130,7 @@ def test_adaptive_steps_need_the_images():
 
 
 @both_norms
-def test_adaptive_steps_go_on_from_a_saved_state(norm):
+def test_adaptive_steps_resume_from_a_saved_state(norm):
     def made():
         method = FGSMRS(EPS[norm], norm=norm, adaptive=True)
         method.prepare(examples())
@@ -164,7 +152,7 @@ def test_adaptive_steps_go_on_from_a_saved_state(norm):
     losses = [m(net, x, y, key).losses for m, net in ((method, model), (restored, twin), (made(), twin))]
     assert losses[0].equal(losses[1])
     assert not losses[0].equal(losses[2])  # the state matters
-    assert method.store.values.equal(restored.store.values)
+    assert method.v.values.equal(restored.v.values)
 
 
 # SSAT
@@ -172,22 +160,22 @@ def test_adaptive_steps_go_on_from_a_saved_state(norm):
 
 def shortened(model, x, x_adv, y, right, c):
     """Every example alone: the first of the points x + (k / c) (x_adv - x) that is misclassified, else the last."""
-    found, places = [], []
+    found, positions = [], []
     for i in range(len(x)):
-        place = 0
+        position = 0
         if right[i]:
-            place = c
+            position = c
             for k in reversed(range(1, c)):
                 point = x[i] + (x_adv[i] - x[i]) * (k / c)
                 if model(point[None]).argmax() != y[i]:
-                    place = k
-        found.append(x[i] + (x_adv[i] - x[i]) * (place / c))
-        places.append(place)
-    return torch.stack(found), places
+                    position = k
+        found.append(x[i] + (x_adv[i] - x[i]) * (position / c))
+        positions.append(position)
+    return torch.stack(found), positions
 
 
 def trained():
-    """A network that knows some of the images: there have to be some for SSAT to do anything about."""
+    """A network that classifies some of the images right, as SSAT changes only those."""
     model, (x, y, _) = network(), batch(24)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for _ in range(20):
@@ -209,20 +197,20 @@ def test_ssat_stops_where_the_model_is_first_wrong(norm, c):
     with mode(twin, "eval"):
         right = twin(start).argmax(dim=1) == y
         whole = step(start, gradient_at(twin, start, y), x, norm, 1.25 * EPS[norm])
-        x_adv, places = shortened(twin, x, whole, y, right, c)
-    assert len(set(places)) >= min(c + 1, 4), places  # else the test shows nothing
+        x_adv, positions = shortened(twin, x, whole, y, right, c)
+    assert len(set(positions)) >= min(c + 1, 4), positions  # else the test shows nothing
     assert outcome.x_adv[~right].equal(x[~right])
     assert x.equal(before)
     check_pass(outcome, cross_entropy(twin, x_adv, y), x_adv, model, twin)
     check_in_threat_model(outcome.x_adv, x, norm)
     # One pass of the attack and one for the losses; a test per checkpoint on those that are still right.
-    tests = [sum(place >= k for place in places) for k in range(1, c)]
+    tests = [sum(position >= k for position in positions) for k in range(1, c)]
     assert rows == [24, *(n for n in tests if n), 24]
     assert model.block1[1].num_batches_tracked - trained().block1[1].num_batches_tracked == 1
 
 
 @both_norms
-@pytest.mark.parametrize("bn", ["train", "frozen"])
+@pytest.mark.parametrize("bn", ["train", "batch_stats"])
 def test_ssat_with_batch_statistics_tests_whole_batches(norm, bn):
     model, twin, (x, y, key) = trained(), trained(), batch(24)
     outcome = SSAT(EPS[norm], norm=norm, bn=bn)(model, x, y, key)
@@ -329,9 +317,9 @@ def test_published_weights_of_grad_align():
 @pytest.mark.parametrize("norm", ["gn", "bn"])
 @pytest.mark.parametrize("bn", MODES)
 def test_engm_has_the_right_norms_on_the_double_backward_graph_or_refuses(norm, bn, as_published):
-    """With batch norm the gradients g and h couple the examples through derivatives of derivatives."""
+    """With batch norm the gradients g and h connect the examples through derivatives of derivatives."""
     model, method = network(norm), GradAlign(0.1, weight=3.0, bn=bn, as_published=as_published)
-    assert method.double_backward
+    assert method.info.double_backward
     for seed in (1, 2, 3):  # the first call finds and checks the structure of the graph, the others recall it
         x, y, key = batch(5, seed)
         losses = method(model, x, y, key).losses
@@ -419,20 +407,12 @@ def test_no_radius_no_perturbation(norm):
         assert outcome.losses.isfinite().all()
 
 
-class Broken(nn.Module):
-    """Finite logits whose gradient is nan."""
-
-    def forward(self, x):
-        x = x.flatten(1)[:, :10]
-        return x + (x - x).abs().sqrt()
-
-
 @both_norms
 @pytest.mark.parametrize("which", range(4))
 def test_what_is_not_finite_raises(norm, which):
     x, y, key = batch()
     with pytest.raises(NonFiniteError, match="nan or infinite"):
-        methods(norm)[which](Broken(), x, y, key)
+        methods(norm)[which](NanGradient(), x, y, key)
 
 
 @pytest.mark.parametrize(

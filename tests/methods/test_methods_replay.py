@@ -5,15 +5,15 @@ import io
 
 import pytest
 import torch
+from helpers.small_problems import ce, images_and_labels
+from helpers.small_problems import cnn4 as network
 from torch import nn
-from torch.nn import functional as F
 
 from pyengm.errors import CheckpointError, ConfigError
 from pyengm.methods.base import StepOutput
 from pyengm.methods.first_layer import at_first_layer, first_output
 from pyengm.methods.free_at import FreeAT
 from pyengm.methods.yopo import YOPO
-from pyengm.models import build
 from pyengm.ops import Key, Purpose, philox_normal, philox_uniform
 from pyengm.optim import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM
 from pyengm.training.steps.train_step import train_step
@@ -24,24 +24,14 @@ OPTIMIZERS = [MSGD, MGNC, SNGM, ENGM, FENGM, NENGM, AENGM]
 every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 
 
-def network(norm="bn", dtype=torch.float64, **options):
-    torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm, **options).to(dtype).train()
-
-
 def batch(n=6, seed=1, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, 1, 8, 8, generator=generator, dtype=dtype)
+    x, y = images_and_labels(n, seed, dtype)
     x[0, 0, :4], x[1, 0, 4:] = 0, 1  # pixels that leave [0, 1] with the next step
-    return x, torch.randint(0, 10, (n,), generator=generator), Key(3, seed, torch.arange(n) * 10)
+    return x, y, Key(3, seed, torch.arange(n) * 10)
 
 
 def plain_sgd(model, optimizer=MSGD, **options):
     return optimizer(model.parameters(), lr=0.1, momentum=0, weight_decay=0, **options)
-
-
-def ce(logits, y):
-    return F.cross_entropy(logits, y, reduction="none")
 
 
 def rows(t):
@@ -51,13 +41,13 @@ def rows(t):
 def into_ball(delta, norm):
     if norm == "linf":
         return delta.clamp(-EPS[norm], EPS[norm])
-    lengths = rows(delta.flatten(1).norm(dim=1))
-    return torch.where(lengths > EPS[norm], delta * EPS[norm] / lengths, delta)
+    norms = rows(delta.flatten(1).norm(dim=1))
+    return torch.where(norms > EPS[norm], delta * EPS[norm] / norms, delta)
 
 
 def along(g, norm):
-    lengths = rows(g.flatten(1).norm(dim=1))
-    return g.sign() if norm == "linf" else g / lengths.where(lengths > 0, 1.0)
+    norms = rows(g.flatten(1).norm(dim=1))
+    return g.sign() if norm == "linf" else g / norms.where(norms > 0, 1.0)
 
 
 def same(model, twin):
@@ -135,15 +125,15 @@ def test_free_stays_within_the_threat_model(norm, factor):
         before = x.clone()
         for outcome, _ in train_step(method, model, optimizer, x, y, key):
             delta = (outcome.x_adv - x).flatten(1)
-            lengths = torch.linalg.vector_norm(delta, ord={"linf": torch.inf, "l2": 2}[norm], dim=1)
-            assert lengths.max() <= eps + 1e-6  # roundings of x + delta
+            norms = torch.linalg.vector_norm(delta, ord={"linf": torch.inf, "l2": 2}[norm], dim=1)
+            assert norms.max() <= eps + 1e-6  # roundings of x + delta
             assert 0 <= outcome.x_adv.min() <= outcome.x_adv.max() <= 1
         assert x.equal(before)
     assert factor == 0 or delta.any()
 
 
 @pytest.mark.parametrize("optimizer", [ENGM, MSGD])
-def test_an_interrupted_free_run_goes_on_bitwise(optimizer):
+def test_an_interrupted_free_run_resumes_bitwise(optimizer):
     model = network("gn")
     method, opt = FreeAT(0.1, replays=2), optimizer(model.parameters(), lr=0.05)
     for seed in (0, 1):
@@ -261,7 +251,7 @@ def test_yopo_is_its_formula(norm, outer, inner):
 def test_yopo_has_the_gradient_of_the_losses_whatever_the_optimizer(norm, optimizer):
     model, method = network("gn"), YOPO(EPS[norm], outer=2, inner=2, norm=norm)
     opt = plain_sgd(model, optimizer, **({"alpha": 0.05} if optimizer in (ENGM, NENGM, AENGM) else {}))
-    method.needs_input_grad = opt.needs_inputs
+    method.needs_input_grad = opt.info.needs_inputs
     for seed in (1, 1, 2):  # the first call looks at the structure of the graph by passes of its own
         x, y, key = batch(seed=seed)
         expected = slow_yopo(copy.deepcopy(model), x, y, key, norm, EPS[norm] / 4, 2, 2)
@@ -293,9 +283,9 @@ def test_every_outcome_of_yopo_is_clipped_on_its_own():
             losses = ce(twin(outcome.x_adv), y)
         for loss in losses:
             grads = torch.autograd.grad(loss, list(twin.parameters()), retain_graph=True, allow_unused=True)
-            length = sum(float(g.square().sum()) for g in grads if g is not None) ** 0.5
+            norm_of_all = sum(float(g.square().sum()) for g in grads if g is not None) ** 0.5
             for t, g in zip(total, grads, strict=True):
-                t += 0 if g is None else min(0.05 / length, 1) * g / len(x)
+                t += 0 if g is None else min(0.05 / norm_of_all, 1) * g / len(x)
     for p, q, t in zip(model.parameters(), twin.parameters(), total, strict=True):
         torch.testing.assert_close(p.detach(), q.detach() - 0.1 * t, rtol=0, atol=1e-9)
 
@@ -335,8 +325,8 @@ def test_yopo_stays_within_the_threat_model(norm, factor):
     assert len(used) == 10
     for outcome, _ in used:
         delta = (outcome.x_adv - x).flatten(1)
-        lengths = torch.linalg.vector_norm(delta, ord={"linf": torch.inf, "l2": 2}[norm], dim=1)
-        assert lengths.max() <= eps + 1e-6  # roundings of x + delta
+        norms = torch.linalg.vector_norm(delta, ord={"linf": torch.inf, "l2": 2}[norm], dim=1)
+        assert norms.max() <= eps + 1e-6  # roundings of x + delta
         assert 0 <= outcome.x_adv.min() <= outcome.x_adv.max() <= 1
     assert x.equal(before)
     assert method.state_dict() == {}
@@ -355,7 +345,7 @@ def test_yopo_runs_the_first_layer_alone_for_its_steps():
 def test_the_steps_of_yopo_are_no_news_for_batch_norm():
     model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10)).double()
     train_step(YOPO(0.1, outer=4, inner=3), model, plain_sgd(model), *batch())
-    assert model[0].num_batches_tracked == 4 * 2  # the losses and their stand-ins
+    assert model[0].num_batches_tracked == 4 * 2  # the losses and what takes their place
 
 
 def test_yopo_errors():
@@ -435,7 +425,7 @@ def test_outcomes_have_what_the_optimizers_need():
     for method in (FreeAT(0.1, replays=1), YOPO(0.1, outer=1)):
         assert not method.single_pass
         for optimizer in (NENGM, ENGM):
-            method.needs_input_grad, model = optimizer.needs_inputs, network("gn")
+            method.needs_input_grad, model = optimizer.info.needs_inputs, network("gn")
             for outcome, _ in train_step(method, model, plain_sgd(model, optimizer), *batch()):
                 assert isinstance(outcome, StepOutput)
-                assert outcome.x_adv.requires_grad == (optimizer.needs_inputs or isinstance(method, FreeAT))
+                assert outcome.x_adv.requires_grad == (optimizer.info.needs_inputs or isinstance(method, FreeAT))

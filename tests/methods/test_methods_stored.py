@@ -5,6 +5,9 @@ import io
 
 import pytest
 import torch
+from helpers.reference_crops import show
+from helpers.small_problems import ce
+from helpers.small_problems import cnn4 as network
 from torch.nn import functional as F
 
 from pyengm.data import CropFlip
@@ -13,7 +16,6 @@ from pyengm.methods.atas import ATAS
 from pyengm.methods.atta import ATTA
 from pyengm.methods.base import DatasetSpec
 from pyengm.methods.fgsm_pgi import FGSMPGI
-from pyengm.models import build
 from pyengm.ops import Key, Purpose, philox_normal, philox_uniform
 from pyengm.optim import ENGM, MSGD, NENGM
 from pyengm.training.steps.train_step import train_step
@@ -22,11 +24,6 @@ N, PADDING, SEED = 12, 2, 4
 EPS = {"linf": 0.1, "l2": 0.5}
 INDEX = torch.arange(N) * 7 % 12 + 50  # shuffled identities
 both_norms = pytest.mark.parametrize("norm", EPS)
-
-
-def network(norm="bn", dtype=torch.float64):
-    torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype).train()
 
 
 def data(dtype=torch.float64):
@@ -45,7 +42,7 @@ def batches(epoch, size=5, dtype=torch.float64):
     order = torch.randperm(N, generator=torch.Generator().manual_seed(epoch))
     for at in order.split(size):
         transform = CropFlip.draw(INDEX[at], (1, 8, 8), PADDING, seed=SEED, epoch=epoch)
-        yield at, transform.apply(x[at]), y[at], Key(SEED, epoch, INDEX[at]), transform
+        yield at, show(transform, x[at]), y[at], Key(SEED, epoch, INDEX[at]), transform
 
 
 def prepared(method):
@@ -54,7 +51,7 @@ def prepared(method):
 
 
 def made(kind, norm="linf", **options):
-    """The method, prepared, with a store in float64."""
+    """The method, prepared, with buffers in float64."""
     if kind is ATAS:
         options = {"epochs": 30} | options
     return prepared(kind(EPS[norm], norm=norm, dtype=torch.float64, **options))
@@ -97,10 +94,6 @@ def slow_gradient(model, x, y, loss):
     leaf = x.clone().requires_grad_()
     (g,) = torch.autograd.grad(loss(model(leaf), y).sum(), leaf)
     return g
-
-
-def ce(logits, y):
-    return F.cross_entropy(logits, y, reduction="none")
 
 
 def divergence(natural, logits):
@@ -234,19 +227,19 @@ def test_fgsm_pgi_is_its_formula(norm, as_published):
         for at, x, y, key, transform in batches(epoch):
             if as_published:
                 still = torch.zeros(len(at), dtype=torch.int64)
-                place = CropFlip(still, still, still.bool(), 0)
+                position = CropFlip(still, still, still.bool(), 0)
             else:
-                place = transform
-            start = x + torch.stack([window(delta[k], place, i) for i, k in enumerate(at)])
+                position = transform
+            start = x + torch.stack([window(delta[k], position, i) for i, k in enumerate(at)])
             before = twin(start.requires_grad_())
             (g,) = torch.autograd.grad(smoothed(before, y).mean(), start, retain_graph=True)
             x_adv, start = torch.empty_like(x), start.detach()
             for i, k in enumerate(at):
                 # 64 pixels: the mean in place of the sum, over the image where the authors take the batch
-                m = 64 * g[i] / (g if as_published else g[i]).abs().sum() + 0.3 * window(momentum[k], place, i)
-                put(momentum[k], place, i, m)
+                m = 64 * g[i] / (g if as_published else g[i]).abs().sum() + 0.3 * window(momentum[k], position, i)
+                put(momentum[k], position, i, m)
                 x_adv[i] = slow_step(start[i], g[i], x[i], step, norm)
-                put(delta[k], place, i, slow_step(start[i], m, x[i], step, norm) - x[i])
+                put(delta[k], position, i, slow_step(start[i], m, x[i], step, norm) - x[i])
             logits = twin(x_adv)
             losses = smoothed(logits, y) + 10 * (logits - before).square().mean(1)
             agree(method(model, x, y, key, transform), x_adv, losses, model, twin)
@@ -296,7 +289,7 @@ def test_images_stay_within_the_threat_model(kind, norm, factor, monkeypatch):
 
 def run(method, model, optimizer, steps, start=0):
     """Steps `start` to `steps` of a training run, three to an epoch."""
-    method.needs_input_grad = optimizer.needs_inputs
+    method.needs_input_grad = optimizer.info.needs_inputs
     for k in range(start, steps):
         epoch, position = divmod(k, 3)
         if position == 0:
@@ -308,7 +301,7 @@ def run(method, model, optimizer, steps, start=0):
 
 @all_kinds
 @pytest.mark.parametrize("optimizer", [ENGM, MSGD, NENGM])
-def test_an_interrupted_run_goes_on_bitwise(kind, optimizer):
+def test_an_interrupted_run_resumes_bitwise(kind, optimizer):
     model = network("gn")
     method, opt = kind(), optimizer(model.parameters(), lr=0.05)
     run(method, model, opt, 4)  # within the second epoch
@@ -335,7 +328,7 @@ def test_atas_does_not_depend_on_how_the_data_are_cut(resolution):
             method.start_epoch(model, epoch)
             for _, x, y, key, transform in batches(epoch, size):
                 method(model, x, y, key, transform)
-        kept.append((method.store.values, method.v.values))
+        kept.append((method.delta.values, method.v.values))
     for values, v in kept[1:]:
         torch.testing.assert_close(values, kept[0][0], rtol=0, atol=1e-12)
         torch.testing.assert_close(v, kept[0][1], rtol=1e-9, atol=0)
@@ -358,17 +351,17 @@ def test_a_coarse_atas_starts_where_it_ended():
     method, model = made(ATAS, resolution=6), network("gn")
     x, y = data()
     key = Key(SEED, 1, INDEX)
-    random = method.store.values.clone()
+    random = method.delta.values.clone()
     x_adv = method(model, x, y, key).x_adv
-    start = method.store.read(method.store.rows(INDEX), None, x)
+    start = method.delta.read(method.delta.rows(INDEX), None, x)
     random = F.interpolate(random, (12, 12), mode="bilinear")[..., 2:-2, 2:-2]
     assert F.cosine_similarity((start - random).flatten(), (x_adv - x - random).flatten(), 0) > 0.4
-    assert method.store.values.abs().max() <= EPS["linf"]
+    assert method.delta.values.abs().max() <= EPS["linf"]
 
 
 @pytest.mark.parametrize("as_published", [False, True])
 def test_pgi_at_the_resolution_of_the_canvas_is_pgi(as_published):
-    """Each number then stands for one pixel: bilinear reading and the mean change over it are the plain ones."""
+    """Each value is then for one pixel: bilinear reading and the mean change over it are the plain ones."""
     fine, model = made(FGSMPGI, reset=2, as_published=as_published), network("gn")
     same = made(FGSMPGI, reset=2, as_published=as_published, resolution=8 if as_published else 12)
     for epoch in range(4):
@@ -392,19 +385,19 @@ def test_a_coarse_pgi_keeps_both_memories_small_and_starts_within_the_ball(norm)
         for _, x, y, key, transform in batches(epoch, dtype=torch.float32):
             starts.clear()
             assert method(model, x, y, key, transform).x_adv.dtype == torch.float32
-            length = torch.linalg.vector_norm((starts[0] - x).flatten(1), ord={"linf": torch.inf, "l2": 2}[norm], dim=1)
-            assert length.min() > 0
-            assert length.max() <= EPS[norm] * (1 + 2**-10)  # rounded to float16
+            sizes = torch.linalg.vector_norm((starts[0] - x).flatten(1), ord={"linf": torch.inf, "l2": 2}[norm], dim=1)
+            assert sizes.min() > 0
+            assert sizes.max() <= EPS[norm] * (1 + 2**-10)  # rounded to float16
     handle.remove()
-    for store in method.stores().values():
-        assert store.values.shape == (N, 1, 5, 5)
-        assert store.values.dtype == torch.float16
-        assert store.values.abs().min(dim=0).values.max() > 0
+    for buffer in method.buffers().values():
+        assert buffer.values.shape == (N, 1, 5, 5)
+        assert buffer.values.dtype == torch.float16
+        assert buffer.values.abs().min(dim=0).values.max() > 0
     assert method.delta.values.abs().max() <= EPS[norm] * (1 + 2**-10)
 
 
 def test_a_coarse_pgi_starts_where_it_ended():
-    """Along the momentum, as far as 6 numbers a side can tell."""
+    """Along the momentum, as far as 6 values a side allow."""
     method, model = made(FGSMPGI, resolution=6), network("gn")
     x, y = data()
     rows = method.delta.rows(INDEX)
@@ -431,7 +424,7 @@ def test_halves_are_enough():
         (lambda: ATTA(0.1, steps=3, bn="train"), 4),
         (lambda: ATTA(0.1, bn="train", loss="trades"), 4),
         (lambda: ATTA(0.1, bn="train", loss="trades", as_published=True), 3),
-        (lambda: ATTA(0.1, bn="frozen"), 1),
+        (lambda: ATTA(0.1, bn="batch_stats"), 1),
         (lambda: ATAS(0.1, epochs=3, bn="train"), 2),
         (lambda: ATAS(0.1, epochs=3), 1),
         (lambda: FGSMPGI(0.1), 2),

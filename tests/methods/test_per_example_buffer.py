@@ -30,65 +30,65 @@ def uniform(like, key):
 
 
 def test_values_belong_to_the_image():
-    store = PerExampleBuffer(examples())
-    assert store.values.shape == (5, 2, 10, 12)
-    assert not store.values.any()
-    store.fill(4, uniform)
+    buffer = PerExampleBuffer(examples())
+    assert buffer.values.shape == (5, 2, 10, 12)
+    assert not buffer.values.any()
+    buffer.initialize(4, uniform)
     batch = torch.tensor([3, 40, 1000])
-    kept = store.values[store.rows(batch)]
+    kept = buffer.values[buffer.rows(batch)]
     assert kept.equal(uniform(kept, Key(9, 4, batch)))
-    store.fill(5, uniform)
-    assert not store.values[store.rows(batch)].equal(kept)
+    buffer.initialize(5, uniform)
+    assert not buffer.values[buffer.rows(batch)].equal(kept)
 
 
 def test_filling_in_parts_is_filling_at_once():
     index = torch.arange(2 * CHUNK + 3)
-    store = PerExampleBuffer(examples(index, (1, 2, 2), 0), dtype=torch.float16)
-    store.fill(0, uniform)
-    assert store.values.dtype == torch.float16
-    assert store.values.equal(uniform(store.values.float(), Key(9, 0, index)).half())
+    buffer = PerExampleBuffer(examples(index, (1, 2, 2), 0), dtype=torch.float16)
+    buffer.initialize(0, uniform)
+    assert buffer.values.dtype == torch.float16
+    assert buffer.values.equal(uniform(buffer.values.float(), Key(9, 0, index)).half())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_reads_and_writes_go_through_the_window(dtype):
-    store = PerExampleBuffer(examples(), dtype=dtype)
-    store.fill(0, uniform)
-    expected = store.values.clone()
+    buffer = PerExampleBuffer(examples(), dtype=dtype)
+    buffer.initialize(0, uniform)
+    expected = buffer.values.clone()
     for epoch in range(6):
         batch = INDEX[torch.randperm(5, generator=torch.Generator().manual_seed(epoch))[:3]]
-        transform, rows = transform_of(batch, epoch=epoch), store.rows(batch)
-        windows = store.read(rows, transform, torch.zeros(3, dtype=torch.float64))
+        transform, rows = transform_of(batch, epoch=epoch), buffer.rows(batch)
+        windows = buffer.read(rows, transform, torch.zeros(3, dtype=torch.float64))
         assert windows.dtype == torch.float64
         new = torch.rand(3, *SHAPE, dtype=torch.float64)
-        store.write(rows, new, transform)
+        buffer.write(rows, new, transform)
         for i, (image, corner) in enumerate(
             zip(batch, zip(transform.rows, transform.cols, transform.flip, strict=True), strict=True)
         ):
             row, col, flip = corner
-            place = INDEX.tolist().index(image), slice(None), slice(row, row + 6), slice(col, col + 8)
-            assert windows[i].equal((expected[place].flip(2) if flip else expected[place]).double())
-            expected[place] = (new[i].flip(2) if flip else new[i]).to(dtype)
-        assert store.values.equal(expected)
+            position = INDEX.tolist().index(image), slice(None), slice(row, row + 6), slice(col, col + 8)
+            assert windows[i].equal((expected[position].flip(2) if flip else expected[position]).double())
+            expected[position] = (new[i].flip(2) if flip else new[i]).to(dtype)
+        assert buffer.values.equal(expected)
 
 
 def test_without_augmentation_the_window_is_the_middle():
-    store = PerExampleBuffer(examples())
-    rows, new = store.rows(INDEX[:2]), torch.rand(2, *SHAPE)
-    store.write(rows, new, None)
-    assert store.values.equal(F.pad(torch.cat([new, torch.zeros(3, *SHAPE)]), (2, 2, 2, 2)))
-    assert store.read(rows, None, new).equal(new)
+    buffer = PerExampleBuffer(examples())
+    rows, new = buffer.rows(INDEX[:2]), torch.rand(2, *SHAPE)
+    buffer.write(rows, new, None)
+    assert buffer.values.equal(F.pad(torch.cat([new, torch.zeros(3, *SHAPE)]), (2, 2, 2, 2)))
+    assert buffer.read(rows, None, new).equal(new)
 
 
-def test_windows_are_not_the_memory_of_the_store():
-    store = PerExampleBuffer(examples(padding=0))
-    store.read(store.rows(INDEX), None, store.values).add_(1)
-    assert not store.values.any()
+def test_windows_are_not_the_memory_of_the_buffer():
+    buffer = PerExampleBuffer(examples(padding=0))
+    buffer.read(buffer.rows(INDEX), None, buffer.values).add_(1)
+    assert not buffer.values.any()
 
 
 def test_writing_never_keeps_a_graph():
-    store = PerExampleBuffer(examples())
-    store.write(store.rows(INDEX), torch.ones(5, *SHAPE, requires_grad=True) * 2, None)
-    assert not store.values.requires_grad
+    buffer = PerExampleBuffer(examples())
+    buffer.write(buffer.rows(INDEX), torch.ones(5, *SHAPE, requires_grad=True) * 2, None)
+    assert not buffer.values.requires_grad
 
 
 def smooth(n=5, size=(1, 64, 64), seed=0):
@@ -97,16 +97,16 @@ def smooth(n=5, size=(1, 64, 64), seed=0):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_a_coarse_store_gives_back_about_what_was_written(dtype):
+def test_a_coarse_buffer_gives_back_about_what_was_written(dtype):
     shape = (1, 64, 64)
-    store = PerExampleBuffer(examples(shape=shape, padding=8), dtype=dtype, resolution=20)
-    assert store.values.shape == (5, 1, 20, 20)
-    transform, rows = transform_of(INDEX, shape, 8), store.rows(INDEX)
+    buffer = PerExampleBuffer(examples(shape=shape, padding=8), dtype=dtype, resolution=20)
+    assert buffer.values.shape == (5, 1, 20, 20)
+    transform, rows = transform_of(INDEX, shape, 8), buffer.rows(INDEX)
     for seed in range(2):  # into the zeros, then over what is there
         new = smooth(seed=seed)
-        store.write(rows, new, transform)
+        buffer.write(rows, new, transform)
         inside = (..., slice(4, -4), slice(4, -4))
-        error = (store.read(rows, transform, new) - new)[inside].norm() / new[inside].norm()
+        error = (buffer.read(rows, transform, new) - new)[inside].norm() / new[inside].norm()
         assert error < 0.15  # four pixels to a number, waves from 26 pixels on: a mean loses up to (pi 4 / 26)^2 / 6
     # The same region of the image, seen through another window.
     other = transform_of(INDEX, shape, 8, epoch=1)
@@ -116,54 +116,54 @@ def test_a_coarse_store_gives_back_about_what_was_written(dtype):
         other.gather_window(transform.scatter_window(torch.ones_like(new), torch.zeros(5, 1, 80, 80))),
     )
     deep = F.max_pool2d(1 - F.pad(seen, (1, 1, 1, 1)), 9, 1, 4)[..., 1:-1, 1:-1] == 0
-    read = store.read(rows, other, new)
+    read = buffer.read(rows, other, new)
     assert deep.float().mean() > 0.5
     assert (read - expected)[deep].norm() < 0.15 * expected[deep].norm()
 
 
-def test_a_coarse_store_changes_only_under_the_window():
-    store = PerExampleBuffer(examples(shape=(1, 64, 64), padding=8), resolution=20)
-    store.fill(0, uniform)
-    before, rows = store.values.clone(), store.rows(INDEX)
+def test_a_coarse_buffer_changes_only_under_the_window():
+    buffer = PerExampleBuffer(examples(shape=(1, 64, 64), padding=8), resolution=20)
+    buffer.initialize(0, uniform)
+    before, rows = buffer.values.clone(), buffer.rows(INDEX)
     corner = torch.full((5,), 16)
     transform = CropFlip(corner, corner, torch.tensor([True, False] * 2 + [True]), 8)
-    store.write(rows, store.read(rows, transform, before), transform)
-    torch.testing.assert_close(store.values, before, rtol=0, atol=1e-6)  # no change, whatever was lost on the way
-    store.write(rows, store.read(rows, transform, before) + 0.5, transform)
-    change = store.values - before
+    buffer.write(rows, buffer.read(rows, transform, before), transform)
+    torch.testing.assert_close(buffer.values, before, rtol=0, atol=1e-6)  # no change, whatever was lost on the way
+    buffer.write(rows, buffer.read(rows, transform, before) + 0.5, transform)
+    change = buffer.values - before
     expected = torch.zeros_like(change)
-    expected[..., 4:, 4:] = 0.5  # a number stands for 4 x 4 pixels, of which the window leaves out 16 rows and columns
+    expected[..., 4:, 4:] = 0.5  # a value is for 4 x 4 pixels, of which the window leaves out 16 rows and columns
     torch.testing.assert_close(change, expected, rtol=0, atol=1e-6)
 
 
 def test_values_stay_within_the_bound():
     for resolution in (None, 4):
-        store = PerExampleBuffer(examples(), resolution=resolution, bound=0.1)
+        buffer = PerExampleBuffer(examples(), resolution=resolution, bound=0.1)
         for _ in range(3):
-            store.write(store.rows(INDEX), torch.randn(5, *SHAPE), None)
-            assert 0.09 < store.values.abs().max() <= 0.1
+            buffer.write(buffer.rows(INDEX), torch.randn(5, *SHAPE), None)
+            assert 0.09 < buffer.values.abs().max() <= 0.1
 
 
 def test_state_survives_a_file():
-    store, other = PerExampleBuffer(examples()), PerExampleBuffer(examples())
-    store.fill(3, uniform)
-    buffer = io.BytesIO()
-    torch.save(store.state_dict(), buffer)
-    buffer.seek(0)
+    buffer, other = PerExampleBuffer(examples()), PerExampleBuffer(examples())
+    buffer.initialize(3, uniform)
+    file = io.BytesIO()
+    torch.save(buffer.state_dict(), file)
+    file.seek(0)
     memory = other.values.data_ptr()
-    other.load_state_dict(torch.load(buffer, weights_only=True))
-    assert other.values.equal(store.values)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert other.values.equal(buffer.values)
     assert other.values.data_ptr() == memory
-    with pytest.raises(CheckpointError, match=r"\(2, 10, 12\) numbers per image, the saved one \(2, 6, 8\)"):
-        store.load_state_dict(PerExampleBuffer(examples(padding=0)).state_dict())
+    with pytest.raises(CheckpointError, match=r"\(2, 10, 12\) per image, the saved one \(2, 6, 8\)"):
+        buffer.load_state_dict(PerExampleBuffer(examples(padding=0)).state_dict())
 
 
 def test_errors():
-    store = PerExampleBuffer(examples())
+    buffer = PerExampleBuffer(examples())
     with pytest.raises(DataError, match=r"2 of 3 images .* \(first: identity 2000\)"):
-        store.rows(torch.tensor([7, 2000, 0]))
+        buffer.rows(torch.tensor([7, 2000, 0]))
     with pytest.raises(DataError, match="padded by 2 pixels, augmentation pads by 1"):
-        store.read(store.rows(INDEX), transform_of(INDEX, padding=1), store.values)
+        buffer.read(buffer.rows(INDEX), transform_of(INDEX, padding=1), buffer.values)
     with pytest.raises(DataError, match="more than once"):
         PerExampleBuffer(examples(torch.tensor([1, 2, 1])))
     for resolution in (0, 11):

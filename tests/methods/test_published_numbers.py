@@ -27,6 +27,7 @@ from helpers.published_numbers import (
     uniform_noise,
     weighted,
 )
+from helpers.reference_crops import show
 from torch.nn import functional as F
 
 from pyengm import MSGD, EntropySGD, methods
@@ -58,7 +59,7 @@ def close(found, expected):
 
 
 def train(method, model):
-    """One step with SGD; returns what the numbers are about."""
+    """One step with SGD; returns the values to compare."""
     optimizer = MSGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     x, y = batch()
     found = {}
@@ -125,21 +126,21 @@ def cropped(first, fill):
     x, y = batch(4, 32)
     rows, cols, flips = (torch.tensor(column) for column in zip(*crops(4, first), strict=True))
     transform = CropFlip(rows, cols, flips, 4)
-    return transform.apply(x, fill), y, transform
+    return show(transform, x, fill), y, transform
 
 
 def stored_steps(method, expected, fill, divisor=1):
-    """A step per entry on the next crops, with one optimiser; checks all but the store and what is the method's own.
+    """A step per entry on the next crops, with one optimiser; checks all but the buffer and what is the method's own.
 
     The authors count epochs from 1.
     """
     model = network()
     optimizer = MSGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     method.prepare(DatasetSpec(torch.arange(4), (3, 32, 32), padding=4))
-    for k, numbers in enumerate(expected):
+    for k, values in enumerate(expected):
         x, y, transform = cropped(4 * k, fill)
-        close(fingerprint(x), numbers.get("x", fingerprint(x)))
-        outcome = method(model, x, y, Key(0, numbers.get("epoch", 1) - 1, torch.arange(4)), transform)
+        close(fingerprint(x), values.get("x", fingerprint(x)))
+        outcome = method(model, x, y, Key(0, values.get("epoch", 1) - 1, torch.arange(4)), transform)
         optimizer.zero_grad()
         optimizer.backward(outcome.losses / divisor)
         found = {"x_adv": fingerprint(outcome.x_adv), "loss": outcome.losses.mean().item() / divisor}
@@ -148,17 +149,17 @@ def stored_steps(method, expected, fill, divisor=1):
         found["weights"] = [weighted(p) for p in model.parameters()]
         found |= {"running_mean": model[1].running_mean.tolist(), "running_var": model[1].running_var.tolist()}
         found["batches"] = model[1].num_batches_tracked.item()
-        check(found, {name: numbers[name] for name in found.keys() & numbers.keys()})
-        yield numbers
+        check(found, {name: values[name] for name in found.keys() & values.keys()})
+        yield values
 
 
 @pytest.mark.parametrize(("expected", "c"), [(ATAS, 0.01), (ATAS_C_0003, 0.003)])
 def test_atas(expected, c):
     """Theirs takes the gradient of the mean over four images."""
     method = methods.ATAS(EPS, epochs=30, c=4 * c, dtype=torch.float64)
-    for numbers in stored_steps(method, expected, fill=0):
-        close((method.v.values.flatten() / 16).tolist(), numbers["v"])
-        close(fingerprint(method.store.values), numbers["store"])
+    for values in stored_steps(method, expected, fill=0):
+        close((method.v.values.flatten() / 16).tolist(), values["v"])
+        close(fingerprint(method.delta.values), values["delta"])
 
 
 @pytest.mark.parametrize(("expected", "loss"), [(ATTA, "ce"), (ATTA_TRADES, "trades")])
@@ -166,14 +167,21 @@ def test_atta(expected, loss):
     """Theirs keeps images, ours perturbations; theirs divides the mean cross-entropy by the batch size once more."""
     method = methods.ATTA(EPS, STEP, STEPS, loss=loss, dtype=torch.float64, as_published=True)
     canvas = F.pad(batch(4, 32)[0], (4, 4, 4, 4), value=0.5)
-    for numbers in stored_steps(method, expected, fill=0.5, divisor=4 if loss == "ce" else 1):
-        close(fingerprint(canvas + method.store.values), numbers["store"])
+    for values in stored_steps(method, expected, fill=0.5, divisor=4 if loss == "ce" else 1):
+        close(fingerprint(canvas + method.delta.values), values["delta"])
 
 
 def test_entropy_sgd():
     model = network()
     optimizer = EntropySGD(
-        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, L=5, noise=1e-4, gamma0=0.03, as_published=True
+        model.parameters(),
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=5e-4,
+        inner_steps=5,
+        noise=1e-4,
+        gamma0=0.03,
+        as_published=True,
     )
     # The authors subtract the noise.
     optimizer.normals.like = lambda tensors: [-normal_noise(t.shape) for t in tensors]

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyengm.errors import ConfigError, DataError
-from pyengm.models import Normalize, build, names
+from pyengm.models import Normalize, build, list_models
 from pyengm.models.norm import group_norm, replace_batch_norm
 
 # Small widths keep real forward passes fast; wrn multiplies its width by 10, 20 and 40.
-SMALL = {name: 1 if name.startswith("wrn") else 8 for name in names()}
+SMALL = {name: 1 if name.startswith("wrn") else 8 for name in list_models()}
 
 
 def meta(name, **options):
@@ -36,10 +36,10 @@ def pixels(n=4, channels=1, size=8, seed=1):
 
 def test_names():
     expected = {"cnn4", "cnn8", "vgg8", "resnet18", "preact_resnet18", "resnet50", "wrn_28_10", "wrn_34_10"}
-    assert set(names()) == expected
+    assert set(list_models()) == expected
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_models())
 @pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 32), (3, 33), (3, 64), (3, 96)])
 def test_shapes(name, channels, size):
     model = meta(name, num_classes=7, in_channels=channels, image_size=size)
@@ -56,7 +56,7 @@ def test_shapes(name, channels, size):
         ("preact_resnet18", {}, 11_172_170),
         ("wrn_28_10", {}, 36_479_194),
         ("wrn_34_10", {}, 46_160_474),
-        # By hand: convolutions, two numbers a norm channel, dense layers.
+        # By hand: convolutions, two values a norm channel, dense layers.
         ("cnn4", {"in_channels": 1, "image_size": 28}, 9 * 32 * 65 + 2 * 96 + 3136 * 128 + 128 + 1290),
         (
             "cnn8",
@@ -90,12 +90,12 @@ def test_agrees_with_torchvision(name):
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_models())
 def test_group_norm(name):
-    modules = list(meta(name, norm="gn").modules())
+    modules = list(meta(name, norm_layer="gn").modules())
     assert not any(isinstance(m, _BatchNorm) for m in modules)
     assert any(isinstance(m, nn.GroupNorm) for m in modules)
-    assert count(meta(name, norm="gn")) == count(meta(name))
+    assert count(meta(name, norm_layer="gn")) == count(meta(name))
 
 
 @pytest.mark.parametrize("channels", [1, 7, 8, 16, 24, 64, 160, 196, 512, 640])
@@ -106,11 +106,11 @@ def test_groups_hold_enough_channels(channels):
     assert norm.num_groups == 1 or (norm.num_groups <= 32 and channels // norm.num_groups >= 8)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_models())
 @pytest.mark.parametrize("norm", ["bn", "gn"])
-def test_batch_coupling(name, norm):
-    """In training mode batch norm couples the examples, group norm does not."""
-    model = small(name, norm=norm).train()
+def test_independence_of_the_examples(name, norm):
+    """In training mode the examples are independent with group norm, not with batch norm."""
+    model = small(name, norm_layer=norm).train()
     x = pixels()
     other = torch.cat([x[:1], pixels(3, seed=2)])
     with torch.no_grad():
@@ -118,11 +118,11 @@ def test_batch_coupling(name, norm):
     assert same == (norm == "gn")
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_models())
 @pytest.mark.parametrize("norm", ["bn", "gn"])
 def test_gradient_flows(name, norm):
     """Every parameter and every example gets a finite gradient that is not zero, at 8x8 too."""
-    model = small(name, norm=norm)
+    model = small(name, norm_layer=norm)
     x = pixels().requires_grad_()
     nn.functional.cross_entropy(model(x), torch.arange(4)).backward()
     assert x.grad.flatten(1).norm(dim=1).min() > 0
@@ -131,7 +131,7 @@ def test_gradient_flows(name, norm):
         assert p.grad.abs().max() > 0, label
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_models())
 def test_state_dict_and_seed(name):
     """The same seed draws the same weights; a state dict carries everything, normalisation included."""
     constants = {"mean": [0.3], "std": [0.2]}
@@ -145,7 +145,7 @@ def test_state_dict_and_seed(name):
     assert torch.equal(copy.eval()(pixels()), model.eval()(pixels()))
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_models())
 def test_width(name):
     """Width is the number of channels of the first convolution, in every model."""
     model = meta(name, width=6)
@@ -190,7 +190,7 @@ def test_normalize_rejects_what_would_broadcast():
         ({"image_size": 7}, "image_size must be an integer of at least 8, got 7"),
         ({"image_size": 32.0}, "image_size"),
         ({"width": 0}, "width"),
-        ({"norm": "ln"}, "norm must be one of bn, gn"),
+        ({"norm_layer": "ln"}, "norm_layer must be one of bn, gn"),
         ({"mean": [0.5] * 3}, "both mean and std"),
         ({"mean": [0.5], "std": [0.5]}, "3 channels, got 1"),
         ({"mean": [0.5] * 3, "std": [0.5, 0.5, 0.0]}, "positive"),
@@ -206,7 +206,7 @@ def test_bad_options(options, message):
 def test_unknown_name_lists_names():
     with pytest.raises(ConfigError) as error:
         build("resnet81")
-    for name in [*names(), "torchvision:resnet18"]:
+    for name in [*list_models(), "torchvision:resnet18"]:
         assert name in str(error.value)
     assert "Close matches: resnet18" in str(error.value)
 
@@ -218,7 +218,7 @@ def test_unknown_names(name):
 
 
 def test_torchvision():
-    model = build("torchvision:resnet18", num_classes=7, in_channels=1, norm="gn")
+    model = build("torchvision:resnet18", num_classes=7, in_channels=1, norm_layer="gn")
     assert model.fc.out_features == 7
     assert model.conv1.in_channels == 1
     assert not any(isinstance(m, _BatchNorm) for m in model.modules())
@@ -247,7 +247,7 @@ def test_torchvision_width():
 
 def test_torchvision_refusals():
     with pytest.raises(ConfigError, match="has none"):
-        meta("torchvision:squeezenet1_1", norm="gn")
+        meta("torchvision:squeezenet1_1", norm_layer="gn")
     with pytest.raises(ConfigError, match="indivisible by patch size"):
         meta("torchvision:vit_b_16", image_size=33)
 
@@ -272,14 +272,14 @@ def test_timm():
     with pytest.raises(ConfigError, match="width"):
         meta("timm:resnet18", width=32)
     with pytest.raises(ConfigError, match="has none"):
-        build("timm:vit_tiny_patch16_224", norm="gn")
+        build("timm:vit_tiny_patch16_224", norm_layer="gn")
     with pytest.raises(ConfigError, match="vit_tiny_patch16_224"):
         build("timm:vit_tinny_patch16_224")
 
 
 def test_timm_group_norm_keeps_fused_activations():
     layers = pytest.importorskip("timm.layers")
-    bn, gn = meta("timm:mobilenetv3_small_100"), meta("timm:mobilenetv3_small_100", norm="gn")
+    bn, gn = meta("timm:mobilenetv3_small_100"), meta("timm:mobilenetv3_small_100", norm_layer="gn")
     fused = [(path, m) for path, m in bn.named_modules() if isinstance(m, layers.BatchNormAct2d)]
     assert fused
     for path, module in fused:

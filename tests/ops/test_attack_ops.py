@@ -1,11 +1,11 @@
-"""The ops that attacks take their steps with: on every backend at hand against their references and their formulas."""
+"""The ops of attack steps, on every backend at hand, against their references and their formulas."""
 
 import math
-from collections.abc import Iterator
 from itertools import pairwise, product
 
 import pytest
 import torch
+from helpers.attack_tensors import attack_tensors
 from torch import Tensor
 
 from pyengm.ops import (
@@ -24,7 +24,7 @@ from pyengm.ops import (
     row_norms,
     row_sums,
 )
-from pyengm.ops._memory_format import number_type
+from pyengm.ops._memory_format import computation_dtype
 
 SHAPES = [(1, 1), (5, 3, 7, 11), (3, 123), (7,), (2, 3, 224, 224), (129, 1, 5, 5), (6, 3, 4, 4), (3, 16385)]
 DTYPES = [torch.float32, torch.float64]
@@ -32,38 +32,12 @@ STORAGE = [*DTYPES, torch.bfloat16, torch.float16]
 ATAS = {"eps": 0.1, "step_scale": 0.2, "c": 5.0, "min_step": 0.01, "max_step": 0.15}
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def backend(request) -> str:
-    if request.param not in available_backends():
-        pytest.skip(f"the {request.param} kernels were not built")
-    return request.param
-
-
-@pytest.fixture(autouse=True)
-def poison() -> Iterator[None]:
-    """Memory that torch.empty gives starts as nan, or as the largest integer."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def images(shape, dtype=torch.float32, device="cpu", seed=0) -> tuple[Tensor, Tensor, Tensor]:
-    """x in [0, 1], an iterate that leaves ball and range here and there, a gradient with zeros."""
-    g = torch.Generator().manual_seed(seed)
-    x = torch.rand(shape, generator=g, dtype=dtype)
-    x_adv = x + 0.3 * torch.randn(shape, generator=g, dtype=dtype)
-    grad = torch.randn(shape, generator=g, dtype=dtype)
-    grad[torch.rand(shape, generator=g) < 0.1] = 0.0
-    return x_adv.to(device), grad.to(device), x.to(device)
-
-
 def elements(t: Tensor) -> int:
     return math.prod(t.shape[1:])
 
 
 def close(got: Tensor, expected: Tensor, d: int, scale: float = 1.0) -> None:
-    """Within one rounding to the dtype after sums of d terms in float64, in any order, of the size `scale`."""
+    """Within one rounding to the dtype, after sums of d terms of size `scale` in float64, in any order."""
     rtol = torch.finfo(got.dtype).eps
     torch.testing.assert_close(got, expected, rtol=rtol, atol=scale * (d + 8) * 2.0**-52, equal_nan=True)
 
@@ -92,7 +66,7 @@ def _fosc_step(x_adv, grad, x, backend=None):
 
 
 def _atas(x_adv, grad, x, backend=None):
-    x_adv, v = x_adv.clone(), x.new_ones(len(x), dtype=number_type(x))
+    x_adv, v = x_adv.clone(), x.new_ones(len(x), dtype=computation_dtype(x.dtype))
     return atas_step_(x_adv, grad, x, v, **ATAS, backend=backend), x_adv, v
 
 
@@ -105,10 +79,14 @@ class TestAll:
     @pytest.mark.parametrize("dtype", STORAGE)
     @pytest.mark.parametrize("shape", SHAPES)
     def test_against_reference(self, backend, run, shape, dtype):
-        inputs = images(shape, dtype, backend)
+        inputs = attack_tensors(shape, dtype, backend)
         d = elements(inputs[0])
         for got, expected in zip(run(*inputs, backend), run(*inputs, "reference"), strict=True):
-            assert got.dtype in (torch.bool, number_type(got), *([dtype] if got.dim() == inputs[0].dim() else []))
+            assert got.dtype in (
+                torch.bool,
+                computation_dtype(got.dtype),
+                *([dtype] if got.dim() == inputs[0].dim() else []),
+            )
             if got.dtype == torch.bool:
                 assert torch.equal(got, expected)
             else:
@@ -117,7 +95,7 @@ class TestAll:
     @all_ops
     @pytest.mark.parametrize("shape", [(9, 3, 5, 7), (9, 3, 32, 32)])
     def test_an_example_does_not_depend_on_its_batch(self, backend, run, shape):
-        inputs = images(shape, device=backend)
+        inputs = attack_tensors(shape, device=backend)
         whole = run(*inputs)
         for pieces in ((1,) * 9, (4, 5), (2, 6, 1)):
             parts = zip(*(run(*piece) for piece in zip(*(t.split(pieces) for t in inputs), strict=True)), strict=True)
@@ -128,7 +106,7 @@ class TestAll:
     @pytest.mark.parametrize("dtype", STORAGE)
     @pytest.mark.parametrize("shape", [(64, 1028), (5, 40_003)])  # 4 chunks of the CPU kernels, 5 pieces of CUDA's
     def test_any_alignment_and_any_number_of_threads_give_the_same_bits(self, backend, run, shape, dtype):
-        inputs = images(shape, dtype, backend)
+        inputs = attack_tensors(shape, dtype, backend)
         expected = run(*inputs)
 
         def shift(t: Tensor, by: int) -> Tensor:
@@ -145,18 +123,18 @@ class TestAll:
             assert all(map(torch.equal, again, expected))
 
     @all_ops
-    def test_channels_last_and_foreign_layouts(self, backend, run):
-        inputs = images((3, 4, 6, 5), device=backend)
+    def test_channels_last_and_other_strides(self, backend, run):
+        inputs = attack_tensors((3, 4, 6, 5), device=backend)
         expected = run(*inputs, "reference")
         channels_last = [t.to(memory_format=torch.channels_last, copy=True) for t in inputs]
-        foreign = [inputs[0], *(t.transpose(2, 3).contiguous().transpose(2, 3) for t in inputs[1:])]
-        for changed in (channels_last, [channels_last[0], *inputs[1:]], foreign):
+        strided = [inputs[0], *(t.transpose(2, 3).contiguous().transpose(2, 3) for t in inputs[1:])]
+        for changed in (channels_last, [channels_last[0], *inputs[1:]], strided):
             for got, truth in zip(run(*changed), expected, strict=True):
                 close(got.double(), truth.double(), 2**30)  # 2**-22: one rounding to float32
 
     @all_ops
     @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (0,), (3, 0)])
-    def test_nothing_to_do(self, backend, run, shape):
+    def test_no_elements(self, backend, run, shape):
         x = torch.empty(shape, device=backend)
         for kind in ("reference", backend):
             for result in run(x, x.clone(), x.clone(), kind):
@@ -166,14 +144,14 @@ class TestAll:
     @all_ops
     def test_inference_mode(self, backend, run):
         with torch.inference_mode():
-            inputs = images((2, 3), device=backend)
+            inputs = attack_tensors((2, 3), device=backend)
             for got, expected in zip(run(*inputs), run(*inputs, "reference"), strict=True):
                 close(got.double(), expected.double(), 2**30)
 
     @all_ops
     @pytest.mark.parametrize("index", [0, 1, 2])
     def test_requires_grad(self, run, index):
-        inputs = list(images((2, 3)))
+        inputs = list(attack_tensors((2, 3)))
         inputs[index].requires_grad_()
         if run is _norms and index != 1:
             return
@@ -185,11 +163,11 @@ class TestAll:
     @all_ops
     def test_unknown_backend(self, run):
         with pytest.raises(ValueError, match="expected None or one of"):
-            run(*images((2, 3)), "opencl")
+            run(*attack_tensors((2, 3)), "opencl")
 
     @pytest.mark.parametrize("name", ["pgd_l2_step_", "fosc_step_", "atas_step_"])
     def test_changes_bump_the_version(self, backend, name):
-        x_adv, grad, x = images((2, 3), device=backend)
+        x_adv, grad, x = attack_tensors((2, 3), device=backend)
         active, v = torch.ones(2, dtype=torch.bool, device=backend), torch.ones(2, device=backend)
         changed, step = {
             "pgd_l2_step_": ([x_adv], lambda: pgd_l2_step_(x_adv, grad, x, 0.1, 0.1)),
@@ -205,10 +183,10 @@ class TestAll:
             saving.sum().backward()
 
     STEPS = (
-        lambda a, g, x, **k: pgd_l2_step_(a, g, x, **{"step": 0.1, "eps": 0.1} | k),
+        lambda a, g, x, **k: pgd_l2_step_(a, g, x, **{"step_size": 0.1, "eps": 0.1} | k),
         lambda a, g, x, **k: fosc(a, g, x, **{"eps": 0.1} | k),
         lambda a, g, x, **k: fosc_step_(
-            a, g, x, **{"active": torch.ones(2) > 0, "step": 0.1, "eps": 0.1, "threshold": 0.0} | k
+            a, g, x, **{"active": torch.ones(2) > 0, "step_size": 0.1, "eps": 0.1, "threshold": 0.0} | k
         ),
         lambda a, g, x, **k: atas_step_(a, g, x, **{"v": torch.ones(2)} | ATAS | k),
     )
@@ -228,7 +206,7 @@ class TestAll:
         ],
     )
     def test_bad_arguments(self, op, change, message):
-        inputs = dict(zip("agx", images((2, 3)), strict=True))
+        inputs = dict(zip("agx", attack_tensors((2, 3)), strict=True))
         with pytest.raises(ValueError, match=message):
             op(**inputs | change)
 
@@ -239,12 +217,12 @@ class TestAll:
         [
             *((op, {"a": torch.zeros(3, 2).t()}, "contiguous or channels_last") for op in (L2, FOSC_STEP, ATAS_STEP)),
             *((op, {"lo": 2.0}, "lo <= hi") for op in (L2, FOSC_STEP, ATAS_STEP)),
-            (L2, {"step": torch.zeros(3)}, r"step of shape \(2,\)"),
-            (L2, {"step": math.inf}, "finite step"),
+            (L2, {"step_size": torch.zeros(3)}, r"step_size of shape \(2,\)"),
+            (L2, {"step_size": math.inf}, "finite step_size"),
             (L2, {"mask": torch.ones(2)}, "mask of shape"),
             (FOSC, {"norm": "l1"}, "linf, l2"),
             (FOSC, {"eps": math.inf}, "finite eps"),
-            (FOSC_STEP, {"step": math.nan}, "finite step"),
+            (FOSC_STEP, {"step_size": math.nan}, "finite step_size"),
             (FOSC_STEP, {"threshold": math.nan}, "threshold"),
             (FOSC_STEP, {"active": torch.ones(2)}, "active of shape"),
             (FOSC_STEP, {"active": (torch.ones(4) > 0)[::2]}, "contiguous"),
@@ -252,12 +230,12 @@ class TestAll:
             (ATAS_STEP, {"v": torch.ones(4)[::2]}, "contiguous"),
             (ATAS_STEP, {"c": 0.0}, "c > 0"),
             (ATAS_STEP, {"step_scale": math.inf}, "step_scale > 0"),
-            (ATAS_STEP, {"min_step": 0.2}, "low <= high"),
+            (ATAS_STEP, {"min_step": 0.2}, "min_step <= max_step"),
             (ATAS_STEP, {"beta": 1.1}, "beta between"),
         ],
     )
-    def test_bad_numbers(self, op, change, message):
-        inputs = dict(zip("agx", images((2, 3)), strict=True))
+    def test_bad_values(self, op, change, message):
+        inputs = dict(zip("agx", attack_tensors((2, 3)), strict=True))
         with pytest.raises(ValueError, match=message):
             op(**inputs | change)
 
@@ -268,7 +246,7 @@ class TestAll:
             with pytest.raises(ValueError, match="separate memory"):
                 op(*inputs)
 
-    def test_overlap_of_what_belongs_to_the_examples(self):
+    def test_overlap_of_values_per_example(self):
         memory = torch.rand(2, 4)
         with pytest.raises(ValueError, match="x_adv and v in separate memory"):
             atas_step_(memory, torch.rand(2, 4), torch.rand(2, 4), memory[0, :2], **ATAS)
@@ -280,7 +258,7 @@ class TestAll:
 
 class TestRowNorms:
     def test_formula(self, backend):
-        t = images((5, 3, 7), torch.float64, backend)[1]
+        t = attack_tensors((5, 3, 7), torch.float64, backend)[1]
         for (row,), norm in zip(rows(t), row_norms(t).tolist(), strict=True):
             assert norm == pytest.approx(math.sqrt(math.fsum(v * v for v in row)), rel=2**-50)
 
@@ -292,7 +270,7 @@ class TestRowNorms:
         torch.testing.assert_close(row_norms(t, backend=kind).tolist(), [norm, norm], rtol=2**-23, atol=0)
 
     @pytest.mark.parametrize("d", [1, 7, 8, 31, 33, 3072])
-    def test_nan_and_inf_pass(self, backend, d):
+    def test_nan_and_inf_are_kept(self, backend, d):
         t = torch.ones(4, d, device=backend)
         t[1, -1], t[2, 0], t[3] = math.nan, -math.inf, 0.0
         for kind in ("reference", backend):
@@ -303,12 +281,12 @@ class TestRowNorms:
 
 
 def l2_step(a, g, c, step, eps, lo, hi) -> list[float]:
-    """One example in Python floats, as the docstring of pgd_l2_step_ has it."""
+    """One example in Python floats, by the formula in the docstring of pgd_l2_step_."""
     norm = math.sqrt(math.fsum(v * v for v in g))
     moves = 0 < norm < math.inf
     delta = [av + (step * gv / norm if moves else 0.0) - cv for av, gv, cv in zip(a, g, c, strict=True)]
-    length = math.sqrt(math.fsum(v * v for v in delta))
-    shrink = eps / length if length > eps else 1.0
+    delta_norm = math.sqrt(math.fsum(v * v for v in delta))
+    shrink = eps / delta_norm if delta_norm > eps else 1.0
     return [min(max(cv + shrink * v, lo), hi) for cv, v in zip(c, delta, strict=True)]
 
 
@@ -316,7 +294,7 @@ class TestPgdL2Step:
     @pytest.mark.parametrize("eps", [0.0, 0.7, 1e3, math.inf])
     @pytest.mark.parametrize("step", [0.0, 0.3, -0.3, 50.0, 1e12])
     def test_formula(self, backend, eps, step):
-        x_adv, grad, x = images((4, 3, 9), torch.float64, backend)
+        x_adv, grad, x = attack_tensors((4, 3, 9), torch.float64, backend)
         got = pgd_l2_step_(x_adv.clone(), grad, x, step, eps, lo=0.2, hi=0.9)
         for (a, g, c), (result,) in zip(rows(x_adv, grad, x), rows(got), strict=True):
             assert result == pytest.approx(l2_step(a, g, c, step, eps, 0.2, 0.9), abs=2**-45)
@@ -324,9 +302,9 @@ class TestPgdL2Step:
     @pytest.mark.parametrize("dtype", STORAGE)
     @pytest.mark.parametrize("shape", SHAPES)
     def test_per_example_step_and_mask(self, backend, shape, dtype):
-        x_adv, grad, x = images(shape, dtype, backend)
+        x_adv, grad, x = attack_tensors(shape, dtype, backend)
         n, d = shape[0], elements(x)
-        steps = torch.linspace(0.0, 2.0, 2 * n, dtype=number_type(x), device=backend)[::2]
+        steps = torch.linspace(0.0, 2.0, 2 * n, dtype=computation_dtype(x.dtype), device=backend)[::2]
         mask = (torch.arange(2 * n, device=backend) % 3 > 0)[::2]
         expected = pgd_l2_step_(x_adv.clone(), grad, x, steps, 1.0, mask=mask, backend="reference")
         got = pgd_l2_step_(x_adv.clone(), grad, x, steps, 1.0, mask=mask, backend=backend)
@@ -335,8 +313,8 @@ class TestPgdL2Step:
         one = pgd_l2_step_(x_adv[-1:].clone(), grad[-1:], x[-1:], steps[-1].item(), 1.0)
         assert torch.equal(one[0], got[-1] if mask[-1] else one[0])
 
-    def test_the_result_is_in_the_ball_and_the_step_has_its_length(self, backend):
-        x_adv, grad, x = images((50, 3, 8, 8), device=backend)
+    def test_the_result_is_in_the_ball_and_the_step_has_its_size(self, backend):
+        x_adv, grad, x = attack_tensors((50, 3, 8, 8), device=backend)
         got = pgd_l2_step_(x_adv.clone(), grad, x, 0.3, 0.5, lo=-10, hi=10)
         assert row_norms(got - x).max() <= 0.5 * (1 + 2**-20)  # every element is rounded to float32
         got = pgd_l2_step_(x.clone(), grad, x, 0.3, 0.5, lo=-10, hi=10)
@@ -345,7 +323,7 @@ class TestPgdL2Step:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("kind", ["zero", "nan", "inf"])
     def test_a_gradient_without_a_direction_moves_nothing(self, backend, kind, dtype):
-        x_adv, grad, x = images((3, 21), dtype, backend)
+        x_adv, grad, x = attack_tensors((3, 21), dtype, backend)
         grad = (
             torch.zeros_like(grad)
             if kind == "zero"
@@ -367,7 +345,7 @@ class TestPgdL2Step:
 class TestFosc:
     @pytest.mark.parametrize("norm", ["linf", "l2"])
     def test_formula(self, backend, norm):
-        x_adv, grad, x = images((4, 3, 9), torch.float64, backend)
+        x_adv, grad, x = attack_tensors((4, 3, 9), torch.float64, backend)
         for (a, g, c), got in zip(rows(x_adv, grad, x), fosc(x_adv, grad, x, 0.3, norm=norm).tolist(), strict=True):
             dual = math.fsum(map(abs, g)) if norm == "linf" else math.sqrt(math.fsum(v * v for v in g))
             dot = math.fsum((av - cv) * gv for av, gv, cv in zip(a, g, c, strict=True))
@@ -375,14 +353,14 @@ class TestFosc:
 
     @pytest.mark.parametrize("d", [1, 3, 10])
     def test_the_largest_gain_over_the_vertices_of_the_ball(self, backend, d):
-        x_adv, grad, x = images((3, d), torch.float64)
+        x_adv, grad, x = attack_tensors((3, d), torch.float64)
         vertices = torch.tensor(list(product((-0.3, 0.3), repeat=d)), dtype=x.dtype)
         gains = ((x[:, None] + vertices - x_adv[:, None]) * grad[:, None]).sum(2)
         got = fosc(*(t.to(backend) for t in (x_adv, grad, x)), 0.3).cpu()
         torch.testing.assert_close(got, gains.max(1).values, rtol=0, atol=2**-48)
 
     def test_no_point_of_the_l2_ball_gains_more(self, backend):
-        x_adv, grad, x = images((3, 6), torch.float64, backend)
+        x_adv, grad, x = attack_tensors((3, 6), torch.float64, backend)
         directions = torch.randn(1000, 3, 6, dtype=x.dtype, device=backend)
         points = x + 0.3 * directions / directions.norm(dim=2, keepdim=True)
         gains = ((points - x_adv) * grad).sum(2)
@@ -390,7 +368,7 @@ class TestFosc:
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_at_least_zero_in_the_ball_and_zero_at_the_maximum(self, backend, dtype):
-        x_adv, grad, x = images((20, 3, 8, 8), dtype, backend)
+        x_adv, grad, x = attack_tensors((20, 3, 8, 8), dtype, backend)
         tolerance = 0.25 * torch.finfo(dtype).eps * 192  # x_adv is rounded: per element eps/4, times |grad|
         bound = {"linf": tolerance * grad.flatten(1).abs().max(1).values, "l2": tolerance * row_norms(grad)}
         unit = grad / row_norms(grad).view(-1, 1, 1, 1)
@@ -405,8 +383,8 @@ class TestFosc:
             assert (fosc(best[norm], grad, x, 0.25, norm=norm).abs() <= 4 * bound[norm]).all()
             assert (fosc(x, grad, x, 0.25, norm=norm) > 0).all()
 
-    def test_nan_passes(self, backend):
-        x_adv, grad, x = images((3, 21), device=backend)
+    def test_nan_is_kept(self, backend):
+        x_adv, grad, x = attack_tensors((3, 21), device=backend)
         grad[1, 20] = math.nan
         for kind in ("reference", backend):
             for norm in ("linf", "l2"):
@@ -417,19 +395,19 @@ class TestFoscStep:
     @pytest.mark.parametrize("shape", SHAPES)
     @pytest.mark.parametrize("dtype", STORAGE)
     def test_is_fosc_then_a_masked_step(self, backend, shape, dtype):
-        x_adv, grad, x = images(shape, dtype, backend)
+        x_adv, grad, x = attack_tensors(shape, dtype, backend)
         active = torch.arange(shape[0], device=backend) % 4 > 0
         condition = fosc(x_adv, grad, x, 0.1)
         for threshold in (-math.inf, condition.median().item(), math.inf):
-            moved, still = x_adv.clone(), active.clone()
-            got = fosc_step_(moved, grad, x, still, 0.03, 0.1, threshold, lo=0.1, hi=0.8)
+            moved, remaining = x_adv.clone(), active.clone()
+            got = fosc_step_(moved, grad, x, remaining, 0.03, 0.1, threshold, lo=0.1, hi=0.8)
             assert torch.equal(got, condition)
-            assert torch.equal(still, active & ~(condition <= threshold))
-            assert torch.equal(moved, pgd_linf_step_(x_adv.clone(), grad, x, 0.03, 0.1, lo=0.1, hi=0.8, mask=still))
+            assert torch.equal(remaining, active & ~(condition <= threshold))
+            assert torch.equal(moved, pgd_linf_step_(x_adv.clone(), grad, x, 0.03, 0.1, lo=0.1, hi=0.8, mask=remaining))
 
     @pytest.mark.parametrize("kind", ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
     @pytest.mark.parametrize("value", [0.1, 0.3, 0.7])
-    def test_the_threshold_itself_retires(self, kind, value):
+    def test_the_threshold_itself_deactivates(self, kind, value):
         """0.1 in float32 is above 0.1: the threshold is compared in the dtype of the condition."""
         device = "cuda" if kind == "cuda" else "cpu"
         x, active = torch.zeros(1, 1, device=device), torch.ones(1, dtype=torch.bool, device=device)
@@ -447,8 +425,8 @@ class TestFoscStep:
             assert active.tolist() == [True, False]
             assert torch.equal(x_adv, x)
 
-    def test_an_attack_on_a_linear_loss_retires_every_example(self, backend):
-        _, grad, x = images((5, 3, 4, 4), device=backend)
+    def test_an_attack_on_a_linear_loss_deactivates_every_example(self, backend):
+        _, grad, x = attack_tensors((5, 3, 4, 4), device=backend)
         x_adv, active = x.clone(), torch.ones(5, dtype=torch.bool, device=backend)
         conditions = [fosc_step_(x_adv, grad, x, active, 0.03, 0.1, 1e-4, lo=-1, hi=2) for _ in range(5)]
         assert all((b <= a + 1e-5).all() for a, b in pairwise(conditions))
@@ -459,15 +437,15 @@ class TestFoscStep:
 class TestAtasStep:
     @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
     @pytest.mark.parametrize(("min_step", "max_step"), [(0.0, math.inf), (0.05, 0.12), (0.1, 0.1)])
-    def test_formula(self, backend, beta, low, high):
-        x_adv, grad, x = images((6, 3, 9), torch.float64, backend)
+    def test_formula(self, backend, beta, min_step, max_step):
+        x_adv, grad, x = attack_tensors((6, 3, 9), torch.float64, backend)
         v = torch.linspace(0.0, 50.0, 6, dtype=x.dtype, device=backend)
         got, new_v = x_adv.clone(), v.clone()
-        numbers = {"eps": 0.3, "step_scale": 0.4, "c": 3.0, "min_step": low, "max_step": high, "beta": beta}
-        sizes = atas_step_(got, grad, x, new_v, **numbers, lo=0.1, hi=0.8)
+        bounds = {"min_step": min_step, "max_step": max_step}
+        sizes = atas_step_(got, grad, x, new_v, eps=0.3, step_scale=0.4, c=3.0, beta=beta, **bounds, lo=0.1, hi=0.8)
         for i, (a, g, c, result) in enumerate(rows(x_adv, grad, x, got)):
             average = beta * v[i].item() + (1 - beta) * math.fsum(t * t for t in g)
-            size = min(max(0.4 / (1 + math.sqrt(average) / 3.0), low), high)
+            size = min(max(0.4 / (1 + math.sqrt(average) / 3.0), min_step), max_step)
             assert new_v[i].item() == pytest.approx(average, rel=2**-48)
             assert sizes[i].item() == pytest.approx(size, rel=2**-48)
             for j, stepped in enumerate(result):
@@ -477,28 +455,28 @@ class TestAtasStep:
 
     @pytest.mark.parametrize("dtype", STORAGE)
     @pytest.mark.parametrize("shape", SHAPES)
-    def test_the_step_is_that_of_its_sizes_and_the_sizes_those_of_v(self, backend, shape, dtype):
-        x_adv, grad, x = images(shape, dtype, backend)
-        got, v = x_adv.clone(), x.new_ones(len(x), dtype=number_type(x))
+    def test_step_follows_from_sizes_and_sizes_from_v(self, backend, shape, dtype):
+        x_adv, grad, x = attack_tensors(shape, dtype, backend)
+        got, v = x_adv.clone(), x.new_ones(len(x), dtype=computation_dtype(x.dtype))
         sizes = atas_step_(got, grad, x, v, **ATAS)
         assert torch.equal(got, pgd_linf_step_(x_adv.clone(), grad, x, sizes, ATAS["eps"]))
         expected = ATAS["step_scale"] / (1 + v.double().sqrt() / ATAS["c"])
         close(sizes, expected.clamp(ATAS["min_step"], ATAS["max_step"]).to(v.dtype), 0)
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_sizes_keep_their_bounds_and_fall_with_the_gradient(self, backend, dtype):
-        x_adv, grad, x = images((40, 30), dtype, backend)
+    def test_sizes_are_bounded_and_decrease_with_the_gradient(self, backend, dtype):
+        x_adv, grad, x = attack_tensors((40, 30), dtype, backend)
         scale = torch.logspace(-8, 8, 40, dtype=dtype, device=backend)[:, None]
         sizes = atas_step_(x_adv, grad.sign() * scale, x, x.new_zeros(40), **ATAS)
-        low, high = (torch.tensor(ATAS[name], dtype=dtype, device=backend) for name in ("min_step", "max_step"))
-        assert sizes[0] == high
-        assert sizes[-1] == low
-        assert ((low <= sizes) & (sizes <= high)).all()
+        least, most = (torch.tensor(ATAS[name], dtype=dtype, device=backend) for name in ("min_step", "max_step"))
+        assert sizes[0] == most
+        assert sizes[-1] == least
+        assert ((least <= sizes) & (sizes <= most)).all()
         assert (sizes.diff() <= 0).all()
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])  # the square of 1e30 is not a float32
-    def test_where_v_would_not_be_finite_the_example_stays(self, backend, bad):
-        x_adv, grad, x = images((3, 21), device=backend)
+    def test_an_example_does_not_move_where_v_would_not_be_finite(self, backend, bad):
+        x_adv, grad, x = attack_tensors((3, 21), device=backend)
         grad[1, 20] = bad
         for kind in ("reference", backend):
             got, v = x_adv.clone(), x.new_full((3,), 4.0)
@@ -520,15 +498,15 @@ def _linf(x_adv, grad, x):
 
 def _philox(x_adv, grad, x):
     index = (x_adv.flatten(1)[:, 0] * 1000).long()
-    key = {"seed": 1, "purpose": Purpose.NOISE}
+    key = {"seed": 1, "purpose": Purpose.START}
     return philox_uniform(index, x.shape[1:], **key), philox_normal(index, x.shape[1:], **key)
 
 
 def _crop_flip(x_adv, grad, x):
     images = (x.view(len(x), -1, 4, 4) * 255).byte()
-    numbers = (images[:, 0, 0, 0] % 3).long()
+    offsets = (images[:, 0, 0, 0] % 3).long()
     return tuple(
-        crop_flip(images, numbers, numbers, numbers > 0, 1, positions=numbers, channels_last=last)
+        crop_flip(images, offsets, offsets, offsets > 0, 1, positions=offsets, channels_last=last)
         for last in (False, True)
     )
 
@@ -542,7 +520,7 @@ def _weights(x_adv, grad, x):
 @pytest.mark.gpu
 @pytest.mark.skipif("cuda" not in available_backends(), reason="the cuda kernels were not built")
 class TestOnCuda:
-    """Streams, CUDA graphs and sizes that a CPU has no word for."""
+    """Streams, CUDA graphs and large sizes."""
 
     EVERY = RUNS | {
         "pgd_linf_step_": _linf,
@@ -556,7 +534,7 @@ class TestOnCuda:
     @every_op
     @pytest.mark.parametrize("shape", [(6, 3, 4, 4), (3, 2, 128, 128)])  # one block a row, several blocks a row
     def test_a_captured_graph_follows_its_inputs(self, run, shape):
-        inputs = images(shape, device="cuda")
+        inputs = attack_tensors(shape, device="cuda")
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -566,7 +544,7 @@ class TestOnCuda:
         with torch.cuda.graph(graph):
             captured = run(*inputs)
         for seed in (1, 2):
-            for t, new in zip(inputs, images(shape, device="cuda", seed=seed), strict=True):
+            for t, new in zip(inputs, attack_tensors(shape, device="cuda", seed=seed), strict=True):
                 t.copy_(new)
             expected = run(*inputs)
             graph.replay()
@@ -575,12 +553,12 @@ class TestOnCuda:
 
     @every_op
     def test_runs_on_the_current_stream(self, run):
-        new = images((6, 3, 128, 128), device="cuda")
+        new = attack_tensors((6, 3, 128, 128), device="cuda")
         expected = run(*new)
         inputs = [torch.zeros_like(t) for t in new]
         torch.cuda.synchronize()
         with torch.cuda.stream(torch.cuda.Stream()):
-            torch.cuda._sleep(50_000_000)  # cycles: whoever does not wait reads zeros
+            torch.cuda._sleep(50_000_000)  # cycles: a kernel that does not wait reads zeros
             for t, value in zip(inputs, new, strict=True):
                 t.copy_(value)
             got = run(*inputs)
@@ -597,7 +575,7 @@ class TestOnCuda:
             for got, truth in zip(row_sums(g, x), expected, strict=True):
                 close(got, truth.to(dtype), shape[1], scale=8.0 * shape[1] ** 0.5)
 
-    def test_more_than_2_to_the_31_numbers(self):
+    def test_more_than_2_to_the_31_elements(self):
         d = 3 * 224 * 224
         n = 2**31 // d + 3
         if torch.cuda.mem_get_info()[0] < 4 * 2 * n * d:
@@ -619,12 +597,12 @@ class TestOnCuda:
 
 
 class TestContract:
-    """What torch asks of an operator."""
+    """What torch requires of an operator."""
 
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
     def test_opcheck(self, layout):
         op = torch.ops.pyengm
-        x_adv, grad, x = (t.to(memory_format=layout) for t in images((3, 2, 4, 5)))
+        x_adv, grad, x = (t.to(memory_format=layout) for t in attack_tensors((3, 2, 4, 5)))
         mask = torch.tensor([True, False, True])
         check = torch.library.opcheck
         check(op.row_norms.default, (grad,))
@@ -644,10 +622,10 @@ class TestContract:
 
         compiled = torch.compile(attack_step, fullgraph=True, backend="aot_eager")
         for n in (4, 6):
-            arguments = (*images((n, 3, 5, 5)), torch.arange(n) % 2 > 0, torch.rand(n))
+            arguments = (*attack_tensors((n, 3, 5, 5)), torch.arange(n) % 2 > 0, torch.rand(n))
             assert all(map(torch.equal, compiled(*arguments), attack_step(*arguments)))
 
-    def test_reference_serves_devices_without_kernels(self):
+    def test_devices_without_kernels_run_the_reference(self):
         x_adv, grad, x = (torch.rand(4, 3, device="meta") for _ in range(3))
         assert row_norms(grad).shape == fosc(x_adv, grad, x, 0.1).shape == (4,)
         assert pgd_l2_step_(x_adv, grad, x, 0.1, 0.1).shape == (4, 3)

@@ -91,7 +91,7 @@ class TestAgainstAutograd:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_vanishing_gradient_is_not_negative(backend):
-    """Terms cancel where g sums to zero over equal patches, as behind a norm layer: never a square below zero."""
+    """Terms cancel where g sums to zero over equal patches, as after a norm layer; a square is still not negative."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(50, 8, 1, 1, generator=generator).expand(50, 8, 9, 9)
     g = torch.randn(50, 8, 9, 9, generator=generator)
@@ -121,7 +121,7 @@ class TestMemory:
         torch.testing.assert_close(form(x, g, *self.SHAPE[4:]), expected, rtol=1e-12, atol=0)
 
     @pytest.mark.parametrize("poison", [math.nan, math.inf])
-    def test_a_broken_example_stays_alone(self, form, poison):
+    def test_nan_and_inf_stay_in_their_example(self, form, poison):
         x, g = batch(5, 5, 6, (9, 7), (3, 3), (1, 1), (1, 1), (1, 1), dtype=torch.float32)
         expected = form(x, g, (3, 3), padding=(1, 1))
         x[1, 2, 4, 3] = g[3, 1, 2, 2] = poison
@@ -134,7 +134,7 @@ class TestMemory:
         x, g = batch(*self.SHAPE, dtype=torch.float32)
         out, gradients = torch.full((3,), math.nan), torch.full((3, 6, 5, 3, 2), math.nan)
         layouts = [[*t.shape, *t.stride()] for t in (x, g)]
-        window = [number for pair in self.SHAPE[4:] for number in pair]
+        window = [size for pair in self.SHAPE[4:] for size in pair]
         outputs = [t.data_ptr() for t in (out, gradients)][: FORMS.index(form) + 1]
         kernel = getattr(CPU_MODULE, f"{form.__name__}_f32")
         kernel(*outputs, x.data_ptr(), g.data_ptr(), *layouts, window)
@@ -142,7 +142,7 @@ class TestMemory:
         assert form is conv_gram_sqnorm or torch.equal(gradients, conv_gradients(x, g, *self.SHAPE[4:])[1])
 
     @pytest.mark.parametrize("dtype", TOLERANCE)
-    def test_threads_and_companions_change_no_bit(self, form, dtype):
+    def test_threads_and_other_examples_change_no_bit(self, form, dtype):
         x, g = batch(7, 9, 11, (13, 10), (3, 3), (1, 1), (1, 1), (1, 1), dtype=dtype)
         window = ((3, 3), (1, 1), (1, 1), (1, 1))
         threads = torch.get_num_threads()

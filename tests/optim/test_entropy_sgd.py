@@ -7,13 +7,13 @@ import pickle
 
 import pytest
 import torch
+from helpers.small_problems import cnn4, images_and_labels, theta
 from torch import nn
 from torch.nn import functional as F
 
 from pyengm import EntropySGD, EntropySGD2
 from pyengm.attacks import PGD
 from pyengm.errors import ConfigError, NonFiniteError
-from pyengm.models import build
 from pyengm.ops import Key
 from pyengm.optim import CLOSURE_OPTIMIZERS
 
@@ -21,13 +21,11 @@ KINDS = list(CLOSURE_OPTIMIZERS.values())
 
 
 def network(norm="gn", dtype=torch.float64):
-    torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype)
+    return cnn4(norm, dtype)
 
 
 def batch(seed, n=5, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(n, 1, 8, 8, generator=generator, dtype=dtype), torch.randint(0, 10, (n,), generator=generator)
+    return images_and_labels(n, seed, dtype)
 
 
 def closure_of(model, start=0):
@@ -42,17 +40,15 @@ def closure_of(model, start=0):
     return closure
 
 
-def theta(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
 def flat_gradient(model, values, closure):
     """The gradient of the closure's mean loss at the weights `values`."""
     nn.utils.vector_to_parameters(values, model.parameters())
     return torch.cat([g.flatten() for g in torch.autograd.grad(closure().mean(), list(model.parameters()))])
 
 
-def derived(model, closure, steps, *, L, second=False, published=False, nesterov=True, momentum=0.9, noise=0.0, seed=0):
+def derived(
+    model, closure, steps, *, inner_steps, second=False, published=False, nesterov=True, momentum=0.9, noise=0.0, seed=0
+):
     """theta after some outer steps, from the formulas with mu, nu and x' themselves; weight decay 0.01, rates 0.1."""
     lr, rate, a, gamma0, gamma1, decay = 0.2, 0.1, 0.75, 0.3, 0.5, 0.01
     generator = torch.Generator().manual_seed(seed)
@@ -63,7 +59,7 @@ def derived(model, closure, steps, *, L, second=False, published=False, nesterov
             opening = flat_gradient(model, x, closure)
             outer = opening if outer is None else outer
         walker, mu, nu, inner = x.clone(), x.clone(), x**2, torch.zeros_like(x)
-        for _ in range(L):
+        for _ in range(inner_steps):
             g = flat_gradient(model, walker, closure) + decay * walker
             inner = momentum * inner + g
             d = g + momentum * inner if nesterov else inner
@@ -89,7 +85,7 @@ OPTIONS = {"lr": 0.2, "weight_decay": 0.01, "inner_lr": 0.1, "averaging": 0.75, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_three_outer_steps_by_the_formulas(kind, published, noise, nesterov):
     model, twin = network(), network()
-    options = {"nesterov": nesterov, "noise": noise, "L": 5}
+    options = {"nesterov": nesterov, "noise": noise, "inner_steps": 5}
     optimizer = kind(model.parameters(), **OPTIONS, **options, as_published=published, seed=3)
     closure = closure_of(model)
     for _ in range(3):
@@ -103,7 +99,7 @@ def test_three_outer_steps_by_the_formulas(kind, published, noise, nesterov):
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_inner_steps_it_is_nesterov_sgd(kind):
     model, twin = network("bn", torch.float32), network("bn", torch.float32)
-    optimizer = kind(model.parameters(), lr=0.1, L=0)
+    optimizer = kind(model.parameters(), lr=0.1, inner_steps=0)
     plain = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     closure, other = closure_of(model), closure_of(twin)
     for _ in range(4):
@@ -126,7 +122,7 @@ class TestSecondOrder:
     def test_on_a_quadratic_it_is_a_linear_recursion(self):
         """x'_k - x = ((1 - c)^k - 1) f x with c = 0.1 (h + gamma) and f = h / (h + gamma), for every eigenvalue h."""
         a, gamma, rate, steps = 0.6, 0.8, 0.1, 7
-        found, h = self.quadratic(EntropySGD2, L=steps, averaging=a, gamma0=gamma, inner_lr=rate)
+        found, h = self.quadratic(EntropySGD2, inner_steps=steps, averaging=a, gamma0=gamma, inner_lr=rate)
         x = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
         weights = [a**steps, *((1 - a) * a ** (steps - k) for k in range(1, steps + 1))]
         moved = [((1 - rate * (h + gamma)) ** k - 1) * h / (h + gamma) for k in range(steps + 1)]
@@ -136,12 +132,12 @@ class TestSecondOrder:
             x = x + 0.3 * mean * x / (1 - gamma * variance * x**2)
         torch.testing.assert_close(found, x, rtol=0, atol=1e-6)
 
-    @pytest.mark.parametrize("options", [{"averaging": 0.0}, {"gamma0": 0.0}, {"L": 0}])
+    @pytest.mark.parametrize("options", [{"averaging": 0.0}, {"gamma0": 0.0}, {"inner_steps": 0}])
     def test_without_covariance_it_is_the_first_order(self, options):
         assert self.quadratic(EntropySGD2, **options)[0].equal(self.quadratic(EntropySGD, **options)[0])
 
     def test_the_divisor_is_bounded(self):
-        found, _ = self.quadratic(EntropySGD2, gamma0=1e9, inner_lr=1e-9, L=50, averaging=0.9)
+        found, _ = self.quadratic(EntropySGD2, gamma0=1e9, inner_lr=1e-9, inner_steps=50, averaging=0.9)
         assert found.isfinite().all()
         with pytest.raises(ConfigError, match="floor is 0"):
             EntropySGD2([nn.Parameter(torch.zeros(1))], floor=0.0)
@@ -150,9 +146,9 @@ class TestSecondOrder:
 class TestSteps:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("way", ["state_dict", "torch.save", "deepcopy", "pickle"])
-    def test_goes_on_bitwise_after_a_copy(self, kind, way, tmp_path):
+    def test_resumes_bitwise_after_a_copy(self, kind, way, tmp_path):
         model = network("bn", torch.float32)
-        optimizer = kind(model.parameters(), L=3, gamma1=0.5, noise=0.1, buffers=model.buffers())
+        optimizer = kind(model.parameters(), inner_steps=3, gamma1=0.5, noise=0.1, buffers=model.buffers())
         closure = closure_of(model)
         for _ in range(2):
             optimizer.step(closure)
@@ -161,7 +157,7 @@ class TestSteps:
             twin, other = copy.deepcopy(pair) if way == "deepcopy" else pickle.loads(pickle.dumps(pair))
         else:
             twin = copy.deepcopy(model)
-            other = kind(twin.parameters(), lr=0.7, L=1, buffers=twin.buffers(), seed=9)
+            other = kind(twin.parameters(), lr=0.7, inner_steps=1, buffers=twin.buffers(), seed=9)
             state = copy.deepcopy(optimizer.state_dict())
             if way == "torch.save":
                 torch.save(state, tmp_path / "state.pt")
@@ -178,14 +174,14 @@ class TestSteps:
         results = []
         for seed in (0, 0, 1):
             model = network()
-            EntropySGD(model.parameters(), L=2, noise=0.1, seed=seed).step(closure_of(model))
+            EntropySGD(model.parameters(), inner_steps=2, noise=0.1, seed=seed).step(closure_of(model))
             results.append(theta(model))
         assert results[0].equal(results[1])
         assert not results[0].equal(results[2])
 
     def test_schedules_move_the_outer_rate(self):
         model = network()
-        optimizer = EntropySGD(model.parameters(), lr=1.0, L=1)
+        optimizer = EntropySGD(model.parameters(), lr=1.0, inner_steps=1)
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1])
         closure = closure_of(model)
         optimizer.step(closure)
@@ -195,7 +191,7 @@ class TestSteps:
 
     def test_a_switch_to_sgd(self):
         model = network()
-        optimizer = EntropySGD(model.parameters(), L=3)
+        optimizer = EntropySGD(model.parameters(), inner_steps=3)
         optimizer.step(closure_of(model))
         optimizer.switch_to_sgd()
         twin = copy.deepcopy(model)
@@ -209,18 +205,18 @@ class TestSteps:
         assert theta(model).equal(theta(twin))
         resumed = EntropySGD(twin.parameters())
         resumed.load_state_dict(optimizer.state_dict())
-        assert resumed.L == 0
+        assert resumed.inner_steps == 0
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_epochs_of_sgd_before_and_after(self, kind):
         """As three optimisers one after the other would do it."""
         options = {"weight_decay": 0.01, "gamma1": 0.5, "noise": 0.01, "seed": 3}
         model, twin = network("bn", torch.float32), network("bn", torch.float32)
-        optimizer = kind(model.parameters(), L=2, from_epoch=1, until_epoch=3, **options)
+        optimizer = kind(model.parameters(), inner_steps=2, from_epoch=1, until_epoch=3, **options)
         sgd = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}
         parts = (
             ("sgd", torch.optim.SGD(twin.parameters(), **sgd), 1),
-            ("walk", kind(twin.parameters(), L=2, **options), 2),
+            ("walk", kind(twin.parameters(), inner_steps=2, **options), 2),
             ("sgd", torch.optim.SGD(twin.parameters(), **sgd), 2),
         )
         closure, other, epoch = closure_of(model), closure_of(twin), 0
@@ -229,7 +225,7 @@ class TestSteps:
                 optimizer.start_epoch(epoch)
                 epoch += 1
                 for _ in range(3):
-                    assert optimizer.inner_steps == (2 if part == "walk" else 0)
+                    assert optimizer.current_inner_steps == (2 if part == "walk" else 0)
                     optimizer.step(closure)
                     if part == "walk":
                         plain.step(other)
@@ -238,14 +234,14 @@ class TestSteps:
                         other().mean().backward()
                         plain.step()
         assert all(a.equal(b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
-        assert (optimizer.L, optimizer.t) == (2, 6)
+        assert (optimizer.inner_steps, optimizer.t) == (2, 6)
 
     @pytest.mark.parametrize("stop", [1, 2, 3, 4])
     def test_epochs_outlive_a_stop(self, stop):
         """At the end of an epoch, before the switch, and within an epoch, right after it."""
         model = network("bn", torch.float32)
         spans = {"from_epoch": 1, "until_epoch": 2, "noise": 0.1}
-        optimizer, closure = EntropySGD(model.parameters(), L=2, **spans), closure_of(model)
+        optimizer, closure = EntropySGD(model.parameters(), inner_steps=2, **spans), closure_of(model)
         steps = 0
         for epoch in range(3):
             optimizer.start_epoch(epoch)
@@ -255,7 +251,7 @@ class TestSteps:
                 if steps == stop:
                     twin, drawn = copy.deepcopy(model), {1: 1, 2: 2, 3: 4, 4: 6}[stop]
                     state = copy.deepcopy(optimizer.state_dict())
-        other, closure = EntropySGD(twin.parameters(), L=9), closure_of(twin, drawn)
+        other, closure = EntropySGD(twin.parameters(), inner_steps=9), closure_of(twin, drawn)
         other.load_state_dict(state)
         for step in range(stop, 6):
             if step % 2 == 0:
@@ -263,11 +259,13 @@ class TestSteps:
             other.step(closure)
         assert all(a.equal(b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
 
-    @pytest.mark.parametrize("options", [{}, {"from_epoch": 1}, {"until_epoch": 9}, {"L": 0, "until_epoch": 2}])
+    @pytest.mark.parametrize(
+        "options", [{}, {"from_epoch": 1}, {"until_epoch": 9}, {"inner_steps": 0, "until_epoch": 2}]
+    )
     def test_epochs_that_change_nothing_leave_the_momentum(self, options):
         model, twin = network(), network()
-        optimizer = EntropySGD(model.parameters(), **{"L": 2} | options)
-        plain = EntropySGD(twin.parameters(), L=options.get("L", 2))
+        optimizer = EntropySGD(model.parameters(), **{"inner_steps": 2} | options)
+        plain = EntropySGD(twin.parameters(), inner_steps=options.get("inner_steps", 2))
         closure, other = closure_of(model), closure_of(twin)
         for epoch in (1, 2, 3):
             optimizer.start_epoch(epoch)
@@ -277,7 +275,7 @@ class TestSteps:
 
     def test_a_state_from_before_there_were_epochs(self):
         model = network()
-        optimizer = EntropySGD(model.parameters(), L=2)
+        optimizer = EntropySGD(model.parameters(), inner_steps=2)
         optimizer.step(closure_of(model))
         state = optimizer.state_dict()
         for group in state["param_groups"]:
@@ -286,14 +284,14 @@ class TestSteps:
         optimizer = EntropySGD(model.parameters())
         optimizer.load_state_dict(state)
         assert (optimizer.epoch, optimizer.from_epoch, optimizer.until_epoch) == (None, 0, None)
-        assert optimizer.inner_steps == 2
+        assert optimizer.current_inner_steps == 2
 
     def test_knobs_by_group(self):
         model = network()
         head = {"params": model.head.parameters(), "inner_lr": 1e-12}
         rest = [*model.block1.parameters(), *model.block2.parameters(), *model.dense.parameters()]
         before = model.head.weight.detach().clone()
-        EntropySGD([head, {"params": rest}], lr=1.0, L=2, noise=0.0, weight_decay=0.0).step(closure_of(model))
+        EntropySGD([head, {"params": rest}], lr=1.0, inner_steps=2, noise=0.0, weight_decay=0.0).step(closure_of(model))
         torch.testing.assert_close(model.head.weight, before, rtol=0, atol=1e-9)
 
     def test_the_loss_that_comes_back(self):
@@ -304,12 +302,38 @@ class TestSteps:
             losses.append(draw())
             return losses[-1]
 
-        mean = EntropySGD(model.parameters(), L=4).step(closure)
+        mean = EntropySGD(model.parameters(), inner_steps=4).step(closure)
         assert len(losses) == 4
         assert mean.item() == pytest.approx(torch.stack([each.mean() for each in losses]).mean().item())
-        first = EntropySGD(model.parameters(), L=4, as_published=True).step(closure)
+        first = EntropySGD(model.parameters(), inner_steps=4, as_published=True).step(closure)
         assert len(losses) == 9
         assert first.item() == pytest.approx(losses[4].mean().item())
+
+    def test_a_step_with_fewer_inner_steps(self):
+        """As by an optimiser that has them from the start; the attribute, and the steps after, keep theirs."""
+        weights = []
+        for change_attribute in (True, False):
+            model = network()
+            optimizer, closure = EntropySGD(model.parameters(), inner_steps=4), closure_of(model)
+            for inner_steps in (4, 2, 0, 4):
+                if change_attribute:
+                    optimizer.inner_steps = inner_steps
+                    optimizer.step(closure)
+                else:
+                    optimizer.step(closure, inner_steps=inner_steps)
+                    assert (optimizer.inner_steps, optimizer.closures_per_step) == (4, 4)
+            assert optimizer.t == 4
+            weights.append(theta(model))
+        assert weights[0].equal(weights[1])
+
+    @pytest.mark.parametrize(("inner_steps", "from_epoch"), [(-1, 0), (1.5, 0), (True, 0), (2, 1)])
+    def test_inner_steps_that_a_step_cannot_have(self, inner_steps, from_epoch):
+        model = network()
+        optimizer = EntropySGD(model.parameters(), inner_steps=4, from_epoch=from_epoch)
+        optimizer.start_epoch(0)
+        expected = "0, as this is a step of plain SGD" if from_epoch else "a whole number >= 0"
+        with pytest.raises(ValueError, match=rf"inner_steps of the step is {inner_steps}; expected {expected}"):
+            optimizer.step(closure_of(model), inner_steps=inner_steps)
 
     def test_adversarial_closures(self):
         model = network(dtype=torch.float32)
@@ -321,7 +345,7 @@ class TestSteps:
             x_adv = attack(model, x, y, key=Key(0, t, torch.arange(20)))
             return F.cross_entropy(model(x_adv), y, reduction="none")
 
-        optimizer = EntropySGD(model.parameters(), lr=0.5, L=10)
+        optimizer = EntropySGD(model.parameters(), lr=0.1, inner_steps=10)
         first, *_, last = (optimizer.step(closure).item() for _ in range(25))
         assert last < 0.7 * first
 
@@ -330,7 +354,7 @@ class TestSteps:
         results = []
         for in_place in (True, False):
             model = network()
-            optimizer = EntropySGD(model.parameters(), L=3)
+            optimizer = EntropySGD(model.parameters(), inner_steps=3)
             seeds = itertools.count()
 
             def closure(model=model, in_place=in_place, seeds=seeds):
@@ -355,7 +379,7 @@ class TestSteps:
 
     def test_statistics_are_empty(self):
         model = network()
-        optimizer = EntropySGD(model.parameters(), L=2)
+        optimizer = EntropySGD(model.parameters(), inner_steps=2)
         optimizer.step(closure_of(model))
         assert optimizer.statistics() == {}
 
@@ -373,7 +397,7 @@ class TestBuffers:
 
         if options:
             options["buffers"] = model.buffers()
-        EntropySGD(model.parameters(), L=4, **options).step(closure)
+        EntropySGD(model.parameters(), inner_steps=4, **options).step(closure)
         return before, seen, list(model.buffers())
 
     def test_left_alone_they_follow_the_inner_steps(self):
@@ -404,7 +428,7 @@ class TestBadUse:
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_closure_that_fails_changes_nothing(self, kind):
         model = network("bn")
-        optimizer = kind(model.parameters(), L=3, buffers=model.buffers())
+        optimizer = kind(model.parameters(), inner_steps=3, buffers=model.buffers())
         before = copy.deepcopy(model.state_dict())
         draw, calls = closure_of(model), itertools.count()
 
@@ -444,8 +468,8 @@ class TestBadUse:
             kind(network().parameters(), **options)
 
     @pytest.mark.parametrize("options", [{"from_epoch": 1}, {"until_epoch": 1}])
-    def test_epochs_that_nobody_tells(self, options):
+    def test_epochs_that_are_not_given(self, options):
         model = network()
         optimizer = EntropySGD(model.parameters(), **options)
-        with pytest.raises(RuntimeError, match=r"does not know the epoch: call start_epoch\(epoch\)"):
+        with pytest.raises(RuntimeError, match=r"needs the epoch: call start_epoch\(epoch\)"):
             optimizer.step(closure_of(model))

@@ -6,30 +6,23 @@ import pickle
 
 import pytest
 import torch
+from helpers.small_problems import cnn4, images_and_labels, losses_of, same_bits
 from torch import nn
 from torch.nn import functional as F
 
 from pyengm import ENGM, MSGD
 from pyengm.errors import ConfigError, NonFiniteError
-from pyengm.models import build
 from pyengm.optim import OPTIMIZERS
 
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
 
 def network(norm="gn", dtype=torch.float32):
-    torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype)
+    return cnn4(norm, dtype)
 
 
 def batch(n=7, dtype=torch.float32, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, 1, 8, 8, generator=generator, dtype=dtype)
-    return x, torch.randint(0, 10, (n,), generator=generator)
-
-
-def losses_of(model, x, y):
-    return F.cross_entropy(model(x), y, reduction="none")
+    return images_and_labels(n, seed, dtype)
 
 
 def step(model, optimizer, x, y):
@@ -59,11 +52,6 @@ def trained_by_torch(steps=4, norm="bn", **options):
     return model
 
 
-def same_bits(first, second):
-    states = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    return all(a.equal(b) for a, b in states)
-
-
 @pytest.mark.parametrize("options", [{}, {"nesterov": True}])
 def test_without_clipping_it_is_torch_sgd(options):
     expected = trained_by_torch(**options)
@@ -85,8 +73,10 @@ def test_engm_is_the_sum_of_clipped_gradients(norm, training, share):
         grads = torch.autograd.grad(loss, params, retain_graph=True)
         rows.append(torch.cat([g.flatten() for g in grads]))
     rows = torch.stack(rows)
-    lengths = rows.norm(dim=1).sort(descending=True).values.tolist()
-    alpha = sum([2 * lengths[0], *lengths, 0][share : share + 2]) / 2  # `share` of the 7 examples are longer
+    norms_of_rows = rows.norm(dim=1).sort(descending=True).values.tolist()
+    alpha = (
+        sum([2 * norms_of_rows[0], *norms_of_rows, 0][share : share + 2]) / 2
+    )  # `share` of the 7 examples are longer
     weights = (alpha / rows.norm(dim=1)).clamp(max=1)
     expected = (weights[:, None] * rows).mean(dim=0)
     theta = torch.cat([p.detach().flatten() for p in params])
@@ -180,7 +170,7 @@ def test_schedules_leave_alpha_alone():
 
 
 @pytest.mark.parametrize("way", ["state_dict", "torch.save", "deepcopy", "pickle"])
-def test_training_goes_on_after_a_copy(way, tmp_path):
+def test_training_resumes_after_a_copy(way, tmp_path):
     model = network()
     optimizer = ENGM(model.parameters(), lr=0.1, alpha=0.5)
     step(model, optimizer, *batch(seed=1))

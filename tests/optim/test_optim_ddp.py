@@ -16,15 +16,15 @@ OPTIONS = {
     "mgnc": {"max_norm": 0.1},
     "aengm": {"alpha": 0.5, "tau": 2},
     "nengm": {"alpha": 0.05},
-    "entropy_sgd": {"L": 2, "noise": 0.1},
-    "entropy_sgd2": {"L": 2, "noise": 0.1, "gamma0": 0.5},
+    "entropy_sgd": {"inner_steps": 2, "noise": 0.1},
+    "entropy_sgd2": {"inner_steps": 2, "noise": 0.1, "gamma0": 0.5},
 }
 ALL = OPTIMIZERS | CLOSURE_OPTIMIZERS
 
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm="gn")
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer="gn")
 
 
 def losses_of(model: nn.Module, seed: int, part: slice) -> tuple[torch.Tensor, torch.Tensor]:

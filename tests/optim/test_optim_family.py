@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from helpers.small_problems import cnn4, images_and_labels, losses_of, same_bits, theta
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,18 +21,12 @@ SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
 
 def network(norm="gn", dtype=torch.float32, seed=0):
-    torch.manual_seed(seed)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype)
+    return cnn4(norm, dtype, seed)
 
 
 def batch(n=7, dtype=torch.float32, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.rand(n, 1, 8, 8, generator=generator, dtype=dtype)
-    return x.requires_grad_(), torch.randint(0, 10, (n,), generator=generator)
-
-
-def losses_of(model, x, y):
-    return F.cross_entropy(model(x), y, reduction="none")
+    x, y = images_and_labels(n, seed, dtype)
+    return x.requires_grad_(), y
 
 
 def step(model, optimizer, x, y, **options):
@@ -49,10 +44,6 @@ def gradient(model):
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-def theta(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
 def rows(model, x, y):
     """The gradients g_i, (n, parameters)."""
     losses = losses_of(model, x, y)
@@ -60,11 +51,6 @@ def rows(model, x, y):
     return torch.stack(
         [torch.cat([g.flatten() for g in torch.autograd.grad(loss, params, retain_graph=True)]) for loss in losses]
     )
-
-
-def same_bits(first, second):
-    states = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
-    return all(a.equal(b) for a, b in states)
 
 
 @pytest.fixture(params=OPTIMIZERS)
@@ -294,7 +280,7 @@ class TestAsAnOptimizer:
 
     @pytest.mark.parametrize("way", ["state_dict", "torch.save", "deepcopy", "pickle"])
     @pytest.mark.parametrize("norm", ["gn", "bn"])
-    def test_goes_on_bitwise_after_a_copy(self, kind, way, norm, tmp_path):
+    def test_resumes_bitwise_after_a_copy(self, kind, way, norm, tmp_path):
         model = network(norm)
         options = {"tau": 2} if kind is AENGM else {}
         optimizer = kind(model.parameters(), **options)
@@ -415,7 +401,7 @@ class TestAsAnOptimizer:
 
     @pytest.mark.parametrize("way", ["inputs", "input_gradient"])
     def test_passes_over_the_graph(self, kind, way):
-        """One, on models that do not couple examples, also for weights that depend on it."""
+        """One, on models with independent examples, also for weights that depend on it."""
         model, passes = network(), []
         model.dense.register_forward_hook(
             lambda module, inputs, out: out.register_hook(lambda g: passes.append(g)) and None
@@ -482,7 +468,7 @@ class TestBadUse:
             (NENGM, "alpha", math.nan),
             (FENGM, "alpha", math.inf),
             (SNGM, "decay_inside", 1),
-            (EntropySGD, "L", -1),
+            (EntropySGD, "inner_steps", -1),
             (EntropySGD, "inner_lr", 0.0),
             (EntropySGD, "averaging", 1.0),
             (EntropySGD, "noise", math.inf),
@@ -538,7 +524,7 @@ class TestScaleAlpha:
             scale_alpha(nn.ReLU())
 
 
-def test_calibration_serves_batch_norm():
+def test_calibration_works_with_batch_norm():
     """AENGM's norms under batch norm are the estimator's, and stay in state_dict."""
     model, (x, y) = network("bn"), batch(12)
     optimizer = AENGM(model.parameters(), tau=1)

@@ -1,6 +1,4 @@
-"""Every optimiser in the training loop: it runs from the options, and goes on bitwise after a stop at any batch."""
-
-from dataclasses import replace
+"""Every optimiser in the training loop: it runs from the options, and resumes bitwise after a stop at any batch."""
 
 import pytest
 from safetensors.torch import load_file
@@ -15,21 +13,23 @@ from pyengm.training.signals import StopRequest
 def tiny(tmp_path_factory) -> TrainConfig:
     path = tmp_path_factory.mktemp("indices") / "first.txt"
     path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig(indices=path, model="cnn4", width=2, epochs=2, steps=2, batch_size=30, lr=0.05, tau=3)
+    return TrainConfig.from_flat(
+        train_indices=path, model="cnn4", width=2, epochs=2, attack_steps=2, batch_size=30, lr=0.05, tau=3
+    )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("method", ["natural", "pgd_at"])
-def test_runs_and_goes_on_after_every_batch(name, method, tiny, tmp_path, monkeypatch):
-    tiny = replace(tiny, optimizer=name, method=method, steps=None if method == "natural" else 2)
+def test_runs_and_resumes_after_every_batch(name, method, tiny, tmp_path, monkeypatch):
+    tiny = tiny.override(optimizer=name, method=method, attack_steps=None if method == "natural" else 2)
     runs = []
     for folder, stops in (("whole", False), ("stopped", True)):
-        config = replace(tiny, out=tmp_path / folder).resolve()
+        config = tiny.override(out=tmp_path / folder).resolve()
         run = RunFolder.create(config)
         with monkeypatch.context() as patch:
             if stops:
                 asked = property(lambda self: True, lambda self, value: None)
-                patch.setattr(StopRequest, "asked", asked, raising=False)
+                patch.setattr(StopRequest, "requested", asked, raising=False)
             for _ in range(9):
                 try:
                     fit(config, build_components(config), run)
@@ -43,12 +43,12 @@ def test_runs_and_goes_on_after_every_batch(name, method, tiny, tmp_path, monkey
 
 
 def test_options_reach_the_optimizer(tiny):
-    assert build_components(replace(tiny, optimizer="nengm").resolve()).optimizer.alpha == 0.5
-    assert build_components(replace(tiny, optimizer="nengm", alpha=0.25).resolve()).optimizer.alpha == 0.25
-    parts = build_components(replace(tiny, optimizer="aengm").resolve())
+    assert build_components(tiny.override(optimizer="nengm").resolve()).optimizer.alpha == 0.5
+    assert build_components(tiny.override(optimizer="nengm", alpha=0.25).resolve()).optimizer.alpha == 0.25
+    parts = build_components(tiny.override(optimizer="aengm").resolve())
     assert (parts.optimizer.alpha, parts.optimizer.tau) == (5.0, 3)
     assert parts.method.needs_input_grad
-    assert build_components(replace(tiny, optimizer="mgnc", max_norm=2.0).resolve()).optimizer.max_norm == 2.0
+    assert build_components(tiny.override(optimizer="mgnc", max_norm=2.0).resolve()).optimizer.max_norm == 2.0
     assert not build_components(tiny.resolve()).method.needs_input_grad
 
 
@@ -62,11 +62,11 @@ def test_options_reach_the_optimizer(tiny):
 )
 def test_options_out_of_range(options, message):
     with pytest.raises(ConfigError, match=message):
-        TrainConfig(**options)
+        TrainConfig.from_flat(**options)
 
 
 def test_kind_of_gradient_norms(tiny, tmp_path):
     for name, kind in (("engm", "corrected"), ("aengm", "exact"), ("msgd", "exact")):
-        config = replace(tiny, optimizer=name, grad_norms=kind, out=tmp_path).resolve()
+        config = tiny.override(optimizer=name, norms=kind, out=tmp_path).resolve()
         optimizer = build_components(config).optimizer
         assert name == "msgd" or optimizer.norms.kind == kind

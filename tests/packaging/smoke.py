@@ -1,4 +1,4 @@
-"""What every installed wheel must do, on a CPU and in seconds: python -I tests/packaging/smoke.py [BACKEND ...]
+"""A check of an installed wheel, on a CPU and in seconds: python -I tests/packaging/smoke.py [BACKEND ...]
 
 BACKEND: kernels that the wheel must hold, cpu and cuda (else cpu). Run outside the checkout: the package of the
 environment is tested, and no test tools are needed. Raises AssertionError where something is wrong.
@@ -75,7 +75,7 @@ def check_engm_step() -> None:
 
 
 def check_command() -> None:
-    """The pyengm command of this environment starts and knows its version."""
+    """The pyengm command of this environment starts and prints the version."""
     command = [Path(sysconfig.get_path("scripts"), "pyengm"), "--version"]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
     assert printed == pyengm.__version__ == version("pyengm"), f"pyengm --version printed {printed!r}"

@@ -1,4 +1,4 @@
-"""What can be shown of the CUDA module without a GPU: it imports, is complete, fails cleanly and spills nothing."""
+"""The CUDA module without a GPU: it imports, is complete, fails cleanly and spills no registers."""
 
 import importlib.util
 import re
@@ -13,7 +13,7 @@ from pyengm.ops import available_backends
 from pyengm.ops._register import CPU_MODULE, CUDA_MODULE
 
 pytestmark = pytest.mark.skipif("cuda" not in available_backends(), reason="pyengm._cuda was not built")
-CPU_ALONE = ("conv_", "philox4x32")  # families whose GPU kernels are written elsewhere; a generator without its numbers
+CPU_ALONE = ("conv_", "philox4x32")  # kernels of convolutions are Triton's; the raw generator is for tests
 
 
 def kernels(module: object) -> set[str]:
@@ -36,11 +36,13 @@ def test_arguments_are_those_of_the_cpu_module_after_device_and_stream():
     assert shared
     for name in shared:
         _device, stream, *rest = arguments(CUDA_MODULE, name)
-        meets = name.startswith(("pgd_l2_step", "row_norms", "fosc", "atas_step"))
-        assert rest == arguments(CPU_MODULE, name) + ([stream] if meets else []), name  # an address more: the workspace
+        has_workspace = name.startswith(("pgd_l2_step", "row_norms", "fosc", "atas_step"))
+        assert rest == arguments(CPU_MODULE, name) + ([stream] if has_workspace else []), (
+            name
+        )  # an address more: the workspace
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks the driver for a device, and there is one")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_every_kernel_fails_cleanly_without_a_driver():
     for name in kernels(CUDA_MODULE) - {"rows_workspace"}:
         kernel = getattr(CUDA_MODULE, name)
@@ -49,7 +51,7 @@ def test_every_kernel_fails_cleanly_without_a_driver():
             kernel(0, 0, *[1] * (count - 2))
 
 
-def test_a_workspace_serves_long_rows_alone():
+def test_only_long_rows_need_a_workspace():
     workspace = CUDA_MODULE.rows_workspace
     assert workspace(128, 0) == workspace(128, 1) == workspace(128, 3 * 32 * 32) == workspace(1, 16384) == 0
     for n, d in ((1, 16385), (8, 3 * 224 * 224), (14_270, 3 * 224 * 224), (3, 2**32)):

@@ -1,32 +1,21 @@
 """The package as users get it: sdist, wheel and editable install outside the checkout, the options of the build."""
 
 import json
-import os
 import re
-import runpy
 import shutil
-import subprocess
 import sys
 import sysconfig
-import tarfile
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pybind11
 import pytest
-import setuptools
+from helpers.packages import QUICK, ROOT, Venv, build_wheel, call, unpack
 from setuptools.errors import OptionError
 
 import pyengm
 
-ROOT = Path(__file__).resolve().parents[2]
-IGNORED = (".*", "build", "dist", "runs", "venv", "*.egg-info", "*.so", "__pycache__")
-PIP = (sys.executable, "-m", "pip")
-NO_NETWORK = ("--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir")
-QUICK = {"CXXFLAGS": "-O0"}  # for builds of which the speed does not matter
-
-# What every installation must do; -I keeps the working directory and PYTHONPATH out.
+# The check of every installation; -I keeps the working directory and PYTHONPATH out.
 PROBE = """
 import json
 from importlib.metadata import entry_points
@@ -48,67 +37,8 @@ print(json.dumps({
 """
 
 
-def call(*command: str | Path, cwd: Path, succeeds: bool = True, **variables: str) -> str:
-    """Runs a command without CUDA unless asked for, with the tools of this environment; returns all it printed."""
-    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
-    env = {**os.environ, "PATH": path, "PYENGM_CUDA": "0", **variables}
-    done = subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert (done.returncode == 0) == succeeds, f"{command} exited with {done.returncode}:\n{done.stdout}"
-    return done.stdout
-
-
 def python(code: str, cwd: Path, **variables: str) -> str:
     return call(sys.executable, "-I", "-c", code, cwd=cwd, **variables)
-
-
-@pytest.fixture(scope="module")
-def sdist(tmp_path_factory) -> Path:
-    """The sdist, built from a copy so that nothing is written into the checkout."""
-    copy = tmp_path_factory.mktemp("checkout") / "pyengm"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*IGNORED), symlinks=True)
-    call(sys.executable, "-m", "build", "--sdist", "--no-isolation", cwd=copy)
-    (archive,) = (copy / "dist").iterdir()
-    return archive
-
-
-def unpack(sdist: Path, folder: Path) -> Path:
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / sdist.name.removesuffix(".tar.gz")
-
-
-def build_wheel(sdist: Path, folder: Path, **variables: str) -> Path:
-    call(*PIP, "wheel", *NO_NETWORK, "-w", folder, sdist, cwd=folder, **variables)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
-@pytest.fixture(scope="module")
-def wheel(sdist, tmp_path_factory) -> Path:
-    return build_wheel(sdist, tmp_path_factory.mktemp("wheel"))
-
-
-class Venv:
-    """A fresh virtual environment that sees this one's packages through links: all of them but pyengm."""
-
-    def __init__(self, folder: Path):
-        call(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
-        self.folder, self.python = folder, folder / "venv/bin/python"
-        purelib = 'import sysconfig; print(sysconfig.get_path("purelib"))'
-        self.site = Path(call(self.python, "-c", purelib, cwd=folder).strip()).resolve()
-        links = folder / "links"
-        links.mkdir()
-        for site in (Path(entry) for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))):
-            for entry in site.iterdir():
-                if "pyengm" not in entry.name and not (links / entry.name).exists():
-                    (links / entry.name).symlink_to(entry)
-        (self.site / "links.pth").write_text(f"{links}\n")
-
-    def install(self, *what: str | Path) -> None:
-        call(*PIP, "--python", self.python, "install", *NO_NETWORK, *what, cwd=self.folder, **QUICK)
-
-    def run(self, code: str) -> str:
-        return call(self.python, "-I", "-c", code, cwd=self.folder)
 
 
 @pytest.mark.parametrize("form", ["sdist", "wheel", "editable"])
@@ -148,8 +78,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
 
 
 @pytest.mark.slow
-def test_the_cuda_module_works_from_a_wheel(sdist, tmp_path):
-    if load_setup().find_nvcc() is None:
+def test_the_cuda_module_works_from_a_wheel(setup_py, sdist, tmp_path):
+    if setup_py.find_nvcc() is None:
         pytest.skip("nvcc was not found")
     venv = Venv(tmp_path.resolve())
     venv.install(build_wheel(sdist, venv.folder, PYENGM_CUDA="1"))
@@ -159,19 +89,6 @@ def test_the_cuda_module_works_from_a_wheel(sdist, tmp_path):
     assert backends == ["reference", "cpu", "cuda"]
 
 
-def load_setup() -> SimpleNamespace:
-    """The functions of setup.py, which is run without setting anything up."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYENGM_CUDA", "0")
-        patch.setattr(setuptools, "setup", lambda **options: None)
-        return SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
-
-
-@pytest.fixture(scope="module")
-def setup_py() -> SimpleNamespace:
-    return load_setup()
-
-
 @pytest.fixture
 def no_nvcc(setup_py, monkeypatch) -> None:
     monkeypatch.setattr(setup_py.shutil, "which", lambda *args, **kwargs: None)
@@ -179,7 +96,7 @@ def no_nvcc(setup_py, monkeypatch) -> None:
 
 def test_cuda_1_fails_without_nvcc(setup_py, no_nvcc, monkeypatch):
     monkeypatch.setenv("PYENGM_CUDA", "1")
-    with pytest.raises(OptionError, match=r"PYENGM_CUDA=1 asks .* nvcc was not found .* set CUDA_HOME"):
+    with pytest.raises(OptionError, match=r"PYENGM_CUDA=1 requires .* nvcc was not found .* set CUDA_HOME"):
         setup_py.find_nvcc()
 
 
@@ -267,7 +184,7 @@ def test_a_second_build_compiles_only_what_changed(sdist, tmp_path):
 def test_this_installation_has_its_native_module():
     assert "cpu" in pyengm.ops.available_backends(), (
         f"{pyengm.__file__} has no pyengm._C: the tests would run on the references alone. "
-        'Install the package (pip install ".[test]") and start pytest itself, not python -m pytest'
+        'Install the package: pip install ".[test]"'
     )
 
 

@@ -4,24 +4,23 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import smoke
 import torch
+from helpers.packages import ROOT
 from setuptools.errors import OptionError
-from test_packaging import load_setup
 
 from pyengm import ops
 
-ROOT = Path(__file__).resolve().parents[2]
 CUDA = ("12.9", "13.0")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the wheels with CUDA are for Linux")
 
 
 @pytest.fixture(scope="module")
 def pyproject() -> dict:
-    tomllib = pytest.importorskip("tomllib", reason="new in Python 3.11")
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -67,14 +66,14 @@ class TestCibuildwheel:
         command = ["bash", "--posix", "-c", " && ".join(settings["linux"]["before-all"])]
         return subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    def test_the_build_fails_without_nvcc_and_knows_its_gpus(self, settings):
+    def test_the_build_fails_without_nvcc_and_lists_its_gpus(self, settings, setup_py):
         environment = settings["linux"]["environment"]
         assert environment["PYENGM_CUDA"] == "1"
-        flags = load_setup().cuda_arch_flags(environment["PYENGM_CUDA_ARCHS"])
+        flags = setup_py.cuda_arch_flags(environment["PYENGM_CUDA_ARCHS"])
         assert {f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in (80, 90)} <= {*flags}
         assert re.search(r"code=compute_\d+$", flags[-1]), "no PTX: later GPUs could not run it"
         with pytest.raises(OptionError):  # what the assertions above rest on
-            load_setup().cuda_arch_flags("80,?")
+            setup_py.cuda_arch_flags("80,?")
 
     def test_what_is_run_exists(self, settings):
         assert "--exclude libgomp.so.1" in settings["linux"]["repair-wheel-command"]
@@ -128,14 +127,14 @@ class TestScript:
             "torch==2.15.0+cu130 pyengm-0-manylinux.whl",
         ]
         assert "https://download.pytorch.org/whl/cu130" in installs[1]
-        assert [line for line in log if "smoke" in line] == [f"python -I {ROOT}/tests/smoke.py cpu cuda"] * 2
+        assert [line for line in log if "smoke" in line] == [f"python -I {ROOT}/tests/packaging/smoke.py cpu cuda"] * 2
         assert sum("-m venv" in line for line in log) == 3
 
     def test_without_cuda(self, run):
         done, log = run("2.13.0+cpu", content="pyengm/_C.so", PYTORCH_INDEX="file:///flip")
         assert done.returncode == 0, done.stdout
         assert any("torchvision --index-url file:///flip/cpu" in line for line in log)
-        assert log[-1] == f"python -I {ROOT}/tests/smoke.py cpu"
+        assert log[-1] == f"python -I {ROOT}/tests/packaging/smoke.py cpu"
 
     def test_libgomp_inside_is_an_error(self, run, tmp_path):
         done, log = run("2.7.0", content="pyengm/_C.so pyengm.libs/libgomp-1.so")

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from helpers.toy_models import Net, cross_entropy, images, norms_of, rows, weight
+from helpers.toy_models import ToyModel, cross_entropy, images, norms_of, rows, weight
 from torch import nn
 
 from pyengm import per_example_grad_norms
@@ -17,18 +17,12 @@ from pyengm.pergrad import (
     engine,
     exact_norms,
     norm_estimator,
-    weight_usage,
     weighted_backward,
 )
 from pyengm.pergrad.batch_norm import lowrank
 from pyengm.pergrad.exact import exact_squares
 
 SQUARES_ROUNDING = 1e-9  # relative, float64: what is subtracted is as large as what is left
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_known(monkeypatch):
-    monkeypatch.setattr(weight_usage, "_remembered", type(weight_usage._remembered)())
 
 
 class FrozenBatchNorm(nn.Module):
@@ -76,12 +70,12 @@ def pre_activation():
         return m.h((torch.relu(m.n(stream)) + torch.tanh(m.o(stream + m.c(x)))).mean((2, 3)))
 
     parts = {name: nn.Conv2d(3, 4, 3, padding=1) for name in "abc"}
-    return Net(forward, n=nn.BatchNorm2d(4), o=nn.BatchNorm2d(4), h=nn.Linear(4, 3), **parts)
+    return ToyModel(forward, n=nn.BatchNorm2d(4), o=nn.BatchNorm2d(4), h=nn.Linear(4, 3), **parts)
 
 
 def two_readers():
     """The output of a convolution goes to a batch norm and past it."""
-    return Net(
+    return ToyModel(
         lambda m, x: (lambda z: m.h((torch.relu(m.n(z)) + z.tanh()).mean((2, 3))))(m.a(x)),
         a=nn.Conv2d(3, 4, 3), n=nn.BatchNorm2d(4), h=nn.Linear(4, 3),
     )  # fmt: skip
@@ -89,7 +83,7 @@ def two_readers():
 
 def siamese():
     """Frames of examples share one batch norm."""
-    return Net(
+    return ToyModel(
         lambda m, x: m.h(torch.relu(m.n(m.a(x.reshape(-1, 1, 7, 6)))).mean((2, 3)).view(len(x), 3, 4).mean(1)),
         a=nn.Conv2d(1, 4, 3), n=nn.BatchNorm2d(4), h=nn.Linear(4, 3),
     )  # fmt: skip
@@ -236,7 +230,7 @@ def test_calibrated_norms_correlate_with_exact_ones(name, norms):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_statistics_that_are_not_tracked_couple_in_both_modes(training):
+def test_examples_depend_on_statistics_that_are_not_tracked_in_both_modes(training):
     torch.manual_seed(0)
     layer = nn.BatchNorm2d(4, track_running_stats=False)
     model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), layer, nn.ReLU(), head(80))).train(training)
@@ -261,7 +255,7 @@ def test_eval_mode_after_training_mode():
 
 
 @pytest.mark.parametrize("track", [True, False])
-def test_instance_norm_couples_nothing(track):
+def test_examples_are_independent_under_instance_norm(track):
     torch.manual_seed(0)
     norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=track)
     model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.ReLU(), head(80)))
@@ -282,7 +276,7 @@ class TestZeros:
     def zeroed(self):
         torch.manual_seed(0)
         model = ready(
-            Net(
+            ToyModel(
                 lambda m, x: (lambda z: m.h(torch.relu(z + m.n(m.a(z))).mean((2, 3))))(torch.relu(m.o(m.b(x)))),
                 a=nn.Conv2d(4, 4, 3, padding=1),
                 n=nn.BatchNorm2d(4),
@@ -376,7 +370,7 @@ class TestEstimator:
         assert {0, interval, 2 * interval} <= set(due)
         assert [k for k in due if k > interval] == [k for k in due if k > interval and k % interval == 0]
 
-    def test_nothing_is_calibrated_where_nothing_couples(self, monkeypatch):
+    def test_nothing_is_calibrated_where_examples_are_independent(self, monkeypatch):
         calls = counted(monkeypatch)
         model, x = fresh("conv")
         losses = cross_entropy(model.eval(), x)
@@ -385,7 +379,7 @@ class TestEstimator:
         assert calls == []
 
     @pytest.mark.parametrize("kind", ["frozen", "corrected"])
-    def test_state_goes_on_as_if_nothing_had_happened(self, kind):
+    def test_resuming_from_a_state_changes_nothing(self, kind):
         model, _ = fresh("conv after conv")
         params = list(model.parameters())
         first = NormEstimator(kind, interval=3, examples=4)
@@ -462,13 +456,13 @@ class TestEstimator:
             estimator.forget()
         assert len(calls) == 2
 
-    def test_a_broken_batch_spoils_no_factor(self):
+    def test_a_batch_with_nan_changes_no_factor(self):
         model, x = fresh("conv")
         estimator, params = NormEstimator("frozen", interval=1), list(model.parameters())
         norms = run(estimator, cross_entropy(model, x), params)
-        broken = x.clone()
-        broken[2] = torch.inf
-        losses = model(broken).logsumexp(1).nan_to_num(1.0, 1.0, 1.0)
+        x_inf = x.clone()
+        x_inf[2] = torch.inf
+        losses = model(x_inf).logsumexp(1).nan_to_num(1.0, 1.0, 1.0)
         assert not run(estimator, losses, params).isfinite().all()
         torch.testing.assert_close(run(estimator, cross_entropy(model, x), params), norms, rtol=1e-10, atol=0)
 
@@ -534,7 +528,7 @@ def test_a_scaled_input_of_a_norm():
     """A parameter between a layer and its norm: nothing is corrected there, and the calibration still sums up."""
     torch.manual_seed(0)
     model = ready(
-        Net(lambda m, x: m.h(torch.relu(m.n(m.a(x) * m.w))), a=nn.Linear(6, 5), w=weight(5), n=nn.BatchNorm1d(5),
+        ToyModel(lambda m, x: m.h(torch.relu(m.n(m.a(x) * m.w))), a=nn.Linear(6, 5), w=weight(5), n=nn.BatchNorm1d(5),
             h=nn.Linear(5, 3))
     )  # fmt: skip
     losses, params = cross_entropy(model, rows(7)), list(model.parameters())
@@ -551,7 +545,7 @@ def _fit_with_others(rank, folder):
     x, params = images() + rank, list(model.parameters())
     estimator = NormEstimator("frozen", examples=2)
     run(estimator, cross_entropy(model, x), params)
-    alone = per_example_grad_norms(cross_entropy(model, x), params)  # talks to nobody
+    alone = per_example_grad_norms(cross_entropy(model, x), params)  # of this process alone
     torch.distributed.destroy_process_group()
     torch.save((estimator.state_dict(), alone), f"{folder}/fit{rank}")
 

@@ -9,15 +9,15 @@ import re
 import pytest
 import torch
 from helpers.toy_models import (
-    NETS,
-    Net,
+    TOY_MODELS,
+    ToyModel,
     cross_entropy,
     fresh,
     images,
     norms_of,
-    numbers,
     rows,
     sequences,
+    token_ids,
     trades,
     weight,
 )
@@ -36,11 +36,6 @@ from pyengm.pergrad.rules import WEIGHT_RULES
 ROUNDING = 1e-10  # relative, float64
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_known(monkeypatch):
-    monkeypatch.setattr(weight_usage, "_remembered", type(weight_usage._remembered)())
-
-
 def check(losses, params, rtol=ROUNDING):
     params = list(params)
     expected = norms_of(losses, params)
@@ -48,18 +43,18 @@ def check(losses, params, rtol=ROUNDING):
 
 
 def heads(function, **parts):
-    return Net(function, a=nn.Linear(6, 6), h=nn.Linear(6, 3), **parts).double()
+    return ToyModel(function, a=nn.Linear(6, 6), h=nn.Linear(6, 3), **parts).double()
 
 
 class TestExact:
-    @pytest.mark.parametrize("name", NETS)
+    @pytest.mark.parametrize("name", TOY_MODELS)
     def test_small_nets(self, name):
         model, loss, x = fresh(name)
         check(loss(model, x), model.parameters())
         other = torch.randint_like(x, 7) if x.dtype == torch.int64 else x + 0.3 * torch.randn_like(x)
         check(loss(model, other), model.parameters())  # from what the first call has learned
 
-    @pytest.mark.parametrize("name", NETS)
+    @pytest.mark.parametrize("name", TOY_MODELS)
     def test_chunks_change_nothing(self, name, monkeypatch):
         for module in (per_example_grad, conv_grad):
             monkeypatch.setattr(module, "CHUNK_ELEMENTS", 60)
@@ -122,8 +117,10 @@ class TestExact:
         assert per_example_grad_norms(w, [w]).eq(1).all()
 
     def test_sparse_embedding(self):
-        model = Net(lambda m, x: m.h(m.a(x).mean(1)), a=nn.Embedding(7, 6, sparse=True), h=nn.Linear(6, 3)).double()
-        check(cross_entropy(model, numbers()), model.parameters())
+        model = ToyModel(
+            lambda m, x: m.h(m.a(x).mean(1)), a=nn.Embedding(7, 6, sparse=True), h=nn.Linear(6, 3)
+        ).double()
+        check(cross_entropy(model, token_ids()), model.parameters())
 
     @pytest.mark.parametrize(
         "mask",
@@ -208,8 +205,8 @@ def torchvision_model(name, **options):
 
 
 MODELS = {
-    "resnet18": (lambda: build("resnet18", norm="gn", width=8, image_size=32, num_classes=5), 32),
-    "wrn_28_10": (lambda: build("wrn_28_10", norm="gn", width=1, image_size=16, num_classes=5), 16),
+    "resnet18": (lambda: build("resnet18", norm_layer="gn", width=8, image_size=32, num_classes=5), 32),
+    "wrn_28_10": (lambda: build("wrn_28_10", norm_layer="gn", width=1, image_size=16, num_classes=5), 16),
     "vit_tiny": (lambda: timm_model("vit_tiny_patch16_224", img_size=32), 32),
     "deit3_small": (lambda: timm_model("deit3_small_patch16_224", img_size=32), 32),
     "convnext_atto": (lambda: timm_model("convnext_atto"), 32),
@@ -246,7 +243,7 @@ def image_layer(kind, c, o):
         "pointwise": lambda: nn.Conv2d(c, o, 1),
         "transposed": lambda: nn.ConvTranspose2d(c, o, 3, padding=1),
         "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(c, o, 3, padding=1)),
-        "linear": lambda: Net(lambda m, x: m.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), a=nn.Linear(c, o)),
+        "linear": lambda: ToyModel(lambda m, x: m.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), a=nn.Linear(c, o)),
     }[kind]()
 
 
@@ -254,14 +251,14 @@ def row_layer(kind, d):
     """A layer that keeps the shape of sequences (n, T, d)."""
     return {
         "linear": lambda: nn.Linear(d, d),
-        "sequence first": lambda: Net(lambda m, x: m.a(x.transpose(0, 1)).transpose(0, 1), a=nn.Linear(d, d)),
+        "sequence first": lambda: ToyModel(lambda m, x: m.a(x.transpose(0, 1)).transpose(0, 1), a=nn.Linear(d, d)),
         "layer norm": lambda: nn.LayerNorm(d),
         "rms norm": lambda: nn.RMSNorm(d),
         "attention": lambda: nn.TransformerEncoderLayer(d, 2, d, dropout=0, batch_first=True),
-        "gru": lambda: Net(lambda m, x: m.a(x)[0], a=nn.GRU(d, d, batch_first=True)),
-        "scale": lambda: Net(lambda m, x: x * m.w, w=weight(d)),
-        "position": lambda: Net(lambda m, x: x + m.w, w=weight(1, 4, d)),
-        "conv": lambda: Net(lambda m, x: m.a(x.mT).mT, a=nn.Conv1d(d, d, 3, padding=1)),
+        "gru": lambda: ToyModel(lambda m, x: m.a(x)[0], a=nn.GRU(d, d, batch_first=True)),
+        "scale": lambda: ToyModel(lambda m, x: x * m.w, w=weight(d)),
+        "position": lambda: ToyModel(lambda m, x: x + m.w, w=weight(1, 4, d)),
+        "conv": lambda: ToyModel(lambda m, x: m.a(x.mT).mT, a=nn.Conv1d(d, d, 3, padding=1)),
         "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(d, d)),
     }[kind]()
 
@@ -324,7 +321,7 @@ def test_random_nets(drawn):
 
 
 # Layers between which examples are mixed.
-COUPLED = {
+DEPENDENT = {
     "mean": heads(lambda m, x: (lambda z: m.h(torch.tanh(z - 0.1 * z.mean(0))))(m.a(x))),
     "gate": heads(lambda m, x: (lambda z: m.h(z * z.mean().sigmoid()))(m.a(x))),
     "neighbour": heads(lambda m, x: (lambda z: m.h(torch.tanh(z + 0.1 * z.roll(1, 0))))(m.a(x))),
@@ -376,18 +373,18 @@ class TestRefused:
         norms = per_example_grad_norms(losses, params, norms="exact")
         torch.testing.assert_close(norms, norms_of(losses, params), rtol=ROUNDING, atol=0)
 
-    @pytest.mark.parametrize("name", COUPLED)
-    def test_examples_that_couple(self, name):
-        model, x = COUPLED[name], rows()
+    @pytest.mark.parametrize("name", DEPENDENT)
+    def test_examples_that_are_not_independent(self, name):
+        model, x = DEPENDENT[name], rows()
         self.refused(cross_entropy(model, x), model.parameters(), "examples are not independent")
 
     def test_python_function(self):
         model = heads(lambda m, x: m.h(Product.apply(m.a(x), m.w)), w=weight(6))
         self.refused(cross_entropy(model, rows()), model.parameters(), "ProductBackward.*shape .6,")
 
-    @pytest.mark.parametrize("name", COUPLED)
+    @pytest.mark.parametrize("name", DEPENDENT)
     def test_nothing_is_clipped(self, name):
-        model, x = COUPLED[name], rows()
+        model, x = DEPENDENT[name], rows()
         with pytest.raises(UnsupportedOperationError):
             clipped_backward(cross_entropy(model, x), model.parameters(), 1.0)
         assert all(p.grad is None for p in model.parameters())
@@ -398,7 +395,7 @@ class TestRefused:
 
     def test_fused_lstm(self):
         """The CPU runs an LSTM of float32 as one node for all time steps, which has the sequence in its first axis."""
-        model = Net(lambda m, x: m.h(m.a(x)[0].mean(1)), a=nn.LSTM(6, 4, batch_first=True), h=nn.Linear(4, 3))
+        model = ToyModel(lambda m, x: m.h(m.a(x)[0].mean(1)), a=nn.LSTM(6, 4, batch_first=True), h=nn.Linear(4, 3))
         losses = cross_entropy(model, sequences().float())
         expected = norms_of(losses, model.parameters())
         try:
@@ -409,8 +406,8 @@ class TestRefused:
 
     def test_embedding_scaled_by_frequency(self):
         table = nn.Embedding(7, 6, scale_grad_by_freq=True)
-        model = Net(lambda m, x: m.h(m.a(x).mean(1)), a=table, h=nn.Linear(6, 3)).double()
-        self.refused(cross_entropy(model, numbers()), model.parameters(), "scale_grad_by_freq")
+        model = ToyModel(lambda m, x: m.h(m.a(x).mean(1)), a=table, h=nn.Linear(6, 3)).double()
+        self.refused(cross_entropy(model, token_ids()), model.parameters(), "scale_grad_by_freq")
 
     def test_compiled_model(self):
         model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)).double()
@@ -500,7 +497,7 @@ class TestZeros:
 
         parts = {name: nn.Conv2d(4, 4, 3, padding=1) for name in "ab"}
         parts.update({f"norm_{name}": nn.GroupNorm(2, 4) for name in "ab"})
-        model = Net(forward, stem=nn.Conv2d(3, 4, 3), h=nn.Linear(4, 3), **parts).double()
+        model = ToyModel(forward, stem=nn.Conv2d(3, 4, 3), h=nn.Linear(4, 3), **parts).double()
         x = images()
         for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
             nn.init.constant_(model.norm_a.weight, a)
@@ -569,7 +566,7 @@ class TestZeros:
             model.h.load_state_dict(kept)
 
 
-class TestBrokenExamples:
+class TestNonFiniteExamples:
     """Losses are finite, some of their derivatives are not: that shows in the norms of these examples alone."""
 
     @pytest.mark.parametrize("n", [2, 5])
@@ -604,7 +601,7 @@ class TestBrokenExamples:
         assert not per_example_grad_norms(cross_entropy(model, x), model.parameters()).isfinite().any()
 
 
-class TestNothingIsLeftBehind:
+class TestNoSideEffects:
     def test_graph_gradients_and_model(self):
         model, loss, x = fresh("encoder layer")
         mark = model.h.bias.grad = torch.ones_like(model.h.bias)
@@ -653,7 +650,7 @@ def checkpointed(early_stop=True, preserve=True):
             return m.h(x)
 
     bodies = [nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 6)) for _ in range(2)]
-    return Net(forward, b=bodies[0], c=bodies[1], h=nn.Linear(6, 3)).double()
+    return ToyModel(forward, b=bodies[0], c=bodies[1], h=nn.Linear(6, 3)).double()
 
 
 class TestCheckpointing:

@@ -13,7 +13,7 @@ from pyengm.pergrad import check_losses, exact, exact_norms
 
 def network(norm, dtype=torch.float64):
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).to(dtype)
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype)
 
 
 def batch(n=7, dtype=torch.float64):
@@ -49,7 +49,7 @@ def test_batch_norm_in_training_mode():
     expected = torch.stack([norm_of(loss, params) for loss in losses])
     torch.testing.assert_close(exact_norms(losses, params), expected, rtol=1e-10, atol=0)
     alone = exact_norms(losses_of(model.eval(), x, y), params)
-    assert not torch.allclose(expected, alone, rtol=0.1)  # the batch does couple the examples
+    assert not torch.allclose(expected, alone, rtol=0.1)  # the examples are not independent
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
@@ -68,7 +68,7 @@ def test_memory_bounds_the_chunk(monkeypatch):
     torch.testing.assert_close(exact_norms(losses, model.parameters()), expected, rtol=1e-10, atol=0)
 
 
-def test_graph_and_gradients_are_left_alone():
+def test_graph_and_gradients_do_not_change():
     model, (x, y) = network("gn"), batch()
     model.head.bias.grad = mark = torch.ones_like(model.head.bias)
     losses = losses_of(model, x, y)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.toy_models import NETS, fresh, norms_of
+from helpers.toy_models import TOY_MODELS, fresh, norms_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,12 +17,6 @@ from pyengm.pergrad.proof import prove
 
 N, TOLERANCE = 4, 1e-10
 R = torch.randn
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_remembered(monkeypatch):
-    monkeypatch.setattr(weight_usage, "_remembered", type(weight_usage._remembered)())
-    torch.manual_seed(0)
 
 
 def lin():
@@ -152,7 +146,7 @@ def test_fields_need_no_probe(name):
         assert not prove(trace(CHANGES[name](m, k)), N).unproven
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", TOY_MODELS)
 def test_proofs_agree_with_brute_force(name):
     """An element that a proof gives to one example has no derivative of any other loss."""
     model, loss, inputs = fresh(name)
@@ -176,7 +170,7 @@ def test_proofs_agree_with_brute_force(name):
         visit_gradients(graph, losses, seed, places, look, frozen=frozen)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", TOY_MODELS)
 def test_every_path_to_a_parameter_crosses_a_use(name):
     model, loss, inputs = fresh(name)
     losses = loss(model, inputs)

@@ -22,14 +22,14 @@ IMAGES = leaf(5, 4, 7, 6)
 def node_of(tensor, name):
     """The node that made a tensor, which must have this name."""
     found = tensor.grad_fn.name()
-    assert found == name, f"torch {torch.__version__} calls the node {found} that was {name}: mend pyengm.pergrad.rules"
+    assert found == name, f"torch {torch.__version__} has the node {found}, expected {name}; adapt pyengm.pergrad.rules"
     return tensor.grad_fn
 
 
 def field(node, name):
     assert hasattr(node, f"_saved_{name}"), (
         f"torch {torch.__version__} has no field _saved_{name} in {node.name()}, only "
-        f"{[a for a in dir(node) if a.startswith('_saved_')]}: mend pyengm.pergrad.rules"
+        f"{[a for a in dir(node) if a.startswith('_saved_')]}: adapt pyengm.pergrad.rules"
     )
     return getattr(node, f"_saved_{name}")
 
@@ -117,7 +117,7 @@ def test_fields(name):
         for key, value in fields.items():
             assert same(field(node, key), value), (
                 f"torch {torch.__version__} holds {field(node, key)} in _saved_{key} of {name}, not {value}: "
-                "mend pyengm.pergrad.rules"
+                "adapt pyengm.pergrad.rules"
             )
         seen |= set(fields)
     assert seen == set(rules.SAVED[name]), f"pyengm.pergrad.rules.SAVED lists other fields of {name} than these"

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from helpers.toy_models import (
-    NETS,
-    Net,
+    TOY_MODELS,
+    ToyModel,
     cross_entropy,
     filled,
     fresh,
@@ -27,14 +27,9 @@ from torch.nn.parallel import DistributedDataParallel
 from pyengm import per_example_grad_norms
 from pyengm.errors import ConfigError, NonFiniteError, UnsupportedOperationError
 from pyengm.optim import ENGM
-from pyengm.pergrad import NormEstimator, backward, clipped_backward, weight_usage, weighted_backward
+from pyengm.pergrad import NormEstimator, backward, clipped_backward, weighted_backward
 
 ROUNDING = 1e-10  # of the longest gradient, float64
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_known(monkeypatch):
-    monkeypatch.setattr(weight_usage, "_remembered", type(weight_usage._remembered)())
 
 
 @pytest.fixture(params=["one pass", "two passes"])
@@ -63,7 +58,7 @@ def check_clipped(loss, model, x):
     return used
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", TOY_MODELS)
 def test_clipped(name, passes):
     model, loss, x = fresh(name)
     check_clipped(loss, model, x)
@@ -178,8 +173,8 @@ class Overflow(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("name", ["residual, in place", "class token", "trades", "ragged", "frames"])
-@pytest.mark.parametrize("asked", [True, False])
-def test_input_gradients(name, asked, passes):
+@pytest.mark.parametrize("with_norms", [True, False])
+def test_input_gradients(name, with_norms, passes):
     model, loss, x = fresh(name)
     params, x = list(model.parameters()), x.requires_grad_()
     found, alpha, _, mean = expected(loss(model, x), params)
@@ -190,10 +185,10 @@ def test_input_gradients(name, asked, passes):
         lambda norms, _: (alpha / norms).clamp(max=1),
         NormEstimator(),
         inputs=x,
-        input_norms=asked,
+        input_norms=with_norms,
     )
-    assert (used.input_norms is not None) == asked
-    if asked:
+    assert (used.input_norms is not None) == with_norms
+    if with_norms:
         torch.testing.assert_close(used.input_norms, gradient.flatten(1).norm(dim=1), rtol=1e-10, atol=0)
     torch.testing.assert_close(used.norms, found.norm(dim=1), rtol=1e-10, atol=0)
     assert (filled(params) - mean).norm() <= ROUNDING * found.norm(dim=1).max()
@@ -206,7 +201,7 @@ def test_input_norms_alone(name, passes):
     model, loss, x = fresh(name)
     params, x = list(model.parameters()), x.requires_grad_()
     (gradient,) = torch.autograd.grad(loss(model, x).sum(), x)
-    weigh = lambda _, lengths: 1 / (1 + lengths)  # noqa: E731
+    weigh = lambda _, input_norms: 1 / (1 + input_norms)  # noqa: E731
     used = weighted_backward(loss(model, x), params, weigh, None, inputs=x, input_norms=True)
     torch.testing.assert_close(used.input_norms, gradient.flatten(1).norm(dim=1), rtol=1e-10, atol=0)
     assert used.norms is None
@@ -246,7 +241,7 @@ class TestGradScaler:
 
     def test_overflow_of_one_example_skips_the_step(self, passes):
         torch.manual_seed(0)
-        model = Net(lambda m, x: m.h(Overflow.apply(m.a(x))), a=nn.Linear(6, 6), h=nn.Linear(6, 3)).double()
+        model = ToyModel(lambda m, x: m.h(Overflow.apply(m.a(x))), a=nn.Linear(6, 6), h=nn.Linear(6, 3)).double()
         x = rows() * torch.tensor([1, 1, 1, 1, 1e-6]).double()[:, None]
         before = [p.detach().clone() for p in model.parameters()]
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
@@ -259,7 +254,7 @@ class TestGradScaler:
         assert not any(p.equal(q) for p, q in zip(model.parameters(), before, strict=True))
 
     def test_without_a_scaler_it_is_an_error(self, passes):
-        model = Net(lambda m, x: m.h(m.a(x) * m.w), a=nn.Linear(6, 6), h=nn.Linear(6, 3), w=weight(6)).double()
+        model = ToyModel(lambda m, x: m.h(m.a(x) * m.w), a=nn.Linear(6, 6), h=nn.Linear(6, 3), w=weight(6)).double()
         x = rows()
         per_example_grad_norms(model(x).logsumexp(1).nan_to_num(1.0, 1.0, 1.0), model.parameters())
         x[3] = torch.inf
@@ -416,7 +411,7 @@ def test_alpha_without_bound_is_the_mean():
 
 def test_sparse_gradients_stay_sparse():
     table = nn.Embedding(7, 6, sparse=True).double()
-    model = Net(lambda m, x: m.h(m.a(x).mean(1)), a=table, h=nn.Linear(6, 3)).double()
+    model = ToyModel(lambda m, x: m.h(m.a(x).mean(1)), a=table, h=nn.Linear(6, 3)).double()
     losses = cross_entropy(model, torch.arange(20).view(5, 4) % 7)
     clipped_backward(losses, model.parameters(), 1.0)
     assert table.weight.grad.is_sparse

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,18 +13,18 @@ import yaml
 from rich.console import Console
 
 from pyengm import cli
+from pyengm.cli import reproduce as reproduce_command
 from pyengm.data import ImageDataset
 from pyengm.errors import ConfigError, DataError
-from pyengm.evaluation import checkpoints
+from pyengm.evaluation import parallel
 from pyengm.methods import METHODS
-from pyengm.reproduce import ReproduceConfig, load_table, reproduce, table_names
+from pyengm.reproduce import ReproduceConfig, list_tables, load_table, reproduce, table_names
 from pyengm.reproduce.flops import epoch_flops, forward_flops
 from pyengm.reproduce.presets import (
-    METHOD_IN_EPOCHS,
     differences,
     full,
     short,
-    short_positions,
+    short_indices,
     shorter,
     smoke,
 )
@@ -35,8 +34,8 @@ from pyengm.reproduce.tables import Column, Figure, PaperTable, Row
 from pyengm.reproduce.timing import times_of
 from pyengm.training import Interrupted, RunFolder, TrainConfig, multi_run, train
 from pyengm.training.builders import build_method
-from pyengm.training.config import ALL_OPTIMIZERS
-from pyengm.training.option_parsing import BY_NAME, defaults_for
+from pyengm.training.config_groups import ALL_OPTIMIZERS
+from pyengm.training.option_parsing import own_arguments
 from pyengm.training.signals import STATUS
 from pyengm.utils import terminal
 
@@ -53,7 +52,7 @@ def short_evaluations(monkeypatch):
         package.square.n_queries = 20
 
     monkeypatch.setattr(pyautoattack.AutoAttack, "__init__", short)
-    monkeypatch.setattr(checkpoints, "cores", lambda: 1)
+    monkeypatch.setattr(parallel, "cores", lambda: 1)
     monkeypatch.setattr(terminal, "console", Console(width=200))
 
 
@@ -62,8 +61,8 @@ def here(tmp_path, monkeypatch) -> Path:
     """The working directory, with the few.txt of toy-1; `pyengm reproduce` finds the tables for tests."""
     (tmp_path / "few.txt").write_text("\n".join(map(str, range(240))))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "reproduce", partial(reproduce, folder=TABLES))
-    monkeypatch.setattr(cli, "list_tables", partial(cli.list_tables, folder=TABLES))
+    monkeypatch.setattr(reproduce_command, "reproduce", partial(reproduce, folder=TABLES))
+    monkeypatch.setattr(reproduce_command, "list_tables", partial(list_tables, folder=TABLES))
     return tmp_path
 
 
@@ -133,7 +132,10 @@ class TestTables:
                 lambda t: t["rows"][0]["options"].update(optimiser="msgd"),
                 "row 'MSGD' has the unknown option 'optimiser'",
             ),
-            (lambda t: t["rows"][0]["options"].update(epochs="many"), "row 'MSGD': epochs is 'many', which is no int"),
+            (
+                lambda t: t["rows"][0]["options"].update(epochs="many"),
+                "row 'MSGD': epochs is 'many'; expected an integer",
+            ),
             (lambda t: t["rows"][0]["options"].update(beta=6), "unknown option 'beta'"),
             (lambda t: t["rows"][0]["options"].update(seed=6), "row 'MSGD' has a seed"),
         ],
@@ -152,53 +154,83 @@ class TestTables:
             load_table("broken", tmp_path)
 
 
-PAPER = {"data": "cifar10", "model": "resnet18", "method": "pgd_at", "optimizer": "engm", "alpha": 5, "steps": 10}
-PAPER |= {"step": "2/255", "eps": "8/255", "epochs": 120, "milestones": [75, 90], "select": "val", "attacks": ["fgsm"]}
+PAPER = {
+    "data": "cifar10",
+    "model": "resnet18",
+    "method": "pgd_at",
+    "optimizer": "engm",
+    "alpha": 5,
+    "attack_steps": 10,
+}
+PAPER |= {
+    "step_size": "2/255",
+    "eps": "8/255",
+    "epochs": 120,
+    "milestones": [75, 90],
+    "select_on": "val",
+    "attacks": ["fgsm"],
+}
 
 
 class TestShort:
     def test_a_row_of_pgd(self, tmp_path):
         paper = full(PAPER, "row")
         train = make_images(50_000)
-        config = short(paper, train, tmp_path / "positions.txt")
+        config = short(paper, train, tmp_path / "indices.txt")
         # The budget by hand: 10,000 images of 23 passes and 1,000 of 41, 1.11 GFLOP each.
-        assert config.epochs == pytest.approx(1.5e16 / ((10_000 * 23 + 1_000 * 41) * 1.11e9), rel=0.05)
-        assert config.milestones == tuple(round(m / 120 * config.epochs, 2) for m in (75, 90))
-        assert (config.autoattack_examples, config.indices) == (1000, tmp_path / "positions.txt")
-        kept = ("method", "optimizer", "alpha", "eps", "step", "steps", "batch_size", "model", "lr", "attacks")
-        assert all(getattr(config, name) == getattr(paper, name) for name in kept)
+        assert config.schedule.epochs == pytest.approx(1.5e16 / ((10_000 * 23 + 1_000 * 41) * 1.11e9), rel=0.05)
+        assert config.schedule.milestones == tuple(round(m / 120 * config.schedule.epochs, 2) for m in (75, 90))
+        assert (config.evaluation.autoattack_examples, config.data.train_indices) == (1000, tmp_path / "indices.txt")
+        kept = (
+            "method",
+            "optimizer",
+            "alpha",
+            "eps",
+            "step_size",
+            "attack_steps",
+            "batch_size",
+            "model",
+            "lr",
+            "attacks",
+        )
+        assert all(config.get(name) == paper.get(name) for name in kept)
 
     def test_rows_that_cost_less_stay_as_long(self):
-        paper = full(PAPER | {"method": "atas", "step": None, "steps": None, "epochs": 30, "milestones": []}, "row")
-        assert short(paper, make_images(50_000), Path("p")).epochs == 30
+        paper = full(
+            PAPER | {"method": "atas", "step_size": None, "attack_steps": None, "epochs": 30, "milestones": []}, "row"
+        )
+        assert short(paper, make_images(50_000), Path("p")).schedule.epochs == 30
 
     @pytest.mark.parametrize("select", ["none", "val", "test"])
     def test_a_budget_for_every_row(self, select):
-        paper = full(PAPER | {"select": select, "model": "wrn_34_10", "epochs": 200}, "row")
+        paper = full(PAPER | {"select_on": select, "model": "wrn_34_10", "epochs": 200}, "row")
         train = make_images(50_000)
         config = short(paper, train, Path("p"))
         held_out = {"none": 0, "val": 1_000, "test": 10_000}[select]
-        assert 2 <= config.epochs < 20
-        assert config.epochs == 2 or config.epochs * epoch_flops(config, train, 10_000, held_out) <= 1.5e16
+        assert 2 <= config.schedule.epochs < 20
+        assert (
+            config.schedule.epochs == 2
+            or config.schedule.epochs * epoch_flops(config, train, 10_000, held_out) <= 1.5e16
+        )
 
     @pytest.mark.parametrize("length", [1437, 10_000, 50_000, 73_257])
-    def test_positions(self, length):
-        positions = short_positions(length)
-        assert len(positions) == min(length, 10_000)
-        gaps = np.diff(positions)
-        assert (positions[0], gaps.max() - gaps.min() <= 1) == (0, True)
-        assert length - positions[-1] <= gaps.max()
+    def test_indices(self, length):
+        indices = short_indices(length)
+        assert len(indices) == min(length, 10_000)
+        gaps = np.diff(indices)
+        assert (indices[0], gaps.max() - gaps.min() <= 1) == (0, True)
+        assert length - indices[-1] <= gaps.max()
 
     def test_defaults_counted_in_epochs_shrink_too(self):
-        options = {"data": "cifar10", "method": "trades_awp", "model": "wrn_34_10", "epochs": 200, "select": "none"}
+        options = {"data": "cifar10", "method": "trades_awp", "model": "wrn_34_10", "epochs": 200, "select_on": "none"}
         paper = full(options, "row")
         config = short(paper, make_images(50_000), Path("p"))
-        share = config.epochs / 200
+        share = config.schedule.epochs / 200
         assert build_method(paper).warmup == 10
         assert build_method(config).warmup == round(10 * share)
 
 
-# Every option of a method is here or counted in epochs: a new one has to be put on one side or the other.
+# Every option of a method is here or in its record as one that counts epochs: a new one has to be put on one side.
 NOT_IN_EPOCHS = {
     *(
         "beta",
@@ -232,24 +264,31 @@ NOT_IN_EPOCHS = {
 
 
 def test_options_counted_in_epochs_are_all_known():
-    options = {name for kind in METHODS.values() for name in defaults_for(kind)} - set(BY_NAME)
-    assert options == NOT_IN_EPOCHS | set(METHOD_IN_EPOCHS)
+    options = {name for kind in METHODS.values() for name in own_arguments(kind)}
+    in_epochs = {name for kind in METHODS.values() for name in kind.info.epoch_options}
+    assert options == NOT_IN_EPOCHS | in_epochs
+    assert not NOT_IN_EPOCHS & in_epochs
+    for kind in METHODS.values():
+        assert {*kind.info.epoch_options, *kind.info.pixel_options} <= own_arguments(kind).keys()
 
 
 def test_options_of_optimizers_counted_in_epochs_are_all_known():
-    options = {name for kind in ALL_OPTIMIZERS.values() for name in defaults_for(kind)}
-    assert {name for name in options if "epoch" in name} == {"from_epoch", "until_epoch"}
+    options = {name for kind in ALL_OPTIMIZERS.values() for name in own_arguments(kind)}
+    in_epochs = {name for kind in ALL_OPTIMIZERS.values() for name in kind.info.epoch_options}
+    assert {name for name in options if "epoch" in name} == in_epochs == {"from_epoch", "until_epoch"}
 
 
 @pytest.mark.parametrize(
     ("epochs", "span"), [(200, (10, 150)), (20, (1, 15)), (14, (1, 11)), (3, (0, 2)), (2, (0, 2)), (1, (0, 1))]
 )
 def test_the_epochs_of_an_optimizer_shrink_too(epochs, span):
-    options = ["L=30", "from_epoch=10", "until_epoch=150"]
+    options = ["inner_steps=30", "from_epoch=10", "until_epoch=150"]
     row = PAPER | {"optimizer": "entropy_sgd", "optimizer_options": options, "alpha": None, "epochs": 200}
     words = shorter(full(row, "row"), epochs)["optimizer_options"]
-    assert words == ("L=30", f"from_epoch={span[0]}", f"until_epoch={span[1]}")
-    assert shorter(full(row | {"optimizer_options": ["L=3"]}, "row"), epochs)["optimizer_options"] == ("L=3",)
+    assert words == ("inner_steps=30", f"from_epoch={span[0]}", f"until_epoch={span[1]}")
+    assert shorter(full(row | {"optimizer_options": ["inner_steps=3"]}, "row"), epochs)["optimizer_options"] == (
+        "inner_steps=3",
+    )
     for given, kept in (
         (["until_epoch=1"], ("until_epoch=1",)),
         (["from_epoch=199", "until_epoch=none"], (f"from_epoch={epochs - 1}",)),
@@ -263,19 +302,24 @@ class TestSmoke:
     def test_every_method(self, method):
         options = {"data": "cifar10", "model": "wrn_34_10", "method": method, "eps": "8/255", "epochs": 40}
         config = smoke(options, full(options, "row"))
-        assert (config.data, config.model, config.method) == ("digits", "cnn8", method)
-        assert config.eps == pytest.approx(0.2)
-        assert config.epochs == 14
+        assert (config.data.name, config.model.name, config.method.name) == ("digits", "cnn8", method)
+        assert config.attack.eps == pytest.approx(0.2)
+        assert config.schedule.epochs == 14
         own = build_method(config)
         for name in ("warmup", "fgsm_epochs", "sampling_epochs", "decay_epochs"):
-            assert getattr(own, name, 0) < config.epochs
+            assert getattr(own, name, 0) < config.schedule.epochs
 
     def test_knobs_stay(self):
         config = smoke(PAPER, full(PAPER, "row"))
-        assert (config.optimizer, config.alpha, config.steps, config.attacks) == ("engm", 5, 10, ("fgsm",))
-        assert config.step == pytest.approx(0.05)  # 2/255 of 8/255, of 0.2
-        options = PAPER | {"optimizer": "entropy_sgd", "optimizer_options": ["L=30"], "alpha": None}
-        assert smoke(options, full(options, "row")).optimizer_options == ("L=30",)
+        assert (config.optimizer.name, config.optimizer.alpha, config.attack.steps, config.evaluation.attacks) == (
+            "engm",
+            5,
+            10,
+            ("fgsm",),
+        )
+        assert config.attack.step_size == pytest.approx(0.05)  # 2/255 of 8/255, of 0.2
+        options = PAPER | {"optimizer": "entropy_sgd", "optimizer_options": ["inner_steps=30"], "alpha": None}
+        assert smoke(options, full(options, "row")).optimizer.options == ("inner_steps=30",)
 
     def test_sizes_keep_their_share_of_eps(self):
         options = {"data": "cifar10", "method": "atas", "eps": "12/255", "epochs": 30}
@@ -288,13 +332,13 @@ class TestSmoke:
         options = PAPER | {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
         paper = full(options, "row")
         config = smoke(options, paper)
-        assert config.mean is config.std is None
+        assert config.model.mean is config.model.std is None
         assert "mean none in place of 0.5, 0.5, 0.5" in differences(paper, config)
-        assert short(paper, make_images(50_000), Path("p")).std == (0.25, 0.25, 0.25)
+        assert short(paper, make_images(50_000), Path("p")).model.std == (0.25, 0.25, 0.25)
 
     def test_short_rows_stay_short(self):
         options = PAPER | {"epochs": 1, "milestones": []}
-        assert smoke(options, full(options, "row")).epochs == 1
+        assert smoke(options, full(options, "row")).schedule.epochs == 1
 
 
 class TestDifferences:
@@ -305,8 +349,8 @@ class TestDifferences:
     def test_in_words(self):
         options = PAPER | {"method": "trades_awp", "epochs": 200, "milestones": [100, 150]}
         paper = full(options, "row")
-        ours = replace(paper, epochs=20, milestones=(10, 15), method_options=("warmup=1",), eps=4 / 255)
-        assert differences(paper, replace(ours, autoattack_examples=1000), (10_000, 50_000)) == [
+        ours = paper.override(epochs=20, milestones=(10, 15), method_options=("warmup=1",), eps=4 / 255)
+        assert differences(paper, ours.override(autoattack_examples=1000), (10_000, 50_000)) == [
             "10,000 of 50,000 training images",
             "eps 4/255 in place of 8/255",
             "epochs 20 in place of 200",
@@ -317,7 +361,7 @@ class TestDifferences:
 
     def test_what_decides_nothing_is_not_told(self):
         paper = full(PAPER, "row")
-        cyclic = replace(paper, schedule="cyclic", milestones=(), seed=3, device="cpu", root=Path("there"))
+        cyclic = paper.override(schedule="cyclic", milestones=(), seed=3, device="cpu", data_dir=Path("there"))
         assert differences(paper, cyclic) == ["schedule cyclic in place of piecewise"]
 
 
@@ -325,16 +369,16 @@ class TestCost:
     @pytest.mark.parametrize(("model", "multiplications"), [("resnet18", 0.56e9), ("wrn_28_10", 5.25e9)])
     def test_forward_pass(self, model, multiplications):
         """Counts of multiplications that are commonly given for images of 32 pixels, to two digits."""
-        found = forward_flops(TrainConfig(data="cifar10", model=model).resolve(), make_images(10))
+        found = forward_flops(TrainConfig.from_flat(data="cifar10", model=model).resolve(), make_images(10))
         assert found == pytest.approx(2 * multiplications, rel=0.03)
 
     @pytest.mark.parametrize(
         ("method", "passes"),
-        [("pgd_at", 23), ("trades", 27), ("mart_awp", 30), ("natural", 3), ("atas", 5), ("nuat", 8.5)],
+        [("pgd_at", 23), ("trades", 27), ("mart_awp", 32), ("natural", 3), ("atas", 5), ("nuat", 8.5)],
     )
     def test_passes_of_an_epoch(self, method, passes):
         """The sums of F + D + W in README's table of methods."""
-        config = TrainConfig(data="cifar10", model="cnn4", method=method).resolve()
+        config = TrainConfig.from_flat(data="cifar10", model="cnn4", method=method).resolve()
         data = make_images(10)
         assert epoch_flops(config, data, 100, 0) == passes * 100 * forward_flops(config, data)
 
@@ -381,8 +425,8 @@ class TestReport:
         assert json.loads(json.dumps(report)) == report
 
     def test_shared_and_own_differences(self):
-        told = self.report({}, {"A": 1.0, "B": 1.0}, differences={"A": ["x", "y"], "B": ["x", "z"]})["differences"]
-        assert told == {"all rows": ["x"], "A": ["y"], "B": ["z"]}
+        found = self.report({}, {"A": 1.0, "B": 1.0}, differences={"A": ["x", "y"], "B": ["x", "z"]})["differences"]
+        assert found == {"all rows": ["x"], "A": ["y"], "B": ["z"]}
 
     def test_look_up(self):
         results = {"best": {"pgd20": 0.5, "deepfool": 0.7}, "robust_overfitting": 3.0, "hours": 1.5}
@@ -431,7 +475,7 @@ class TestCommand:
         assert "FAILED: Diverges, seed 0" in text
         msgd, diverges, engm, quoted = report["rows"]
         runs = [json.loads((out / f"msgd/seed-{seed}/results.json").read_text()) for seed in (0, 1)]
-        assert TrainConfig.load(out / "msgd/seed-1/config.yaml").seed == 1
+        assert TrainConfig.load(out / "msgd/seed-1/config.yaml").run.seed == 1
         natural = [100 * run["best"]["natural"] for run in runs]
         assert msgd["ours"]["Natural"]["value"] == pytest.approx(np.mean(natural))
         assert msgd["ours"]["Natural"]["spread"] == pytest.approx(np.std(natural, ddof=1))
@@ -443,7 +487,7 @@ class TestCommand:
         assert report["orders"][0]["paper"] == [["ENGM"], ["MSGD"]]
         assert (out / "table.md").read_text().startswith("# A table for tests (Nobody 2020, Table 1), scale full")
 
-        monkeypatch.setattr(multi_run, "train", lambda config: pytest.fail(f"{config.out} is complete"))
+        monkeypatch.setattr(multi_run, "train", lambda config: pytest.fail(f"{config.run.out} is complete"))
         assert cli.main([*command, "--rows", "MSGD", "ENGM", "Quoted"]) == 0
         again = json.loads((out / "results.json").read_text())
         assert again["rows"] == [msgd, engm, quoted]
@@ -452,25 +496,25 @@ class TestCommand:
     def test_short(self, here, capsys):
         options = ["--rows", "MSGD", "--scale", "short", "--out", "short", "--device", "cpu"]
         assert cli.main(["reproduce", "toy-1", *options]) == 0
-        positions = np.loadtxt("short/positions-digits.txt", dtype=int)
-        assert positions.tolist() == list(range(1437))
+        indices = np.loadtxt("short/indices-digits.txt", dtype=int)
+        assert indices.tolist() == list(range(1437))
         config = TrainConfig.load(Path("short/msgd/seed-0/config.yaml"))
-        assert (config.indices, config.precision) == (here / "short/positions-digits.txt", "bf16")
+        assert (config.data.train_indices, config.machine.precision) == (here / "short/indices-digits.txt", "bf16")
         report = json.loads(Path("short/results.json").read_text())
         precision, made_on = report["differences"]["all rows"]
         assert precision == "precision bf16 in place of float32"
         assert made_on.startswith("made on ")
         assert made_on.endswith(", 1 process(es)")
 
-        Path("short/positions-digits.txt").write_text("3\n")
+        Path("short/indices-digits.txt").write_text("3\n")
         assert cli.main(["reproduce", "toy-1", *options]) == 1
-        assert "holds other positions" in capsys.readouterr().err
+        assert "holds other indices" in capsys.readouterr().err
 
-    def test_an_interrupted_call_goes_on(self, here, monkeypatch, capsys):
+    def test_an_interrupted_call_resumes(self, here, monkeypatch, capsys):
         stopped = []
 
         def stops_once(config):
-            if not stopped and config.optimizer == "engm":
+            if not stopped and config.optimizer.name == "engm":
                 stopped.append(RunFolder.create(config))
                 raise Interrupted("stopped after batch 1")
             return train(config)
@@ -479,7 +523,7 @@ class TestCommand:
         command = ["reproduce", "toy-1", "--scale", "full", "--rows", "MSGD", "ENGM"]
         assert cli.main(command) == STATUS
         text = capsys.readouterr().out
-        assert "stopped in ENGM, seed 0; 1 of 2 runs are complete; the same command goes on where it stopped" in text
+        assert "stopped in ENGM, seed 0; 1 of 2 runs are complete; the same command resumes where it stopped" in text
         assert not Path("runs/reproduce/toy-1-full/results.json").exists()
         assert cli.main(command) == 0
         report = json.loads(Path("runs/reproduce/toy-1-full/results.json").read_text())
@@ -517,7 +561,7 @@ class TestCommand:
             reproduce(ReproduceConfig("toy-1", out=Path("other")), TABLES)
 
     def test_a_table_that_has_changed_since(self, here, capsys):
-        """Runs of other options are neither read nor gone on with: the row fails, and says why."""
+        """Runs of other options are neither read nor resumed: the row fails with a reason."""
         shutil.copytree(TABLES, "tables")
         options = ReproduceConfig("toy-1", scale="full", rows=("MSGD",), out=Path("out"))
         assert reproduce(options, Path("tables"))["failed"] == {}
@@ -533,7 +577,7 @@ class TestCommand:
         Path("tables").mkdir()
         Path("tables/cifar.yaml").write_text(yaml.safe_dump(content))
         with pytest.raises(DataError, match="download"):
-            reproduce(ReproduceConfig("cifar", scale="short", root=Path("empty"), out=Path("out")), Path("tables"))
+            reproduce(ReproduceConfig("cifar", scale="short", data_dir=Path("empty"), out=Path("out")), Path("tables"))
         assert not Path("out").exists()
 
     def test_help(self, capsys):

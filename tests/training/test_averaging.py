@@ -1,52 +1,37 @@
 """Averages of the weights: by their formulas, with every kind of step, evaluated and saved, bitwise after a stop."""
 
 from copy import deepcopy
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import always_stop, start, train
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyengm.errors import ConfigError
-from pyengm.evaluation import accuracy, attack_named
+from pyengm.evaluation import accuracy, create_attack
 from pyengm.methods import Curriculum
 from pyengm.models import build, load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit, loop
-from pyengm.training.averaging import EMA, Mean, averaging
-from pyengm.training.signals import StopRequest
+from pyengm.training.averaging import EMA, SWA, build_averaging
 
 # Each with its own way of changing the weights: AWP takes moves back, Sub-AT and Curriculum begin again, FreeAT updates
 # several times, Entropy-SGD once for several batches, and the scaler of fp16 skips updates.
 WAYS = {
-    "pgd_at": {"steps": 2},
-    "awp": {"method": "trades_awp", "steps": 1, "method_options": ("warmup=1",)},
-    "sub_at": {"method": "sub_at", "method_options": ("sampling_epochs=1", "dimension=1"), "select": "none"},
-    "curriculum": {"method": "curriculum", "steps": 2, "method_options": ("patience=1",)},
+    "pgd_at": {"attack_steps": 2},
+    "awp": {"method": "trades_awp", "attack_steps": 1, "method_options": ("warmup=1",)},
+    "sub_at": {"method": "sub_at", "method_options": ("sampling_epochs=1", "dimension=1"), "select_on": "none"},
+    "curriculum": {"method": "curriculum", "attack_steps": 2, "method_options": ("patience=1",)},
     "free_at": {"method": "free_at", "method_options": ("replays=2",)},
-    "entropy_sgd": {"optimizer": "entropy_sgd", "optimizer_options": ("L=2",), "steps": 1},
-    "fp16": {"steps": 1, "precision": "fp16"},
+    "entropy_sgd": {"optimizer": "entropy_sgd", "optimizer_options": ("inner_steps=2",), "attack_steps": 1},
+    "fp16": {"attack_steps": 1, "precision": "fp16"},
 }
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig(indices=path, model="cnn4", width=2, epochs=3, batch_size=30, lr=0.05)
-
-
-def start(path: Path, config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
-    config = replace(config, out=path).resolve()
-    return config, RunFolder.create(config)
-
-
-def train(path: Path, config: TrainConfig) -> RunFolder:
-    config, run = start(path, config)
-    fit(config, build_components(config), run)
-    return run
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(attack_steps=None)
 
 
 def state_of(run: RunFolder) -> dict:
@@ -102,7 +87,7 @@ class TestFormulas:
 
     def test_mean_is_that_of_torch_from_its_first_epoch_on(self):
         model = network()
-        mean, torchs = Mean(model, start=2), AveragedModel(model, use_buffers=True)
+        mean, torchs = SWA(model, start=2), AveragedModel(model, use_buffers=True)
         for epoch in range(6):
             walk(model, epoch)
             mean.after_epoch(epoch)
@@ -117,10 +102,10 @@ class TestFormulas:
                 torch.testing.assert_close(t, expected[name], rtol=1e-6, atol=1e-6)  # a few roundings
         assert mean.evaluated.block1[1].num_batches_tracked == 6
 
-    @pytest.mark.parametrize("average", ["ema", "mean"])
+    @pytest.mark.parametrize("average", ["ema", "swa"])
     def test_restart_forgets(self, average):
         model = network()
-        held = averaging(average, model, decay=0.9, start=0)
+        held = build_averaging(average, model, decay=0.9, start=0)
 
         def pass_by(seed):
             walk(model, seed)
@@ -146,7 +131,7 @@ class TestFormulas:
 
     def test_none_is_the_model_itself(self):
         model = network()
-        held = averaging("none", model, decay=0.9, start=None)
+        held = build_averaging("none", model, decay=0.9, start=None)
         held.after_step()
         held.after_epoch(0)
         assert held.evaluated is model
@@ -157,93 +142,93 @@ class TestSteps:
     @pytest.mark.parametrize("way", WAYS)
     def test_ema_is_of_the_weights_between_steps(self, tiny, tmp_path, monkeypatch, way):
         """Weights recorded after every step, averaged by a second EMA, and forgotten where the run begins again."""
-        config, run = start(tmp_path / "run", replace(tiny, average="ema", average_decay=0.7, **WAYS[way]))
-        parts = build_components(config)
-        shadow = deepcopy(parts.model)
-        second, original = EMA(shadow, 0.7), loop.step
+        config, run = start(tmp_path / "run", tiny.override(average="ema", ema_decay=0.7, **WAYS[way]))
+        components = build_components(config)
+        shadow = deepcopy(components.model)
+        second, original = EMA(shadow, 0.7), loop.update
 
-        def step(config, parts, group, epoch):
-            if epoch == parts.method.restart_epoch and parts.averaging.count == 0:
+        def step(config, components, group, epoch):
+            if epoch == components.method.restart_epoch and components.averaging.count == 0:
                 second.restart()
-            sums = original(config, parts, group, epoch)
-            shadow.load_state_dict(parts.model.state_dict())
+            sums = original(config, components, group, epoch)
+            shadow.load_state_dict(components.model.state_dict())
             second.after_step()
-            assert second.count == parts.averaging.count
-            assert_same(parts.averaging.average.state_dict(), second.average.state_dict())
+            assert second.count == components.averaging.count
+            assert_same(components.averaging.average.state_dict(), second.average.state_dict())
             return sums
 
-        monkeypatch.setattr(loop, "step", step)
-        fit(config, parts, run)
+        monkeypatch.setattr(loop, "update", step)
+        fit(config, components, run)
         assert second.count == {"sub_at": 2 * 4, "entropy_sgd": 3 * 2}.get(way, 3 * 4)
-        moved = (p.equal(parts.model.get_parameter(name)) for name, p in second.average.named_parameters())
+        moved = (p.equal(components.model.get_parameter(name)) for name, p in second.average.named_parameters())
         assert not all(moved)
 
     def test_sub_at_averages_its_second_phase_alone(self, tiny, tmp_path):
-        config = replace(tiny, average="mean", average_start=0, **WAYS["sub_at"])
+        config = tiny.override(average="swa", swa_start=0, **WAYS["sub_at"])
         assert state_of(train(tmp_path / "run", config))["averaging"]["count"] == 2
 
     def test_curriculum_that_goes_back_begins_the_average_anew(self, tiny, tmp_path, monkeypatch):
         original, gone_back = Curriculum.finish_epoch, []
 
         def finish_epoch(self, model, metrics):
-            self.age, self.k = 5, 0  # of its patience of 1
+            self.epochs_without_improvement, self.k = 5, 0  # of its patience of 1
             scores = {"natural": metrics["epoch"] == 0, "robust": metrics["epoch"] == 0}
             gone_back.append(original(self, model, {**metrics, **scores, "train_robust": 1.0}))
             return gone_back[-1]
 
         monkeypatch.setattr(Curriculum, "finish_epoch", finish_epoch)
-        config = replace(tiny, average="mean", average_start=0, epochs=4, **WAYS["curriculum"])
+        config = tiny.override(average="swa", swa_start=0, epochs=4, **WAYS["curriculum"])
         assert state_of(train(tmp_path / "run", config))["averaging"]["count"] == 0
         assert gone_back == [False, True, True, True]
 
     @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # the optimizer's own is skipped
     def test_no_step_of_fp16_is_lost(self, tiny):
         """A scale that overflows: the update is skipped, and the average takes the weights that stay."""
-        config = replace(tiny, average="ema", **WAYS["fp16"]).resolve()
-        parts = build_components(config)
-        parts.scaler._init_scale = 2.0**40
-        before = deepcopy(parts.model)
-        parts.network.train()
-        loop.step(config, parts, [next(parts.batches.epoch(0))], 0)
+        config = tiny.override(average="ema", **WAYS["fp16"]).resolve()
+        components = build_components(config)
+        components.scaler._init_scale = 2.0**40
+        before = deepcopy(components.model)
+        components.network.train()
+        loop.update(config, components, [next(components.batches.epoch(0))], 0)
         for name, p in before.named_parameters():
-            assert p.equal(parts.model.get_parameter(name))
-            assert p.equal(parts.averaging.evaluated.get_parameter(name))
+            assert p.equal(components.model.get_parameter(name))
+            assert p.equal(components.averaging.evaluated.get_parameter(name))
 
 
 class TestRuns:
-    @pytest.mark.parametrize("average", ["ema", "mean"])
+    @pytest.mark.parametrize("average", ["ema", "swa"])
     def test_training_goes_on_with_its_own_weights(self, tiny, tmp_path, average):
-        config = replace(tiny, steps=2, average_start=1)
+        config = tiny.override(attack_steps=2, swa_start=1)
         plain = state_of(train(tmp_path / "plain", config))
-        averaged = state_of(train(tmp_path / "averaged", replace(config, average=average)))
+        averaged = state_of(train(tmp_path / "averaged", config.override(average=average)))
         for part in ("model", "optimizer"):
             torch.testing.assert_close(averaged[part], plain[part], rtol=0, atol=0)
 
-    @pytest.mark.parametrize("average", ["ema", "mean"])
+    @pytest.mark.parametrize("average", ["ema", "swa"])
     def test_averages_are_what_is_measured_and_saved(self, tiny, tmp_path, average):
-        config = replace(tiny, steps=2, lr=0.5, average=average, average_start=1)
+        config = tiny.override(attack_steps=2, lr=0.5, average=average, swa_start=1)
         run = train(tmp_path / "run", config)
         state, rows = state_of(run), run.read_metrics()
         last = load_file(run.last)
         assert all(t.equal(state["averaging"]["average"][name]) for name, t in last.items())
         assert not all(t.equal(state["model"][name]) for name, t in last.items())
         config = config.resolve()
-        parts, measured = build_components(config), {"seed": 0, "device": torch.device("cpu")}
-        attack = attack_named("pgd20", config.threats()[0])
+        components, measured = build_components(config), {"seed": 0, "device": torch.device("cpu")}
+        attack = create_attack("pgd20", config.threats()[0])
         for path in (run.best, run.last):
             model, info = load_checkpoint(path)
-            assert accuracy(model, parts.held_out, None, **measured) == rows[info.epoch]["natural"]
-            assert accuracy(model, parts.held_out, attack, **measured) == rows[info.epoch]["robust"]
+            assert accuracy(model, components.held_out, None, **measured) == rows[info.epoch]["natural"]
+            assert accuracy(model, components.held_out, attack, **measured) == rows[info.epoch]["robust"]
 
     @pytest.mark.parametrize(
-        ("average", "way"), [*(("ema", way) for way in WAYS), ("mean", "pgd_at"), ("mean", "sub_at")]
+        ("average", "way"), [*(("ema", way) for way in WAYS), ("swa", "pgd_at"), ("swa", "sub_at")]
     )
     def test_goes_on_after_a_stop_at_any_batch(self, tiny, tmp_path, monkeypatch, average, way):
-        config = replace(tiny, average=average, average_start=0, lr=0.02, **WAYS[way])
+        config = tiny.override(average=average, swa_start=0, lr=0.02, **WAYS[way])
         whole = train(tmp_path / "whole", config)
         config, run = start(tmp_path / "stopped", config)
         with monkeypatch.context() as patch:
-            patch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
+            always_stop(patch)
             for _ in range(3 * (2 if way == "entropy_sgd" else 4)):
                 with pytest.raises(Interrupted):
                     fit(config, build_components(config), run)
@@ -255,10 +240,10 @@ class TestRuns:
 
     def test_lives_with_half_precision_and_layouts(self, tiny, tmp_path):
         """bf16 trains in channels_last; the average is float32, of the same layout, and is what is saved."""
-        config = replace(tiny, steps=1, epochs=1, average="ema", precision="bf16").resolve()
-        parts = build_components(config)
-        for name, p in parts.model.named_parameters():
-            average = parts.averaging.average.get_parameter(name)
+        config = tiny.override(attack_steps=1, epochs=1, average="ema", precision="bf16").resolve()
+        components = build_components(config)
+        for name, p in components.model.named_parameters():
+            average = components.averaging.average.get_parameter(name)
             assert (average.dtype, average.stride()) == (p.dtype, p.stride())
         state = state_of(train(tmp_path / "run", config))
         assert state["averaging"]["count"] == 4
@@ -268,21 +253,21 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"average": "swa"}, "unknown average 'swa'; known: none, ema, mean"),
-            ({"average_decay": 1.0}, "average_decay is 1.0; expected a share from 0 to less than 1"),
-            ({"average_decay": float("nan")}, "average_decay is nan"),
-            ({"average_start": -1}, "average_start is -1; expected one of the run, counted from 0"),
-            ({"average_start": 4, "epochs": 4}, "average_start is 4 of 4 epochs"),
+            ({"average": "mean"}, "unknown average 'mean'; known: none, ema, swa"),
+            ({"ema_decay": 1.0}, "ema_decay is 1.0; expected a share from 0 to less than 1"),
+            ({"ema_decay": float("nan")}, "ema_decay is nan"),
+            ({"swa_start": -1}, "swa_start is -1; expected an epoch of the run, counted from 0"),
+            ({"swa_start": 4, "epochs": 4}, "swa_start is 4 of 4 epochs"),
         ],
     )
     def test_errors(self, options, message):
         with pytest.raises(ConfigError, match=message):
-            TrainConfig(**options)
+            TrainConfig.from_flat(**options)
 
     def test_a_mean_begins_after_three_quarters(self):
-        assert TrainConfig(average="mean").resolve().average_start == 10  # of 14 epochs
-        assert TrainConfig(average="mean", epochs=1).resolve().average_start == 0
-        assert TrainConfig(average="mean", epochs=40, average_start=3).resolve().average_start == 3
-        assert TrainConfig(average="ema").resolve().average_start is None
-        with pytest.raises(ConfigError, match="average_start is 20 of 14 epochs"):
-            TrainConfig(average="mean", average_start=20).resolve()
+        assert TrainConfig.from_flat(average="swa").resolve().weights.swa_start == 10  # of 14 epochs
+        assert TrainConfig.from_flat(average="swa", epochs=1).resolve().weights.swa_start == 0
+        assert TrainConfig.from_flat(average="swa", epochs=40, swa_start=3).resolve().weights.swa_start == 3
+        assert TrainConfig.from_flat(average="ema").resolve().weights.swa_start is None
+        with pytest.raises(ConfigError, match="swa_start is 20 of 14 epochs"):
+            TrainConfig.from_flat(average="swa", swa_start=20).resolve()

@@ -1,7 +1,6 @@
 """The detector of catastrophic overfitting: sees a fall, warns, and can stop with the weights from before it."""
 
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +14,9 @@ from pyengm.training.catastrophic_overfitting import IMAGES, is_catastrophic, tr
 def tiny(tmp_path) -> TrainConfig:
     path = tmp_path / "first.txt"
     path.write_text("\n".join(map(str, range(200))))
-    return TrainConfig(indices=path, model="cnn4", width=2, epochs=4, steps=1, batch_size=50, out=tmp_path / "run")
+    return TrainConfig.from_flat(
+        train_indices=path, model="cnn4", width=2, epochs=4, attack_steps=1, batch_size=50, out=tmp_path / "run"
+    )
 
 
 @pytest.mark.parametrize(("before", "now", "fell"), [(None, 0, 0), (0.5, 0.31, 0), (0.5, 0.29, 1), (0.2, 0.5, 0)])
@@ -28,15 +29,15 @@ def test_falls_by_more_than_twenty_points(before, now, fell):
 
 def test_accuracy_is_that_of_the_first_images_of_the_epoch(tiny):
     config = tiny.resolve()
-    parts = build_components(config)
+    components = build_components(config)
     seen = []
-    parts.model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    share = training_accuracy(config, parts, 1)
+    components.model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    share = training_accuracy(config, components, 1)
     images = sum(seen) // 6  # five steps and one look at the result
     assert IMAGES <= images == 150
-    assert share == training_accuracy(config, parts, 1)
+    assert share == training_accuracy(config, components, 1)
     assert share * images == pytest.approx(round(share * images))
-    assert parts.model.training
+    assert components.model.training
 
 
 def run_with(config, monkeypatch, accuracies):
@@ -49,7 +50,7 @@ def run_with(config, monkeypatch, accuracies):
 
 
 def test_warns_and_goes_on(tiny, monkeypatch, capsys):
-    with pytest.warns(UserWarning, match=r"fell from 60\.0 to 10\.0 %.*--catastrophic_overfitting stop"):
+    with pytest.warns(UserWarning, match=r"fell from 60\.0 to 10\.0 %.*--on-catastrophic-overfitting stop"):
         run = run_with(tiny, monkeypatch, [0.5, 0.6, 0.1, 0.1])
     rows = run.read_metrics()
     assert [row["catastrophic_overfitting"] for row in rows] == [False, False, True, False]
@@ -58,8 +59,8 @@ def test_warns_and_goes_on(tiny, monkeypatch, capsys):
 
 
 def test_stops_and_keeps_the_weights_from_before(tiny, monkeypatch, tmp_path, capsys):
-    whole = run_with(replace(tiny, epochs=2, schedule="constant", out=tmp_path / "two"), monkeypatch, [0.5, 0.6])
-    stopping = replace(tiny, catastrophic_overfitting="stop", schedule="constant", out=tmp_path / "stopped")
+    whole = run_with(tiny.override(epochs=2, schedule="constant", out=tmp_path / "two"), monkeypatch, [0.5, 0.6])
+    stopping = tiny.override(on_catastrophic_overfitting="stop", schedule="constant", out=tmp_path / "stopped")
     with pytest.warns(UserWarning, match="catastrophic"):
         run = run_with(stopping, monkeypatch, [0.5, 0.6, 0.1])
     assert len(run.read_metrics()) == 3
@@ -74,7 +75,7 @@ def test_stops_and_keeps_the_weights_from_before(tiny, monkeypatch, tmp_path, ca
 
 
 def test_natural_training_is_not_watched(tiny):
-    config = replace(tiny, method="natural", steps=None, epochs=1).resolve()
+    config = tiny.override(method="natural", attack_steps=None, epochs=1).resolve()
     run = RunFolder.create(config)
     fit(config, build_components(config), run)
     assert "train_pgd" not in run.read_metrics()[0]
@@ -82,25 +83,24 @@ def test_natural_training_is_not_watched(tiny):
 
 def test_sees_a_real_fall(tiny):
     """Weights that fit only images as they are, after weights that withstand the attack."""
-    config = replace(tiny, eps=0.3).resolve()
-    parts = build_components(config)
-    robust = training_accuracy(config, parts, 0)
+    config = tiny.override(eps=0.3).resolve()
+    components = build_components(config)
+    robust = training_accuracy(config, components, 0)
     with torch.no_grad():
-        for p in parts.model.parameters():
+        for p in components.model.parameters():
             p.mul_(0)
-        labels = parts.batches.data.labels
-        parts.model.dense.bias[labels[0]] = 1.0 if hasattr(parts.model.dense, "bias") else 0
-    constant = training_accuracy(config, parts, 0)
+        labels = components.batches.data.labels
+        components.model.dense.bias[labels[0]] = 1.0 if hasattr(components.model.dense, "bias") else 0
+    constant = training_accuracy(config, components, 0)
     assert 0 < constant < 0.3
     assert robust <= 1
 
 
 def test_a_method_that_begins_again_does_not_overfit(tiny, monkeypatch, tmp_path):
-    config = replace(
-        tiny,
+    config = tiny.override(
         method="sub_at",
         method_options=("sampling_epochs=2",),
-        catastrophic_overfitting="stop",
+        on_catastrophic_overfitting="stop",
         out=tmp_path / "sub",
     )
     rows = run_with(config, monkeypatch, [0.6, 0.7, 0.1, 0.2]).read_metrics()

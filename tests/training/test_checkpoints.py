@@ -1,4 +1,4 @@
-"""Files that a run goes on from: whole or not there, with digests, the last few of them."""
+"""Checkpoints that a run resumes from: complete or absent, with digests, the last few of them."""
 
 import errno
 import shutil
@@ -24,7 +24,7 @@ def test_the_newest_come_back_and_the_oldest_go(tmp_path):
     assert kept.load(CPU) is None
     for epoch in range(5):
         save(kept, epoch)
-    assert [path.name for path in kept.all()] == [f"epoch-{epoch:04d}-batch-000000" for epoch in (2, 3, 4)]
+    assert [path.name for path in kept.complete()] == [f"epoch-{epoch:04d}-batch-000000" for epoch in (2, 3, 4)]
     assert len(list(kept.folder.iterdir())) == 3
     saved = kept.load(CPU)
     assert saved.shared == {"epoch": 4}
@@ -36,15 +36,15 @@ def test_long_runs_keep_their_order(tmp_path):
     for epoch in (9998, 9999, 10000, 10001):
         save(kept, epoch)
     assert kept.load(CPU).shared == {"epoch": 10001}
-    assert len(kept.all()) == 2
+    assert len(kept.complete()) == 2
 
 
 def test_damaged_ones_of_later_go_when_the_run_comes_by(tmp_path):
     kept = Checkpoints(tmp_path / "checkpoints", keep=1)
     save(kept, 3)
-    (kept.all()[0] / "state.pt").write_bytes(b"")
+    (kept.complete()[0] / "state.pt").write_bytes(b"")
     save(kept, 1)
-    assert [path.name for path in kept.all()] == ["epoch-0001-batch-000000"]
+    assert [path.name for path in kept.complete()] == ["epoch-0001-batch-000000"]
     assert kept.load(CPU).shared == {"epoch": 1}
 
 
@@ -54,7 +54,7 @@ def test_damage_is_found_and_the_one_before_taken(tmp_path, name, damage):
     kept = Checkpoints(tmp_path / "checkpoints")
     save(kept, 1)
     save(kept, 2)
-    path = kept.all()[-1] / name
+    path = kept.complete()[-1] / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     if damage == "gone":
@@ -73,7 +73,7 @@ def test_damage_is_found_and_the_one_before_taken(tmp_path, name, damage):
 def test_all_damaged(tmp_path):
     kept = Checkpoints(tmp_path / "checkpoints")
     save(kept, 1)
-    (kept.all()[0] / "state.pt").write_bytes(b"")
+    (kept.complete()[0] / "state.pt").write_bytes(b"")
     with (
         pytest.warns(UserWarning, match="damaged"),
         pytest.raises(CheckpointError, match=r"no checkpoint of .* is whole .*state\.pt"),
@@ -93,7 +93,7 @@ def test_a_full_disk_keeps_the_previous_one(tmp_path, monkeypatch, moment):
     with pytest.raises(StorageError, match=r"cannot write a checkpoint to .*No space left on device"):
         save(kept, 2)
     monkeypatch.undo()
-    assert find_corruption(kept.all()[0]) is None
+    assert find_corruption(kept.complete()[0]) is None
     save(kept, 3)
     assert kept.load(CPU).shared == {"epoch": 3}
     assert not list(kept.folder.glob(".*"))
@@ -102,13 +102,13 @@ def test_a_full_disk_keeps_the_previous_one(tmp_path, monkeypatch, moment):
 def test_what_a_crash_left_is_removed(tmp_path):
     kept = Checkpoints(tmp_path / "checkpoints")
     save(kept, 1)
-    shutil.copytree(kept.all()[0], kept.folder / ".epoch-0009-batch-000000.tmp")
+    shutil.copytree(kept.complete()[0], kept.folder / ".epoch-0009-batch-000000.tmp")
     half = kept.folder / "epoch-0009-batch-000000"
-    shutil.copytree(kept.all()[0], half)
+    shutil.copytree(kept.complete()[0], half)
     (half / "manifest.json").unlink()
     assert kept.load(CPU).shared == {"epoch": 1}
     save(kept, 2)
-    assert sorted(path.name for path in kept.folder.iterdir()) == [path.name for path in kept.all()]
+    assert sorted(path.name for path in kept.folder.iterdir()) == [path.name for path in kept.complete()]
 
 
 class TestWeights:

@@ -1,23 +1,28 @@
 """Early stopping: after so many epochs without a better one, for good, with the reason on the terminal."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from helpers.runs import always_stop
 
 from pyengm.errors import ConfigError
-from pyengm.evaluation.accuracy import Verdicts
+from pyengm.evaluation.accuracy import Predictions
 from pyengm.models import load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit, loop
-from pyengm.training.signals import StopRequest
 
 
 @pytest.fixture
 def tiny(tmp_path) -> TrainConfig:
     path = tmp_path / "first.txt"
     path.write_text("\n".join(map(str, range(60))))
-    return TrainConfig(
-        indices=path, model="cnn4", width=2, epochs=6, steps=1, batch_size=30, patience=2, out=tmp_path / "run"
+    return TrainConfig.from_flat(
+        train_indices=path,
+        model="cnn4",
+        width=2,
+        epochs=6,
+        attack_steps=1,
+        batch_size=30,
+        patience=2,
+        out=tmp_path / "run",
     )
 
 
@@ -26,7 +31,7 @@ def with_scores(monkeypatch, natural, robust):
 
     def predict(model, data, attack, **_):
         score = torch.tensor([next(natural if attack is None else robust)], dtype=torch.float64)
-        return Verdicts(score, score, score)
+        return Predictions(score, score, score)
 
     monkeypatch.setattr(loop, "predict", predict)
 
@@ -49,7 +54,7 @@ def train(config, monkeypatch, robust, natural=None):
     ],
 )
 def test_stops(tiny, monkeypatch, capsys, patience, scores, epochs, best):
-    run = train(replace(tiny, patience=patience), monkeypatch, scores)
+    run = train(tiny.override(patience=patience), monkeypatch, scores)
     assert len(run.read_metrics()) == epochs
     assert load_checkpoint(run.best)[1].epoch == best
     assert load_checkpoint(run.last)[1].epoch == epochs - 1
@@ -58,17 +63,17 @@ def test_stops(tiny, monkeypatch, capsys, patience, scores, epochs, best):
 
 
 def test_without_patience_a_run_goes_on(tiny, monkeypatch):
-    assert len(train(replace(tiny, patience=None), monkeypatch, [0.9] + [0.1] * 5).read_metrics()) == 6
+    assert len(train(tiny.override(patience=None), monkeypatch, [0.9] + [0.1] * 5).read_metrics()) == 6
 
 
 def test_the_last_epoch_is_no_early_stop(tiny, monkeypatch, capsys):
-    run = train(replace(tiny, epochs=3), monkeypatch, [0.9, 0.1, 0.1])
+    run = train(tiny.override(epochs=3), monkeypatch, [0.9, 0.1, 0.1])
     assert len(run.read_metrics()) == 3
     assert "stopped early" not in capsys.readouterr().out
 
 
 def test_natural_training_is_judged_by_natural_accuracy(tiny, monkeypatch):
-    config = replace(tiny, method="natural", steps=None)
+    config = tiny.override(method="natural", attack_steps=None)
     run = train(config, monkeypatch, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], natural=[0.5, 0.4, 0.3])
     assert len(run.read_metrics()) == 3
     assert load_checkpoint(run.best)[1].epoch == 0
@@ -80,14 +85,15 @@ def test_the_count_outlives_stops_and_the_end_is_the_end(tiny, monkeypatch):
     config = tiny.resolve()
     run = RunFolder.create(config)
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
+        always_stop(patch)
         for _ in range(4 * 2):
             with pytest.raises(Interrupted):
                 fit(config, build_components(config), run)
     fit(config, build_components(config), run)
     assert [row["robust"] for row in run.read_metrics()] == scores
     files = {
-        path: path.read_bytes() for path in (run.best, run.last, run.metrics, run.checkpoints(2).all()[-1] / "state.pt")
+        path: path.read_bytes()
+        for path in (run.best, run.last, run.metrics, run.checkpoints(2).complete()[-1] / "state.pt")
     }
     fit(config, build_components(config), run)  # asks for no score: there is none left
     assert all(path.read_bytes() == content for path, content in files.items())
@@ -95,14 +101,19 @@ def test_the_count_outlives_stops_and_the_end_is_the_end(tiny, monkeypatch):
 
 def test_needs_held_out_images(tiny):
     with pytest.raises(ConfigError, match="patience is 0; expected at least 1"):
-        TrainConfig(patience=0)
-    with pytest.raises(ConfigError, match="patience counts epochs by held-out accuracy, and select is none"):
-        replace(tiny, select="none")
-    with pytest.raises(ConfigError, match="give --select val"):
-        TrainConfig(data="cifar10", method="fgsm_rs", patience=3).resolve()  # by its recipe
-    assert TrainConfig(data="cifar10", method="fgsm_rs", patience=3, select="test").resolve().patience == 3
+        TrainConfig.from_flat(patience=0)
+    with pytest.raises(ConfigError, match="patience counts epochs by held-out accuracy, and select_on is none"):
+        tiny.override(select_on="none")
+    with pytest.raises(ConfigError, match="give --select-on val"):
+        TrainConfig.from_flat(data="cifar10", method="fgsm_rs", patience=3).resolve()  # by its recipe
+    assert (
+        TrainConfig.from_flat(data="cifar10", method="fgsm_rs", patience=3, select_on="test")
+        .resolve()
+        .evaluation.patience
+        == 3
+    )
 
 
 def test_not_for_a_method_that_begins_again(tiny):
     with pytest.raises(ConfigError, match="sub_at begins anew at epoch 2: leave patience out"):
-        build_components(replace(tiny, method="sub_at", method_options=("sampling_epochs=2",)).resolve())
+        build_components(tiny.override(method="sub_at", method_options=("sampling_epochs=2",)).resolve())

@@ -24,14 +24,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.phase_logger import PHASES, entered, notes_of
+from helpers.phase_logger import PHASES, phases_path, read_phases
 from PIL import Image
 from torch import distributed
 
 import pyengm
 from pyengm import cli
-from pyengm.attacks import autoattack
+from pyengm.cli import evaluate
 from pyengm.errors import ConfigError, StorageError
+from pyengm.evaluation import autoattack_runs, parallel
 from pyengm.evaluation import checkpoints as evaluation
 from pyengm.models import load_checkpoint
 from pyengm.training import RunFolder, TrainConfig, checkpoints, loop
@@ -42,8 +43,8 @@ from pyengm.training.signals import STATUS
 # Stores, estimated norms under batch norm, and an average: all that a checkpoint can hold.
 OPTIONS = ["--method", "atas", "--method-options", "warmup=1", "reset=2", "c=0.05", "--optimizer", "engm"]
 OPTIONS += ["--norm-layer", "bn", "--average", "ema", "--model", "cnn4", "--lr", "0.05", "--seed", "3"]
-OPTIONS += ["--threads", "1", "--autoattack-examples", "1"]
-LONG = [*OPTIONS, "--width", "4", "--batch-size", "60", "--epochs", "24", "--loggers", "phase_logger:Phases"]
+OPTIONS += ["--cpu-threads", "1", "--autoattack-examples", "1"]
+LONG = [*OPTIONS, "--width", "4", "--batch-size", "60", "--epochs", "24", "--loggers", "phase_logger:PhaseLogger"]
 SHORT = [*OPTIONS, "--width", "2", "--batch-size", "30", "--epochs", "3"]
 
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
@@ -51,7 +52,7 @@ NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="fi
 
 def begin(out: Path, *options: str, **more) -> subprocess.Popen:
     """`pyengm train` on this tree in a process of its own."""
-    notes_of(out).unlink(missing_ok=True)
+    phases_path(out).unlink(missing_ok=True)
     folders = [str(Path(pyengm.__file__).parents[1]), str(Path(__file__).parents[1] / "helpers")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pyengm", "train", *options, "--out", str(out)]
@@ -62,7 +63,7 @@ def begin(out: Path, *options: str, **more) -> subprocess.Popen:
 
 def check_whole(run: RunFolder) -> None:
     """Every file that is there can be read, and holds what was written."""
-    assert all(find_corruption(checkpoint) is None for checkpoint in run.checkpoints(2).all())
+    assert all(find_corruption(checkpoint) is None for checkpoint in run.checkpoints(2).complete())
     for path in run.path.glob("*.safetensors"):
         load_checkpoint(path)  # compares with the digest in the header
     for path in run.path.glob("*.jsonl"):
@@ -84,7 +85,7 @@ def assert_same_end(run: RunFolder, whole: RunFolder) -> None:
     check_whole(run)
     for path in (whole.best, whole.last, whole.metrics, whole.results):
         assert (run.path / path.name).read_bytes() == path.read_bytes(), path.name
-    last, expected = (some.checkpoints(2).all()[-1] / checkpoints.MANIFEST for some in (run, whole))
+    last, expected = (some.checkpoints(2).complete()[-1] / checkpoints.MANIFEST for some in (run, whole))
     assert last.parent.name == expected.parent.name
     assert last.read_text() == expected.read_text()
     assert not list(run.path.glob(".*.tmp"))
@@ -126,13 +127,13 @@ def kill_and_resume(folder: Path, counts: Mapping[str, int], kill: Kill, *option
     began = time.monotonic()
     said, _ = (process := begin(whole.path, *LONG, *options)).communicate()
     assert process.returncode == 0, said
-    planned = moments(counts, [(began, "start-up"), *entered(whole.path), (time.monotonic(), "")], seed)
+    planned = moments(counts, [(began, "start-up"), *read_phases(whole.path), (time.monotonic(), "")], seed)
     killed: Counter[str] = Counter()
     for number, moment in enumerate(planned):
         goes_on = run.config.exists()
         began, process = time.monotonic(), begin(run.path, *(["--resume"] if goes_on else LONG), *options)
         came = moment.wait(process, run.path, began)
-        family, notes = [process.pid, *below(process.pid)], entered(run.path)
+        family, notes = [process.pid, *below(process.pid)], read_phases(run.path)
         if came:
             kill(process, number)
         said, _ = process.communicate(timeout=120)
@@ -163,7 +164,7 @@ class Moment:
     def wait(self, process: subprocess.Popen, out: Path, began: float) -> bool:
         """Whether that moment came before the process ended."""
         while process.poll() is None:
-            entries = [at for at, phase in [(began, "start-up"), *entered(out)] if phase == self.phase]
+            entries = [at for at, phase in [(began, "start-up"), *read_phases(out)] if phase == self.phase]
             if len(entries) >= self.turn and time.monotonic() >= entries[self.turn - 1] + self.after:
                 return True
             time.sleep(0.001)
@@ -216,7 +217,7 @@ def short(tmp_path_factory) -> list[str]:
     """The options of a run of three epochs of four batches."""
     path = tmp_path_factory.mktemp("indices") / "first.txt"
     path.write_text("\n".join(map(str, range(120))))
-    return [*SHORT, "--indices", str(path)]
+    return [*SHORT, "--train-indices", str(path)]
 
 
 @pytest.fixture(scope="module")
@@ -224,14 +225,14 @@ def whole(short, tmp_path_factory) -> RunFolder:
     """Their uninterrupted run."""
     run = RunFolder(tmp_path_factory.mktemp("runs") / "whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "cores", lambda: 1)
+        patch.setattr(parallel, "cores", lambda: 1)
         assert cli.main(["train", *short, "--out", str(run.path)]) == 0
     return run
 
 
 @pytest.fixture(autouse=True)
 def same_threads() -> Iterator[None]:
-    """--threads is of the process; other tests have their own."""
+    """--cpu-threads is of the process; other tests have their own."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -240,7 +241,7 @@ def same_threads() -> Iterator[None]:
 @pytest.fixture
 def alone(monkeypatch) -> None:
     """The evaluation in this process, where a test can reach it."""
-    monkeypatch.setattr(evaluation, "cores", lambda: 1)
+    monkeypatch.setattr(parallel, "cores", lambda: 1)
 
 
 def call_before(
@@ -273,16 +274,16 @@ class TestSignals:
         run = RunFolder(tmp_path / "run")
         options = [*short, "--out", str(run.path)]
         for owner, name, epoch, said in (
-            (loop, "step", 0, "stopped after batch 1 of epoch 1"),
+            (loop, "update", 0, "stopped after batch 1 of epoch 1"),
             (loop, "predict", 0, "stopped after batch 1 of epoch 2"),
-            (Checkpoints, "save", 3, "the training is complete; for its evaluation"),
-            (evaluation, "load_checkpoint", 3, "the training is complete; for its evaluation"),
+            (Checkpoints, "save", 3, "the training is complete; to evaluate it"),
+            (evaluation, "load_checkpoint", 3, "the training is complete; to evaluate it"),
         ):
             with monkeypatch.context() as patch:
                 call_before(patch, owner, name, send(number), lambda epoch=epoch: len(run.read_metrics()) >= epoch)
                 assert cli.main(["train", *options]) == STATUS
             assert said in (text := " ".join(capsys.readouterr().out.split()))
-            assert f"go on with: pyengm train --out {run.path} --resume" in text
+            assert f"resume with: pyengm train --out {run.path} --resume" in text
             check_whole(run)
             options = ["--resume", "--out", str(run.path)]
         assert cli.main(["train", *options]) == 0
@@ -292,10 +293,10 @@ class TestSignals:
         run = RunFolder(tmp_path / "run")
         twice = send(signal.SIGINT, signal.SIGINT)
         with monkeypatch.context() as patch:
-            call_before(patch, loop, "step", twice, lambda: len(run.read_metrics()) == 1)
+            call_before(patch, loop, "update", twice, lambda: len(run.read_metrics()) == 1)
             assert cli.main(["train", *short, "--out", str(run.path)]) == 130
         assert "interrupted" in capsys.readouterr().out
-        assert [path.name for path in run.checkpoints(2).all()] == ["epoch-0001-batch-000000"]
+        assert [path.name for path in run.checkpoints(2).complete()] == ["epoch-0001-batch-000000"]
         assert cli.main(["train", "--resume", "--out", str(run.path)]) == 0
         assert_same_end(run, whole)
 
@@ -311,7 +312,7 @@ class TestSignals:
         process.terminate()
         said, _ = process.communicate(timeout=30)
         assert process.returncode == STATUS, said
-        assert f"go on with: pyengm train --out {run.path} --resume" in said
+        assert f"resume with: pyengm train --out {run.path} --resume" in said
         assert "Traceback" not in said
         assert_gone(family, within=10)
         assert not run.results.exists()
@@ -320,15 +321,15 @@ class TestSignals:
 
     def test_a_killed_process_of_the_evaluation(self, whole, tmp_path, monkeypatch, capsys):
         """As by a system that is out of memory."""
-        monkeypatch.setattr(evaluation, "cores", lambda: 2)
-        original = evaluation.wait
+        monkeypatch.setattr(parallel, "cores", lambda: 2)
+        original = parallel.wait
 
         def wait(*args, **kwargs):
             for child in multiprocessing.active_children():
                 child.kill()
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(evaluation, "wait", wait)
+        monkeypatch.setattr(parallel, "wait", wait)
         torch.set_num_threads(1)
         assert cli.main(["evaluate", str(whole.path), "--autoattack-examples", "1"]) == 1
         assert "a process of the evaluation was killed" in capsys.readouterr().err
@@ -351,7 +352,7 @@ def room_again() -> Iterator[None]:
 
 def epochs_saved(run: RunFolder) -> int:
     """Epochs that a checkpoint counts."""
-    return max((int(path.name.split("-")[1]) for path in run.checkpoints(2).all()), default=0)
+    return max((int(path.name.split("-")[1]) for path in run.checkpoints(2).complete()), default=0)
 
 
 def error_of(capsys) -> str:
@@ -368,7 +369,7 @@ class TestFullDisk:
         with room_again():
             fill_disk()
             assert cli.main(["train", *short, "--out", str(run.path)]) == 1
-        assert f"cannot begin the run in {run.path}: cannot write {run.config}: " in error_of(capsys)
+        assert f"cannot start the run in {run.path}: cannot write {run.config}: " in error_of(capsys)
         assert not run.path.exists()
         options = [*short, "--out", str(run.path)]
         for owner, name, file, epochs in (
@@ -382,7 +383,7 @@ class TestFullDisk:
             (Checkpoints, "_publish", "checkpoints", 1),
             (JsonLines, "start", "metrics.jsonl", 1),
             (import_module("pyengm.training.run"), "plot_curves", "curves.png", 3),
-            (autoattack._State, "save", "autoattack", 3),
+            (autoattack_runs.RunState, "save", "autoattack", 3),
             (RunFolder, "save_results", "results.txt", 3),
         ):
             with monkeypatch.context() as patch, room_again():
@@ -390,7 +391,7 @@ class TestFullDisk:
                 assert cli.main(["train", *options]) == 1, file
             error = error_of(capsys)
             assert re.search(rf"cannot write .*{run.path.name}/[a-z/]*{re.escape(file)}.*File too large", error)
-            assert f"go on with: pyengm train --out {run.path} --resume" in error
+            assert f"resume with: pyengm train --out {run.path} --resume" in error
             check_whole(run)
             assert epochs_saved(run) == epochs
             assert not list(run.path.rglob(".*tmp"))
@@ -437,9 +438,9 @@ class TestFullDisk:
 
     def test_results_of_an_evaluation(self, whole, alone, tmp_path, monkeypatch, capsys):
         out = tmp_path / "found.json"
-        options = ["evaluate", str(whole.last), "--autoattack-examples", "1", "--norm", "linf", "--out", str(out)]
+        options = ["evaluate", str(whole.last), "--autoattack-examples", "1", "--threat", "linf", "--out", str(out)]
         with monkeypatch.context() as patch, room_again():
-            call_before(patch, cli, "results_table", fill_disk)
+            call_before(patch, evaluate, "results_table", fill_disk)
             assert cli.main(options) == 1
         assert f"cannot write {out}: " in error_of(capsys)
         assert not out.exists()
@@ -449,7 +450,7 @@ class TestFullDisk:
 
 class TestNowhereToWrite:
     @pytest.mark.parametrize(
-        ("command", "message"), [("train", "cannot begin the run in"), ("evaluate", "cannot make the folder")]
+        ("command", "message"), [("train", "cannot start the run in"), ("evaluate", "cannot make the folder")]
     )
     def test_below_a_file(self, short, whole, tmp_path, capsys, command, message):
         (tmp_path / "file").write_text("mine")

@@ -1,10 +1,9 @@
 """A folder of JPEGs, trained on as ImageNet is: decoded once, resized crops, a small perturbation kept per image."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
+from helpers.runs import always_stop
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -12,7 +11,6 @@ from pyengm.data import ResizedCrop
 from pyengm.evaluation import accuracy
 from pyengm.models import load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit
-from pyengm.training.signals import StopRequest
 
 TRAIN, TEST = 12, 4  # images of a class
 CLASSES = ("red", "green", "blue")
@@ -37,9 +35,9 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def config(folder, tmp_path_factory):
     """The recipe of ATAS for ImageNet but for the model and the length."""
-    return TrainConfig(
+    return TrainConfig.from_flat(
         data=str(folder),
-        root=tmp_path_factory.getbasetemp() / "decoded",
+        data_dir=tmp_path_factory.getbasetemp() / "decoded",
         image_size=64,
         method="atas",
         method_options=("warmup=1",),
@@ -52,37 +50,37 @@ def config(folder, tmp_path_factory):
 
 
 def run_in(path, config):
-    config = replace(config, out=path).resolve()
+    config = config.override(out=path).resolve()
     return config, RunFolder.create(config)
 
 
 def test_every_part_is_for_large_images(config):
-    parts = build_components(replace(config, select="val").resolve())
-    assert not parts.batches.resident
-    assert parts.batches.data.shape == (3, 74, 74)
-    assert parts.test.shape == parts.held_out.shape == (3, 64, 64)
-    batch = next(parts.batches.epoch(0))
+    components = build_components(config.override(select_on="val").resolve())
+    assert not components.batches.resident
+    assert components.batches.data.shape == (3, 74, 74)
+    assert components.test.shape == components.held_out.shape == (3, 64, 64)
+    batch = next(components.batches.epoch(0))
     assert batch.x.shape == (8, 3, 64, 64)
     assert len({(int(h), int(w)) for h, w in zip(batch.transform.height, batch.transform.width, strict=True)}) > 1
-    assert parts.method.store.values.shape == (len(parts.batches.data), 3, 32, 32)
-    assert parts.method.store.values.dtype == torch.float16
+    assert components.method.delta.values.shape == (len(components.batches.data), 3, 32, 32)
+    assert components.method.delta.values.dtype == torch.float16
     centre = (slice(None), slice(None), slice(5, 69), slice(5, 69))
-    assert parts.held_out.images.equal(
-        build_components(config.resolve()).batches.data.images[parts.held_out.index][centre]
+    assert components.held_out.images.equal(
+        build_components(config.resolve()).batches.data.images[components.held_out.index][centre]
     )
 
 
 @pytest.mark.filterwarnings("ignore:catastrophic")
 def test_trains_and_goes_on_bitwise_after_a_stop_at_any_batch(config, tmp_path, monkeypatch):
     whole_config, whole = run_in(tmp_path / "whole", config)
-    parts = build_components(whole_config)
-    first = parts.method.store.values.clone()
-    fit(whole_config, parts, whole)
-    kept = parts.method.store.values
-    eps = parts.method.threat.eps
-    seen, index = torch.zeros(len(kept), 1, 32, 32), parts.batches.data.index
+    components = build_components(whole_config)
+    first = components.method.delta.values.clone()
+    fit(whole_config, components, whole)
+    kept = components.method.delta.values
+    eps = components.method.threat.eps
+    seen, index = torch.zeros(len(kept), 1, 32, 32), components.batches.data.index
     for epoch in range(3):
-        crop = ResizedCrop.draw(index, (74, 74), (64, 64), seed=whole_config.seed, epoch=epoch)
+        crop = ResizedCrop.draw(index, (74, 74), (64, 64), seed=whole_config.run.seed, epoch=epoch)
         seen += crop.scatter_window(torch.ones(len(kept), 1, 64, 64), torch.zeros_like(seen))
     seen, changed = (seen > 0).expand_as(kept), kept != first
     assert 0.5 < seen.float().mean() < 1
@@ -93,8 +91,8 @@ def test_trains_and_goes_on_bitwise_after_a_stop_at_any_batch(config, tmp_path, 
 
     stopped_config, stopped = run_in(tmp_path / "stopped", config)
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
-        for _ in range(3 * len(parts.batches)):
+        always_stop(patch)
+        for _ in range(3 * len(components.batches)):
             with pytest.raises(Interrupted):
                 fit(stopped_config, build_components(stopped_config), stopped)
     fit(stopped_config, build_components(stopped_config), stopped)
@@ -102,8 +100,8 @@ def test_trains_and_goes_on_bitwise_after_a_stop_at_any_batch(config, tmp_path, 
     assert weights.keys() == expected.keys()
     for name, value in expected.items():
         assert value.equal(weights[name]), name
-    states = [run.checkpoints(2).load(torch.device("cpu")).parts[0]["stores"] for run in (whole, stopped)]
-    for name in ("store", "v"):
+    states = [run.checkpoints(2).load(torch.device("cpu")).parts[0]["buffers"] for run in (whole, stopped)]
+    for name in ("delta", "v"):
         assert states[0][name]["values"].equal(states[1][name]["values"])
     assert whole.read_metrics() == stopped.read_metrics()
     assert len(whole.read_metrics()) == 3
@@ -117,9 +115,9 @@ def test_trains_and_goes_on_bitwise_after_a_stop_at_any_batch(config, tmp_path, 
 def test_learns(config, tmp_path, method, options):
     """Three colours, with what is kept at a low resolution and at that of the canvas."""
     config, run = run_in(
-        tmp_path / "run", replace(config, method=method, method_options=options, eps=2 / 255, epochs=16, width=8)
+        tmp_path / "run", config.override(method=method, method_options=options, eps=2 / 255, epochs=16, width=8)
     )
-    parts = build_components(config)
-    fit(config, parts, run)
+    components = build_components(config)
+    fit(config, components, run)
     model, _ = load_checkpoint(run.last)
-    assert accuracy(model, parts.test, None, seed=0, device=torch.device("cpu")) > 0.6  # chance: 1/3
+    assert accuracy(model, components.test, None, seed=0, device=torch.device("cpu")) > 0.6  # chance: 1/3

@@ -1,7 +1,5 @@
 """Label smoothing: in the losses that weights are trained on, of every method that can have it; never in an attack."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -33,7 +31,7 @@ OPTIONS = {
 
 def network(norm="bn"):
     torch.manual_seed(0)
-    return build("cnn4", width=4, image_size=8, in_channels=1, norm=norm).train()
+    return build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).train()
 
 
 def batch(n=6):
@@ -78,7 +76,7 @@ def test_refused_where_labels_are_the_methods_own(name, reason):
     with pytest.raises(ConfigError, match=f"label_smoothing is 0.1, which .* cannot take: .*{reason}"):
         method_of(name).label_smoothing = 0.1
     with pytest.raises(ConfigError, match=r"label_smoothing is 0\.1, which"):
-        build_components(TrainConfig(method=name, label_smoothing=0.1).resolve())
+        build_components(TrainConfig.from_flat(method=name, label_smoothing=0.1).resolve())
 
 
 def test_weight_perturbations_smooth_those_of_their_base():
@@ -95,19 +93,19 @@ def test_shares_out_of_range(share):
     with pytest.raises(ConfigError, match="expected a share from 0 to less than 1"):
         PGDAT(0.1).label_smoothing = share
     with pytest.raises(ConfigError, match=r"label_smoothing is .*; expected a share from 0"):
-        TrainConfig(label_smoothing=share)
+        TrainConfig.from_flat(label_smoothing=share)
 
 
 def test_a_run_minimises_the_smoothed_loss(tmp_path):
     """It is the "loss" of the metrics: never below the entropy of smoothed labels, which the plain one falls below."""
     path = tmp_path / "first.txt"
     path.write_text("\n".join(map(str, range(60))))
-    config = TrainConfig(
-        indices=path, model="cnn4", width=4, method="natural", optimizer="msgd", epochs=12, batch_size=20, lr=0.1
+    config = TrainConfig.from_flat(
+        train_indices=path, model="cnn4", width=4, method="natural", optimizer="msgd", epochs=12, batch_size=20, lr=0.1
     )
     losses = []
     for share in (0.0, 0.3):
-        config = replace(config, label_smoothing=share, out=tmp_path / str(share)).resolve()
+        config = config.override(label_smoothing=share, out=tmp_path / str(share)).resolve()
         run = RunFolder.create(config)
         fit(config, build_components(config), run)
         losses.append(run.read_metrics()[-1]["loss"])

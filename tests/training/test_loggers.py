@@ -1,17 +1,17 @@
-"""Loggers: what they are told, that they are closed, and that a resumed run logs nothing twice."""
+"""Loggers: the calls that they get, that they are closed, and that a resumed run logs nothing twice."""
 
 import io
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import resume, train
 from rich.console import Console
 
-from pyengm.cli import parse_train
+from pyengm.cli.train import parse_train
 from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
 from pyengm.methods import StepOutput
 from pyengm.pergrad import ExampleWeights
@@ -24,21 +24,18 @@ from pyengm.training.timing import EpochTimer, peak_memory
 
 CPU = torch.device("cpu")
 BATCHES, IMAGES = 4, 108  # of 120 images, in batches of 30, 30, 30 and 18
-MEANS = {"loss", "train_robust", "clipped", "grad_norm_mean", "grad_norm_variance", "grad_norm_error"}
+MEANS = {"loss", "train_robust", "clipped", "grad_norm_mean", "grad_norm_var", "grad_norm_error"}
 HELD_OUT = {"natural", "natural_loss", "natural_ece", "robust", "robust_loss", "robust_ece"}
 EPOCH_TIMING = {"images_per_second", "seconds_training", "seconds_evaluation", "seconds_to_finish", "peak_memory_mib"}
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    """A run of a second: 120 digits, a net of a few hundred weights."""
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig(indices=path, model="cnn4", width=2, epochs=3, steps=1, batch_size=30, lr=0.05)
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(attack_steps=1)
 
 
 class Recorder(Logger):
-    """Keeps all that it is told."""
+    """Records all calls."""
 
     def __init__(self, *_):
         self.calls = []
@@ -53,39 +50,26 @@ class Recorder(Logger):
         self.calls.append(("epoch", row, timing))
 
     def log(self, line):
-        self.calls.append(("say", line))
+        self.calls.append(("log", line))
 
     def close(self):
         self.calls.append(("close",))
 
-    def told(self, name):
+    def calls_of(self, name):
         return [call[1:] for call in self.calls if call[0] == name]
-
-
-def train(path: Path, config: TrainConfig, *loggers: Logger) -> RunFolder:
-    config = replace(config, out=path).resolve()
-    parts = build_components(config)
-    run = RunFolder.create(config)
-    fit(config, parts, run, loggers)
-    return run
-
-
-def resume(run: RunFolder, *loggers: Logger) -> None:
-    config = TrainConfig.load(run.config).resolve()
-    fit(config, build_components(config), run, loggers)
 
 
 def interrupt(monkeypatch, when: int) -> None:
     """Asks the run to stop at the batch of that number, counted over all processes from 1."""
-    original, steps = loop.step, []
+    original, steps = loop.update, []
 
     def step(*arguments):
         steps.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(loop, "step", step)
-    asked = property(lambda self: len(steps) == when, lambda self, value: None)
-    monkeypatch.setattr(StopRequest, "asked", asked, raising=False)
+    monkeypatch.setattr(loop, "update", step)
+    requested = property(lambda self: len(steps) == when, lambda self, value: None)
+    monkeypatch.setattr(StopRequest, "requested", requested, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -101,30 +85,32 @@ class TestInTheLoop:
 
     def test_start(self, recorded):
         recorder, run = recorded
-        ((config, batches, epoch, batch),) = recorder.told("start")
-        assert TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}).epochs == 3
+        ((config, batches, epoch, batch),) = recorder.calls_of("start")
+        saved = TrainConfig.load(run.config)
+        assert config == saved.plain()
+        assert config["schedule"]["epochs"] == 3
         assert json.dumps(config)
-        assert config["indices"] == str(TrainConfig.load(run.config).indices)
+        assert config["data"]["train_indices"] == str(saved.data.train_indices)
         assert (batches, epoch, batch) == (BATCHES, 0, 0)
 
     def test_rows_of_epochs(self, recorded):
         recorder, run = recorded
-        rows = [row for row, _ in recorder.told("epoch")]
+        rows = [row for row, _ in recorder.calls_of("epoch")]
         assert rows == run.read_metrics()
         for row in rows:
             assert row.keys() == MEANS | HELD_OUT | {"epoch", "lr", "train_pgd", "catastrophic_overfitting", "best"}
             assert row["grad_norm_mean"] > 0
-            assert row["grad_norm_variance"] > 0
+            assert row["grad_norm_var"] > 0
             assert 0 <= row["natural_ece"] <= 1
             assert 0 <= row["robust_ece"] <= 1
             assert row["natural_loss"] < row["robust_loss"]
 
     def test_rows_of_steps_make_up_the_epoch(self, recorded):
         recorder, _ = recorded
-        steps = [row for row, _ in recorder.told("step")]
+        steps = [row for row, _ in recorder.calls_of("step")]
         assert [(row["epoch"], row["batch"]) for row in steps] == [(e, b) for e in range(3) for b in (1, 2, 3, 4)]
         assert all(row.keys() == MEANS | {"epoch", "batch", "lr"} for row in steps)
-        for epoch, (row, _) in enumerate(recorder.told("epoch")):
+        for epoch, (row, _) in enumerate(recorder.calls_of("epoch")):
             own = [step for step in steps if step["epoch"] == epoch]
             assert len({step["loss"] for step in own}) == BATCHES
             for name in ("loss", "train_robust", "clipped", "grad_norm_mean"):
@@ -135,23 +121,23 @@ class TestInTheLoop:
     def test_timing(self, recorded):
         recorder, run = recorded
         lines = [json.loads(line) for line in run.timing.read_text().splitlines()]
-        assert lines == [{"epoch": row["epoch"], **timing} for row, timing in recorder.told("epoch")]
+        assert lines == [{"epoch": row["epoch"], **timing} for row, timing in recorder.calls_of("epoch")]
         assert all(line.keys() == {"epoch"} | EPOCH_TIMING for line in lines)
         for line in lines:
             assert line["images_per_second"] * line["seconds_training"] == pytest.approx(IMAGES)
             assert line["seconds_evaluation"] > 0
             assert line["peak_memory_mib"] > 10
         assert lines[-1]["seconds_to_finish"] == 0 < lines[0]["seconds_to_finish"] < 60
-        steps = [timing for _, timing in recorder.told("step")]
+        steps = [timing for _, timing in recorder.calls_of("step")]
         assert all(timing.keys() == {"images_per_second", "seconds_to_finish"} for timing in steps)
 
     def test_rows_of_several_batches(self, tiny, tmp_path, monkeypatch):
         """As on a GPU, where the loop looks seldom."""
         monkeypatch.setattr(loop, "sync_interval", lambda device: 3)
         recorder = Recorder()
-        train(tmp_path / "run", replace(tiny, epochs=1), recorder)
-        (first, _), (last, _) = recorder.told("step")
-        ((row, _),) = recorder.told("epoch")
+        train(tmp_path / "run", tiny.override(epochs=1), recorder)
+        (first, _), (last, _) = recorder.calls_of("step")
+        ((row, _),) = recorder.calls_of("epoch")
         assert (first["batch"], last["batch"]) == (3, 4)
         assert (90 * first["loss"] + 18 * last["loss"]) / IMAGES == pytest.approx(row["loss"], rel=1e-12)
 
@@ -163,46 +149,46 @@ class TestInTheLoop:
             return measure(used, y)
 
         monkeypatch.setattr(loop, "measure", spy)
-        (row,) = train(tmp_path / "run", replace(tiny, epochs=1)).read_metrics()
+        (row,) = train(tmp_path / "run", tiny.override(epochs=1)).read_metrics()
         norms = torch.cat(norms).double()
         assert row["grad_norm_mean"] == pytest.approx(norms.mean().item(), rel=1e-9)
-        assert row["grad_norm_variance"] == pytest.approx(norms.var(correction=0).item(), rel=1e-6)
+        assert row["grad_norm_var"] == pytest.approx(norms.var(correction=0).item(), rel=1e-6)
 
     @pytest.mark.parametrize(
         ("optimizer", "norm_layer", "norms", "error"),
         [("msgd", "bn", False, False), ("nengm", "bn", False, False), ("engm", "gn", True, False)],
     )
     def test_what_was_not_measured_is_none(self, tiny, tmp_path, optimizer, norm_layer, norms, error):
-        config = replace(tiny, epochs=1, optimizer=optimizer, norm_layer=norm_layer)
+        config = tiny.override(epochs=1, optimizer=optimizer, norm_layer=norm_layer)
         (row,) = train(tmp_path / "run", config).read_metrics()
-        assert (row["grad_norm_mean"] is not None) == (row["grad_norm_variance"] is not None) == norms
+        assert (row["grad_norm_mean"] is not None) == (row["grad_norm_var"] is not None) == norms
         assert (row["grad_norm_error"] is not None) == error
 
     def test_error_of_fitted_norms(self, tiny, tmp_path):
-        rows = train(tmp_path / "run", replace(tiny, norm_layer="bn", optimizer="engm", epochs=2)).read_metrics()
+        rows = train(tmp_path / "run", tiny.override(norm_layer="bn", optimizer="engm", epochs=2)).read_metrics()
         assert 0 < rows[0]["grad_norm_error"] < 1
 
     def test_nothing_is_held_out(self, tiny, tmp_path):
-        (row,) = train(tmp_path / "run", replace(tiny, epochs=1, select="none")).read_metrics()
+        (row,) = train(tmp_path / "run", tiny.override(epochs=1, select_on="none")).read_metrics()
         assert not HELD_OUT & row.keys()
 
     def test_catastrophe(self, tiny, tmp_path, monkeypatch):
         left, recorder = iter([0.9, 0.1]), Recorder()
         monkeypatch.setattr(loop, "training_accuracy", lambda *_: next(left))
         with pytest.warns(UserWarning, match="catastrophic"):
-            train(tmp_path / "run", replace(tiny, catastrophic_overfitting="stop"), recorder)
-        assert recorder.told("epoch")[-1][0]["catastrophic_overfitting"]
-        assert not recorder.told("epoch")[-1][0]["best"]
-        assert "stopped" in recorder.told("say")[0][0]
+            train(tmp_path / "run", tiny.override(on_catastrophic_overfitting="stop"), recorder)
+        assert recorder.calls_of("epoch")[-1][0]["catastrophic_overfitting"]
+        assert not recorder.calls_of("epoch")[-1][0]["best"]
+        assert "stopped" in recorder.calls_of("log")[0][0]
         assert recorder.calls[-1] == ("close",)
 
 
 class TestClosed:
     def test_after_a_nan(self, tiny, tmp_path, monkeypatch):
-        def step(config, parts, group, epoch):
+        def step(config, components, group, epoch):
             raise NonFiniteError("nan")
 
-        monkeypatch.setattr(loop, "step", step)
+        monkeypatch.setattr(loop, "update", step)
         recorder = Recorder()
         with pytest.raises(NonFiniteError):
             train(tmp_path / "run", tiny, recorder)
@@ -217,15 +203,15 @@ class TestClosed:
 
     def test_where_another_cannot_be_built(self, tiny, tmp_path, monkeypatch):
         recorder = Recorder()
-        config = replace(tiny, out=tmp_path / "run").resolve()
-        parts = build_components(config)
-        with pytest.raises(ConfigError, match=r"is_ gave a bool; expected a pyengm\.training\.Logger"):
-            fit(replace(config, loggers=("operator:is_",)), parts, RunFolder.create(config), [recorder])
+        config = tiny.override(out=tmp_path / "run").resolve()
+        components = build_components(config)
+        with pytest.raises(ConfigError, match=r"is_ returned a bool; expected a pyengm\.training\.Logger"):
+            fit(config.override(loggers=("operator:is_",)), components, RunFolder.create(config), [recorder])
         assert recorder.calls == [("close",)]
 
     def test_where_the_saved_state_is_damaged(self, tiny, tmp_path):
-        run = train(tmp_path / "run", replace(tiny, epochs=1))
-        (run.checkpoints(2).all()[0] / "state.pt").write_bytes(b"no state")
+        run = train(tmp_path / "run", tiny.override(epochs=1))
+        (run.checkpoints(2).complete()[0] / "state.pt").write_bytes(b"no state")
         recorder = Recorder()
         with pytest.warns(UserWarning, match="damaged"), pytest.raises(CheckpointError, match="damaged"):
             resume(run, recorder)
@@ -243,18 +229,18 @@ class TestClosed:
         loggers = [Recorder(), Broken(), Recorder()]
         with pytest.raises(OSError, match="still none"), Loggers(loggers) as log:
             log.start({}, 1, 0, 0)
-        assert all(logger.told("close") == [()] for logger in loggers)
+        assert all(logger.calls_of("close") == [()] for logger in loggers)
 
 
 class TestNames:
     @pytest.mark.parametrize("name", ["tensorbord", "", ":", "module:", ":factory"])
     def test_unknown(self, name):
         with pytest.raises(ConfigError, match=f"unknown logger '{name}'; known: tensorboard.*MODULE:FACTORY"):
-            TrainConfig(loggers=(name,))
+            TrainConfig.from_flat(loggers=(name,))
 
     def test_hint(self):
         with pytest.raises(ConfigError, match="did you mean tensorboard"):
-            TrainConfig(loggers=("tensorbord",))
+            TrainConfig.from_flat(loggers=("tensorbord",))
 
     @pytest.mark.parametrize(
         ("name", "message"),
@@ -270,7 +256,7 @@ class TestNames:
         (tmp_path / "broken_logger.py").write_text("1 / 0")
         (tmp_path / "own_logger.py").write_text("NUMBER = 3\ndef make(folder, config): ...")
         with pytest.raises(ConfigError, match=message):
-            train(tmp_path / "run", replace(tiny, loggers=(name,)))
+            train(tmp_path / "run", tiny.override(loggers=(name,)))
         assert not (tmp_path / "run").exists()
         sys.modules.pop("own_logger", None)
 
@@ -280,19 +266,19 @@ class TestNames:
             "from pyengm.training import Logger\n"
             "class Mine(Logger):\n"
             "    def __init__(self, folder, config):\n"
-            "        self.path, self.method = folder / 'mine.txt', config['method']\n"
+            "        self.path, self.method = folder / 'mine.txt', config['method']['name']\n"
             "    def epoch(self, row, timing):\n"
             "        with open(self.path, 'a') as file:\n"
             "            print(self.method, row['epoch'], file=file)\n"
         )
-        run = train(tmp_path / "run", replace(tiny, epochs=2, loggers=("my_logger:Mine",)))
+        run = train(tmp_path / "run", tiny.override(epochs=2, loggers=("my_logger:Mine",)))
         assert (run.path / "mine.txt").read_text() == "pgd_at 0\npgd_at 1\n"
-        assert TrainConfig.load(run.config).loggers == ("my_logger:Mine",)
+        assert TrainConfig.load(run.config).run.loggers == ("my_logger:Mine",)
 
     def test_of_a_resumed_run_may_change(self, tiny, tmp_path):
-        run = train(tmp_path / "run", replace(tiny, epochs=1))
+        run = train(tmp_path / "run", tiny.override(epochs=1))
         config = parse_train(["--out", str(run.path), "--resume", "--loggers", "tensorboard", "own:make"])
-        assert config.loggers == ("tensorboard", "own:make")
+        assert config.run.loggers == ("tensorboard", "own:make")
 
     def test_tensorboard_is_optional(self, tiny, monkeypatch):
         for name in [n for n in sys.modules if n.startswith(("torch.utils.tensorboard", "tensorboard"))]:
@@ -300,7 +286,7 @@ class TestNames:
         monkeypatch.delitem(sys.modules, "pyengm.training.loggers.tensorboard", raising=False)
         monkeypatch.setitem(sys.modules, "tensorboard", None)
         with pytest.raises(ConfigError, match=r'not installed: pip install "pyengm\[tensorboard\]"'):
-            build_components(replace(tiny, loggers=("tensorboard",)).resolve())
+            build_components(tiny.override(loggers=("tensorboard",)).resolve())
 
 
 class TestJsonLines:
@@ -316,7 +302,7 @@ class TestJsonLines:
 
     def test_a_resumed_run_has_the_metrics_of_an_uninterrupted_one(self, tiny, tmp_path, monkeypatch):
         """In the middle of an epoch, so that sums over its steps and fits go on."""
-        config = replace(tiny, epochs=2, norm_layer="bn", optimizer="engm")
+        config = tiny.override(epochs=2, norm_layer="bn", optimizer="engm")
         whole = train(tmp_path / "whole", config)
         interrupt(monkeypatch, 3)
         with pytest.raises(Interrupted):
@@ -343,7 +329,7 @@ class TestTensorBoard:
         return read
 
     def test_curves(self, tiny, tmp_path, curves):
-        run = train(tmp_path / "run", replace(tiny, loggers=("tensorboard",)))
+        run = train(tmp_path / "run", tiny.override(loggers=("tensorboard",)))
         found, rows = curves(run), run.read_metrics()
         assert [step for step, _ in found["step/loss"]] == list(range(1, 3 * BATCHES + 1))
         for name in ("loss", "robust", "natural_ece", "grad_norm_mean", "lr", "best"):
@@ -354,7 +340,7 @@ class TestTensorBoard:
         assert not {"epoch/epoch", "step/epoch", "step/batch"} & found.keys()
 
     def test_a_resumed_run_has_nothing_twice(self, tiny, tmp_path, curves, monkeypatch):
-        config = replace(tiny, loggers=("tensorboard",))
+        config = tiny.override(loggers=("tensorboard",))
         whole = train(tmp_path / "whole", config)
         original = Checkpoints.save
 
@@ -386,7 +372,7 @@ class TestTerminal:
     ROW = {"epoch": 0, "loss": 1.25, "train_robust": 0.5, "clipped": 0.25, "best": True}  # noqa: RUF012
 
     def test_lines(self, tiny, tmp_path, capsys):
-        train(tmp_path / "run", replace(tiny, epochs=2))
+        train(tmp_path / "run", tiny.override(epochs=2))
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
         assert len(lines) == 2
         assert all("loss" in line and "PGD-20" in line and "natural" in line for line in lines)
@@ -395,7 +381,7 @@ class TestTerminal:
         terminal = Terminal()
         text = io.StringIO()
         terminal._bars.live.console = Console(file=text, force_terminal=True, width=120)
-        terminal.start({"epochs": 3}, 40, 1, 5)
+        terminal.start({"schedule": {"epochs": 3}}, 40, 1, 5)
         terminal.step({**self.ROW, "batch": 20}, {"seconds_to_finish": 3725.4})
         terminal._bars.refresh()
         terminal.close()
@@ -495,7 +481,7 @@ class TestSums:
         norms = torch.cat([w.norms for w in weights]).double()
         found = means(read_sums(both))
         assert found["grad_norm_mean"] == pytest.approx(norms.mean().item())
-        assert found["grad_norm_variance"] == pytest.approx(norms.var(correction=0).item())
+        assert found["grad_norm_var"] == pytest.approx(norms.var(correction=0).item())
         assert found["grad_norm_error"] == pytest.approx(torch.cat([w.fit_errors for w in weights]).mean().item())
         assert found["clipped"] == pytest.approx((norms > 0.5).double().mean().item())
         assert write_sums(read_sums(both), CPU).equal(both)
@@ -507,12 +493,12 @@ class TestSums:
         weights.norms[:2] = torch.tensor([math.inf, math.nan])
         found = means(read_sums(measure(used, y)))
         assert found["grad_norm_mean"] == pytest.approx(expected.mean().item())
-        assert found["grad_norm_variance"] == pytest.approx(expected.var(correction=0).item())
+        assert found["grad_norm_var"] == pytest.approx(expected.var(correction=0).item())
 
     def test_norms_that_are_all_the_same(self):
         used, y = self.used(6, 4)
         used[0][1].norms.fill_(0.1)
-        assert 0 <= means(read_sums(measure(used, y)))["grad_norm_variance"] < 1e-15
+        assert 0 <= means(read_sums(measure(used, y)))["grad_norm_var"] < 1e-15
 
     def test_nothing(self):
         assert set(means(read_sums(zero_sums(CPU))).values()) == {None}

@@ -1,7 +1,6 @@
 """Runs of several seeds in one call, and what their results say together."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +10,27 @@ from rich.console import Console
 
 from pyengm import cli
 from pyengm.errors import ConfigError, NonFiniteError, PyengmError
-from pyengm.evaluation import checkpoints, results_table
+from pyengm.evaluation import parallel, results_table
 from pyengm.training import Interrupted, TrainConfig, multi_run, train, train_seeds
 from pyengm.training.multi_seed import mean_and_spread
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.signals import STATUS
 from pyengm.utils import terminal
 
-TINY = ["--model", "cnn4", "--width", "2", "--epochs", "1", "--steps", "1", "--batch-size", "60", "--optimizer", "msgd"]
+TINY = [
+    "--model",
+    "cnn4",
+    "--width",
+    "2",
+    "--epochs",
+    "1",
+    "--attack-steps",
+    "1",
+    "--batch-size",
+    "60",
+    "--optimizer",
+    "msgd",
+]
 TINY += ["--autoattack-examples", "2"]
 
 
@@ -32,7 +44,7 @@ def short_evaluations(monkeypatch):
         package.square.n_queries = 20
 
     monkeypatch.setattr(pyautoattack.AutoAttack, "__init__", short)
-    monkeypatch.setattr(checkpoints, "cores", lambda: 1)
+    monkeypatch.setattr(parallel, "cores", lambda: 1)
     monkeypatch.setattr(terminal, "console", Console(width=200))
 
 
@@ -65,13 +77,13 @@ class Trainer:
         self.fails: dict[int, Exception] = {}
 
     def __call__(self, config: TrainConfig) -> dict:
-        self.trained.append((config.seed, config.resume))
-        run = RunFolder.open(config.out) if config.resume else RunFolder.create(config)
-        if config.seed in self.stops:
+        self.trained.append((config.run.seed, config.run.resume))
+        run = RunFolder.open(config.run.out) if config.run.resume else RunFolder.create(config)
+        if config.run.seed in self.stops:
             raise Interrupted("stopped after batch 3")
-        if config.seed in self.fails:
-            raise self.fails[config.seed]
-        found = results(0.5 + 0.1 * config.seed, 0.25)
+        if config.run.seed in self.fails:
+            raise self.fails[config.run.seed]
+        found = results(0.5 + 0.1 * config.run.seed, 0.25)
         run.save_results(found, "the table")
         return found
 
@@ -121,7 +133,7 @@ class TestStatistics:
 
 def test_each_run_is_an_ordinary_one(tmp_path, capsys):
     (tmp_path / "few.txt").write_text("\n".join(map(str, range(240))))
-    tiny = [*TINY, "--indices", str(tmp_path / "few.txt")]
+    tiny = [*TINY, "--train-indices", str(tmp_path / "few.txt")]
     out = tmp_path / "both"
     assert cli.main(["train", *tiny, "--seeds", "5", "3", "--out", str(out)]) == 0
     assert "mean ± sample standard deviation" in capsys.readouterr().out
@@ -178,7 +190,7 @@ class TestCourse:
 
     def test_all_failed(self, trainer, tmp_path):
         trainer.fails = {seed: NonFiniteError("the loss is nan") for seed in (0, 1)}
-        config = TrainConfig(seeds=(0, 1), out=tmp_path / "out").resolve()
+        config = TrainConfig.from_flat(seeds=(0, 1), out=tmp_path / "out").resolve()
         with pytest.raises(PyengmError, match="every run failed: seed-0: the loss is nan; seed-1"):
             train_seeds(config)
 
@@ -203,7 +215,7 @@ class TestCourse:
 
 
 def several_text(error: Exception) -> str:
-    """How a failure is told: an error of ours speaks for itself, others are named."""
+    """Messages of failures: errors of pyengm as they are, others with their class."""
     return str(error) if isinstance(error, PyengmError) else f"{type(error).__name__}: {error}"
 
 
@@ -235,7 +247,7 @@ class TestErrors:
 
     def test_train_makes_one_run(self):
         with pytest.raises(ConfigError, match="use train_seeds"):
-            train(replace(TrainConfig().resolve(), seeds=(0, 1)))
+            train(TrainConfig().resolve().override(seeds=(0, 1)))
 
     def test_damaged_results(self, trainer, tmp_path, capsys):
         out = tmp_path / "out"

@@ -1,7 +1,5 @@
 """Pixels brought to a mean and deviation by the model's first layer, in the training loop."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,25 +11,23 @@ from pyengm.training import RunFolder, TrainConfig, build_components, fit
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig(indices=path, model="cnn4", width=2, epochs=2, steps=2, batch_size=30, lr=0.05)
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(epochs=2)
 
 
 def trained(path, config):
-    config = replace(config, out=path).resolve()
-    run, parts = RunFolder.create(config), build_components(config)
-    fit(config, parts, run)
-    return run, parts, TrainConfig.load(run.config).resolve()
+    config = config.override(out=path).resolve()
+    run, components = RunFolder.create(config), build_components(config)
+    fit(config, components, run)
+    return run, components, TrainConfig.load(run.config).resolve()
 
 
 @pytest.mark.parametrize("method", ["pgd_at", "yopo"])
 def test_mean_0_and_deviation_1_change_nothing(method, tiny, tmp_path):
     """Bit for bit: attack, gradient norms of ENGM, and the first layer that YOPO looks for."""
-    tiny = replace(tiny, method=method, optimizer="engm", steps=2 if method == "pgd_at" else None)
+    tiny = tiny.override(method=method, optimizer="engm", attack_steps=2 if method == "pgd_at" else None)
     plain = trained(tmp_path / "plain", tiny)[0]
-    normalized = trained(tmp_path / "normalized", replace(tiny, mean=(0.0,), std=(1.0,)))[0]
+    normalized = trained(tmp_path / "normalized", tiny.override(mean=(0.0,), std=(1.0,)))[0]
     expected, found = load_file(plain.last), load_file(normalized.last)
     assert found.keys() == {f"network.{name}" for name in expected} | {"normalize.mean", "normalize.std"}
     assert all(found[f"network.{name}"].equal(value) for name, value in expected.items())
@@ -40,16 +36,16 @@ def test_mean_0_and_deviation_1_change_nothing(method, tiny, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["engm", "entropy_sgd"])
 def test_evaluation_rebuilds_the_layer(optimizer, tiny, tmp_path):
-    config = replace(tiny, mean=(0.3,), std=(0.4,), optimizer=optimizer)
-    run, parts, kept = trained(tmp_path / "run", config)
-    assert (kept.mean, kept.std) == ((0.3,), (0.4,))
+    config = tiny.override(mean=(0.3,), std=(0.4,), optimizer=optimizer)
+    run, components, kept = trained(tmp_path / "run", config)
+    assert (kept.model.mean, kept.model.std) == ((0.3,), (0.4,))
     model, info = load_checkpoint(run.last)
     assert info.model["mean"] == [0.3]
     assert isinstance(model[0], Normalize)
     for name, value in (("mean", 0.3), ("std", 0.4)):  # no step and no average of buffers has moved them
         assert getattr(model[0], name).equal(torch.tensor([[[value]]])), name
     x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(model(x), parts.model.eval()(x))  # in another memory layout
+    torch.testing.assert_close(model(x), components.model.eval()(x))  # in another memory layout
     assert (model(x) - model[1](x)).abs().max() > 1e-3
 
 
@@ -57,18 +53,18 @@ def test_evaluation_rebuilds_the_layer(optimizer, tiny, tmp_path):
     ("options", "message"),
     [
         ({"mean": (0.3,)}, "give both mean and std or neither"),
-        ({"mean": (0.3,) * 3, "std": (0.4,) * 3}, "one number for each of 1 channels, got 3"),
+        ({"mean": (0.3,) * 3, "std": (0.4,) * 3}, "one value for each of 1 channels, got 3"),
         ({"mean": (0.3,), "std": (0.0,)}, "std must be positive"),
     ],
 )
 def test_errors(options, message, tiny):
     with pytest.raises(ConfigError, match=message):
-        build_components(replace(tiny, **options).resolve())
+        build_components(tiny.override(**options).resolve())
 
 
 def test_from_the_command_line(tiny, tmp_path, capsys):
-    words = ["train", "--model", "cnn4", "--width", "2", "--epochs", "1", "--steps", "1", "--batch-size", "120"]
-    words += ["--autoattack-examples", "1", "--optimizer", "msgd", "--indices", str(tiny.indices)]
+    words = ["train", "--model", "cnn4", "--width", "2", "--epochs", "1", "--attack-steps", "1", "--batch-size", "120"]
+    words += ["--autoattack-examples", "1", "--optimizer", "msgd", "--train-indices", str(tiny.data.train_indices)]
     words += ["--out", str(tmp_path / "run")]
     assert cli.main([*words, "--mean", "0.3"]) == 1
     assert "give both mean and std" in capsys.readouterr().err

@@ -1,10 +1,10 @@
 """Mixed precision: training learns and resumes bitwise, parameters and losses stay float32, nothing is lost."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import always_stop
 from safetensors.torch import load_file
 from torch import nn
 
@@ -13,14 +13,12 @@ from pyengm.attacks.input_grad import input_grad
 from pyengm.attacks.losses import cross_entropy
 from pyengm.errors import ConfigError, NonFiniteError
 from pyengm.methods import METHODS
-from pyengm.models import build, in_fast_layout, layout_of
+from pyengm.models import build, memory_format_of, to_fast_memory_format
 from pyengm.optim import CLOSURE_OPTIMIZERS
 from pyengm.pergrad import exact_norms
 from pyengm.pergrad.verify import HALF_TOLERANCE
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit
-from pyengm.training.config import PGD_METHODS
 from pyengm.training.precision import FIRST_SCALE, Autocast, in_precision
-from pyengm.training.signals import StopRequest
 from pyengm.training.steps.train_step import train_step
 
 HALVES = ("bf16", "fp16")
@@ -28,18 +26,16 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig(indices=path, model="cnn4", width=2, epochs=2, steps=2, batch_size=30, lr=0.05)
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(epochs=2)
 
 
 def train(config: TrainConfig, path: Path, monkeypatch, stops: bool = False) -> RunFolder:
-    config = replace(config, out=path).resolve()
+    config = config.override(out=path).resolve()
     run = RunFolder.create(config)
     with monkeypatch.context() as patch:
         if stops:
-            patch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
+            always_stop(patch)
         for _ in range(20):
             try:
                 fit(config, build_components(config), run)
@@ -51,7 +47,7 @@ def train(config: TrainConfig, path: Path, monkeypatch, stops: bool = False) -> 
 
 def model_of(norm: str = "gn", seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return build("cnn4", num_classes=10, in_channels=1, image_size=8, width=4, norm=norm)
+    return build("cnn4", num_classes=10, in_channels=1, image_size=8, width=4, norm_layer=norm)
 
 
 def batch_of(n: int = 8):
@@ -114,8 +110,8 @@ class TestNetwork:
         model, (x, y) = model_of(), batch_of()
         losses = cross_entropy(in_precision(model, precision)(x), y)
         expected = exact_norms(losses, model.parameters())
-        parts = build_components(TrainConfig(model="cnn4", width=2).resolve())
-        optimizer = type(parts.optimizer)(model.parameters(), alpha=expected.median().item())
+        components = build_components(TrainConfig.from_flat(model="cnn4", width=2).resolve())
+        optimizer = type(components.optimizer)(model.parameters(), alpha=expected.median().item())
         used = optimizer.backward(losses)
         torch.testing.assert_close(used.norms, expected, rtol=HALF_TOLERANCE, atol=0)
         assert used.norms.dtype == torch.float32
@@ -128,7 +124,7 @@ class TestTraining:
     def test_goes_on_bitwise_after_a_stop_at_any_batch(
         self, precision, optimizer, norm_layer, tiny, tmp_path, monkeypatch
     ):
-        config = replace(tiny, precision=precision, optimizer=optimizer, norm_layer=norm_layer)
+        config = tiny.override(precision=precision, optimizer=optimizer, norm_layer=norm_layer)
         whole = train(config, tmp_path / "whole", monkeypatch)
         stopped = train(config, tmp_path / "stopped", monkeypatch, stops=True)
         weights, expected = load_file(stopped.last), load_file(whole.last)
@@ -141,22 +137,21 @@ class TestTraining:
     @pytest.mark.parametrize("precision", HALVES)
     @pytest.mark.parametrize("optimizer", ["engm", "msgd"])
     def test_learns(self, precision, optimizer, tmp_path, monkeypatch):
-        config = TrainConfig(model="cnn4", width=4, steps=2, epochs=2, eps=0.05, batch_size=64, lr=0.1)
-        run = train(replace(config, precision=precision, optimizer=optimizer), tmp_path / "run", monkeypatch)
+        config = TrainConfig.from_flat(model="cnn4", width=4, attack_steps=2, epochs=2, eps=0.05, batch_size=64, lr=0.1)
+        run = train(config.override(precision=precision, optimizer=optimizer), tmp_path / "run", monkeypatch)
         assert run.read_metrics()[-1]["natural"] > 0.5  # chance is 0.1
 
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method_takes_bf16(self, method, tiny, tmp_path, monkeypatch):
-        config = replace(
-            tiny,
+        config = tiny.override(
             method=method,
-            steps=None,
+            attack_steps=None,
             epochs=2 if method == "sub_at" else 1,
             precision="bf16",
             optimizer="msgd",
             lr=0.01,
         )
-        config = replace(config, method_options=("sampling_epochs=1", "dimension=1") if method == "sub_at" else None)
+        config = config.override(method_options=("sampling_epochs=1", "dimension=1") if method == "sub_at" else ())
         assert all(
             value.isfinite().all() for value in load_file(train(config, tmp_path / "run", monkeypatch).last).values()
         )
@@ -165,68 +160,70 @@ class TestTraining:
         """The option does something: the weights are near those of float32, and not the same."""
         found = []
         for precision in ("float32", *HALVES):
-            run = train(replace(tiny, precision=precision, epochs=1), tmp_path / precision, monkeypatch)
+            run = train(tiny.override(precision=precision, epochs=1), tmp_path / precision, monkeypatch)
             found.append(torch.cat([v.flatten() for k, v in load_file(run.last).items() if v.is_floating_point()]))
         for other in found[1:]:
             assert not other.equal(found[0])
             assert (other - found[0]).norm() < 0.2 * found[0].norm()
 
     def test_a_nan_is_reported_with_its_place(self, tiny, tmp_path):
-        config = replace(tiny, precision="bf16", out=tmp_path / "run").resolve()
-        run, parts = RunFolder.create(config), build_components(config)
+        config = tiny.override(precision="bf16", out=tmp_path / "run").resolve()
+        run, components = RunFolder.create(config), build_components(config)
         with torch.no_grad():
-            parts.model.head.weight.fill_(torch.nan)
+            components.model.head.weight.fill_(torch.nan)
         with pytest.raises(NonFiniteError, match=r"epoch 1, batch 1: .*No epoch was finished yet"):
-            fit(config, parts, run)
+            fit(config, components, run)
 
 
 class TestScaler:
     def test_is_part_of_the_state(self, tiny, tmp_path, monkeypatch):
-        run = train(replace(tiny, precision="fp16"), tmp_path / "run", monkeypatch)
+        run = train(tiny.override(precision="fp16"), tmp_path / "run", monkeypatch)
         state = run.checkpoints(2).load("cpu").shared["scaler"]
         assert (state["scale"], state["_growth_tracker"]) == (FIRST_SCALE, 8)
 
     def test_a_step_that_overflows_is_skipped_and_the_scale_falls(self, tiny):
-        parts = build_components(
-            replace(tiny, precision="fp16", method="natural", steps=None, norm_layer="gn").resolve()
+        components = build_components(
+            tiny.override(precision="fp16", method="natural", attack_steps=None, norm_layer="gn").resolve()
         )
-        parts.scaler.load_state_dict(parts.scaler.state_dict() | {"scale": 2.0**30})
-        batch = next(parts.batches.epoch(0))
-        before = [p.detach().clone() for p in parts.model.parameters()]
+        components.scaler.load_state_dict(components.scaler.state_dict() | {"scale": 2.0**30})
+        batch = next(components.batches.epoch(0))
+        before = [p.detach().clone() for p in components.model.parameters()]
         skipped = 0
-        while all(p.equal(q) for p, q in zip(parts.model.parameters(), before, strict=True)) and skipped < 30:
-            assert parts.scaler.get_scale() == 2.0 ** (30 - skipped)
-            train_step(parts.method, parts.network, parts.optimizer, batch.x, batch.y, scaler=parts.scaler)
+        while all(p.equal(q) for p, q in zip(components.model.parameters(), before, strict=True)) and skipped < 30:
+            assert components.scaler.get_scale() == 2.0 ** (30 - skipped)
+            train_step(
+                components.method, components.network, components.optimizer, batch.x, batch.y, scaler=components.scaler
+            )
             skipped += 1
         assert 5 < skipped < 30  # float16 ends below 2**16
-        assert all(p.isfinite().all() for p in parts.model.parameters())
+        assert all(p.isfinite().all() for p in components.model.parameters())
 
-    @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("natural", *PGD_METHODS)])
+    @pytest.mark.parametrize("method", [n for n, kind in METHODS.items() if n != "natural" and not kind.info.is_pgd])
     def test_methods_that_do_not_know_of_it(self, method):
         with pytest.raises(ConfigError, match=f"precision fp16 scales the losses, which {method} with .*use bf16"):
-            TrainConfig(method=method, precision="fp16")
+            TrainConfig.from_flat(method=method, precision="fp16")
 
     @pytest.mark.parametrize("optimizer", CLOSURE_OPTIMIZERS)
     def test_optimizers_that_do_not_know_of_it(self, optimizer):
         with pytest.raises(ConfigError, match="precision fp16 scales the losses"):
-            TrainConfig(optimizer=optimizer, precision="fp16")
+            TrainConfig.from_flat(optimizer=optimizer, precision="fp16")
 
 
 class TestOptions:
     def test_unknown_precision(self):
         with pytest.raises(ConfigError, match=r"unknown precision 'bf15'; known: float32, bf16, fp16 \(did you mean"):
-            TrainConfig(precision="bf15")
+            TrainConfig.from_flat(precision="bf15")
 
     @pytest.mark.parametrize("half", [False, True])
     def test_layout(self, half):
         model = build("cnn4", num_classes=10, in_channels=3, image_size=8, width=4)
-        assert layout_of(in_fast_layout(model, torch.device("cuda"), half=half)) == (
+        assert memory_format_of(to_fast_memory_format(model, torch.device("cuda"), half=half)) == (
             torch.channels_last if half else torch.contiguous_format
         )
-        assert layout_of(in_fast_layout(model, torch.device("cpu"), half=half)) == torch.channels_last
+        assert memory_format_of(to_fast_memory_format(model, torch.device("cpu"), half=half)) == torch.channels_last
 
     def test_round_trip(self, tmp_path):
-        config = TrainConfig(precision="bf16", cuda_graphs=False, compile=True).resolve()
+        config = TrainConfig.from_flat(precision="bf16", cuda_graphs=False, compile=True).resolve()
         config.save(tmp_path / "config.yaml")
         assert TrainConfig.load(tmp_path / "config.yaml") == config
 
@@ -235,6 +232,8 @@ class TestOptions:
 @pytest.mark.parametrize("precision", HALVES)
 @pytest.mark.parametrize("optimizer", ["engm", "msgd"])
 def test_on_a_gpu(precision, optimizer, tmp_path, monkeypatch):
-    config = TrainConfig(model="cnn4", width=8, steps=2, epochs=2, eps=0.05, batch_size=64, lr=0.1, device="cuda")
-    run = train(replace(config, precision=precision, optimizer=optimizer), tmp_path / "run", monkeypatch)
+    config = TrainConfig.from_flat(
+        model="cnn4", width=8, attack_steps=2, epochs=2, eps=0.05, batch_size=64, lr=0.1, device="cuda"
+    )
+    run = train(config.override(precision=precision, optimizer=optimizer), tmp_path / "run", monkeypatch)
     assert run.read_metrics()[-1]["natural"] > 0.5

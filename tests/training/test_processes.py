@@ -1,4 +1,4 @@
-"""Several processes that train one model, on gloo: they are one process, to rounding, and any number goes on."""
+"""Several processes that train one model, on gloo: they equal one process, and any number resumes a run."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_methods_training import options_for
+from helpers.method_runs import options_for
 from torch import distributed
 
 from pyengm.data import Loader
@@ -26,7 +26,9 @@ from pyengm.utils.distributed import average_buffers, rank
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")
 ELSEWHERE = tempfile.gettempdir()  # -m takes a package of the working directory first, and a checkout's is not built
-TINY = TrainConfig(model="cnn4", width=4, norm_layer="gn", epochs=1, steps=2, batch_size=30, lr=0.05, augment="shift")
+TINY = TrainConfig.from_flat(
+    model="cnn4", width=4, norm_layer="gn", epochs=1, attack_steps=2, batch_size=30, lr=0.05, augment="shift"
+)
 
 
 class Double(Loader):
@@ -38,42 +40,42 @@ class Double(Loader):
 
 
 def in_double(config: TrainConfig) -> TrainComponents:
-    parts = build_components(config)
-    parts.model.double()
-    parts.model.register_forward_pre_hook(lambda model, inputs: (inputs[0].double(),))  # evaluation's are float32
-    parts.batches.__class__ = Double
-    for store in parts.method.stores().values():
+    components = build_components(config)
+    components.model.double()
+    components.model.register_forward_pre_hook(lambda model, inputs: (inputs[0].double(),))  # evaluation's are float32
+    components.batches.__class__ = Double
+    for store in components.method.buffers().values():
         store.values = store.values.double()
-    return parts
+    return components
 
 
 def weights_after(config: TrainConfig, out: Path) -> dict[str, torch.Tensor]:
     """Trains to the end, or on to it, and returns the final weights and stores."""
     if rank() == 0 and not out.exists():
-        RunFolder.create(replace(config, out=out).resolve())
+        RunFolder.create(config.override(out=out).resolve())
     if distributed.is_initialized():
         distributed.barrier()
-    parts = in_double(config.resolve())
+    components = in_double(config.resolve())
     with suppress(Interrupted):
-        fit(config.resolve(), parts, RunFolder.open(out))
-    kept = {name: t.clone() for name, t in parts.model.state_dict().items()}
-    for name, store in parts.method.stores().items():
-        kept[f"store {name}"] = store.values[store.index.argsort()]
-        kept[f"index {name}"] = store.index.sort().values
-    return kept
+        fit(config.resolve(), components, RunFolder.open(out))
+    tensors = {name: t.clone() for name, t in components.model.state_dict().items()}
+    for name, store in components.method.buffers().items():
+        tensors[f"store {name}"] = store.values[store.index.argsort()]
+        tensors[f"index {name}"] = store.index.sort().values
+    return tensors
 
 
 def stop_after(batches: int) -> None:
-    """From the batch of that number on, counted over all epochs, process 0 is asked to stop."""
-    original = loop.step
+    """From the batch of that number on, counted over all epochs, process 0 receives a request to stop."""
+    original = loop.update
 
-    def step(config, parts, group, epoch):
-        done = epoch * len(parts.batches) + parts.schedule.last_epoch % len(parts.batches) + 1
+    def step(config, components, group, epoch):
+        done = epoch * len(components.batches) + components.schedule.last_epoch % len(components.batches) + 1
         if rank() == 0 and done >= batches:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(config, parts, group, epoch)
+        return original(config, components, group, epoch)
 
-    loop.step = step
+    loop.update = step
 
 
 def work(number: int, world: int, folder: str, configs: dict[str, TrainConfig]) -> None:
@@ -93,14 +95,14 @@ def run_together(world: int, folder: Path, configs: dict[str, TrainConfig]) -> l
 
 
 def assert_one(together: list[dict[str, torch.Tensor]], alone: dict[str, torch.Tensor]) -> None:
-    """The weights are those of one process, in all processes alike; each has its part of the stores."""
+    """The weights are those of one process, in all processes alike; each has its share of the stores."""
     for name, expected in alone.items():
         if name.startswith("index "):
-            parts = [other[name] for other in together]
-            assert torch.cat(parts).sort().values.equal(expected)  # each image once
-            assert min(map(len, parts)) >= len(expected) // len(together) - len(together)
+            shares = [other[name] for other in together]
+            assert torch.cat(shares).sort().values.equal(expected)  # each image once
+            assert min(map(len, shares)) >= len(expected) // len(together) - len(together)
             store = name.replace("index", "store")
-            values = torch.cat([other[store] for other in together])[torch.cat(parts).argsort()]
+            values = torch.cat([other[store] for other in together])[torch.cat(shares).argsort()]
             torch.testing.assert_close(values, alone[store], rtol=0, atol=1e-6)
         elif not name.startswith("store "):
             assert all(other[name].equal(together[0][name]) for other in together)
@@ -112,12 +114,12 @@ RUNS = {
     "pgd_at-engm": {"optimizer": "engm", "alpha": 0.5},
     "normalized": {"optimizer": "engm", "alpha": 0.5, "mean": (0.3,), "std": (0.4,)},
     "pgd_at-aengm": {"optimizer": "aengm", "alpha": 0.5, "tau": 3},
-    "atas": {"method": "atas", "steps": None, "epochs": 3, "method_options": ("warmup=1", "reset=2", "c=0.05")},
+    "atas": {"method": "atas", "attack_steps": None, "epochs": 3, "method_options": ("warmup=1", "reset=2", "c=0.05")},
 }
 
 
 # NuAT's nuclear norm, the batch norm of FGSM-SDI's generator and Curriculum's sizes of steps are those of a process's
-# part of a batch, and FreeAT's perturbation has a row for each image of it.
+# share of a batch, and FreeAT's perturbation has a row for each image of it.
 BY_PART = ("nuat", "fgsm_sdi", "free_at", "curriculum")
 
 
@@ -132,7 +134,8 @@ def indices(tmp_path_factory) -> Path:
 def configs(indices) -> dict[str, TrainConfig]:
     """Loader of 31, 31, 31, 31 and 11 images: no half is as large as the other."""
     return {
-        name: replace(TINY, indices=indices, batch_size=31, select="test", **changes) for name, changes in RUNS.items()
+        name: TINY.override(train_indices=indices, batch_size=31, select_on="test", **changes)
+        for name, changes in RUNS.items()
     }
 
 
@@ -155,7 +158,9 @@ def test_every_method(indices, tmp_path):
     """Those that treat images one by one are as in one process; the others have one model in all processes."""
     (tmp_path / "two").mkdir()
     configs = {
-        method: options_for(method, "msgd", indices=indices, norm_layer="gn", batch_size=34, select="test", width=4)
+        method: options_for(
+            method, "msgd", train_indices=indices, norm_layer="gn", batch_size=34, select_on="test", width=4
+        )
         for method in METHODS
     }
     together = run_together(2, tmp_path / "two", configs)
@@ -164,9 +169,9 @@ def test_every_method(indices, tmp_path):
         assert_one([done[method] for done in together], together[0][method] if method in BY_PART else alone)
 
 
-def test_another_number_of_processes_goes_on(configs, tmp_path, monkeypatch):
-    """Stopped in the middle of an epoch by two processes, gone on with by three, ended by one."""
-    config = replace(configs["atas"], batch_size=30)
+def test_another_number_of_processes_resumes(configs, tmp_path, monkeypatch):
+    """Stopped in the middle of an epoch by two processes, resumed by three, ended by one."""
+    config = configs["atas"].override(batch_size=30)
     alone = weights_after(config, tmp_path / "alone")
     run = tmp_path / "atas"
     stopped = {"atas": config}
@@ -174,29 +179,29 @@ def test_another_number_of_processes_goes_on(configs, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setenv("STOP_AFTER", str(batch))
             run_together(world, tmp_path, stopped)
-    assert [path.name for path in RunFolder.open(run).checkpoints(2).all()][-1] == "epoch-0002-batch-000001"
+    assert [path.name for path in RunFolder.open(run).checkpoints(2).complete()][-1] == "epoch-0002-batch-000001"
     assert_one([weights_after(config, run)], alone)
 
 
-def test_as_many_processes_go_on_exactly(indices, tmp_path, monkeypatch):
+def test_as_many_processes_resume_exactly(indices, tmp_path, monkeypatch):
     """Bit for bit, also with statistics and perturbations that each process has of its own."""
     for method in ("free_at", "atas"):
-        config = options_for(method, "engm", indices=indices, norm_layer="bn")
-        whole, parts = tmp_path / f"{method}-whole", tmp_path / f"{method}-parts"
+        config = options_for(method, "engm", train_indices=indices, norm_layer="bn")
+        whole, resumed = tmp_path / f"{method}-whole", tmp_path / f"{method}-resumed"
         whole.mkdir()
-        parts.mkdir()
+        resumed.mkdir()
         expected = run_together(2, whole, {"run": config})
         with monkeypatch.context() as patch:
             patch.setenv("STOP_AFTER", "5")
-            run_together(2, parts, {"run": config})
-        for done, other in zip(run_together(2, parts, {"run": config}), expected, strict=True):
+            run_together(2, resumed, {"run": config})
+        for done, other in zip(run_together(2, resumed, {"run": config}), expected, strict=True):
             assert all(done["run"][name].equal(other["run"][name]) for name in other["run"]), method
-        assert RunFolder(whole / "run").read_metrics() == RunFolder(parts / "run").read_metrics()
+        assert RunFolder(whole / "run").read_metrics() == RunFolder(resumed / "run").read_metrics()
 
 
 def test_constants_stay_what_they_are(monkeypatch):
     """Such as the mean of pixels: a sum of seven in float32, divided by seven, is not always the number itself."""
-    for name, function in (("world", lambda: 7), ("all_reduce_sum", lambda values: sum([values] * 7))):
+    for name, function in (("world_size", lambda: 7), ("all_reduce_sum", lambda values: sum([values] * 7))):
         monkeypatch.setattr(f"pyengm.utils.distributed.{name}", function)
     module = torch.nn.Module()
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0))
@@ -208,7 +213,20 @@ def test_constants_stay_what_they_are(monkeypatch):
 
 
 class TestCommand:
-    TINY = ("--model", "cnn4", "--width", "2", "--epochs", "2", "--steps", "1", "--batch-size", "60", "--threads", "1")
+    TINY = (
+        "--model",
+        "cnn4",
+        "--width",
+        "2",
+        "--epochs",
+        "2",
+        "--attack-steps",
+        "1",
+        "--batch-size",
+        "60",
+        "--cpu-threads",
+        "1",
+    )
 
     def pyengm(self, *arguments: str, **options) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "pyengm", *arguments]
@@ -228,7 +246,7 @@ class TestCommand:
         assert again.returncode == 0
         assert "the run is complete" in again.stdout
 
-    def test_a_mistake_is_told_once(self, tmp_path):
+    def test_a_mistake_is_reported_once(self, tmp_path):
         done = self.pyengm("train", "--method", "pdg", "--nproc", "2", cwd=tmp_path)
         assert done.returncode == 2
         assert done.stderr.count("unknown method 'pdg'") == 1
@@ -245,13 +263,13 @@ class TestCommand:
         command = [sys.executable, "-m", "pyengm", "train", *self.TINY, *long]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ELSEWHERE)
         run = RunFolder(tmp_path / "run")
-        while process.poll() is None and len(run.checkpoints(2).all()) == 0:
+        while process.poll() is None and len(run.checkpoints(2).complete()) == 0:
             time.sleep(0.05)
         process.send_signal(number)
-        said, _ = process.communicate(timeout=120)
-        assert process.returncode == STATUS, said
-        assert said.count("--resume") == 1
-        newest = run.checkpoints(2).all()[-1]
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == STATUS, output
+        assert output.count("--resume") == 1
+        newest = run.checkpoints(2).complete()[-1]
         assert find_corruption(newest) is None
         assert sorted(path.name for path in newest.glob("process*")) == ["process-0-of-2.pt", "process-1-of-2.pt"]
 
@@ -263,15 +281,15 @@ class TestCommand:
         assert done.returncode == 1
         assert f"process {os.getpid()}" in done.stderr
 
-    def test_torchrun_goes_on_with_its_own_run(self, tmp_path):
+    def test_torchrun_resumes_with_its_own_run(self, tmp_path):
         """What torchrun starts again, after a failure or with other machines, finds the folder that it began."""
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
         command += ["--rdzv-endpoint=localhost:0", "--rdzv-id=mine", "-m", "pyengm", "train", *self.TINY]
         command += ["--autoattack-examples", "1", "--out", str(tmp_path / "run")]
-        for said in ("run folder", "the run is complete"):
+        for text in ("run folder", "the run is complete"):
             done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ELSEWHERE)
             assert done.returncode == 0, done.stderr
-            assert said in done.stdout
+            assert text in done.stdout
         other = [word.replace("--rdzv-id=mine", "--rdzv-id=other") for word in command]
         done = subprocess.run(other, capture_output=True, text=True, timeout=300, cwd=ELSEWHERE)
         assert done.returncode != 0
@@ -280,21 +298,21 @@ class TestCommand:
 
 class TestShares:
     def test_every_image_is_kept_once(self, indices):
-        config = replace(TINY, indices=indices, batch_size=33, select="test").resolve()  # 135 = 4 * 33 + 3
+        config = TINY.override(train_indices=indices, batch_size=33, select_on="test").resolve()  # 135 = 4 * 33 + 3
         data = build_components(config).batches.data
         options = {"device": "cpu", "seed": 0, "augment": "none", "shuffle": True}
-        parts = [Loader(data, 33, rank=i, world_size=4, **options) for i in range(4)]
-        assert {len(part) for part in parts} == {5}  # the last two are evened out: three are not enough for four
+        loaders = [Loader(data, 33, rank=i, world_size=4, **options) for i in range(4)]
+        assert {len(loader) for loader in loaders} == {5}  # the last two are evened out: three are not enough for four
         for epoch in (0, 1):
-            kept = torch.cat([part.kept(epoch) for part in parts])
-            assert kept.sort().values.equal(data.index)
-            seen = torch.cat([batch.index for part in parts for batch in part.epoch(epoch)])
+            index = torch.cat([loader.local_index(epoch) for loader in loaders])
+            assert index.sort().values.equal(data.index)
+            seen = torch.cat([batch.index for loader in loaders for batch in loader.epoch(epoch)])
             assert len(seen.unique()) == len(seen) == 135
         with pytest.raises(ConfigError, match="use fewer processes or larger batches"):
             Loader(data, 7, rank=0, world_size=4, **options)
 
     def test_batch_norm_over_processes_needs_gpus(self, indices, monkeypatch):
-        monkeypatch.setattr("pyengm.training.builders.world", lambda: 2)
+        monkeypatch.setattr("pyengm.training.builders.world_size", lambda: 2)
         monkeypatch.setattr("pyengm.training.builders.rank", lambda: 1)
         with pytest.raises(ConfigError, match="sync_bn needs GPUs"):
-            build_components(replace(TINY, indices=indices, norm_layer="bn", sync_bn=True).resolve())
+            build_components(TINY.override(train_indices=indices, norm_layer="bn", sync_bn=True).resolve())

@@ -12,10 +12,10 @@ from pyengm.training.schedule import (
     build_schedule,
     cosine,
     cyclic,
-    in_proportion,
     nuat,
     piecewise,
-    warmed_up,
+    scale_milestones,
+    with_warmup,
 )
 
 
@@ -35,7 +35,7 @@ def rates(optimizer, schedule, steps: int) -> list[float]:
 def built(kind: str, *, epochs: int = 2, steps_per_epoch: int = 10, milestones=(1,), **options) -> list[float]:
     optimizer = sgd()
     schedule = build_schedule(
-        optimizer, kind, milestones=milestones, peak=0.4, epochs=epochs, steps_per_epoch=steps_per_epoch, **options
+        optimizer, kind, milestones=milestones, pct_start=0.4, epochs=epochs, steps_per_epoch=steps_per_epoch, **options
     )
     return rates(optimizer, schedule, epochs * steps_per_epoch)
 
@@ -63,11 +63,11 @@ class TestPiecewise:
         assert built("piecewise", epochs=4, milestones=(0.5, 1.7, 3.1), decay=decay) == pytest.approx(expected)
 
     def test_of_a_shorter_run(self):
-        assert in_proportion((75, 90), 1 / 3) == (25, 30)
-        assert in_proportion((75.0, 90), 1) == (75, 90)
-        assert in_proportion((60, 120, 160), 1 / 100) == (0.6, 1.2, 1.6)
-        assert in_proportion((7.5, 10), 1) == (7.5, 10)
-        assert in_proportion((7.5, 10), 0.5) == (3.75, 5)
+        assert scale_milestones((75, 90), 1 / 3) == (25, 30)
+        assert scale_milestones((75.0, 90), 1) == (75, 90)
+        assert scale_milestones((60, 120, 160), 1 / 100) == (0.6, 1.2, 1.6)
+        assert scale_milestones((7.5, 10), 1) == (7.5, 10)
+        assert scale_milestones((7.5, 10), 0.5) == (3.75, 5)
 
 
 class TestCyclic:
@@ -112,21 +112,23 @@ class TestWarmUp:
 
     @pytest.mark.parametrize("steps", [0, 0.5, 1])
     def test_of_one_step_or_less_is_none(self, steps):
-        assert [warmed_up(lambda step: 0.7, steps)(step) for step in range(3)] == [0.7] * 3
+        assert [with_warmup(lambda step: 0.7, steps)(step) for step in range(3)] == [0.7] * 3
 
 
 class TestOfARun:
     def test_options_reach_the_schedule(self):
-        config = TrainConfig(schedule="piecewise", milestones=(1.5,), lr_decay=0.2, warmup_epochs=0.5, lr=0.1, epochs=3)
-        parts = build_components(config.resolve())
-        n = len(parts.batches)
-        (factor,) = parts.schedule.lr_lambdas
+        config = TrainConfig.from_flat(
+            schedule="piecewise", milestones=(1.5,), lr_decay=0.2, warmup_epochs=0.5, lr=0.1, epochs=3
+        )
+        components = build_components(config.resolve())
+        n = len(components.batches)
+        (factor,) = components.schedule.lr_lambdas
         expected = [min((k + 1) / (0.5 * n), 1) * (0.2 if k >= round(1.5 * n) else 1) for k in range(3 * n)]
         assert [factor(k) for k in range(3 * n)] == pytest.approx(expected)
 
     @pytest.mark.parametrize("kind", SCHEDULES)
     def test_goes_on_from_its_state(self, kind):
-        options = {"milestones": (0.7,), "peak": 0.4, "epochs": 2, "steps_per_epoch": 10, "warmup_epochs": 0.3}
+        options = {"milestones": (0.7,), "pct_start": 0.4, "epochs": 2, "steps_per_epoch": 10, "warmup_epochs": 0.3}
         whole = built(kind, milestones=(0.7,), warmup_epochs=0.3)
         optimizers = [sgd(), sgd()]
         first, second = (build_schedule(optimizer, kind, **options) for optimizer in optimizers)
@@ -150,27 +152,29 @@ class TestOfThePapers:
     @pytest.mark.parametrize("method", ["fgsm_sdi", "fgsm_pgi"])
     def test_prior_guided_methods_count_steps(self, method):
         """At 100/110 and 105/110 of the steps of the run."""
-        config = TrainConfig(data="cifar10", method=method).resolve()
-        factor, total = piecewise(config.milestones, 391), 110 * 391
+        config = TrainConfig.from_flat(data="cifar10", method=method).resolve()
+        factor, total = piecewise(config.schedule.milestones, 391), 110 * 391
         for step in range(0, total, 17):
             assert factor(step) == pytest.approx(0.1 ** sum(step >= total * k / 110 for k in (100, 105)))
 
     def test_sub_at_is_at_1_throughout_its_second_phase(self, tmp_path):
         path = tmp_path / "first.txt"
         path.write_text("\n".join(map(str, range(60))))
-        config = TrainConfig(indices=path, model="cnn4", width=2, method="sub_at", epochs=2, batch_size=20, lr=0.2)
+        config = TrainConfig.from_flat(
+            train_indices=path, model="cnn4", width=2, method="sub_at", epochs=2, batch_size=20, lr=0.2
+        )
         config = config.resolve()
-        parts = build_components(config)
+        components = build_components(config)
         seen = []
-        (group,) = parts.optimizer.param_groups
-        parts.optimizer.register_step_pre_hook(lambda *_: seen.append((group["lr"], group["weight_decay"])))
-        parts.network.train()
+        (group,) = components.optimizer.param_groups
+        components.optimizer.register_step_pre_hook(lambda *_: seen.append((group["lr"], group["weight_decay"])))
+        components.network.train()
         for epoch in range(2):
-            parts.method.start_epoch(parts.network, epoch)
-            for batch in parts.batches.epoch(epoch):
-                loop.step(config, parts, [batch], epoch)
-            parts.method.finish_epoch(parts.model, {})
-        half = len(parts.batches)
+            components.method.start_epoch(components.network, epoch)
+            for batch in components.batches.epoch(epoch):
+                loop.update(config, components, [batch], epoch)
+            components.method.finish_epoch(components.model, {})
+        half = len(components.batches)
         assert len(seen) == 2 * half
         assert all(0 < rate <= 0.2 and decay > 0 for rate, decay in seen[:half])
         assert seen[half:] == [(1.0, 0.0)] * half

@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import always_stop, resume, start, train
 from safetensors.torch import load_file
 
 from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
@@ -19,31 +19,6 @@ from pyengm.training.loggers import JsonLines
 from pyengm.training.signals import StopRequest
 
 BATCHES = 4  # 108 of 120 images train, in batches of 30
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    """A run of a second: 120 digits, a net of a few hundred weights."""
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig(indices=path, model="cnn4", width=2, epochs=3, steps=2, batch_size=30, lr=0.05)
-
-
-def start(path: Path, config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
-    config = replace(config, out=path).resolve()
-    return config, RunFolder.create(config)
-
-
-def train(path: Path, config: TrainConfig) -> RunFolder:
-    config, run = start(path, config)
-    fit(config, build_components(config), run)
-    return run
-
-
-def resume(run: RunFolder) -> RunFolder:
-    config = TrainConfig.load(run.config).resolve()
-    fit(config, build_components(config), run)
-    return run
 
 
 def contents(run: RunFolder) -> dict[Path, bytes]:
@@ -89,18 +64,18 @@ class TestLoop:
         assert_same_files(train(tmp_path / "again", tiny), finished)
 
     def test_seed_counts(self, tiny, finished, tmp_path):
-        other = load_file(train(tmp_path / "other", replace(tiny, seed=1, epochs=1)).last)
+        other = load_file(train(tmp_path / "other", tiny.override(seed=1, epochs=1)).last)
         assert not torch.equal(other["dense.weight"], load_file(finished.last)["dense.weight"])
 
     @pytest.mark.parametrize("optimizer", ["engm", "msgd"])
     @pytest.mark.parametrize("method", ["natural", "pgd_at"])
     def test_every_method_learns_with_every_optimizer(self, tmp_path, method, optimizer):
-        config = TrainConfig(
+        config = TrainConfig.from_flat(
             model="cnn4",
             width=4,
             method=method,
             optimizer=optimizer,
-            steps=None if method == "natural" else 2,
+            attack_steps=None if method == "natural" else 2,
             epochs=2,
             eps=0.05,
             batch_size=64,
@@ -111,34 +86,34 @@ class TestLoop:
 
     @pytest.mark.parametrize("select", ["none", "test"])
     def test_selection(self, tiny, tmp_path, select):
-        run = train(tmp_path / "run", replace(tiny, select=select, epochs=2))
+        run = train(tmp_path / "run", tiny.override(select_on=select, epochs=2))
         rows = run.read_metrics()
         assert ("robust" in rows[0]) == (select == "test")
         if select == "none":
             assert load_checkpoint(run.best)[1].epoch == 1
-        parts = build_components(replace(tiny, select=select).resolve())
-        assert len(parts.batches.data) == 120
-        assert (parts.held_out is parts.test) == (select == "test")
+        components = build_components(tiny.override(select_on=select).resolve())
+        assert len(components.batches.data) == 120
+        assert (components.held_out is components.test) == (select == "test")
 
     def test_l2_threat(self, tiny, tmp_path):
-        run = train(tmp_path / "run", replace(tiny, norm="l2", epochs=1))
+        run = train(tmp_path / "run", tiny.override(threat="l2", epochs=1))
         assert load_checkpoint(run.last)[1].eps == 0.5
 
     def test_indices(self, tiny, tmp_path):
         path = tmp_path / "some.txt"
         path.write_text("3\n5\n8\n" + "\n".join(map(str, range(100, 160))))
-        parts = build_components(replace(tiny, indices=path, select="none").resolve())
-        assert parts.batches.data.index.tolist()[:4] == [3, 5, 8, 100]
+        components = build_components(tiny.override(train_indices=path, select_on="none").resolve())
+        assert components.batches.data.index.tolist()[:4] == [3, 5, 8, 100]
         path.write_text("three")
         with pytest.raises(ConfigError, match="cannot read whole numbers"):
-            build_components(replace(tiny, indices=path).resolve())
+            build_components(tiny.override(train_indices=path).resolve())
 
 
 class TestResume:
     def test_after_every_batch(self, tiny, finished, tmp_path, monkeypatch):
         """Stopped at each batch in turn, the run ends as the uninterrupted one."""
         _, run = start(tmp_path / "run", tiny)
-        monkeypatch.setattr(StopRequest, "asked", property(lambda self: True, lambda self, value: None), raising=False)
+        always_stop(monkeypatch)
         for stop in range(3 * BATCHES):
             with pytest.raises(
                 Interrupted, match=f"batch {stop % BATCHES + 1} of epoch {stop // BATCHES + 1};.*--resume"
@@ -182,13 +157,13 @@ class TestResume:
     def test_damaged_state(self, finished, tmp_path):
         shutil.copytree(finished.path, tmp_path / "copy")
         run = RunFolder.open(tmp_path / "copy")
-        older, newer = run.checkpoints(2).all()
+        older, newer = run.checkpoints(2).complete()
         shorten(newer / "state.pt")
         with pytest.warns(UserWarning, match=r"epoch-0003.*state\.pt is damaged.*going back"):
             assert_same_files(resume(run), finished)
-        assert [path.name for path in run.checkpoints(2).all()] == [older.name, newer.name]
+        assert [path.name for path in run.checkpoints(2).complete()] == [older.name, newer.name]
         assert find_corruption(newer) is None
-        for path in run.checkpoints(2).all():
+        for path in run.checkpoints(2).complete():
             shorten(path / "process-0-of-1.pt")
         with (
             pytest.warns(UserWarning, match="going back"),
@@ -202,12 +177,12 @@ class TestResume:
         shutil.copytree(finished.path, tmp_path / "copy")
         run = RunFolder.open(tmp_path / "copy")
         shutil.rmtree(run.path / "checkpoints")
-        with pytest.raises(CheckpointError, match=r"no checkpoint to go on from; the weights are in .*last"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint to resume from; the weights are in .*last"):
             resume(run)
         assert run.read_metrics() == finished.read_metrics()
 
     def test_state_of_another_architecture(self, tiny, finished, tmp_path):
-        config, run = start(tmp_path / "run", replace(tiny, width=3))
+        config, run = start(tmp_path / "run", tiny.override(width=3))
         shutil.copytree(finished.path / "checkpoints", run.path / "checkpoints")
         with pytest.raises(CheckpointError, match="another architecture"):
             fit(config, build_components(config), run)
@@ -216,15 +191,15 @@ class TestResume:
 class TestTrouble:
     def test_nan_loss_keeps_the_last_good_weights(self, tiny, tmp_path, monkeypatch):
         config, run = start(tmp_path / "run", tiny)
-        original = loop.step
+        original = loop.update
 
-        def step(config, parts, batch, epoch):
+        def step(config, components, batch, epoch):
             if epoch == 1:
                 with torch.no_grad():
-                    parts.model.head.weight.fill_(float("nan"))
-            return original(config, parts, batch, epoch)
+                    components.model.head.weight.fill_(float("nan"))
+            return original(config, components, batch, epoch)
 
-        monkeypatch.setattr(loop, "step", step)
+        monkeypatch.setattr(loop, "update", step)
         with pytest.raises(NonFiniteError, match=r"epoch 2, batch 1: .*last good weights are in .*last\.safetensors"):
             fit(config, build_components(config), run)
         model, info = load_checkpoint(run.last)
@@ -237,16 +212,16 @@ class TestTrouble:
         """As on a GPU: the place is the right one, and nothing was written since."""
         config, run = start(tmp_path / "run", tiny)
         monkeypatch.setattr(loop, "sync_interval", lambda device: 3)
-        original, batches = loop.step, []
+        original, batches = loop.update, []
 
-        def step(config, parts, batch, epoch):
+        def step(config, components, batch, epoch):
             batches.append(epoch)
             if len(batches) == BATCHES + bad + 1:
                 with torch.no_grad():
-                    parts.model.head.weight.fill_(float("nan"))
-            return original(config, parts, batch, epoch)
+                    components.model.head.weight.fill_(float("nan"))
+            return original(config, components, batch, epoch)
 
-        monkeypatch.setattr(loop, "step", step)
+        monkeypatch.setattr(loop, "update", step)
         with pytest.raises(NonFiniteError, match=rf"epoch 2, batch {bad + 1}: .*last good weights are in .*last\.saf"):
             fit(config, build_components(config), run)
         model, info = load_checkpoint(run.last)
@@ -278,32 +253,32 @@ class TestTrouble:
 
     def test_unknown_model(self, tiny):
         with pytest.raises(ConfigError, match=r"unknown model 'resnet81'.*resnet18"):
-            build_components(replace(tiny, model="resnet81").resolve())
+            build_components(tiny.override(model="resnet81").resolve())
 
     def test_unknown_device(self, tiny):
         with pytest.raises(ConfigError, match="cannot be used here"):
-            build_components(replace(tiny, device="cuda:77").resolve())
+            build_components(tiny.override(device="cuda:77").resolve())
 
     def test_first_signal_asks_second_interrupts(self):
         before = signal.getsignal(signal.SIGINT)
         with StopRequest() as stop:
-            assert not stop.asked
+            assert not stop.requested
             os.kill(os.getpid(), signal.SIGINT)
-            assert stop.asked
+            assert stop.requested
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is before
 
     def test_ctrl_c_saves(self, tiny, finished, tmp_path, monkeypatch):
         config, run = start(tmp_path / "run", tiny)
-        original = loop.step
+        original = loop.update
 
-        def step(config, parts, batch, epoch):
+        def step(config, components, batch, epoch):
             if epoch == 1:
                 os.kill(os.getpid(), signal.SIGINT)
-            return original(config, parts, batch, epoch)
+            return original(config, components, batch, epoch)
 
-        monkeypatch.setattr(loop, "step", step)
+        monkeypatch.setattr(loop, "update", step)
         with pytest.raises(Interrupted, match="stopped after batch 1 of epoch 2"):
             fit(config, build_components(config), run)
         monkeypatch.undo()

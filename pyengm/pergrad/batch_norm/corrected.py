@@ -1,7 +1,7 @@
 """Per-example gradients of layers whose outputs are normalised by batch norms in training mode.
 
 With g the gradient of a layer's output under constant statistics, the statistics of a batch norm b that the output
-reaches subtract (S1_bic + xhat_bjtc S2_bic) / M from the gradient of loss i at every position t of every picture j,
+reaches subtract (S1_bic + xhat_bjtc S2_bic) / M from the gradient of loss i at every position t of every image j,
 M the number of these positions, S1_bic = sum_t g_bitc and S2_bic = sum_t g_bitc xhat_bitc. So for layer input a the
 gradient of weight row c and loss i is
 
@@ -50,6 +50,7 @@ class CorrectedGrad(PerExampleGrad):
 
     def _ranks(self, sums: Sequence[Tensor]) -> Tensor:
         rows = sum(s[:, :, None] * mean for s, mean in zip(sums, self.means, strict=True))  # (m, O, I)
+        assert isinstance(rows, Tensor)  # there is at least one term
         return (rows.mT if isinstance(self.own, OuterProductGrad) else rows).reshape(-1, *self.shape)
 
 
@@ -66,6 +67,7 @@ def correct(
         if isinstance(gradient, DenseGrad):  # a bias: the mean of its input, 1, is 1, and that of xhat is 0
             found[slot] = DenseGrad(gradient.values - first.view_as(gradient.values), gradient.shape)
         else:
+            assert isinstance(gradient, (ConvGrad, OuterProductGrad))  # the weights of layers before a norm
             means = [gradient.mean_row(), *(gradient.mean_rows(norm.normalized()) for norm in norms)]
             found[slot] = CorrectedGrad(gradient, [first, *(sums[norm.place][1] for norm in norms)], means)
     return found

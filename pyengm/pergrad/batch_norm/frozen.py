@@ -38,8 +38,8 @@ class FrozenNorm:
         return (x - _along_channels(mean, x)).mul_(_along_channels(rstd, x))
 
     def sums(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Per picture and channel S1 = sum_t g_t and S2 = sum_t g_t xhat_t, g the gradient of the input, from g of the
-        output: (N, C) each. What a picture adds to the derivatives of the batch's mean and variance."""
+        """Per image and channel S1 = sum_t g_t and S2 = sum_t g_t xhat_t, g the gradient of the input, from g of the
+        output: (N, C) each. What an image adds to the derivatives of the batch's mean and variance."""
         x, mean, rstd = (to_float32(saved(self.node, name)) for name in ("input", "result1", "result2"))
         total, dot = channel_sums(g, x)
         scale = self.scale()
@@ -51,7 +51,7 @@ def _along_channels(t: Tensor, like: Tensor) -> Tensor:
 
 
 def frozen_norms(graph: Graph) -> list[FrozenNorm]:
-    """The batch norms that couple examples; one picture of n C channels is an instance norm and couples none."""
+    """The batch norms that couple examples; one image of n C channels is an instance norm and couples none."""
     return [
         FrozenNorm(place, node)
         for place, node in enumerate(graph.nodes)

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: terminal, JSON lines, TensorBoard, and loggers of one's own."""
+"""Loggers for the metrics of a run: terminal, JSON lines, TensorBoard, and those of users."""
 
 from pyengm.training.loggers.base import Logger
 from pyengm.training.loggers.group import Loggers

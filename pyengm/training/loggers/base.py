@@ -1,4 +1,4 @@
-"""What a logger is told, and when."""
+"""The interface of a logger, and the keys of its rows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,52 +7,66 @@ Row = Mapping[str, Any]
 
 
 class Logger:
-    """Takes the figures of a run; a logger of one's own overrides what it needs.
+    """Receives the metrics of a run. Subclasses override the methods that they need.
 
-    The rows hold plain numbers, which no logger has to wait for. What could not be measured is None.
-    Rows of steps and epochs are functions of the run alone; those of epochs are the same in a resumed run, bit by bit:
+    Rows hold plain Python values, so that no logger waits for a GPU. A value that could not be measured is None.
 
-        epoch                 from 0
-        batch                 batches of the epoch done (steps alone)
-        lr                    learning rate of the step to come
-        loss                  mean over the training images as attacked, of every pass that classifies them
-        train_robust          share of these classified right
-        clipped               share of these whose weight in the gradient was below 1
-        grad_norm_mean        of the norms of their gradients in all weights jointly, where the optimiser computes
-        grad_norm_variance    them and they are finite (fp16 skips steps where one is not)
-        grad_norm_error       of these norms where they are estimates: mean |estimate / exact - 1| over the examples on
-                              which factors were fitted anew, estimated by the factors before
+    Rows of steps and of epochs depend on the run alone, and those of epochs are the same to the bit in a resumed run.
+    Both hold:
 
-    A row of steps is about the training images since the row before. That of an epoch is about all of its images,
-    and holds besides, where images are held out
+    - epoch: counted from 0.
+    - batch: number of batches of the epoch that are done (rows of steps only).
+    - lr: learning rate of the next step.
+    - loss: mean loss over the attacked training images, over all passes that classify them.
+    - train_robust: accuracy on these images, in [0, 1].
+    - clipped: share of these images whose weight in the gradient was below 1.
+    - grad_norm_mean: mean over examples of the norm of the gradient in all parameters jointly. None where the optimiser
+      computes no norms; norms that are not finite, for which fp16 skips the step, do not count.
+    - grad_norm_var: variance over examples of that norm (divided by n), not the gradient variance sigma^2 of the ENGM
+      paper, which is E |g - mean g|^2.
+    - grad_norm_error: mean |estimate / exact - 1| of norms that are estimates, over the examples on which their factors
+      were fitted again, estimated by the factors before the fit.
 
-        natural, robust             accuracy on the held-out images, as they are and under PGD-20
-        natural_loss, robust_loss   mean cross-entropy there
-        natural_ece, robust_ece     expected calibration error there, 15 bins (`expected_calibration_error`)
+    A row of steps covers the training images since the row before. A row of an epoch covers all its images. Where
+    images are held out, it also holds:
 
-    where the training is adversarial
+    - natural, robust: accuracy on the held-out images as they are and under PGD-20.
+    - natural_loss, robust_loss: mean cross-entropy there.
+    - natural_ece, robust_ece: expected calibration error there, 15 bins (`expected_calibration_error`).
 
-        train_pgd             accuracy under PGD-5 on some training images
-        catastrophic_overfitting           whether that fell by more than 20 points since the epoch before
+    In adversarial training it also holds:
 
-    and, always, best: whether the weights become the best ones. Timing, of this process, on the clock on the wall:
+    - train_pgd: accuracy under PGD-5 on some training images.
+    - catastrophic_overfitting: whether train_pgd fell by more than 20 points since the epoch before.
 
-        images_per_second   of the training steps, since the row before or over the epoch
-        seconds_to_finish     of the training, if steps go on like those of this epoch, and the time between two epochs
-                              is what it was last (in the first epoch nothing is known of it)
+    And always:
 
-    and for an epoch
+    - best: whether the weights of the epoch become the best ones.
 
-        seconds_training      of its steps, since its start or since the run was resumed within it
-        seconds_evaluation    of measuring accuracies after them
-        peak_memory_mib       the most so far that tensors on the GPU have taken; on a CPU, that the process has
+    The timing is wall-clock time of this process:
+
+    - images_per_second: of the training steps, since the row before or over the epoch.
+    - seconds_to_finish: remaining time of the training, from the speed of this epoch and the last time between two
+      epochs. In the first epoch nothing is known of that time.
+
+    The timing of an epoch also holds:
+
+    - seconds_training: time of its steps, since its start or since the run was resumed within it.
+    - seconds_evaluation: time to measure accuracies after them.
+    - peak_memory_mib: peak memory so far, of the tensors on the GPU, or of the whole process on a CPU.
     """
 
     def start(self, config: Row, batches: int, epoch: int, batch: int) -> None:
-        """Called first. config: the options of the run, as in config.yaml; batches: how many an epoch has.
+        """Called first.
 
-        epoch, batch: the first to come, other than 0 where a run is resumed. What was logged from there on by an
-        earlier process, which was killed before it saved its state, comes again: drop the old.
+        An earlier process may have logged batches from this one on before it was killed without saving its state. They
+        are logged again: drop the old rows.
+
+        Args:
+            config: The options of the run, as in config.yaml.
+            batches: Number of batches of an epoch.
+            epoch: The next epoch, not 0 where a run is resumed.
+            batch: The next batch of that epoch.
         """
 
     def step(self, row: Row, timing: Row) -> None:
@@ -62,7 +76,7 @@ class Logger:
         """Called after an epoch, when everything is measured and before its checkpoints are written."""
 
     def log(self, line: str) -> None:
-        """Called with what a person should know."""
+        """Called with a message for the user."""
 
     def close(self) -> None:
-        """Called last, also after an error, even one in `start`."""
+        """Called last, also after an error, including one in `start`."""

@@ -7,9 +7,10 @@ from pyengm.training.loggers.base import Logger, Row
 
 
 class Loggers:
-    """Hands on what it is told, in their order. While it is entered they are open; then each is closed, come what may.
+    """Passes every call to several loggers in order. They are open within the context, and each is closed at its end.
 
-    loggers: taken one by one on entry, so that those before one that cannot be built are closed.
+    Args:
+        loggers: Iterated on entry, so that a logger that cannot be built closes those before it.
     """
 
     def __init__(self, loggers: Iterable[Logger]):
@@ -29,17 +30,21 @@ class Loggers:
         self._closing.close()
 
     def start(self, config: Row, batches: int, epoch: int, batch: int) -> None:
+        """Calls `Logger.start` of each logger."""
         for logger in self._loggers:
             logger.start(config, batches, epoch, batch)
 
     def step(self, row: Row, timing: Row) -> None:
+        """Calls `Logger.step` of each logger."""
         for logger in self._loggers:
             logger.step(row, timing)
 
     def epoch(self, row: Row, timing: Row) -> None:
+        """Calls `Logger.epoch` of each logger."""
         for logger in self._loggers:
             logger.epoch(row, timing)
 
     def log(self, line: str) -> None:
+        """Calls `Logger.log` of each logger."""
         for logger in self._loggers:
             logger.log(line)

@@ -1,4 +1,4 @@
-"""Loggers by name: those that the library brings, and MODULE:FACTORY for those of the user."""
+"""Loggers by name: those of the library, and MODULE:FACTORY for those of users."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -7,11 +7,11 @@ from typing import Any
 
 from pyengm.errors import ConfigError
 from pyengm.training.loggers.base import Logger, Row
-from pyengm.training.option_parsing import did_you_mean
+from pyengm.utils.did_you_mean import did_you_mean
 
-LOGGERS = {"tensorboard": "pyengm.training.loggers.tensorboard:TensorBoard"}  # imported when asked for
+LOGGERS = {"tensorboard": "pyengm.training.loggers.tensorboard:TensorBoard"}  # imported on request
 INSTALL = {"tensorboard": 'pip install "pyengm[tensorboard]"'}
-Factory = Callable[[Path, dict[str, Any]], Logger]
+Factory = Callable[[Path, dict[str, Any]], object]  # `build_logger` checks that it returns a Logger
 
 
 def check_logger_name(name: str) -> None:
@@ -25,15 +25,22 @@ def check_logger_name(name: str) -> None:
 
 
 def logger_factory(name: str) -> Factory:
-    """What makes the logger of that name from the run folder and the options.
+    """Finds the factory of a logger.
 
-    Raises ConfigError for an unknown name, a module that cannot be imported, and one without that factory.
+    Args:
+        name: A key of `LOGGERS`, or MODULE:FACTORY.
+
+    Returns:
+        The function or class that makes the logger from the run folder and the options.
+
+    Raises:
+        ConfigError: For an unknown name, a module that cannot be imported, and one without that factory.
     """
     check_logger_name(name)
     module, _, attribute = LOGGERS.get(name, name).partition(":")
     try:
         found = import_module(module)
-    except Exception as error:  # whatever the user's module does
+    except Exception as error:  # any error of the user's module
         if name in INSTALL:
             raise ConfigError(f"the logger {name} is not installed: {INSTALL[name]} ({error})") from error
         raise ConfigError(
@@ -47,8 +54,17 @@ def logger_factory(name: str) -> Factory:
 
 
 def build_logger(name: str, folder: Path, config: Row) -> Logger:
-    """The logger of that name for the run in `folder`. Raises ConfigError as `logger_factory`, and for no Logger."""
+    """Builds a logger by its name.
+
+    Args:
+        name: As for `logger_factory`.
+        folder: The run folder.
+        config: The options of the run.
+
+    Raises:
+        ConfigError: As for `logger_factory`, and where the factory returns no Logger.
+    """
     logger = logger_factory(name)(folder, dict(config))
     if not isinstance(logger, Logger):
-        raise ConfigError(f"{name} gave a {type(logger).__name__}; expected a pyengm.training.Logger")
+        raise ConfigError(f"{name} returned a {type(logger).__name__}; expected a pyengm.training.Logger")
     return logger

@@ -13,9 +13,13 @@ from pyengm.training.loggers.base import Logger, Row
 
 
 class TensorBoard(Logger):
-    """Curves in the folder tensorboard/ of the run, over the batches done: step/NAME and epoch/NAME.
+    """Writes curves to the folder tensorboard/ of the run, over the batches done: step/NAME and epoch/NAME.
 
-    A thread of the writer's own does the writing.
+    A thread of the writer does the writing.
+
+    Args:
+        folder: The run folder.
+        config: The options of the run.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any]):
@@ -24,36 +28,46 @@ class TensorBoard(Logger):
         self._batches = 0
 
     def start(self, config: Row, batches: int, epoch: int, batch: int) -> None:
+        """Opens the writer, and drops what was logged for the batches to come."""
         self._batches = batches
         fresh = not self._folder.exists()
-        comes_again = epoch * batches + batch + 1  # readers drop what was logged for this step and later
-        with self._writing():
-            self._writer = SummaryWriter(str(self._folder), purge_step=None if fresh else comes_again)
+        next_step = epoch * batches + batch + 1  # readers drop what was logged for this step and later
+        with self._storage_errors():
+            writer = self._writer = SummaryWriter(str(self._folder), purge_step=None if fresh else next_step)
             if fresh:
                 options = yaml.safe_dump(dict(config), sort_keys=False)
-                self._writer.add_text("config", "".join(f"    {line}\n" for line in options.splitlines()))
+                writer.add_text("config", "".join(f"    {line}\n" for line in options.splitlines()))
 
     def step(self, row: Row, timing: Row) -> None:
+        """Adds a point to the curves of the steps."""
         self._add("step", {**row, **timing}, row["epoch"] * self._batches + row["batch"])
 
     def epoch(self, row: Row, timing: Row) -> None:
+        """Adds a point to the curves of the epochs, and flushes them."""
         self._add("epoch", {**row, **timing}, (row["epoch"] + 1) * self._batches)
-        with self._writing():
-            self._writer.flush()
+        with self._storage_errors():
+            self._open_writer.flush()
 
     def close(self) -> None:
+        """Closes the writer."""
         if self._writer is not None:
-            with self._writing():
+            with self._storage_errors():
                 self._writer.close()
 
+    @property
+    def _open_writer(self) -> SummaryWriter:
+        if self._writer is None:
+            raise RuntimeError("the logger has no writer yet: call start before step and epoch")
+        return self._writer
+
     def _add(self, group: str, row: Row, done: int) -> None:
-        with self._writing():
+        with self._storage_errors():
             for name, value in row.items():
                 if name not in ("epoch", "batch") and value is not None:
-                    self._writer.add_scalar(f"{group}/{name}", value, done)
+                    self._open_writer.add_scalar(f"{group}/{name}", value, done)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _storage_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:  # of the thread, maybe at an earlier call

@@ -1,64 +1,55 @@
-"""Loader as the optimiser takes them: one per update, or those of the inner loop of Entropy-SGD."""
+"""The training step of optimisers that draw their own batches, those of the inner loop of Entropy-SGD."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from pyengm.data import Batch
 from pyengm.methods import Method
 from pyengm.ops import Key
-from pyengm.optim import EntropySGD, PerExampleSGD
-from pyengm.training.steps.train_step import StepStats
+from pyengm.optim import EntropySGD
+from pyengm.training.steps.base import AverageGradients, StepStats
 
 
-def takes_closures(optimizer: PerExampleSGD) -> bool:
-    """Whether the optimiser draws its own batches: `step(closure)`."""
-    return isinstance(optimizer, EntropySGD)
+@dataclass
+class ClosureStep:
+    """One outer step whose inner loop takes each of its batches once.
 
-
-def groups(batches: Iterable[Batch], optimizer: PerExampleSGD) -> Iterator[list[Batch]]:
-    """The batches of an epoch, as many at a time as an update takes; the last group may be short."""
-    batches = iter(batches)
-    size = 1
-    if takes_closures(optimizer) and optimizer.inner_steps:
-        size = optimizer.inner_steps + optimizer.as_published  # whose step opens with a batch of its own
-    while group := list(islice(batches, size)):
-        yield group
-
-
-def closure_step(
-    method: Method,
-    model: nn.Module,
-    optimizer: EntropySGD,
-    group: Sequence[Batch],
-    keys: Sequence[Key],
-    average: Callable[[int], None],
-) -> StepStats:
-    """One outer step whose inner loop takes each batch of the group once.
-
-    average: called with the size of a batch when its gradients are complete, as for `train_step`.
+    Args:
+        method: Computes the per-example losses of a batch in a single pass.
+        model: Maps images to logits (n, k), in training mode.
+        optimizer: Has all parameters of the model.
+        average: Averages the gradients of a batch over the processes.
     """
-    used: StepStats = []
-    waiting = zip(group, keys, strict=True)
 
-    def closure() -> tuple[Tensor, Callable[[], None]]:
-        batch, key = next(waiting)
-        (outcome,) = method.passes(model, batch.x, batch.y, key, batch.transform)
-        used.append((outcome, None))
+    method: Method
+    model: nn.Module
+    optimizer: EntropySGD
+    average: AverageGradients
 
-        def after_backward() -> None:
-            average(len(batch.y))
-            if outcome.undo is not None:
-                outcome.undo()
+    @property
+    def batches_per_update(self) -> int:
+        """The number of batches that an outer step draws in the current epoch."""
+        return self.optimizer.closures_per_step
 
-        return outcome.losses, after_backward
+    def __call__(self, batches: Sequence[Batch], keys: Sequence[Key]) -> StepStats:
+        """One outer step; see `Step`. With fewer batches than `batches_per_update` it has fewer inner steps."""
+        stats: StepStats = []
+        remaining = zip(batches, keys, strict=True)
 
-    length = optimizer.L
-    try:
-        if optimizer.inner_steps:
-            optimizer.L = len(group) - optimizer.as_published  # the last group of an epoch may be short
-        optimizer.step(closure)
-    finally:
-        optimizer.L = length
-    return used
+        def closure() -> tuple[Tensor, Callable[[], None]]:
+            batch, key = next(remaining)
+            (output,) = self.method.passes(self.model, batch.x, batch.y, key, batch.transform)
+            stats.append((output, None))
+
+            def after_backward() -> None:
+                self.average(len(batch.y))
+                if output.undo is not None:
+                    output.undo()
+
+            return output.losses, after_backward
+
+        inner_steps = len(batches) - self.optimizer.as_published if self.optimizer.current_inner_steps else 0
+        self.optimizer.step(closure, inner_steps=inner_steps)
+        return stats

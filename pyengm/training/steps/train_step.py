@@ -1,17 +1,16 @@
-"""One training step of any method with any optimiser of the family."""
+"""The eager training step, of any method with any optimiser that takes one batch per update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pyengm.data import Transform
-from pyengm.methods.base import Method, StepOutput
+from pyengm.data import Batch, Transform
+from pyengm.methods import Method
 from pyengm.ops import Key
 from pyengm.optim import PerExampleSGD
-from pyengm.pergrad import ExampleWeights
-
-StepStats = list[tuple[StepOutput, ExampleWeights | None]]
+from pyengm.training.steps.base import AverageGradients, StepStats
 
 
 def train_step(
@@ -26,32 +25,72 @@ def train_step(
     scaler: torch.amp.GradScaler | None = None,
     average: Callable[[], None] = lambda: None,
 ) -> StepStats:
-    """Attack, per-example losses, the optimiser's weights, the update; several of these where the method has them.
+    """Attacks, computes per-example losses and weights, and updates; several times where the method does so.
 
-    x: (n, ...) images in [0, 1]; y: (n,) int64; key, transform: as for `Method.passes`. scaler: of mixed precision.
-    average: called when the gradients of an update are complete, to make them the mean over several processes.
-    Returns the outcomes, whose graphs are gone, with the norms and weights that the optimiser used.
-    Raises what the method and the optimiser raise; the parameters are then those of the last update.
+    Args:
+        method: Computes the per-example losses of a batch.
+        model: Maps images to logits (n, k), in training mode.
+        optimizer: Has all parameters of the model.
+        x: (n, ...) images in [0, 1].
+        y: (n,) int64 labels.
+        key: Selects the random numbers and identifies the images, as for `Method.passes`.
+        transform: How augmentation made x of the stored images, as for `Method.passes`.
+        scaler: Scales the losses of mixed precision in fp16.
+        average: Called when the gradients of an update are complete, to make them the mean over several processes.
+
+    Returns:
+        The outputs of the method, whose graphs are freed, each with the norms and weights that the optimiser used.
+
+    Raises:
+        PyengmError: What the method and the optimiser raise. The parameters are then those of the last update.
     """
-    used: StepStats = []
-    optimizer.zero_grad()
-    for outcome in method.passes(model, x, y, key, transform):
-        inputs = outcome.x_adv if outcome.x_adv.requires_grad else None
-        try:
-            weights = optimizer.backward(outcome.losses, inputs=inputs, scaler=scaler)
-            used.append((outcome, weights))
-            if outcome.update:
-                average()
-                method.before_step(model, optimizer)
-                if scaler is None:
-                    optimizer.step()
-                else:
-                    scaler.step(optimizer)
-                    scaler.update()
-        finally:
-            if outcome.undo is not None:
-                outcome.undo()
-        if outcome.update:
-            optimizer.zero_grad()
-            torch.clear_autocast_cache()  # a caller's autocast may hold the weights of before in 16 bits
-    return used
+    step = EagerStep(method, model, optimizer, lambda images: average(), scaler)
+    index = torch.arange(len(y)) if key is None else key.index
+    return step([Batch(x, y, index, transform, len(y))], [key])
+
+
+@dataclass
+class EagerStep:
+    """An attack, per-example losses and weights, and an update; several of them where the method does so.
+
+    Args:
+        method: As for `train_step`.
+        model: As for `train_step`.
+        optimizer: As for `train_step`.
+        average: Averages the gradients over the processes.
+        scaler: As for `train_step`.
+    """
+
+    method: Method
+    model: nn.Module
+    optimizer: PerExampleSGD
+    average: AverageGradients
+    scaler: torch.amp.GradScaler | None = None
+    batches_per_update = 1
+
+    def __call__(self, batches: Sequence[Batch], keys: Sequence[Key | None]) -> StepStats:
+        """One step on one batch; see `Step`."""
+        (batch,), (key,) = batches, keys
+        method, model, optimizer, scaler = self.method, self.model, self.optimizer, self.scaler
+        stats: StepStats = []
+        optimizer.zero_grad()
+        for output in method.passes(model, batch.x, batch.y, key, batch.transform):
+            inputs = output.x_adv if output.x_adv.requires_grad else None
+            try:
+                weights = optimizer.backward(output.losses, inputs=inputs, scaler=scaler)
+                stats.append((output, weights))
+                if output.update:
+                    self.average(len(batch.y))
+                    method.before_step(model, optimizer)
+                    if scaler is None:
+                        optimizer.step()
+                    else:
+                        scaler.step(optimizer)
+                        scaler.update()
+            finally:
+                if output.undo is not None:
+                    output.undo()
+            if output.update:
+                optimizer.zero_grad()
+                torch.clear_autocast_cache()  # it may hold 16-bit casts of the weights before the update
+        return stats

@@ -1,22 +1,25 @@
-"""The ways to an example-clipped gradient that pyengm is measured against, one function each, and pyengm's own.
+"""Per-example clipped gradients by pyengm, by other libraries and by naive loops, one function each.
 
 Every function takes (model, x, y, alpha) and returns a step: a callable that runs forward and backward and returns the
 gradient (1/n) sum_i min(alpha / ||g_i||, 1) g_i, one tensor per parameter, or for `plain` the gradient (1/n) sum_i g_i.
-The libraries are no dependencies of pyengm: a function imports its own, and raises ImportError where that is missing.
+The libraries are no dependencies of pyengm: each function imports its own, and raises ImportError where it is missing.
 """
 
 import contextlib
 import copy
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from importlib.metadata import version
+from typing import Protocol
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyengm import clipped_backward
 from pyengm.ops import clip_weights
 from pyengm.pergrad import per_example_grad_norms
 
@@ -24,7 +27,7 @@ Step = Callable[[], list[Tensor]]
 
 
 def plain(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> Step:
-    """The unit of all figures: forward and backward of the mean loss, nothing clipped."""
+    """The unit of all figures: forward and backward of the mean loss, without clipping."""
 
     def step() -> list[Tensor]:
         model.zero_grad()
@@ -36,8 +39,6 @@ def plain(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> Step:
 
 def pyengm_one_pass(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> Step:
     """Norms and clipped gradient from one backward pass."""
-    from pyengm import clipped_backward
-
     params = list(model.parameters())
 
     def step() -> list[Tensor]:
@@ -63,7 +64,7 @@ def pyengm_two_passes(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> S
 
 
 def paper_loop(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> Step:
-    """The ENGM paper's way: one forward pass, then one backward pass through the whole batch per example."""
+    """The loop of the ENGM paper: one forward pass, then one backward pass through the whole batch per example."""
     params = list(model.parameters())
 
     def step() -> list[Tensor]:
@@ -75,7 +76,7 @@ def paper_loop(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> Step:
 
 
 def single_examples(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> Step:
-    """Forward and backward of every example on its own; valid only where examples do not couple."""
+    """Forward and backward of every example on its own; valid only where the examples are independent."""
     params = list(model.parameters())
 
     def step() -> list[Tensor]:
@@ -144,7 +145,7 @@ def backpack_norms(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> Step
 
     model = extend(_without_inplace(model))
     params = list(model.parameters())
-    x = x.clone().requires_grad_()  # what the first pass asks for, so that it spends nothing on weight gradients
+    x = x.clone().requires_grad_()  # the first pass differentiates by x alone, which costs no weight gradients
     extension = BatchL2Grad()
     extension.set_module_extension(nn.GroupNorm, _backpack_group_norm(lambda grads: grads.square().sum(1)))
 
@@ -153,8 +154,8 @@ def backpack_norms(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> Step
         losses = _losses(model, x, y)
         with backpack(extension, retain_graph=True):
             losses.sum().backward(retain_graph=True, inputs=[x])
-        norms = sum(p.batch_l2 for p in params).sqrt()
-        with backpack():  # no extension, and the inputs that BackPACK kept are freed
+        norms = reduce(torch.add, _library_grads(params, "batch_l2")).sqrt()
+        with backpack():  # without an extension; BackPACK frees the inputs that it stored
             (losses * clip_weights(norms, alpha)).mean().backward(inputs=params)
         return _grads(model)
 
@@ -174,10 +175,7 @@ def backpack_gradients(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> 
         model.zero_grad()
         with backpack(extension):
             _losses(model, x, y).sum().backward()
-        clipped = _reduce([p.grad_batch for p in model.parameters()], alpha)
-        for p in model.parameters():
-            del p.grad_batch
-        return clipped
+        return _reduce(_take_grads(model.parameters(), "grad_batch"), alpha)
 
     return step
 
@@ -203,46 +201,43 @@ def fastdp(model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> Step:
 
     def step() -> list[Tensor]:
         model.zero_grad()
-        # Noise of standard deviation zero is drawn all the same, which is no part of the clipped gradient.
+        # fastDP draws noise of standard deviation zero, which is no part of the clipped gradient.
         with mock.patch("torch.normal", return_value=0.0):
             F.cross_entropy(model(x), y).backward()
-        clipped = [p.private_grad.div_(len(x)) for p in model.parameters()]
-        for p in model.parameters():
-            del p.private_grad
-        return clipped
+        return [grad.div_(len(x)) for grad in _take_grads(model.parameters(), "private_grad")]
 
     return step
 
 
 @dataclass(frozen=True)
-class Peer:
-    """A way to build a step, and the distribution it comes from."""
+class Baseline:
+    """A function that builds a step, and the distribution that it comes from."""
 
     build: Callable[[nn.Module, Tensor, Tensor, float], Step]
     distribution: str = "torch"
 
     def version(self) -> str:
-        """For example "opacus 1.6.0"."""
+        """Name and version of the distribution, for example "opacus 1.6.0"."""
         return f"{self.distribution} {version(self.distribution)}"
 
 
 PLAIN = "plain step"
 OURS = {
-    "pyengm, one pass": Peer(pyengm_one_pass, "pyengm"),
-    "pyengm, two passes": Peer(pyengm_two_passes, "pyengm"),
+    "pyengm, one pass": Baseline(pyengm_one_pass, "pyengm"),
+    "pyengm, two passes": Baseline(pyengm_two_passes, "pyengm"),
 }
-PEERS = {
-    "fastDP": Peer(fastdp, "fastDP"),
-    "BackPACK norms": Peer(backpack_norms, "backpack-for-pytorch"),
-    "BackPACK gradients": Peer(backpack_gradients, "backpack-for-pytorch"),
-    "Opacus ghost": Peer(opacus_ghost, "opacus"),
-    "Opacus hooks": Peer(opacus_hooks, "opacus"),
-    "Opacus expanded weights": Peer(opacus_expanded, "opacus"),
-    "vmap(grad)": Peer(functorch),
-    "single examples": Peer(single_examples),
-    "the paper's loop": Peer(paper_loop),
+BASELINES = {
+    "fastDP": Baseline(fastdp, "fastDP"),
+    "BackPACK norms": Baseline(backpack_norms, "backpack-for-pytorch"),
+    "BackPACK gradients": Baseline(backpack_gradients, "backpack-for-pytorch"),
+    "Opacus ghost": Baseline(opacus_ghost, "opacus"),
+    "Opacus hooks": Baseline(opacus_hooks, "opacus"),
+    "Opacus expanded weights": Baseline(opacus_expanded, "opacus"),
+    "vmap(grad)": Baseline(functorch),
+    "single examples": Baseline(single_examples),
+    "the paper's loop": Baseline(paper_loop),
 }
-STEPS = {PLAIN: Peer(plain), **OURS, **PEERS}
+STEPS = {PLAIN: Baseline(plain), **OURS, **BASELINES}
 
 
 def _losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -250,11 +245,27 @@ def _losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _grads(model: nn.Module) -> list[Tensor]:
-    return [p.grad for p in model.parameters()]
+    return _library_grads(model.parameters(), "grad")
 
 
-def _clipped_mean(gradients: Iterable[tuple[Tensor, ...]], params: list[Tensor], n: int, alpha: float) -> list[Tensor]:
-    """The clipped mean of n gradients that come one example at a time, one of them held at once."""
+def _library_grads(params: Iterable[Tensor], attribute: str) -> list[Tensor]:
+    """The attribute of each parameter in which a library leaves its result."""
+    return [getattr(p, attribute) for p in params]
+
+
+def _take_grads(params: Iterable[Tensor], attribute: str) -> list[Tensor]:
+    """The same, and removes the attribute."""
+    params = list(params)
+    grads = _library_grads(params, attribute)
+    for p in params:
+        delattr(p, attribute)
+    return grads
+
+
+def _clipped_mean(
+    gradients: Iterable[tuple[Tensor, ...]], params: Sequence[Tensor], n: int, alpha: float
+) -> list[Tensor]:
+    """The clipped mean of n gradients that are computed one example at a time; only one of them is in memory."""
     total = [torch.zeros_like(p) for p in params]
     for grads in gradients:
         weight = clip_weights(nn.utils.get_total_norm(grads)[None], alpha).item() / n
@@ -271,33 +282,50 @@ def _reduce(gradients: list[Tensor], alpha: float) -> list[Tensor]:
 
 
 def _without_inplace(model: nn.Module) -> nn.Module:
-    """A copy whose activations are not in place, which module hooks and torch.func ask for."""
+    """A copy whose activations are not in place, which module hooks and torch.func require."""
     model = copy.deepcopy(model)
     for module in model.modules():
         if hasattr(module, "inplace"):
-            module.inplace = False
+            vars(module)["inplace"] = False
     return model
 
 
-def _opacus_optimizer(kind: type, model: nn.Module, n: int, alpha: float) -> torch.optim.Optimizer:
+class _ClippingOptimizer(Protocol):
+    """The part of Opacus' optimisers that the steps call."""
+
+    def zero_grad(self, set_to_none: bool = ...) -> None: ...
+
+    def clip_and_accumulate(self) -> None: ...
+
+
+def _opacus_optimizer(
+    kind: Callable[..., _ClippingOptimizer], model: nn.Module, n: int, alpha: float
+) -> _ClippingOptimizer:
     sgd = torch.optim.SGD(model.parameters(), lr=0.0)
     return kind(sgd, noise_multiplier=0.0, max_grad_norm=alpha, expected_batch_size=n, loss_reduction="mean")
 
 
-def _opacus_step(wrapped: nn.Module, kind: type, model: nn.Module, x: Tensor, y: Tensor, alpha: float) -> Step:
+def _opacus_step(
+    wrapped: nn.Module,
+    kind: Callable[..., _ClippingOptimizer],
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    alpha: float,
+) -> Step:
     optimizer = _opacus_optimizer(kind, model, len(x), alpha)
 
     def step() -> list[Tensor]:
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(wrapped(x), y).backward()
         optimizer.clip_and_accumulate()
-        return [p.summed_grad.div_(len(x)) for p in model.parameters()]
+        return [grad.div_(len(x)) for grad in _library_grads(model.parameters(), "summed_grad")]
 
     return step
 
 
 def _backpack_group_norm(finish: Callable[[Tensor], Tensor]) -> object:
-    """A BackPACK rule for GroupNorm; finish takes per-example gradients (n, channels) to what is stored."""
+    """A BackPACK rule for GroupNorm; finish maps per-example gradients (n, channels) to the stored result."""
     from backpack.extensions.firstorder.base import FirstOrderModuleExtension
 
     class GroupNorm(FirstOrderModuleExtension):

@@ -1,6 +1,4 @@
-"""A training step keeps the host waiting for nothing, and its attack can be captured; on a CPU by a stand-in."""
-
-from dataclasses import replace
+"""A training step does not make the host wait, and its attack can be captured; on a CPU with a replacement."""
 
 import pytest
 import torch
@@ -10,25 +8,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyengm.attacks import PGD
 from pyengm.errors import ConfigError, DataError, NonFiniteError
-from pyengm.models import build
+from pyengm.methods import METHODS
+from pyengm.models import build as build_model
 from pyengm.ops import Key
-from pyengm.training import TrainConfig, build_components, builders, loop
-from pyengm.training.builders import speed_up
-from pyengm.training.config import PGD_METHODS
+from pyengm.training import TrainComponents, TrainConfig, build_components, builders, loop
+from pyengm.training.builders import set_attack_runner
 from pyengm.training.metric_sums import read_sums
-from pyengm.training.steps.cuda_graph import WARM_UP, CudaGraph, Replay
-from pyengm.training.steps.graph_step import ReplayedStep, is_replayable
+from pyengm.training.steps import build
+from pyengm.training.steps.captured_function import WARM_UP, CapturedFunction, CudaGraph
+from pyengm.training.steps.cuda_graph_step import CudaGraphStep, can_capture_backward
+from pyengm.training.steps.runners import CompiledRunner, CudaGraphRunner
+from pyengm.training.steps.train_step import EagerStep
 from pyengm.utils.checks import Checks
 
 EPS = 0.1
+PGD_METHODS = [name for name, kind in METHODS.items() if kind.info.is_pgd]
 PLAIN = ("natural", *PGD_METHODS)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> TrainConfig:
-    path = tmp_path_factory.mktemp("indices") / "first.txt"
-    path.write_text("\n".join(map(str, range(120))))
-    return TrainConfig(indices=path, model="cnn4", width=2, epochs=1, batch_size=30, lr=0.05)
+def tiny(tiny) -> TrainConfig:
+    return tiny.override(epochs=1, attack_steps=None)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -71,34 +71,34 @@ class TestNoWaiting:
     def test_in_a_step(self, method, optimizer, norm_layer, tiny, monkeypatch):
         # On a CPU torch looks at the labels here, on a GPU it does not.
         monkeypatch.setattr(F, "one_hot", lambda y, k: (y[:, None] == torch.arange(k)).long())
-        parts, config = self._warm(replace(tiny, method=method, optimizer=optimizer, norm_layer=norm_layer))
-        batch = next(parts.batches.epoch(0))
+        components, config = self._warm(tiny.override(method=method, optimizer=optimizer, norm_layer=norm_layer))
+        batch = next(components.batches.epoch(0))
         with Checks().at("here"), NoWaiting():
-            loop.step(config, parts, [batch], 0)
+            loop.update(config, components, [batch], 0)
 
     def test_in_l2_and_in_bf16(self, tiny):
-        parts, config = self._warm(replace(tiny, method="pgd_at", norm="l2", precision="bf16"))
-        batch = next(parts.batches.epoch(0))
+        components, config = self._warm(tiny.override(method="pgd_at", threat="l2", precision="bf16"))
+        batch = next(components.batches.epoch(0))
         with Checks().at("here"), NoWaiting():
-            loop.step(config, parts, [batch], 0)
+            loop.update(config, components, [batch], 0)
 
     def _warm(self, config: TrainConfig):
         """After steps that look at the structure of the graph, and, under batch norm, fit norms for a while to come."""
-        config = replace(config, steps=None if config.method in ("natural", "fgsm_rs") else 2).resolve()
-        parts = build_components(config)
-        parts.method.warmup = 0  # of AWP
-        batches = list(parts.batches.epoch(0))
+        config = config.override(attack_steps=None if config.method.name in ("natural", "fgsm_rs") else 2).resolve()
+        components = build_components(config)
+        components.method.warmup = 0  # of AWP
+        batches = list(components.batches.epoch(0))
         for k in range(3):
-            loop.step(config, parts, [batches[k]], 0)
-        if hasattr(parts.optimizer, "norms"):
-            parts.optimizer.norms.gap = 100
-            loop.step(config, parts, [batches[0]], 0)
-        return parts, config
+            loop.update(config, components, [batches[k]], 0)
+        if hasattr(components.optimizer, "norms"):
+            components.optimizer.norms.gap = 100
+            loop.update(config, components, [batches[0]], 0)
+        return components, config
 
 
 def model_of(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return build("cnn4", num_classes=10, in_channels=1, image_size=8, width=4, norm="bn").to(dtype)
+    return build_model("cnn4", num_classes=10, in_channels=1, image_size=8, width=4, norm_layer="bn").to(dtype)
 
 
 def batch_of(n: int, seed: int = 0, device: str = "cpu") -> tuple[Tensor, Tensor, Key]:
@@ -131,16 +131,16 @@ class TestChecks:
     @pytest.mark.parametrize("method", ["natural", "pgd_at"])
     @pytest.mark.parametrize("optimizer", ["msgd", "engm"])
     def test_a_step_with_a_nan(self, method, optimizer, tiny):
-        config = replace(tiny, method=method, optimizer=optimizer).resolve()
-        parts = build_components(config)
-        batches = list(parts.batches.epoch(0))
-        loop.step(config, parts, batches[:1], 0)
+        config = tiny.override(method=method, optimizer=optimizer).resolve()
+        components = build_components(config)
+        batches = list(components.batches.epoch(0))
+        loop.update(config, components, batches[:1], 0)
         with torch.no_grad():
-            parts.model.head.weight.fill_(torch.nan)
+            components.model.head.weight.fill_(torch.nan)
         checks = Checks()
         with pytest.raises(NonFiniteError, match=r"^there: .*nan or infinite"):  # noqa: PT012
             with checks.at("there"):
-                loop.step(config, parts, batches[1:2], 0)
+                loop.update(config, components, batches[1:2], 0)
             checks.read()
 
     def test_what_follows_from_a_check_that_failed_is_not_said(self):
@@ -181,13 +181,13 @@ def attack_of(norm: str = "linf", **options) -> PGD:
     return PGD(EPS, EPS / 4, 3, norm=norm, **options)
 
 
-class TestReplay:
+class TestCapturedFunction:
     @pytest.mark.parametrize(("norm", "loss"), [("linf", "ce"), ("l2", "ce"), ("linf", "kl")])
     def test_gives_what_the_attack_gives(self, norm, loss):
         """Several batches, the weights moving, with a short batch in between, and gradients of the last step."""
         made = []
         plain, replayed, model = attack_of(norm, loss=loss), attack_of(norm, loss=loss), model_of()
-        replayed.replay = Replay(6, lambda device: made.append(Again(device)) or made[-1])
+        replayed.runner = CudaGraphRunner(CapturedFunction(6, lambda device: made.append(Again(device)) or made[-1]))
         for step, n in enumerate([6, 6, 6, 6, 2, 6, 6]):
             x, y, key = batch_of(n, seed=step)
             grads = torch.zeros_like(x), torch.zeros_like(x)
@@ -204,7 +204,7 @@ class TestReplay:
 
     def test_results_are_the_callers_own(self):
         attack, model = attack_of(), model_of()
-        attack.replay = Replay(6, Again)
+        attack.runner = CudaGraphRunner(CapturedFunction(6, Again))
         found = []
         for seed in range(WARM_UP + 3):
             x, y, key = batch_of(6, seed)
@@ -216,7 +216,7 @@ class TestReplay:
     def test_another_form_is_captured_anew(self):
         made = []
         attack, model = attack_of(), model_of()
-        attack.replay = Replay(6, lambda device: made.append(Again(device)) or made[-1])
+        attack.runner = CudaGraphRunner(CapturedFunction(6, lambda device: made.append(Again(device)) or made[-1]))
         x, y, key = batch_of(6)
         for _ in range(WARM_UP + 1):
             attack(model, x, y, key=key)
@@ -231,7 +231,7 @@ class TestReplay:
 
     def test_a_nan_is_seen_in_a_replay(self):
         attack, model = attack_of(), model_of()
-        attack.replay = Replay(6, Again)
+        attack.runner = CudaGraphRunner(CapturedFunction(6, Again))
         x, y, key = batch_of(6)
         for _ in range(WARM_UP + 2):
             attack(model, x, y, key=key)
@@ -246,7 +246,7 @@ class TestReplay:
                 raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
         attack = attack_of()
-        attack.replay = Replay(6, Refusing)
+        attack.runner = CudaGraphRunner(CapturedFunction(6, Refusing))
         model, (x, y, key) = model_of(), batch_of(6)
         for _ in range(WARM_UP):
             attack(model, x, y, key=key)
@@ -257,9 +257,8 @@ class TestReplay:
         x, y, key = batch_of(6)
         for options in ({"early_stop": True}, {"restarts": 2}):
             attack = attack_of(**options)
-            attack.replay = None
             expected = attack(model_of(), x, y, key=key)
-            attack.replay = lambda *args: pytest.fail("was to be captured")
+            attack.runner = CudaGraphRunner(lambda *args: pytest.fail("was captured"))
             assert attack(model_of(), x, y, key=key).equal(expected)
 
     @pytest.mark.parametrize("method", ["pgd_at", "trades_awp", "fgsm_rs"])
@@ -267,86 +266,95 @@ class TestReplay:
         """Every batch of two epochs, the short last one included; batch norm's running statistics see each once."""
         weights = []
         for captured in (False, True):
-            config = replace(tiny, method=method, steps=None if method == "fgsm_rs" else 2).resolve()
-            config = replace(config, attack_bn="eval")  # the stand-in runs at capture, a CUDA graph does not
-            parts = build_components(config)
-            parts.method.warmup = 0  # of AWP
+            config = tiny.override(method=method, attack_steps=None if method == "fgsm_rs" else 2).resolve()
+            config = config.override(attack_bn="eval")  # the replacement runs at capture, a CUDA graph does not
+            components = build_components(config)
+            components.method.warmup = 0  # of AWP
             made = []
             if captured:
-                attack = getattr(parts.method, "base", parts.method).attack
-                attack.replay = Replay(
-                    config.batch_size, lambda device, made=made: made.append(Again(device)) or made[-1]
-                )
+                attack = getattr(components.method, "base", components.method).attack
+                graph = lambda device, made=made: made.append(Again(device)) or made[-1]  # noqa: E731
+                attack.runner = CudaGraphRunner(CapturedFunction(config.schedule.batch_size, graph))
             for epoch in range(2):
-                parts.method.start_epoch(parts.network, epoch)
-                for batch in parts.batches.epoch(epoch):
-                    loop.step(config, parts, [batch], epoch)
-            weights.append(parts.model.state_dict())
+                components.method.start_epoch(components.network, epoch)
+                for batch in components.batches.epoch(epoch):
+                    loop.update(config, components, [batch], epoch)
+            weights.append(components.model.state_dict())
             assert [g.replays for g in made] == ([6 - WARM_UP] if captured else [])
         assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
 
 
-class TestReplayedStep:
+def capture(components: TrainComponents, config: TrainConfig, graph=Again) -> None:
+    """Makes the components take captured steps, on a CPU with the replacement for a CUDA graph."""
+    step = components.step
+    assert isinstance(step, EagerStep)
+    captured = CapturedFunction(config.schedule.batch_size, graph)
+    components.step = CudaGraphStep(step.method, step.model, step.optimizer, step.average, captured)
+
+
+class TestCudaGraphStep:
     @pytest.mark.parametrize("norm_layer", ["bn", "gn"])
     @pytest.mark.parametrize("optimizer", ["msgd", "engm", "fengm", "nengm"])
     @pytest.mark.parametrize("method", ["pgd_at", "trades", "mart", "fgsm_rs"])
     def test_is_a_training_step(self, method, optimizer, norm_layer, tiny):
         """Two epochs with a rate that changes at every step and short last batches: weights and sums, bit for bit."""
-        config = replace(tiny, method=method, steps=None if method == "fgsm_rs" else 2, attack_bn="eval", epochs=2)
-        config = replace(config, optimizer=optimizer, norm_layer=norm_layer, schedule="cyclic").resolve()
+        config = tiny.override(
+            method=method, attack_steps=None if method == "fgsm_rs" else 2, attack_bn="eval", epochs=2
+        )
+        config = config.override(optimizer=optimizer, norm_layer=norm_layer, schedule="cyclic").resolve()
         weights, sums, made = [], [], []
         for captured in (False, True):
-            parts = build_components(config)
-            if captured and not is_replayable(parts.optimizer, parts.model):
+            components = build_components(config)
+            if captured and not can_capture_backward(components.optimizer, components.model):
                 assert (optimizer in ("engm", "fengm"), norm_layer) == (True, "bn")
                 return
             if captured:
-                parts.train_step = ReplayedStep(
-                    Replay(config.batch_size, lambda device: made.append(Again(device)) or made[-1])
-                )
-            # The stand-in runs the pass at capture too, which a CUDA graph does not: statistics must not see it.
-            for module in parts.model.modules():
+                capture(components, config, lambda device: made.append(Again(device)) or made[-1])
+            # The replacement runs the pass at capture too, which a CUDA graph does not: statistics must not see it.
+            for module in components.model.modules():
                 module.momentum = 0.0
-            parts.model.train()
+            components.model.train()
             for epoch in range(2):
-                for batch in parts.batches.epoch(epoch):
-                    sums.append(loop.step(config, parts, [batch], epoch))
-            weights.append({name: value for name, value in parts.model.named_parameters()})
-            assert all(p.grad is None for p in parts.model.parameters())
+                for batch in components.batches.epoch(epoch):
+                    sums.append(loop.update(config, components, [batch], epoch))
+            weights.append({name: value for name, value in components.model.named_parameters()})
+            assert all(p.grad is None for p in components.model.parameters())
         assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
         assert torch.stack(sums[: len(sums) // 2]).equal(torch.stack(sums[len(sums) // 2 :]))
         assert [(g.captures, g.replays) for g in made] == [(1, 6 - WARM_UP)]
 
     def test_goes_with_averages_and_smoothed_labels(self, tiny):
-        config = replace(tiny, method="pgd_at", steps=2, norm_layer="gn", average="ema", label_smoothing=0.1).resolve()
+        config = tiny.override(
+            method="pgd_at", attack_steps=2, norm_layer="gn", average="ema", label_smoothing=0.1
+        ).resolve()
         averages, losses = [], []
         for captured in (False, True):
-            parts = build_components(config)
+            components = build_components(config)
             if captured:
-                parts.train_step = ReplayedStep(Replay(config.batch_size, Again))
+                capture(components, config)
             for epoch in range(2):
-                for batch in parts.batches.epoch(epoch):
-                    losses.append(read_sums(loop.step(config, parts, [batch], epoch))["loss"])
-            averages.append(parts.averaging.evaluated.state_dict())
+                for batch in components.batches.epoch(epoch):
+                    losses.append(read_sums(loop.update(config, components, [batch], epoch))["loss"])
+            averages.append(components.averaging.evaluated.state_dict())
         assert all(value.equal(averages[1][name]) for name, value in averages[0].items())
         assert losses[: len(losses) // 2] == losses[len(losses) // 2 :]
 
     def test_a_nan_is_seen(self, tiny):
-        config = replace(tiny, norm_layer="gn", method="pgd_at").resolve()
-        parts = build_components(config)
-        parts.train_step = ReplayedStep(Replay(config.batch_size, Again))
-        parts.method.perturb = lambda model, x, *args: x.clone()  # only the outer pass meets the nan
-        batches = [batch for batch in parts.batches.epoch(0) if len(batch.y) == config.batch_size]
+        config = tiny.override(norm_layer="gn", method="pgd_at").resolve()
+        components = build_components(config)
+        capture(components, config)
+        components.method.perturb = lambda model, x, *args: x.clone()  # only the outer pass meets the nan
+        batches = [batch for batch in components.batches.epoch(0) if len(batch.y) == config.schedule.batch_size]
         for k in range(WARM_UP + 2):
-            loop.step(config, parts, [batches[k % len(batches)]], 0)
+            loop.update(config, components, [batches[k % len(batches)]], 0)
         with torch.no_grad():
-            parts.model.head.weight.fill_(torch.nan)
+            components.model.head.weight.fill_(torch.nan)
         with pytest.raises(NonFiniteError, match="a loss or a gradient norm is nan or infinite"):
-            loop.step(config, parts, [batches[0]], 0)
+            loop.update(config, components, [batches[0]], 0)
 
     def test_is_chosen_by_the_option(self, tiny, monkeypatch):
-        monkeypatch.setattr(builders, "speed_up", lambda *args: None)  # which refuses it on a CPU
-        monkeypatch.setattr(builders, "Replay", lambda n: Replay(n, Again))
+        monkeypatch.setattr(builders, "set_attack_runner", lambda *args: None)  # which refuses it on a CPU
+        monkeypatch.setattr(build, "CapturedFunction", lambda n: CapturedFunction(n, Again))
         for options, expected in (
             ({"cuda_graphs": True, "optimizer": "msgd"}, True),
             ({"cuda_graphs": True, "optimizer": "engm"}, False),
@@ -356,8 +364,8 @@ class TestReplayedStep:
             ({"cuda_graphs": True, "optimizer": "msgd", "method": "pgd_at_awp"}, False),
             ({"optimizer": "msgd"}, False),
         ):
-            step = build_components(replace(tiny, **options).resolve()).train_step
-            assert isinstance(step, ReplayedStep) == expected, options
+            step = build_components(tiny.override(**options).resolve()).step
+            assert isinstance(step, CudaGraphStep) == expected, options
 
 
 class TestOptions:
@@ -368,12 +376,12 @@ class TestOptions:
     )
     def test_that_would_change_nothing(self, name, options, tiny):
         with pytest.raises(ConfigError, match=rf"{name} is for attacks that are PGD alone.*{options['method']} has"):
-            build_components(replace(tiny, **{name: True}, **options).resolve())
+            build_components(tiny.override(**{name: True}, **options).resolve())
 
     def test_no_graphs_on_a_cpu(self, tiny):
         with pytest.raises(ConfigError, match="cuda_graphs needs a CUDA device; the training is to run on cpu"):
-            build_components(replace(tiny, cuda_graphs=True, device="cpu").resolve())
-        assert build_components(replace(tiny, device="cpu").resolve()).method.attack.replay is None
+            build_components(tiny.override(cuda_graphs=True, device="cpu").resolve())
+        assert build_components(tiny.override(device="cpu").resolve()).method.attack.runner is PGD.runner
 
     def test_captures_on_a_gpu_where_asked_to(self, tiny):
         for options, expected in (
@@ -383,10 +391,10 @@ class TestOptions:
             ({"precision": "bf16", "cuda_graphs": True}, True),
             ({"precision": "fp16", "cuda_graphs": True}, True),
         ):
-            config = replace(tiny, **options).resolve()
-            parts = build_components(replace(config, cuda_graphs=False, device="cpu"))
-            speed_up(config, parts.method, parts.network, torch.device("cuda"))
-            assert (parts.method.attack.replay is not None) == expected, options
+            config = tiny.override(**options).resolve()
+            components = build_components(config.override(cuda_graphs=False, device="cpu"))
+            set_attack_runner(config, components.method, components.network, torch.device("cuda"))
+            assert isinstance(components.method.attack.runner, CudaGraphRunner) == expected, options
 
     def test_compiled_attack(self, tiny, monkeypatch):
         """The attack runs the compiled model, the outer step the plain one; both have the same parameters."""
@@ -400,12 +408,14 @@ class TestOptions:
         torch._dynamo.reset()
         found = []
         for options in ({}, {"compile": True}):
-            config = replace(tiny, steps=2, **options).resolve()
-            parts = build_components(config)
-            for batch in parts.batches.epoch(0):
-                loop.step(config, parts, [batch], 0)
-            found.append(torch.cat([p.detach().flatten() for p in parts.model.parameters()]))
-        assert parts.method.attack.compiled_model == (parts.network, compiled[0])
+            config = tiny.override(attack_steps=2, **options).resolve()
+            components = build_components(config)
+            for batch in components.batches.epoch(0):
+                loop.update(config, components, [batch], 0)
+            found.append(torch.cat([p.detach().flatten() for p in components.model.parameters()]))
+        runner = components.method.attack.runner
+        assert isinstance(runner, CompiledRunner)
+        assert (runner.model, runner.compiled) == (components.network, compiled[0])
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
         torch.testing.assert_close(
             *found, rtol=1e-3, atol=1e-4
@@ -426,21 +436,23 @@ class TestCuda:
         weights = []
         for cuda_graphs in (False, True):
             steps = None if method == "fgsm_rs" else 2
-            config = replace(tiny, method=method, norm=norm, precision=precision, steps=steps, schedule="cyclic")
-            config = replace(config, device="cuda", cuda_graphs=cuda_graphs, epochs=2)
-            config = replace(config, optimizer=optimizer, norm_layer=norm_layer).resolve()
-            parts = build_components(config)
-            parts.method.warmup = 0  # of AWP
+            config = tiny.override(
+                method=method, threat=norm, precision=precision, attack_steps=steps, schedule="cyclic"
+            )
+            config = config.override(device="cuda", cuda_graphs=cuda_graphs, epochs=2)
+            config = config.override(optimizer=optimizer, norm_layer=norm_layer).resolve()
+            components = build_components(config)
+            components.method.warmup = 0  # of AWP
             for epoch in range(2):
-                parts.method.start_epoch(parts.network, epoch)
-                for batch in parts.batches.epoch(epoch):
-                    loop.step(config, parts, [batch], epoch)
-            weights.append(parts.model.state_dict())
-        replay = getattr(parts.method, "base", parts.method).attack.replay
-        assert isinstance(replay._graph, CudaGraph)
-        assert replay._inputs is not None
+                components.method.start_epoch(components.network, epoch)
+                for batch in components.batches.epoch(epoch):
+                    loop.update(config, components, [batch], epoch)
+            weights.append(components.model.state_dict())
+        recording = getattr(components.method, "base", components.method).attack.runner.captured.recording
+        assert isinstance(recording.graph, CudaGraph)
+        assert recording.captured
         if method != "pgd_at_awp" and (optimizer, norm_layer) != ("engm", "bn"):
-            assert parts.train_step._replay._inputs is not None
+            assert components.step.captured.recording.captured
         for name, value in weights[0].items():
             assert value.equal(weights[1][name]), name
 
@@ -448,18 +460,18 @@ class TestCuda:
     @pytest.mark.parametrize("norm_layer", ["bn", "gn"])
     @pytest.mark.parametrize("cuda_graphs", [False, True])
     def test_a_step_never_waits(self, optimizer, norm_layer, cuda_graphs, tiny):
-        config = replace(tiny, steps=2, optimizer=optimizer, norm_layer=norm_layer, device="cuda").resolve()
-        config = replace(config, cuda_graphs=cuda_graphs, average="ema", label_smoothing=0.1)
-        parts = build_components(config)
-        batches = list(parts.batches.epoch(0))
+        config = tiny.override(attack_steps=2, optimizer=optimizer, norm_layer=norm_layer, device="cuda").resolve()
+        config = config.override(cuda_graphs=cuda_graphs, average="ema", label_smoothing=0.1)
+        components = build_components(config)
+        batches = list(components.batches.epoch(0))
         for k in range(WARM_UP + 1):
-            loop.step(config, parts, [batches[k % 3]], 0)
-        if hasattr(parts.optimizer, "norms"):
-            parts.optimizer.norms.gap = 100
-            loop.step(config, parts, [batches[0]], 0)
+            loop.update(config, components, [batches[k % 3]], 0)
+        if hasattr(components.optimizer, "norms"):
+            components.optimizer.norms.gap = 100
+            loop.update(config, components, [batches[0]], 0)
         torch.cuda.set_sync_debug_mode("error")
         try:
             with Checks().at("here"):
-                loop.step(config, parts, [batches[1]], 0)
+                loop.update(config, components, [batches[1]], 0)
         finally:
             torch.cuda.set_sync_debug_mode("default")

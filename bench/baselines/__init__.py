@@ -1,0 +1,1 @@
+"""Implementations by others and naive ones, which the benchmarks compare with ours."""

@@ -1,0 +1,1 @@
+"""Tools of the benchmarks; each runs as `python -m tools.NAME` in bench/."""

@@ -1,0 +1,90 @@
+"""`pyengm train`."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from pyengm.cli.arguments_help import print_arguments
+from pyengm.cli.parser import parse
+from pyengm.errors import ConfigError
+from pyengm.methods import METHODS
+from pyengm.training import RunFolder, TrainConfig, train, train_seeds
+from pyengm.training.config import MAY_CHANGE
+from pyengm.training.config_groups import ALL_OPTIMIZERS
+from pyengm.training.launcher import began_by_this_job
+from pyengm.training.multi_seed import begun_run, is_begun
+
+PROG = "pyengm train"
+HELP = ("-h", "--help")
+
+
+def parse_train(args: Sequence[str]) -> TrainConfig:
+    """Parses the options of a run: those given, over those of --config, over the recipe.
+
+    With --resume the options are those of the run, which cannot be changed.
+
+    Raises:
+        ConfigError: For options that do not fit each other or the run.
+        SystemExit: With status 0 after the help, with 2 for words that do not parse.
+    """
+    if any(word in HELP for word in args):
+        print_help([word for word in args if word not in HELP])
+        raise SystemExit(0)
+    files = _files(args)
+    saved, run = _saved_options(files)
+    config = parse(TrainConfig, PROG, args, saved).resolve()
+    if run is not None and (changed := set(config.differing(saved.resolve())) - set(MAY_CHANGE)):
+        names = ", ".join(sorted(changed))
+        raise ConfigError(f"a resumed run keeps its options; {names} differ from {run.config}")
+    return config.override(resume=files.resume)
+
+
+def print_help(args: Sequence[str]) -> None:
+    """Prints the help with the values that the recipe of the other options on the command line has.
+
+    Where --method or --optimizer is given, the options of that method or optimiser follow.
+    """
+    try:
+        saved, _ = _saved_options(_files(args))
+        config = parse(TrainConfig, PROG, args, saved, quiet=True).resolve()
+    except (ConfigError, SystemExit):  # the help of a command that would fail has the defaults of no options
+        args, config = (), TrainConfig().resolve()
+    with suppress(SystemExit):
+        parse(TrainConfig, PROG, ["--help"], config)
+    flags = {word.partition("=")[0] for word in args}
+    if "--method" in flags:
+        print_arguments("--method-options", config.method.name, METHODS[config.method.name])
+    if "--optimizer" in flags:
+        print_arguments("--optimizer-options", config.optimizer.name, ALL_OPTIMIZERS[config.optimizer.name])
+
+
+def train_command(config: TrainConfig) -> int:
+    """Trains one run, or one for each seed; returns 1 where one of several failed, else 0."""
+    if not config.run.seeds:
+        train(config)
+        return 0
+    return 1 if train_seeds(config)["failed"] else 0
+
+
+def _files(args: Sequence[str]) -> argparse.Namespace:
+    """The options that name files with other options, and whether the run is resumed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--seeds", nargs="*", default=())
+    files, _ = parser.parse_known_args(args)
+    if files.out is not None and is_begun(files.out, files.seeds):
+        files.resume |= began_by_this_job(RunFolder(files.out).job)
+    return files
+
+
+def _saved_options(files: argparse.Namespace) -> tuple[TrainConfig, RunFolder | None]:
+    """The options that those on the command line override, and the run that is resumed."""
+    if not files.resume:
+        return TrainConfig.load(files.config) if files.config else TrainConfig(), None
+    if files.out is None:
+        raise ConfigError("--resume needs --out RUN_FOLDER, the run to resume")
+    run = begun_run(files.out, files.seeds) if files.seeds else RunFolder.open(files.out)
+    return TrainConfig.load(run.config), run
