@@ -2,7 +2,7 @@
 
     pytest -s bench/bench_batch_norm.py
 
-The cost of a fit of the norms is measured separately and added as a share: one fit in `Estimator.interval` steps.
+The cost of a fit of the norms is measured separately and added as a share: one fit in `NormEstimator.interval` steps.
 """
 
 import time
@@ -16,15 +16,15 @@ from torch.nn import functional as F
 from pyengm import ENGM, MSGD
 from pyengm.attacks import PGD
 from pyengm.models import build
-from pyengm.pergrad import Estimator
+from pyengm.pergrad import NormEstimator
 
 N, WIDTH = 32, 32
 ROUNDS = 7
 
 
-def _settled(kind: str) -> Estimator:
+def _settled(kind: str) -> NormEstimator:
     """An estimator whose next fit is a whole interval away."""
-    estimator = Estimator(kind)
+    estimator = NormEstimator(kind)
     estimator.gap = estimator.interval
     return estimator
 
@@ -62,20 +62,20 @@ def test_adversarial_step(relative_cost, benchmark, kind, model_name):
     params: list[torch.Tensor] = list(model.parameters())
     per_example = losses()
     fits = [
-        (_seconds(Estimator(kind), per_example, params), _seconds(_settled(kind), per_example, params))
+        (_seconds(NormEstimator(kind), per_example, params), _seconds(_settled(kind), per_example, params))
         for _ in range(3)
     ]
-    share = median(a - b for a, b in fits) / Estimator(kind).interval / benchmark.extra_info["unit"]
+    share = median(a - b for a, b in fits) / NormEstimator(kind).interval / benchmark.extra_info["unit"]
     benchmark.extra_info["fits"] = share
     benchmark.extra_info["ratio with fits"] = benchmark.extra_info["ratio"] + share
     print(f"\n{model_name}, {kind}: {benchmark.extra_info['ratio']:.3f} + {share:.3f} for the fits")
 
 
-def _seconds(estimator: Estimator, losses: torch.Tensor, params: list[torch.Tensor]) -> float:
-    found = estimator.start(losses, params)
+def _seconds(estimator: NormEstimator, losses: torch.Tensor, params: list[torch.Tensor]) -> float:
+    found = estimator.prepare(losses, params)
     assert found is not None
     if estimator.gap > 1:  # a plan's groups and a fit, as after the first call
-        estimator._leaves = [group.leaves for group in found.plan.groups]
+        estimator._leaves = [group.leaves for group in found.usage.groups]
         estimator._exact = estimator._estimated = torch.ones(len(estimator._leaves), dtype=torch.float64)
     start = time.perf_counter()
     estimator.norms(losses, params, found)

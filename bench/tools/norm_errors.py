@@ -18,7 +18,7 @@ from pyengm.attacks import PGD
 from pyengm.data import ImageDataset, load
 from pyengm.models import build
 from pyengm.ops import clip_weights
-from pyengm.pergrad import Estimator
+from pyengm.pergrad import NormEstimator
 
 STAGES = (0, 50, 150, 400)  # steps before which errors are measured
 ALPHA = 5.0
@@ -65,7 +65,7 @@ class MeasuredTraining:
         self.params: list[torch.Tensor] = list(model.parameters())
         self.attack = PGD(eps=eps, step_size=eps / 4, steps=5)
         self.optimizer = torch.optim.SGD(self.params, lr=0.05, momentum=0.9, weight_decay=5e-4)
-        self.estimators = {kind: Estimator(kind) for kind in ("frozen", "corrected")}
+        self.estimators = {kind: NormEstimator(kind) for kind in ("frozen", "corrected")}
         self.to_measure: set[str] = set()
 
     def losses(self, indices: list[int]) -> torch.Tensor:
@@ -91,7 +91,7 @@ class MeasuredTraining:
         """Takes one training step on the images at these positions."""
         losses, norms = self.losses(indices), {}
         for name, estimator in self.estimators.items():
-            norms[name] = estimator.norms(losses, self.params, estimator.start(losses, self.params))
+            norms[name] = estimator.norms(losses, self.params, estimator.prepare(losses, self.params))
         self.optimizer.zero_grad()
         losses.backward(clip_weights(norms["frozen"], ALPHA) / len(losses))
         self.optimizer.step()

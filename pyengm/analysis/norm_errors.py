@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyengm.ops import clip_weights
-from pyengm.pergrad import Estimator, exact_norms
+from pyengm.pergrad import NormEstimator, exact_norms
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class NormErrors:
 def norm_errors(
     losses: Tensor,
     params: Iterable[Tensor],
-    estimators: Mapping[str, Estimator] | None = None,
+    estimators: Mapping[str, NormEstimator] | None = None,
     alpha: float | None = None,
 ) -> dict[str, NormErrors]:
     """Errors of estimators of the norms ||dL_i / dparams||.
@@ -51,14 +51,14 @@ def norm_errors(
     """
     trained = [p for p in params if p.requires_grad]
     if estimators is None:
-        estimators = {kind: Estimator(kind) for kind in ("frozen", "corrected", "lowrank")}
+        estimators = {kind: NormEstimator(kind) for kind in ("frozen", "corrected", "lowrank")}
     exact = exact_norms(losses, trained)
     alpha = exact.median().item() if alpha is None else alpha
     exact_weights = clip_weights(exact, alpha)
     exact_update = _update_norm(losses, trained, exact_weights)
     errors = {}
     for name, estimator in estimators.items():
-        norms = estimator.norms(losses, trained, estimator.start(losses, trained))
+        norms = estimator.norms(losses, trained, estimator.prepare(losses, trained))
         relative = norms / exact - 1
         errors[name] = NormErrors(
             median=relative.abs().median().item(),

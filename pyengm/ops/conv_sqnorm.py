@@ -272,7 +272,7 @@ def conv_corrected_sqnorm(
     """Squared norms of the gradients of `conv_gradients` less sum_r sums_ir means_r.
 
     These terms are the part of a gradient that passes through the statistics of batch norm; see
-    `pyengm.pergrad.corrected`.
+    `pyengm.pergrad.batch_norm.corrected`.
 
     Args:
         x: input (n, C, H, W), float32 or float64, on a GPU also bfloat16 or float16; any strides.

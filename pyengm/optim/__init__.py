@@ -17,7 +17,7 @@ from pyengm.optim.nengm import NENGM
 from pyengm.optim.registry import CLOSURE_OPTIMIZERS, OPTIMIZERS, register_optimizer
 from pyengm.optim.scale_alpha import scale_alpha
 from pyengm.optim.sngm import SNGM
-from pyengm.pergrad import ExampleWeights
+from pyengm.pergrad import PerExampleStats
 
 for _module in pkgutil.iter_modules(__path__, f"{__name__}."):  # a new file registers its optimiser by being here
     importlib.import_module(_module.name)
@@ -37,10 +37,10 @@ __all__ = [
     "SNGM",
     "EntropySGD",
     "EntropySGD2",
-    "ExampleWeights",
     "Hyperparameter",
     "OptimizerInfo",
     "PerExampleSGD",
+    "PerExampleStats",
     "defaults_of",
     "hyperparameters_of",
     "register_optimizer",

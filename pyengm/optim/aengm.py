@@ -12,7 +12,7 @@ from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.input_gradient import InputGradientSGD
 from pyengm.optim.registry import register_optimizer
 from pyengm.optim.regression import Regression
-from pyengm.pergrad import Estimator, ExampleWeights
+from pyengm.pergrad import NormEstimator, PerExampleStats
 
 
 @register_optimizer
@@ -77,7 +77,7 @@ class AENGM(InputGradientSGD):
     ):
         super().__init__(params, lr, momentum, weight_decay, **sgd_options)
         self._define(alpha=alpha, tau=tau, gamma_momentum=gamma_momentum, use_exact_on_refresh=use_exact_on_refresh)
-        self.norms = Estimator(norms)
+        self.norms = NormEstimator(norms)
         self.regression = Regression()
 
     @property
@@ -90,7 +90,7 @@ class AENGM(InputGradientSGD):
         """The slope of the line."""
         return self.regression.gammas[1].item()
 
-    def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights | None:
+    def _accumulate_grads(self, call: BackwardCall) -> PerExampleStats | None:
         if math.isinf(self.alpha):
             return super()._accumulate_grads(call)
         refresh = self.regression.calls % self.tau == 0

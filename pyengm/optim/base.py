@@ -11,7 +11,7 @@ from pyengm.errors import ConfigError
 from pyengm.optim.hyperparameter import hyperparameters_of
 from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.statistics import summarize
-from pyengm.pergrad import ExampleWeights, check_losses
+from pyengm.pergrad import PerExampleStats, check_losses
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class PerExampleSGD(torch.optim.SGD):
 
     info: ClassVar[OptimizerInfo] = OptimizerInfo()
     stateful_attributes: ClassVar[tuple[str, ...]] = ()
-    _used: tuple[ExampleWeights, ...] = ()  # since the last step
-    _last: tuple[ExampleWeights, ...] = ()  # of the last step
+    _used: tuple[PerExampleStats, ...] = ()  # since the last step
+    _last: tuple[PerExampleStats, ...] = ()  # of the last step
     _graph_checked = False
 
     def __init__(
@@ -72,7 +72,7 @@ class PerExampleSGD(torch.optim.SGD):
         input_gradient: Tensor | None = None,
         scaler: torch.amp.GradScaler | None = None,
         accumulate: int = 1,
-    ) -> ExampleWeights | None:
+    ) -> PerExampleStats | None:
         """Adds the gradient of (1/n) sum_i w_i L_i to .grad of the optimiser's parameters, w_i held constant.
 
         Args:
@@ -145,7 +145,7 @@ class PerExampleSGD(torch.optim.SGD):
         super().zero_grad(set_to_none)
         self._used = ()
 
-    def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights | None:
+    def _accumulate_grads(self, call: BackwardCall) -> PerExampleStats | None:
         check_losses(call.losses)
         loss = call.losses.mean() if call.accumulate == 1 else call.losses.mean() / call.accumulate
         tracked = [] if call.tracked is None else [call.tracked]

@@ -10,7 +10,7 @@ from pyengm.optim.base import BackwardCall, PerExampleSGD, require_norms
 from pyengm.optim.hyperparameter import Hyperparameter
 from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.registry import register_optimizer
-from pyengm.pergrad import Estimator, ExampleWeights, weighted_backward
+from pyengm.pergrad import NormEstimator, PerExampleStats, weighted_backward
 
 
 @register_optimizer
@@ -58,9 +58,9 @@ class FENGM(PerExampleSGD):
     ):
         super().__init__(params, lr, momentum, weight_decay, **sgd_options)
         self._define(alpha=alpha)
-        self.norms = Estimator(norms)
+        self.norms = NormEstimator(norms)
 
-    def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights:
+    def _accumulate_grads(self, call: BackwardCall) -> PerExampleStats:
         return weighted_backward(
             call.losses,
             call.params,

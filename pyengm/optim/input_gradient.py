@@ -10,9 +10,9 @@ from torch import Tensor
 from pyengm.errors import NonFiniteError
 from pyengm.optim.base import BackwardCall, PerExampleSGD, require_norms
 from pyengm.optim.info import OptimizerInfo
-from pyengm.pergrad import Estimator, ExampleWeights, check_losses, weighted_backward
+from pyengm.pergrad import NormEstimator, PerExampleStats, check_losses, weighted_backward
 
-Weigh = Callable[[Tensor | None, Tensor], Tensor]
+WeightFn = Callable[[Tensor | None, Tensor], Tensor]
 """weigh(norms, input_norms) -> weights, (n,) each."""
 
 
@@ -21,7 +21,7 @@ class InputGradientSGD(PerExampleSGD):
 
     info = OptimizerInfo(weighs_examples=True, needs_inputs=True)
 
-    def _weighted(self, call: BackwardCall, weigh: Weigh, estimator: Estimator | None) -> ExampleWeights:
+    def _weighted(self, call: BackwardCall, weigh: WeightFn, estimator: NormEstimator | None) -> PerExampleStats:
         """weigh(norms, input_norms) returns the weights (n,); norms are None without an estimator."""
         run = partial(weighted_backward, call.losses, call.params, scaler=call.scaler, accumulate=call.accumulate)
         if call.input_gradient is None:
@@ -56,9 +56,9 @@ def _given_norms(losses: Tensor, gradient: Tensor) -> Tensor:
     return norms.to(torch.promote_types(losses.dtype, torch.float32))
 
 
-def _accumulate_weighted(call: BackwardCall, weights: Tensor, input_norms: Tensor) -> ExampleWeights:
+def _accumulate_weighted(call: BackwardCall, weights: Tensor, input_norms: Tensor) -> PerExampleStats:
     """One ordinary backward pass, for weights that are known before it."""
     factors = weights / (len(weights) * call.accumulate)
     factors = factors if call.scaler is None else call.scaler.scale(factors)
     torch.autograd.backward(call.losses, factors.to(call.losses.dtype), inputs=call.params)
-    return ExampleWeights(None, weights, input_norms)
+    return PerExampleStats(None, weights, input_norms)

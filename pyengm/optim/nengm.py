@@ -9,7 +9,7 @@ from pyengm.optim.hyperparameter import Hyperparameter
 from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.input_gradient import InputGradientSGD
 from pyengm.optim.registry import register_optimizer
-from pyengm.pergrad import ExampleWeights
+from pyengm.pergrad import PerExampleStats
 
 
 @register_optimizer
@@ -59,7 +59,7 @@ class NENGM(InputGradientSGD):
         super().__init__(params, lr, momentum, weight_decay, **sgd_options)
         self._define(alpha=alpha)
 
-    def _accumulate_grads(self, call: BackwardCall) -> ExampleWeights | None:
+    def _accumulate_grads(self, call: BackwardCall) -> PerExampleStats | None:
         if math.isinf(self.alpha):
             return super()._accumulate_grads(call)
         return self._weighted(call, lambda _, input_norms: clip_weights(input_norms, self.alpha), None)

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyengm.pergrad import ExampleWeights
+from pyengm.pergrad import PerExampleStats
 
 QUANTILES = (0.1, 0.5, 0.9)
 
 
-def summarize(used: Sequence[ExampleWeights]) -> dict[str, float]:
+def summarize(used: Sequence[PerExampleStats]) -> dict[str, float]:
     """The share of clipped examples, and mean and quantiles of weights and norms over all examples of the calls.
 
     Args:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pyengm.analysis import norm_errors
-from pyengm.pergrad import Estimator, exact_norms
+from pyengm.pergrad import NormEstimator, exact_norms
 
 
 def batch(layer):
@@ -31,9 +31,9 @@ def test_estimates_of_independent_examples_are_exact():
 @pytest.mark.parametrize("alpha", [None, 0.5])
 def test_errors_are_their_formulas(alpha):
     losses, params = batch(nn.BatchNorm1d(6))
-    found = norm_errors(losses, params, {"fitted": Estimator("frozen")}, alpha)["fitted"]
-    exact, estimator = exact_norms(losses, params), Estimator("frozen")
-    norms = estimator.norms(losses, params, estimator.start(losses, params))
+    found = norm_errors(losses, params, {"fitted": NormEstimator("frozen")}, alpha)["fitted"]
+    exact, estimator = exact_norms(losses, params), NormEstimator("frozen")
+    norms = estimator.norms(losses, params, estimator.prepare(losses, params))
     relative = norms / exact - 1
     assert relative.abs().max() > 1e-3  # otherwise the test shows nothing
     assert found.median == pytest.approx(relative.abs().median().item())

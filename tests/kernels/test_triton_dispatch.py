@@ -16,7 +16,7 @@ from pyengm.kernels.conv_shape import ConvShape
 from pyengm.ops import available_backends, conv_direct_sqnorm, conv_gradients, conv_gram_sqnorm
 from pyengm.ops.conv_sqnorm import conv_corrected_sqnorm, linear_sqnorm
 from pyengm.pergrad import conv as conv_module
-from pyengm.pergrad.conv import Conv, Geometry
+from pyengm.pergrad.conv_grad import Conv, Geometry
 
 WINDOW = ((3, 3), (1, 1), (1, 1), (1, 1))
 

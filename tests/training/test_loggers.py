@@ -14,7 +14,7 @@ from rich.console import Console
 from pyengm.cli.train import parse_train
 from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
 from pyengm.methods import StepOutput
-from pyengm.pergrad import ExampleWeights
+from pyengm.pergrad import PerExampleStats
 from pyengm.training import Interrupted, Logger, RunFolder, TrainConfig, build_components, fit, loop, timing
 from pyengm.training.checkpoints import Checkpoints
 from pyengm.training.loggers import JsonLines, Loggers, Terminal, build_logger
@@ -470,7 +470,7 @@ class TestSums:
         generator = torch.Generator().manual_seed(seed)
         norms = torch.rand(n, generator=generator)
         outcome = StepOutput(torch.rand(n, generator=generator), torch.empty(n), torch.rand(n, 3, generator=generator))
-        weights = ExampleWeights(norms, (0.5 / norms).clamp(max=1), None, torch.rand(n // 2, generator=generator))
+        weights = PerExampleStats(norms, (0.5 / norms).clamp(max=1), None, torch.rand(n // 2, generator=generator))
         return [(outcome, weights)], torch.randint(0, 3, (n,), generator=generator)
 
     def test_add_up(self):

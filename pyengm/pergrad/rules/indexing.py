@@ -95,7 +95,7 @@ def _indexed(
 @layout_rule("IndexPut IndexPutImpl UnsafeIndexPut", "indices")
 def index_put(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
     layout, source = layouts[0], node.outputs[0]
-    values = node.inputs[1] if len(node.inputs) > 1 else None
+    first, values = node.inputs[:2]
     if values is None or layout.is_constant:
         return [None if to is None else layout for to in node.inputs]
     axes, made = _index_axes(node.fields["indices"], len(source))
@@ -104,6 +104,6 @@ def index_put(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
     if axis not in results:
         raise UnprovenError("an index along the examples")
     whole = len(axes) + len(made)  # axes of source[indices], with which the values align at the right
-    to = results[axis] - whole + len(values)
+    to = results[axis] + len(values) - whole
     found = collect(layout) if to < 0 else carry(layout, source, values, {axis: to})
-    return [None if node.inputs[0] is None else layout, found]
+    return [None if first is None else layout, found]

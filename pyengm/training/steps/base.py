@@ -6,9 +6,9 @@ from typing import Protocol
 from pyengm.data import Batch
 from pyengm.methods import StepOutput
 from pyengm.ops import Key
-from pyengm.pergrad import ExampleWeights
+from pyengm.pergrad import PerExampleStats
 
-StepStats = list[tuple[StepOutput, ExampleWeights | None]]
+StepStats = list[tuple[StepOutput, PerExampleStats | None]]
 """For every pass of a step: the output of the method, and the norms and weights that the optimiser used.
 
 The second is None where all weights are 1 and no norms were needed.

@@ -10,7 +10,7 @@ from pyengm.errors import NonFiniteError
 from pyengm.methods import AttackMethod, StepOutput
 from pyengm.ops import Key
 from pyengm.optim import ENGM, FENGM, MSGD, NENGM, PerExampleSGD
-from pyengm.pergrad import ExampleWeights
+from pyengm.pergrad import PerExampleStats
 from pyengm.training.steps.base import AverageGradients, StepStats
 from pyengm.training.steps.captured_function import CapturedFunction, Results
 from pyengm.utils.checks import Checks, require
@@ -49,7 +49,7 @@ class CudaGraphStep:
         self.method, self.model, self.optimizer, self.average = method, model, optimizer, average
         self.captured = captured
         self._params: list[nn.Parameter] = []  # those with gradients
-        self._names: list[str] = []  # of what the pass gives per example: logits, fields of ExampleWeights
+        self._names: list[str] = []  # of what the pass gives per example: logits, fields of PerExampleStats
 
     def __call__(self, batches: Sequence[Batch], keys: Sequence[Key]) -> StepStats:
         """One step on one batch; see `Step`."""
@@ -83,10 +83,10 @@ class CudaGraphStep:
         return (output.losses.detach(), checks.passed(), *found.values(), *grads.values())
 
 
-def _example_weights(found: dict[str, Tensor]) -> ExampleWeights | None:
+def _example_weights(found: dict[str, Tensor]) -> PerExampleStats | None:
     if "weights" not in found:
         return None
-    return ExampleWeights(found.get("norms"), found["weights"], found.get("input_norms"), found.get("fit_errors"))
+    return PerExampleStats(found.get("norms"), found["weights"], found.get("input_norms"), found.get("fit_errors"))
 
 
 def _non_finite() -> NonFiniteError:
