@@ -17,7 +17,7 @@ from rich.console import Console
 
 from pyengm import __version__, cli
 from pyengm.cli import entry
-from pyengm.evaluation import checkpoints, progress
+from pyengm.evaluation import parallel, progress
 from pyengm.methods import METHODS
 from pyengm.training import TrainConfig
 from pyengm.training.config_groups import ALL_OPTIMIZERS
@@ -96,7 +96,7 @@ class TestTrain:
         assert names <= {path.name for path in finished.iterdir()}
         states = [json.loads(path.read_text()) for path in (finished / "autoattack").iterdir()]
         assert {state["norm"] for state in states} == {"linf", "l2"}
-        assert all(state["passes"] == 4 and len(state["survived"]) == 2 for state in states)
+        assert all(state["passes_done"] == 4 and len(state["stages_survived"]) == 2 for state in states)
 
     def test_a_complete_run_needs_no_checkpoints(self, finished, tmp_path, capsys):
         shutil.copytree(finished, tmp_path / "run")
@@ -118,7 +118,7 @@ class TestTrain:
             package.square.n_queries = 20
 
         monkeypatch.setattr(pyautoattack.AutoAttack, "__init__", short)
-        monkeypatch.setattr(checkpoints, "cores", lambda: 1)
+        monkeypatch.setattr(parallel, "cores", lambda: 1)
         out = tmp_path / "three"
         options = [*TINY, "--data", str(three_classes), "--data-dir", str(tmp_path / "cache"), "--out", str(out)]
         assert cli.main(["train", *options]) == 0
@@ -214,7 +214,7 @@ class TestEvaluate:
         expected = json.loads((finished / "results.json").read_text())
         shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("autoattack"))
         command = ["evaluate", str(tmp_path / "run"), "--autoattack-examples", "2"]
-        monkeypatch.setattr(checkpoints, "cores", lambda: 1)
+        monkeypatch.setattr(parallel, "cores", lambda: 1)
         update, passes = progress.Progress.update, []
 
         def interrupt(bars, task, **fields):

@@ -15,7 +15,7 @@ import torch
 
 from pyengm.cli.train import parse_train
 from pyengm.data import Batch, Loader
-from pyengm.evaluation import accuracy, attack_named
+from pyengm.evaluation import accuracy, create_attack
 from pyengm.training.builders import build_components
 from pyengm.training.loop import fit
 from pyengm.training.run_folder import RunFolder
@@ -34,7 +34,7 @@ def main() -> int:
             fit(config, parts, run)
             measured = {"seed": config.run.seed, "device": parts.device}
             result["natural"] = accuracy(parts.model, parts.test, None, **measured)
-            pgd20 = attack_named("pgd20", config.threats()[0])
+            pgd20 = create_attack("pgd20", config.threats()[0])
             result["pgd20"] = accuracy(parts.model, parts.test, pgd20, **measured)
         except Interrupted as stop:
             print(stop)

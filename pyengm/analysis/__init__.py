@@ -1,4 +1,4 @@
-"""What one wants to know about a model or a method before trusting it."""
+"""Measurements of a model or a method that show whether its results can be trusted."""
 
 from pyengm.analysis.norm_errors import NormErrors, norm_errors
 

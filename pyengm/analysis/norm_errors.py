@@ -1,4 +1,4 @@
-"""How far estimated per-example gradient norms are from the exact ones, on the user's own model and batch."""
+"""Errors of estimated per-example gradient norms, measured on a model and batch of the user's own."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,8 +12,15 @@ from pyengm.pergrad import Estimator, exact_norms
 
 @dataclass(frozen=True)
 class NormErrors:
-    """Of norms v_i against exact norms e_i. median: of |v_i / e_i - 1|. bias: median of v_i / e_i - 1. correlation:
-    Pearson's, of v and e. update: ||sum_i (w_i - w*_i) g_i|| / ||sum_i w*_i g_i||, w clipped by v and w* by e."""
+    """Errors of estimated norms v_i against exact norms e_i of n examples.
+
+    Args:
+        median: median of |v_i / e_i - 1|.
+        bias: median of v_i / e_i - 1.
+        correlation: Pearson's correlation of v and e.
+        update: ||sum_i (w_i - w*_i) g_i|| / ||sum_i w*_i g_i||, with g_i the gradient of example i, w_i its weight
+            from clipping by v, and w*_i the one from clipping by e.
+    """
 
     median: float
     bias: float
@@ -27,34 +34,42 @@ def norm_errors(
     estimators: Mapping[str, Estimator] | None = None,
     alpha: float | None = None,
 ) -> dict[str, NormErrors]:
-    """Errors of each way to estimate the norms ||dL_i / dparams||, by name.
+    """Errors of estimators of the norms ||dL_i / dparams||.
 
-    losses: (n,) with their graph, which is kept; takes n backward passes. estimators: by default one that is fitted
-    on this batch for each of "frozen", "corrected" and "lowrank"; one that has seen earlier batches shows how its
-    fit ages. alpha: of the clipping; the median of the exact norms unless given.
-    Raises what `per_example_grad_norms` raises.
+    Args:
+        losses: losses L (n,) with their graph, which is kept. The exact norms take n backward passes.
+        params: the parameters; those that require no gradient are ignored.
+        estimators: estimators by name. By default one for each of "frozen", "corrected" and "lowrank", fitted on this
+            batch; one that was fitted on an earlier batch shows how its fit ages.
+        alpha: threshold of the clipping, in units of the norms; by default the median of the exact norms.
+
+    Returns:
+        The errors by name of the estimator.
+
+    Raises:
+        UnsupportedOperationError, ValueError, NonFiniteError: for the reasons that `per_example_grad_norms` lists.
     """
-    params = [p for p in params if p.requires_grad]
+    trained = [p for p in params if p.requires_grad]
     if estimators is None:
         estimators = {kind: Estimator(kind) for kind in ("frozen", "corrected", "lowrank")}
-    exact = exact_norms(losses, params)
+    exact = exact_norms(losses, trained)
     alpha = exact.median().item() if alpha is None else alpha
-    right = clip_weights(exact, alpha)
-    length = _length(losses, params, right)
-    found = {}
+    exact_weights = clip_weights(exact, alpha)
+    exact_update = _update_norm(losses, trained, exact_weights)
+    errors = {}
     for name, estimator in estimators.items():
-        norms = estimator.norms(losses, params, estimator.start(losses, params))
+        norms = estimator.norms(losses, trained, estimator.start(losses, trained))
         relative = norms / exact - 1
-        found[name] = NormErrors(
-            relative.abs().median().item(),
-            relative.median().item(),
-            torch.corrcoef(torch.stack([norms, exact]))[0, 1].item(),
-            _length(losses, params, clip_weights(norms, alpha) - right) / length,
+        errors[name] = NormErrors(
+            median=relative.abs().median().item(),
+            bias=relative.median().item(),
+            correlation=torch.corrcoef(torch.stack([norms, exact]))[0, 1].item(),
+            update=_update_norm(losses, trained, clip_weights(norms, alpha) - exact_weights) / exact_update,
         )
-    return found
+    return errors
 
 
-def _length(losses: Tensor, params: list[Tensor], weights: Tensor) -> float:
+def _update_norm(losses: Tensor, params: list[Tensor], weights: Tensor) -> float:
     """||sum_i weights_i g_i||."""
     grads = torch.autograd.grad(losses, params, weights.to(losses.dtype), retain_graph=True, allow_unused=True)
     return sum(g.double().square().sum().item() for g in grads if g is not None) ** 0.5

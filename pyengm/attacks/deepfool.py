@@ -1,4 +1,4 @@
-"""DeepFool (Moosavi-Dezfooli et al. 2016): the way to the nearest decision boundary in L2."""
+"""DeepFool (Moosavi-Dezfooli et al. 2016): the smallest perturbation in L2 that reaches a decision boundary."""
 
 import math
 import warnings
@@ -6,28 +6,36 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from pyengm.attacks.model_state import BN_MODES, attack_mode
-from pyengm.attacks.validation import check_batch
+from pyengm.attacks.model_state import attack_mode, check_bn_mode
+from pyengm.attacks.validation import check_batch, finite_logits
 from pyengm.errors import ConfigError, NonFiniteError
 
-TOLERANCE = 1e-4  # how far the boundary may be: difference of the two top logits, or that share of it at the start
+TOLERANCE = 1e-4  # largest margin at the boundary, absolute and as a share of the margin at the start
 HALVINGS = 40
 
 
 class DeepFool:
-    """Goes to the nearest boundary of the linearised model until the boundary of the model itself is reached.
+    """Moves to the nearest boundary of the linearised model until the boundary of the model itself is reached.
 
-    steps: linearisations at most. overshoot: examples go this share further, so that they are across. classes: how
-    many of the classes with the largest logits are considered, the example's own among them (None: 10, as the
-    authors; all where there are fewer). bn: the model's mode, see `attack_mode`; in other modes than "eval" examples
-    depend on each other and on which of them are done.
+    The iteration is Algorithm 2 of the paper. It ends across the boundary at any depth, or approaches it from within.
+    So that a distance is one to the boundary, an example across it is moved back along the straight line to x, to the
+    point where the two top logits are equal. That point is never further from x. It is found by bisection, as one end
+    of the line is within and one across. Images are not clipped to [0, 1], as in the paper: the distance is that of
+    the boundary, whether or not the point on it is an image.
 
-    The iteration is Algorithm 2 of the paper. It ends across the boundary at any depth, or, from within, ever closer.
-    So that a distance is one to the boundary, an example across it goes back on its straight way from x, to
-    where the two top logits meet: never further from x, and found by bisection, as one end is within and one across.
-    Images are not clipped to [0, 1], as in the paper: a distance says how far the boundary is, not what an image
-    may be.
-    Raises ConfigError for numbers and names out of range.
+    Args:
+        steps: maximum number of linearisations.
+        overshoot: share of the perturbation that is added to it, so that examples cross the boundary.
+        classes: number of classes with the largest logits that are considered, the example's own among them. None:
+            10, as the authors; all where there are fewer.
+        bn: batch-norm mode of the model, see `attack_mode`. In modes other than "eval" the examples depend on one
+            another and on which of them are finished.
+
+    Raises:
+        ConfigError: a value is out of range or a name is unknown.
+
+    References:
+        Moosavi-Dezfooli et al. 2016, "DeepFool: a simple and accurate method to fool deep neural networks", Alg. 2.
     """
 
     def __init__(self, *, steps: int = 50, overshoot: float = 0.02, classes: int | None = None, bn: str = "eval"):
@@ -37,34 +45,47 @@ class DeepFool:
             raise ConfigError(f"overshoot is {overshoot}; expected a finite number >= 0, such as 0.02")
         if classes is not None and classes < 2:
             raise ConfigError(f"classes is {classes}; expected at least 2, the example's own and another")
-        if bn not in BN_MODES:
-            raise ConfigError(f"batch-norm mode is {bn!r}; known modes: {', '.join(BN_MODES)}")
+        check_bn_mode(bn)
         self.steps, self.overshoot, self.classes, self.bn = steps, overshoot, classes, bn
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """x + (1 + overshoot) r for images x (n, ...) in [0, 1], which may leave [0, 1].
+        """Attacks a model; arguments and errors as for `perturbations`.
 
-        Adversarial, but where the model changes its mind twice within the overshoot. Arguments and errors are those of
-        `perturbations`.
+        Returns:
+            x + (1 + overshoot) r (n, ...), which may leave [0, 1]. It is adversarial unless the prediction changes
+            twice within the overshoot.
         """
         return x + (1 + self.overshoot) * self.perturbations(model, x, y)
 
     def distances(self, model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """(n,) L2 lengths of `perturbations` in pixel units, 0 for an example that the model has wrong."""
+        """L2 distances of the images to the boundary; arguments and errors as for `perturbations`.
+
+        Returns:
+            Norms (n,) of `perturbations` in pixel units, 0 for a misclassified example.
+        """
         return torch.linalg.vector_norm(self.perturbations(model, x, y).flatten(1), dim=1)
 
     def perturbations(self, model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """(n, ...) r before the overshoot: x + r is on a decision boundary.
+        """Perturbations r before the overshoot: x + r is on a decision boundary.
 
-        y: labels (n,) int64; an example that the model has wrong stays as it is. None: all are moved.
-        Warns of examples that have not reached a boundary in `steps`.
-        Raises DataError for images or labels that do not fit, NonFiniteError for a model whose outputs or gradients
-        are not finite.
+        Warns of examples that have not reached a boundary after `steps` linearisations.
+
+        Args:
+            model: classifier of images in [0, 1]; restored afterwards.
+            x: images (n, ...) in [0, 1].
+            y: labels (n,) int64; misclassified examples stay as they are. None: all examples move.
+
+        Returns:
+            r (n, ...) in pixel units.
+
+        Raises:
+            DataError: images or labels do not fit.
+            NonFiniteError: outputs or gradients of the model are not finite.
         """
         check_batch(x, torch.zeros(len(x), dtype=torch.int64) if y is None else y)
         r = torch.zeros_like(x, memory_format=torch.contiguous_format)
         with attack_mode(model, self.bn), torch.no_grad():
-            logits = _finite(model(x))
+            logits = finite_logits(model(x))
             order = logits.topk(min(self.classes or 10, logits.shape[1]), dim=1).indices  # the own class first
             own = order[:, 0]
             near = _near(logits, own)
@@ -74,20 +95,22 @@ class DeepFool:
                 if len(active) == 0:
                     break
                 r[active] += _linear_step(model, x[active] + r[active], order[active])
-                active = active[_margin(_finite(model(x[active] + r[active])), own[active]) < -near[active]]
+                margins = _margin(finite_logits(model(x[active] + r[active])), own[active])
+                active = active[margins < -near[active]]
             if len(active):
                 warnings.warn(
                     f"{len(active)} of {len(x)} examples are at no boundary after {self.steps} steps of DeepFool; "
                     "their last points count",
                     stacklevel=3,
                 )
-            return _back_to_the_boundary(model, x, r, own, near)
+            return _bisect_to_boundary(model, x, r, own, near)
 
 
 def _linear_step(model: nn.Module, x: Tensor, order: Tensor) -> Tensor:
-    """(n, ...) the shortest way to a boundary between class order[:, 0] and another in `order`, were the model linear.
+    """The shortest step (n, ...) to a boundary of the linearised model between order[:, 0] and another class in order.
 
-    Zero where no gradient is. One backward pass per class for the whole batch, of which only the best is kept.
+    It is zero where the gradient is zero. It takes one backward pass per class for the whole batch, and only the
+    shortest step so far is stored.
     """
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
@@ -102,17 +125,17 @@ def _linear_step(model: nn.Module, x: Tensor, order: Tensor) -> Tensor:
         norms = torch.linalg.vector_norm(w.flatten(1), dim=1, dtype=torch.float64)
         if not norms.isfinite().all():
             raise NonFiniteError("the model's gradient is nan or infinite")
-        lengths = gap / norms
-        better = lengths < shortest  # not where the gradient is zero: the length is infinite there, or nan
-        shortest = torch.where(better, lengths, shortest)
+        distances = gap / norms
+        better = distances < shortest  # false where the gradient is zero: the distance is infinite there, or nan
+        shortest = torch.where(better, distances, shortest)
         direction = w / _like(norms.where(norms > 0, 1.0), w)
-        best = torch.where(_like(better, w).bool(), direction * _like(lengths, w), best)
+        best = torch.where(_like(better, w).bool(), direction * _like(distances, w), best)
     return best
 
 
-def _back_to_the_boundary(model: nn.Module, x: Tensor, r: Tensor, own: Tensor, near: Tensor) -> Tensor:
+def _bisect_to_boundary(model: nn.Module, x: Tensor, r: Tensor, own: Tensor, near: Tensor) -> Tensor:
     """r, shortened by bisection where x + r is further than `near` across the boundary."""
-    across = (_margin(_finite(model(x + r)), own) > near).nonzero().squeeze(1)
+    across = (_margin(finite_logits(model(x + r)), own) > near).nonzero().squeeze(1)
     across = across[r[across].flatten(1).any(dim=1)]
     low = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     high = torch.ones_like(low)
@@ -121,7 +144,7 @@ def _back_to_the_boundary(model: nn.Module, x: Tensor, r: Tensor, own: Tensor, n
             break
         middle = (low[across] + high[across]) / 2
         points = x[across] + r[across] * _like(middle, x)
-        margins = _margin(_finite(model(points)), own[across])
+        margins = _margin(finite_logits(model(points)), own[across])
         high[across] = torch.where(margins >= -near[across], middle, high[across])
         low[across] = torch.where(margins <= near[across], middle, low[across])
         across = across[margins.abs() > near[across]]
@@ -129,21 +152,18 @@ def _back_to_the_boundary(model: nn.Module, x: Tensor, r: Tensor, own: Tensor, n
 
 
 def _margin(logits: Tensor, own: Tensor) -> Tensor:
-    """(n,) the largest of the other logits less the own one: 0 at the boundary, where the two top logits are alike."""
+    """(n,) largest of the other logits minus the own one: 0 at the boundary, where the two top logits are equal."""
     others = logits.scatter(1, own[:, None], -math.inf).amax(dim=1)
     return others - logits.gather(1, own[:, None]).squeeze(1)
 
 
 def _near(logits: Tensor, own: Tensor) -> Tensor:
-    """(n,) the margin that counts as 0: TOLERANCE, as much of a start below 1, and no less than logits resolve."""
+    """(n,) the margin that counts as 0: TOLERANCE, times the first margin if that is below 1; at least the resolution.
+
+    The resolution is that of the logits in their floating-point type.
+    """
     resolution = 8 * torch.finfo(logits.dtype).eps * logits.abs().amax(dim=1)
     return torch.maximum(TOLERANCE * _margin(logits, own).abs().clamp(max=1), resolution)
-
-
-def _finite(logits: Tensor) -> Tensor:
-    if not logits.isfinite().all():
-        raise NonFiniteError("the model's outputs are nan or infinite")
-    return logits
 
 
 def _like(v: Tensor, t: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""The first-order stationary condition (FOSC) of adversarial examples, and the attack that it controls."""
+"""The first-order stationary condition (FOSC) of adversarial examples, and PGD that stops examples by it."""
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from pyengm.attacks.input_grad import input_grad
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.memory_format import empty_dense
-from pyengm.attacks.model_state import BN_MODES, attack_mode
+from pyengm.attacks.model_state import attack_mode, check_bn_mode
 from pyengm.attacks.threat_model import ThreatModel
 from pyengm.attacks.validation import check_batch, check_extras, check_finite
 from pyengm.errors import ConfigError
@@ -17,13 +18,30 @@ from pyengm.ops import Key, fosc, fosc_step_
 
 
 def fosc_of(model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, threat: ThreatModel, *, bn: str = "eval") -> Tensor:
-    """How far from stationary each x_adv is, (n,): eps ||g||_1 - <x_adv - x, g>, g the cross-entropy's gradient there.
+    """How far each x_adv is from stationary: eps ||g||_1 - <x_adv - x, g>, with g the gradient of the cross-entropy.
 
-    At least 0 in the ball around x, and 0 where no first-order step gains anything; with ||g||_2 for the L2 norm. The
-    bounds of [0, 1] do not enter. x_adv, x: (n, ...) images; y: (n,) int64 labels. bn: the model's mode, see
-    `attack_mode`.
-    Raises DataError for images that do not fit, NonFiniteError for a loss or gradient that is not finite.
-    Source: Wang et al. 2019, Eq. 4 and its closed form in Sec. 3.1.
+    The L2 threat model has ||g||_2 in place of ||g||_1. The value is at least 0 in the ball around x, and 0 where no
+    first-order step increases the loss. The bounds of [0, 1] do not enter.
+
+    Args:
+        model: classifier of images in [0, 1].
+        x_adv: adversarial examples (n, ...).
+        x: images (n, ...) in [0, 1].
+        y: labels (n,) int64.
+        threat: the threat model.
+        bn: batch-norm mode of the model, see `attack_mode`.
+
+    Returns:
+        FOSC (n,), in units of the loss.
+
+    Raises:
+        ConfigError: the mode is unknown.
+        DataError: images or labels do not fit.
+        NonFiniteError: a loss or gradient is not finite.
+
+    References:
+        Wang et al. 2019, "On the convergence and robustness of adversarial training", Eq. 4 and its closed form in
+        Sec. 3.1.
     """
     check_batch(x, y)
     check_extras(x, x_adv, None, None)
@@ -33,18 +51,43 @@ def fosc_of(model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threa
         return fosc(x_adv.detach(), grad, x.detach(), threat.eps, norm=threat.norm)
 
 
+class _Batch(NamedTuple):
+    """The examples that are attacked together: iterates, images, labels, and the origin of displacements."""
+
+    x_adv: Tensor
+    x: Tensor
+    y: Tensor
+    origin: Tensor | None
+
+    def select(self, rows: Tensor) -> "_Batch":
+        origin = None if self.origin is None else self.origin[rows]
+        return _Batch(self.x_adv[rows], self.x[rows], self.y[rows], origin)
+
+
 class FOSCPGD:
     """PGD on the cross-entropy that stops each example once its FOSC is at most a threshold.
 
-    The first step is for all; before each further one the gradient that it will follow decides who goes on. Stopped
-    examples stay where they are and leave the batch. eps, step_size: in pixel units. steps: the most that an example takes.
-    norm: "linf" or "l2". random_start: begin at a uniform point of the ball instead of x. bn: the model's mode; in
-    others than "eval" the examples see each other, and the stopped ones stay in the batch.
-    Raises ConfigError for numbers and names out of range. Source: Wang et al. 2019, Alg. 1, where V is to be 1 as long
-    as the FOSC is above the threshold, as the comment beside it says, and not below.
+    All examples take the first step. Before each further step, the gradient that the step would follow decides which
+    examples stay active. Inactive examples keep their iterate and leave the batch.
+
+    Args:
+        eps: radius in pixel units.
+        step_size: step size in pixel units.
+        steps: maximum number of steps of an example.
+        norm: "linf" or "l2".
+        random_start: start at a uniform point of the ball instead of x.
+        bn: batch-norm mode of the model, see `attack_mode`. In modes other than "eval" the examples of a batch depend
+            on one another, and inactive ones stay in the batch.
+
+    Raises:
+        ConfigError: a value is out of range or a name is unknown.
+
+    References:
+        Wang et al. 2019, "On the convergence and robustness of adversarial training", Alg. 1, with V = 1 as long as
+        the FOSC is above the threshold, as the comment beside it says, and not below.
     """
 
-    keyed = True  # takes key=, the random numbers to use
+    keyed = True  # takes key=, which determines the random numbers
 
     def __init__(
         self,
@@ -61,8 +104,7 @@ class FOSCPGD:
             raise ConfigError(
                 f"step_size and steps are {step_size} and {steps}; expected a finite step >= 0 and at least 1 of it"
             )
-        if bn not in BN_MODES:
-            raise ConfigError(f"batch-norm mode is {bn!r}; known modes: {', '.join(BN_MODES)}")
+        check_bn_mode(bn)
         self.step_size, self.steps, self.random_start, self.bn = step_size, steps, random_start, bn
 
     def __call__(
@@ -76,12 +118,24 @@ class FOSCPGD:
         origin: Tensor | None = None,
         key: Key | None = None,
     ) -> Tensor:
-        """Adversarial examples for images x (n, ...) in [0, 1] with labels y (n,) int64.
+        """Attacks a model.
 
-        threshold: of the FOSC, in units of the loss. start: (n, ...) first iterate in place of the random one; it may
-        lie outside, as no step leaves it there. origin: (n, ...) the point that the FOSC measures displacements from,
-        in place of x. key: whose random numbers to use; None takes a fresh seed from torch's default generator.
-        Returns a tensor like x that needs no gradient. Raises what `PGD` raises.
+        Args:
+            model: classifier of images in [0, 1]; restored afterwards.
+            x: images (n, ...) in [0, 1].
+            y: labels (n,) int64.
+            threshold: an example stops once its FOSC is at most this, in units of the loss.
+            start: first iterate (n, ...) in place of the random one. It may be outside the ball, as every step
+                projects.
+            origin: points (n, ...) from which the FOSC measures displacements, in place of x.
+            key: key of the random numbers; by default one with a seed from torch's default generator.
+
+        Returns:
+            Adversarial examples like x, which need no gradient.
+
+        Raises:
+            DataError: images, labels, start, origin or key do not fit.
+            NonFiniteError: a loss or gradient is not finite.
         """
         check_batch(x, y)
         check_extras(x, start, key, None)
@@ -93,44 +147,38 @@ class FOSCPGD:
             else:
                 key = Key.fresh(len(x), x.device) if key is None else key
                 self.threat.project_(torch.add(x, self.threat.uniform(x, key), out=x_adv), x)
-            self._ascend(model, x_adv, x.detach(), y, None if origin is None else origin.detach(), threshold)
+            self._ascend(model, _Batch(x_adv, x.detach(), y, None if origin is None else origin.detach()), threshold)
         return x_adv
 
-    def _ascend(
-        self, model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, origin: Tensor | None, threshold: float
-    ) -> None:
-        still = x_adv, x, y, origin  # of the examples in the batch, which are rows `alive` of all
-        alive = None
-        active = torch.ones_like(y, dtype=torch.bool)
-        finite = 0.0
+    def _ascend(self, model: nn.Module, whole: _Batch, threshold: float) -> None:
+        """Moves whole.x_adv in place."""
+        batch, rows = whole, None  # the examples that are attacked, which are `rows` of the whole batch
+        active = torch.ones_like(whole.y, dtype=torch.bool)
+        sums = []
         for k in range(self.steps):
-            grad, losses, _ = input_grad(model, still[0], partial(cross_entropy, y=still[2]))
-            finite = finite + losses.sum() + grad.sum()  # looked at once: looking waits for the device
+            grad, losses, _ = input_grad(model, batch.x_adv, partial(cross_entropy, y=batch.y))
+            sums.append(losses.sum() + grad.sum())  # checked once at the end, as a check waits for the device
             if k == 0:
-                self.threat.step_(still[0], grad, x, self.step_size)
+                self.threat.step_(batch.x_adv, grad, batch.x, self.step_size)
                 continue
-            self._step(still, grad, active, threshold)
-            remaining = int(active.sum())
-            if remaining == len(active):
-                continue
-            if remaining == 0:
+            self._step(batch, grad, active, threshold)
+            count = int(active.sum())
+            if count == 0:
                 break
-            if self.bn == "eval":
-                if alive is not None:
-                    x_adv[alive] = still[0]
-                alive = active.nonzero().flatten() if alive is None else alive[active]
-                still = tuple(t if t is None else t[active] for t in still)
-                active = active[active]
-        check_finite(finite)
-        if alive is not None:
-            x_adv[alive] = still[0]
+            if count < len(active) and self.bn == "eval":
+                if rows is not None:
+                    whole.x_adv[rows] = batch.x_adv
+                rows = active.nonzero().flatten() if rows is None else rows[active]
+                batch, active = batch.select(active), active[active]
+        check_finite(*sums)
+        if rows is not None:
+            whole.x_adv[rows] = batch.x_adv
 
-    def _step(self, still: tuple[Tensor | None, ...], grad: Tensor, active: Tensor, threshold: float) -> None:
-        """One step of the active examples, but those whose FOSC is at most the threshold become inactive instead."""
-        x_adv, x, _, origin = still
-        if self.threat.norm == "linf" and origin is None:
-            fosc_step_(x_adv, grad, x, active, self.step_size, self.threat.eps, threshold)
+    def _step(self, batch: _Batch, grad: Tensor, active: Tensor, threshold: float) -> None:
+        """Deactivates the examples whose FOSC is at most the threshold, and moves the other active ones."""
+        if self.threat.norm == "linf" and batch.origin is None:
+            fosc_step_(batch.x_adv, grad, batch.x, active, self.step_size, self.threat.eps, threshold)
             return
-        reached = fosc(x_adv, grad, x if origin is None else origin, self.threat.eps, norm=self.threat.norm)
-        active &= reached > threshold
-        self.threat.step_(x_adv, grad, x, self.step_size, mask=active)
+        origin = batch.x if batch.origin is None else batch.origin
+        active &= fosc(batch.x_adv, grad, origin, self.threat.eps, norm=self.threat.norm) > threshold
+        self.threat.step_(batch.x_adv, grad, batch.x, self.step_size, mask=active)

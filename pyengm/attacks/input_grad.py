@@ -1,21 +1,30 @@
-"""The gradient in the images that every attack follows."""
+"""The gradient of the loss in the images, which every attack follows."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-HALF_SCALE = 1024.0  # float16 loses gradients below 6e-8 on their way through the model
+HALF_SCALE = 1024.0  # in float16 the backward pass loses gradients below 6e-8
 
 
 def input_grad(
     model: nn.Module, x: Tensor, loss: Callable[..., Tensor], *targets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of sum_i loss(model(x), *targets)_i in x (n, ...), the losses (n,) and the logits (n, k), all detached.
+    """Gradient of sum_i loss(model(x), *targets)_i in x.
 
-    The sum, not the mean: every example's gradient keeps its own scale whatever the batch size. x itself, often a
-    caller's buffer, never needs a gradient. Where the logits are float16, or the `dtype` of the model is, gradients are
-    scaled up on the way back and down at the end.
+    It is the sum, not the mean: the gradient of every example keeps its own scale at any batch size. x, which is often
+    a buffer of the caller, never needs a gradient itself. Where the logits or the `dtype` of the model are float16,
+    the loss is scaled up by HALF_SCALE before the backward pass and the gradient is scaled down after it.
+
+    Args:
+        model: classifier of images in [0, 1].
+        x: images (n, ...).
+        loss: per-example losses (n,) of the logits (n, k) and the targets.
+        *targets: further arguments of the loss.
+
+    Returns:
+        The gradient (n, ...), the losses (n,) and the logits (n, k), all detached.
     """
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""The state a model is in while it is attacked: parameters frozen, batch norm in an explicit mode."""
+"""The state of a model during an attack: frozen parameters, and batch norm in an explicit mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,18 +12,33 @@ from pyengm.errors import ConfigError
 BN_MODES = ("eval", "train", "batch_stats")
 
 
-@contextmanager
-def attack_mode(model: nn.Module, bn: str) -> Iterator[None]:
-    """Freezes the parameters, so that no weight gradient is computed, and sets the mode of all modules.
+def check_bn_mode(bn: str) -> None:
+    """Checks the name of a batch-norm mode.
 
-    Linear layers then keep no input for one either; torch's convolutions keep theirs all the same.
-    bn: "eval" (running statistics), "train" (batch statistics, running ones are updated by each forward pass) or
-    "batch_stats" (batch statistics, running ones stay as they are). Everything is put back on leaving, by an error too.
-    The mode is that of all modules, of norm layers that were in evaluation mode by themselves too.
-    Raises ConfigError for an unknown mode.
+    Raises:
+        ConfigError: bn is not one of BN_MODES.
     """
     if bn not in BN_MODES:
         raise ConfigError(f"batch-norm mode is {bn!r}; known modes: {', '.join(BN_MODES)}")
+
+
+@contextmanager
+def attack_mode(model: nn.Module, bn: str) -> Iterator[None]:
+    """Context in which the parameters of a model are frozen and all of its modules are in one mode.
+
+    No weight gradient is computed within. Linear layers then store no input for one either; torch's convolutions still
+    store theirs. The mode applies to all modules, also to norm layers that were in evaluation mode on their own.
+    Everything is restored on leaving, after an error too.
+
+    Args:
+        model: the model under attack.
+        bn: "eval" (running statistics), "train" (statistics of the batch; each forward pass updates the running ones)
+            or "batch_stats" (statistics of the batch; the running ones are unchanged).
+
+    Raises:
+        ConfigError: the mode is unknown.
+    """
+    check_bn_mode(bn)
     trainable = [p for p in model.parameters() if p.requires_grad]
     flags = [(module, module.training) for module in model.modules()]
     try:
@@ -41,17 +56,17 @@ def attack_mode(model: nn.Module, bn: str) -> Iterator[None]:
 
 @contextmanager
 def running_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Norm layers in training mode use the statistics of the batch, as ever, and leave their running ones as they are.
+    """Context in which norm layers in training mode use the statistics of the batch and do not update the running ones.
 
-    Everything is put back on leaving, by an error too.
+    Everything is restored on leaving, after an error too.
     """
     layers = [module for module in model.modules() if isinstance(module, _NormBase) and module.training]
-    kept = [(module, module.track_running_stats, module.running_mean, module.running_var) for module in layers]
+    saved = [(module, module.track_running_stats, module.running_mean, module.running_var) for module in layers]
     try:
         # A norm layer without running statistics uses those of the batch and has nothing to update.
         for module in layers:
             module.track_running_stats, module.running_mean, module.running_var = False, None, None
         yield
     finally:
-        for module, *statistics in kept:
-            module.track_running_stats, module.running_mean, module.running_var = statistics
+        for module, tracked, mean, var in saved:
+            module.track_running_stats, module.running_mean, module.running_var = tracked, mean, var

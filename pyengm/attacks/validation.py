@@ -1,4 +1,6 @@
-"""What an attack takes: images, labels, and what comes with them."""
+"""Checks of the arguments of attacks, and of the values that they compute."""
+
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -9,7 +11,15 @@ from pyengm.utils.checks import require
 
 
 def check_batch(x: Tensor, y: Tensor) -> None:
-    """Raises DataError unless x (n, ...) is float32 or float64 in [0, 1] and y (n,) int64 labels, n >= 1."""
+    """Checks the images and labels of an attack.
+
+    Args:
+        x: images (n, ...), n >= 1, in float32 or float64 with values in [0, 1].
+        y: labels (n,) int64, 0 or more.
+
+    Raises:
+        DataError: one of these does not hold.
+    """
     if x.dtype not in (torch.float32, torch.float64):
         raise DataError(f"expected images in float32 or float64 with values in [0, 1], got {x.dtype}")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
@@ -17,24 +27,34 @@ def check_batch(x: Tensor, y: Tensor) -> None:
     if x.numel() == 0:
         raise DataError("the batch is empty: there is nothing to attack")
     low, high = x.detach().aminmax()
-    require((low >= 0) & (high <= 1), _outside, low, high)
-    least = y.min()
-    require(least >= 0, _no_label, least)  # torch's cross-entropy ignores -100 without a word
+    require((low >= 0) & (high <= 1), _outside_unit_range, low, high)
+    smallest = y.min()
+    require(smallest >= 0, _negative_label, smallest)  # torch's cross-entropy ignores -100 without a warning
 
 
-def _outside(low: Tensor, high: Tensor) -> DataError:
+def _outside_unit_range(low: Tensor, high: Tensor) -> DataError:
     return DataError(
         f"expected images with values in [0, 1], got values from {low.item():.4g} to {high.item():.4g}; "
         "normalisation belongs into the model (pyengm.models.build(..., mean=, std=))"
     )
 
 
-def _no_label(least: Tensor) -> DataError:
-    return DataError(f"expected labels of 0 or more, got {least.item()}")
+def _negative_label(smallest: Tensor) -> DataError:
+    return DataError(f"expected labels of 0 or more, got {smallest.item()}")
 
 
 def check_extras(x: Tensor, start: Tensor | None, key: Key | None, out: Tensor | None) -> None:
-    """Raises DataError unless start and out are like x, out is not x, and key names as many examples as x has."""
+    """Checks the optional arguments of an attack on images x (n, ...).
+
+    Args:
+        x: the images.
+        start: the first iterate, with the shape, type and device of x.
+        key: the key of the random numbers, for n examples.
+        out: the buffer for the result, with the shape, type and device of x, in other memory.
+
+    Raises:
+        DataError: one of these does not hold.
+    """
     for name, t in (("start", start), ("out", out)):
         if t is not None and (t.shape, t.dtype, t.device) != (x.shape, x.dtype, x.device):
             raise DataError(
@@ -48,12 +68,27 @@ def check_extras(x: Tensor, start: Tensor | None, key: Key | None, out: Tensor |
 
 
 def check_finite(*tensors: Tensor) -> None:
-    """Raises NonFiniteError unless all losses and gradients are finite (see `require` for when the check is read).
+    """Checks losses and gradients; `pyengm.utils.checks.require` describes when the result is read.
 
-    The sign of a nan moves nothing, so an example that meets one would pass for a robust one.
+    The sign of a nan moves nothing, so that an example with a nan in its gradient would count as robust.
+
+    Raises:
+        NonFiniteError: a value is nan or infinite.
     """
-    require(sum(t.detach().sum() for t in tensors).isfinite(), _not_finite)
+    total = reduce(torch.add, (t.detach().sum() for t in tensors))
+    require(total.isfinite(), _non_finite)
 
 
-def _not_finite() -> NonFiniteError:
+def _non_finite() -> NonFiniteError:
     return NonFiniteError("the attack's loss or its gradient is nan or infinite: look at the model's outputs")
+
+
+def finite_logits(logits: Tensor) -> Tensor:
+    """Returns the logits (n, k) unchanged; waits for the device.
+
+    Raises:
+        NonFiniteError: a logit is nan or infinite.
+    """
+    if not logits.isfinite().all():
+        raise NonFiniteError("the model's outputs are nan or infinite")
+    return logits

@@ -9,10 +9,10 @@ from typing import Annotated
 import torch
 import tyro
 
-from pyengm.attacks import NORMS, ThreatModel
+from pyengm.attacks import THREAT_NORMS, ThreatModel
 from pyengm.data import load
 from pyengm.errors import ConfigError
-from pyengm.evaluation import attack_checkpoints, attack_names, results_table
+from pyengm.evaluation import evaluate_with_progress, final_attacks, results_table
 from pyengm.models import read_info
 from pyengm.training import Interrupted, RunFolder, TrainConfig, pick_device
 from pyengm.training.config import default_threats
@@ -33,7 +33,7 @@ class EvaluateConfig(OptionGroup):
     """Data set whose test images are attacked."""
     data_dir: Annotated[Path | None, Unset("that of the training")] = None
     """Folder in which data sets and decoded images are kept."""
-    threat: Annotated[str | None, Choice(NORMS), Unset("both")] = None
+    threat: Annotated[str | None, Choice(THREAT_NORMS), Unset("both")] = None
     """Evaluate under the threat model of this norm only."""
     eps: Annotated[Pixels | None, Unset("that of the training or of the recipe")] = None
     """Radius for --threat in pixel units, such as 8/255."""
@@ -82,11 +82,11 @@ def evaluate_command(options: EvaluateConfig) -> int:
     if options.out is not None:
         make_dirs(options.out.parent)  # an error comes now, not after the evaluation
     try:
-        results = attack_checkpoints(
+        results = evaluate_with_progress(
             checkpoints,
             test,
             threats,
-            attack_names(options.attacks),
+            final_attacks(options.attacks),
             autoattack_examples=options.autoattack_examples or trained.evaluation.autoattack_examples,
             surrogate=options.surrogate,
             state=state,

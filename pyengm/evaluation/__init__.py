@@ -1,29 +1,42 @@
-"""How robust a model is: accuracies, a table and an image."""
+"""Evaluation of the robustness of models: accuracies, distances, a table and a figure."""
 
-from pyengm.evaluation.accuracy import Verdicts, accuracy, correct, predict
-from pyengm.evaluation.attack_registry import attack_named, attack_names, check_attacks
+from pyengm.evaluation.accuracy import Predictions, accuracy, correct, predict
+from pyengm.evaluation.attack_registry import (
+    ATTACKS,
+    ATTACKS_HELP,
+    AttackInfo,
+    check_attacks,
+    create_attack,
+    final_attacks,
+)
+from pyengm.evaluation.autoattack_runs import AutoAttackVerdicts, run_autoattack
 from pyengm.evaluation.calibration import expected_calibration_error
 from pyengm.evaluation.checkpoints import evaluate_checkpoints
 from pyengm.evaluation.curves import plot_curves
 from pyengm.evaluation.distance import robustness_distance
 from pyengm.evaluation.evaluate import evaluate, robust_overfitting
-from pyengm.evaluation.progress import attack_checkpoints
+from pyengm.evaluation.progress import evaluate_with_progress
 from pyengm.evaluation.table import results_table
 
 __all__ = [
-    "Verdicts",
+    "ATTACKS",
+    "ATTACKS_HELP",
+    "AttackInfo",
+    "AutoAttackVerdicts",
+    "Predictions",
     "accuracy",
-    "attack_checkpoints",
-    "attack_named",
-    "attack_names",
     "check_attacks",
     "correct",
+    "create_attack",
     "evaluate",
     "evaluate_checkpoints",
+    "evaluate_with_progress",
     "expected_calibration_error",
+    "final_attacks",
     "plot_curves",
     "predict",
     "results_table",
     "robust_overfitting",
     "robustness_distance",
+    "run_autoattack",
 ]

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier on images, as they are or attacked."""
+"""Accuracy of a classifier on images, without or under an attack."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,24 +21,35 @@ BATCH_SIZE = 250  # AutoAttack's own: 256 would run as 250 and 6
 
 
 def sharded(data: ImageDataset, predict: Callable[[ImageDataset], Tensor]) -> Tensor:
-    """predict(data), numbers (N, ...) on the CPU per image; where several processes run, each judges its share."""
+    """Computes a tensor per image; where several processes run, each processes its shard of the images.
+
+    Args:
+        data: N images.
+        predict: returns a tensor (n, ...) on the CPU for a subset of n images.
+
+    Returns:
+        predict(data), (N, ...), in every process.
+    """
     if world_size() == 1:
         return predict(data)
-    mine = torch.arange(len(data))[rank() :: world_size()]
-    parts = all_gather_object(predict(data.subset(mine)) if len(mine) else None)
-    whole = parts[0].new_zeros(len(data), *parts[0].shape[1:])
-    for place, part in enumerate(parts):
+    shard = torch.arange(len(data))[rank() :: world_size()]
+    parts = all_gather_object(predict(data.subset(shard)) if len(shard) else None)
+    first = next(part for part in parts if part is not None)  # a process without images has None
+    whole = first.new_zeros(len(data), *first.shape[1:])
+    for process, part in enumerate(parts):
         if part is not None:
-            whole[place :: world_size()] = part
+            whole[process :: world_size()] = part
     return whole
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """What a model makes of N images, (N,) each, on the CPU.
+class Predictions:
+    """Outcome of a classifier on N images, on the CPU.
 
-    correct: bool, whether it classifies the image right. confidence: the probability that it gives the class that it
-    predicts. loss: the cross-entropy of the true class.
+    Args:
+        correct: (N,) bool, whether an image is classified correctly.
+        confidence: (N,) probability of the predicted class.
+        loss: (N,) cross-entropy of the true class.
     """
 
     correct: Tensor
@@ -46,7 +57,7 @@ class Verdicts:
     loss: Tensor
 
     def summary(self, name: str) -> dict[str, float]:
-        """Accuracy as `name`, mean loss as name_loss, expected calibration error as name_ece."""
+        """Accuracy as `name`, mean loss as name_loss, expected calibration error as name_ece; accuracy in [0, 1]."""
         return {
             name: self.correct.double().mean().item(),
             f"{name}_loss": self.loss.double().mean().item(),
@@ -56,44 +67,56 @@ class Verdicts:
 
 def predict(
     model: nn.Module, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device
-) -> Verdicts:
-    """The verdicts on all images under the attack (None: as they are).
+) -> Predictions:
+    """Predictions for all images under an attack.
 
-    The model is in eval mode meanwhile. The random starts are those of (seed, the image's index), so that they do
-    not depend on the batches. Raises NonFiniteError when the model's outputs are not finite.
-    Where several processes run, all call this, and each attacks its share.
+    Where several processes run, all call this, and each attacks its shard. The random starts depend on (seed, index of
+    the image), so that they do not depend on the batches.
+
+    Args:
+        model: classifier of images in [0, 1], on `device`; in eval mode during the evaluation and restored afterwards.
+        data: N images.
+        attack: called as attack(model, x, y); None: the images as they are.
+        seed: seed of the random starts.
+        device: device of the model.
+
+    Returns:
+        The predictions for all N images.
+
+    Raises:
+        NonFiniteError: outputs of the model are not finite.
     """
     correct, confidence, loss = sharded(data, partial(_predict, model, attack, seed, device)).unbind(1)
-    return Verdicts(correct.bool(), confidence, loss)
+    return Predictions(correct.bool(), confidence, loss)
 
 
 def _predict(model: nn.Module, attack: Attack | None, seed: int, device: torch.device, data: ImageDataset) -> Tensor:
-    """Right or not, confidence and loss, (N, 3)."""
+    """Correct or not, confidence and loss, (N, 3)."""
     parts = []
-    images = Loader(
+    loader = Loader(
         data, BATCH_SIZE, device=device, seed=seed, augment="none", shuffle=False, memory_format=memory_format_of(model)
     )
-    for batch in images.epoch(0):
+    for batch in loader.epoch(0):
         x = batch.x
-        if getattr(attack, "keyed", False):
-            x = attack(model, x, batch.y, key=Key(seed, 0, batch.index))
-        elif attack is not None:
-            x = attack(model, x, batch.y)
+        if attack is not None:
+            keyed = getattr(attack, "keyed", False)
+            options = {"key": Key(seed, 0, batch.index)} if keyed else {}
+            x = attack(model, x, batch.y, **options)
         with attack_mode(model, "eval"), torch.no_grad():
             logits = model(x)
         if not logits.isfinite().all():
             raise NonFiniteError(f"the model's outputs on {data.name} are nan or infinite")
-        right, confidence = logits.argmax(dim=1) == batch.y, logits.softmax(dim=1).amax(dim=1)
+        correct, confidence = logits.argmax(dim=1) == batch.y, logits.softmax(dim=1).amax(dim=1)
         loss = cross_entropy(logits, batch.y, reduction="none")
-        parts.append(torch.stack([right.to(loss), confidence.to(loss), loss], dim=1).cpu())
+        parts.append(torch.stack([correct.to(loss), confidence.to(loss), loss], dim=1).cpu())
     return torch.cat(parts)
 
 
 def correct(model: nn.Module, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device) -> Tensor:
-    """(N,) bool on the CPU: is image i still classified right under the attack? Arguments and errors as `predict`."""
+    """Whether each image is classified correctly, (N,) bool on the CPU; arguments and errors as for `predict`."""
     return predict(model, data, attack, seed=seed, device=device).correct
 
 
 def accuracy(model: nn.Module, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device) -> float:
-    """Share of `correct` images, in [0, 1]."""
+    """Share of images that are classified correctly, in [0, 1]; arguments and errors as for `predict`."""
     return correct(model, data, attack, seed=seed, device=device).double().mean().item()

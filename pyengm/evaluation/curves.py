@@ -1,4 +1,4 @@
-"""The image of a run: accuracy and loss by epoch."""
+"""The figure of a run: accuracy and loss by epoch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +16,15 @@ SERIES = {
 
 
 def plot_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Writes a PNG of the learning curves. rows: the lines of metrics.jsonl, one per epoch.
+    """Writes the learning curves of a run as a PNG image.
 
-    Raises StorageError where it cannot be written.
+    Args:
+        rows: the lines of metrics.jsonl, one per epoch.
+        path: file to write.
+        title: title of the figure.
+
+    Raises:
+        StorageError: the file cannot be written.
     """
     figure = Figure(figsize=(9, 4), dpi=120, layout="constrained")
     accuracy, loss = figure.subplots(1, 2)

@@ -1,43 +1,67 @@
-"""The evaluation of a model: accuracies under every attack and threat model asked for."""
+"""Evaluation of a model: accuracies under attacks and threat models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pyengm.attacks import AutoAttack, ThreatModel
-from pyengm.attacks.autoattack import Verdicts
-from pyengm.attacks.deepfool import DeepFool
-from pyengm.attacks.transfer import Transfer
+from pyengm.attacks import AutoAttack, DeepFool, ThreatModel, Transfer
 from pyengm.data import ImageDataset
 from pyengm.errors import ConfigError
 from pyengm.evaluation.accuracy import accuracy, correct, sharded
-from pyengm.evaluation.attack_registry import DISTANCES, TITLES, TRANSFER, attack_named, check_attacks
+from pyengm.evaluation.attack_registry import (
+    DISTANCES,
+    NATURAL,
+    SAME_EXAMPLES,
+    TITLES,
+    TRANSFER,
+    check_attacks,
+    create_attack,
+    member_key,
+)
+from pyengm.evaluation.autoattack_runs import AutoAttackVerdicts, run_autoattack
 from pyengm.evaluation.distance import robustness_distance
 
-SAME_EXAMPLES = "pgd20_on_autoattack_examples"
-AFTER = "after_"  # before a member of AutoAttack: the accuracy that it and those before it have left
+AFTER = "after_"  # prefix of the accuracy under a member of AutoAttack and those before it
+
+OnAttack = Callable[[str], None]  # title of the attack that starts
+OnPass = Callable[[str, int, int, float], None]  # title, passes done, their total number, robust accuracy so far
 
 
 def evaluate(
     model: nn.Module, data: ImageDataset, threats: Sequence[ThreatModel], attacks: Sequence[str], **options
 ) -> dict[str, float]:
-    """Accuracies in [0, 1] by attack name; those of a second threat model carry its norm, as in "pgd20_l2".
+    """Evaluates a model under attacks and threat models.
 
-    data: images to attack. threats: one per norm. attacks: names of `suite.ATTACKS`; "deepfool" gives
-    `robustness_distance`, once. options: those of `evaluate_under`.
-    Raises ConfigError for an unknown attack or one that cannot run on these images, and for two threat models of one
-    norm, NonFiniteError for a model whose outputs are not finite. Warns of members that AutoAttack runs without.
+    Warns of members of AutoAttack that do not apply to the images.
+
+    Args:
+        model: classifier of images in [0, 1].
+        data: the images to attack.
+        threats: threat models, one per norm.
+        attacks: names of `attack_registry.ATTACKS`. A distance, such as "deepfool", is measured once.
+        **options: keyword arguments of `evaluate_one_threat`.
+
+    Returns:
+        Accuracies in [0, 1] and distances in pixel units by name of the attack. The names under all but the first
+        threat model end in its norm, as in "pgd20_l2".
+
+    Raises:
+        ConfigError: an attack is unknown or does not apply, or two threat models have one norm.
+        NonFiniteError: outputs of the model are not finite.
     """
     check_threats(threats)
     check_attacks(attacks, data, threats)
-    asked = attacks_by_threat(threats, attacks)
-    return merge({threat: evaluate_under(model, data, threat, names, **options) for threat, names in asked.items()})
+    results = {
+        threat: evaluate_one_threat(model, data, threat, names, **options)
+        for threat, names in attacks_by_threat(threats, attacks).items()
+    }
+    return merge_threats(results)
 
 
-def evaluate_under(
+def evaluate_one_threat(
     model: nn.Module,
     data: ImageDataset,
     threat: ThreatModel,
@@ -48,90 +72,143 @@ def evaluate_under(
     autoattack_examples: int | None = None,
     surrogate: nn.Module | None = None,
     state: Path | None = None,
-    on_attack: Callable[[str], None] = lambda title: None,
-    on_pass: Callable[[str, int, int, float], None] = lambda title, done, total, robust: None,
+    on_attack: OnAttack = lambda title: None,
+    on_pass: OnPass = lambda title, done, total, robust: None,
 ) -> dict[str, float]:
-    """`evaluate` under one threat model.
+    """Evaluates a model under attacks of one threat model, which `check_attacks` has accepted.
 
-    autoattack_examples: how many of the images AutoAttack and its members get, spread evenly; PGD-20 on just these
-    is reported beside it. surrogate: PGD-20 on this model is tried on `model` too ("transfer_pgd20").
-    state: folder from which AutoAttack goes on (`AutoAttack.run`). on_attack: told each attack's title beforehand.
-    on_pass: AutoAttack's progress, after its title.
-    AutoAttack's accuracy comes with that after each of its members, as in "after_apgd_ce".
+    Args:
+        model: classifier of images in [0, 1]; moved to `device`.
+        data: the images to attack.
+        threat: the threat model.
+        attacks: names of `attack_registry.ATTACKS`.
+        device: device of the evaluation.
+        seed: seed of random starts and of AutoAttack.
+        autoattack_examples: number of images, spread evenly, for AutoAttack and its members; None: all. The accuracy
+            under PGD-20 on the same images is reported as well.
+        surrogate: another model; adversarial examples of PGD-20 on it are tried on `model` ("transfer_pgd20").
+        state: folder of the state files of `run_autoattack`.
+        on_attack: called with the title of each attack before it starts.
+        on_pass: called with the title of an attack and the progress of `run_autoattack`.
+
+    Returns:
+        Accuracies in [0, 1] and distances in pixel units by name. AutoAttack's accuracy comes with that after each of
+        its members, as in "after_apgd_ce".
+
+    Raises:
+        NonFiniteError: outputs of the model are not finite.
     """
     model = model.to(device)
     few = evenly_spread(len(data), autoattack_examples)
-    made = {name: attack_named(name, threat, seed) for name in attacks}
-    show_same = len(few) < len(data) and any(isinstance(attack, AutoAttack) for attack in made.values())
-    on_attack(TITLES["natural"])
-    results = {"natural": accuracy(model, data, None, seed=seed, device=device)}
-    if surrogate is not None:
-        on_attack(f"{TITLES[TRANSFER]} ({threat})")
-        transfer = Transfer(attack_named("pgd20", threat), surrogate.to(device))
-        results[TRANSFER] = accuracy(model, data, transfer, seed=seed, device=device)
-    for name, attack in made.items():
+    created = {name: create_attack(name, threat, seed) for name in attacks}
+    same_examples = len(few) < len(data) and any(isinstance(attack, AutoAttack) for attack in created.values())
+    results = _natural_and_transfer(model, data, threat, surrogate, on_attack, seed=seed, device=device)
+    for name, attack in created.items():
         title = TITLES[name] if name in DISTANCES else f"{TITLES[name]} ({threat})"
         on_attack(title)
         if isinstance(attack, DeepFool):
             results[name] = robustness_distance(model, data, device=device, attack=attack)
         elif isinstance(attack, AutoAttack):
-            attack.attacks, _ = attack.fitting(data.num_classes, data.shape)  # `check_attacks` has warned of the others
-            show = partial(on_pass, title)
-            predict = partial(_survived, attack, model, device, state, show)
-            verdicts = Verdicts(attack.attacks, sharded(data.subset(few), predict))
-            if name == "autoattack":
-                after = verdicts.accuracies()
-                results |= {AFTER + member.replace("-", "_"): after[member] for member in verdicts.members}
-            results[name] = _mean(verdicts.robust)
+            options = {"device": device, "state": state, "progress": partial(on_pass, title)}
+            results |= _autoattack_results(name, attack, model, data.subset(few), **options)
         else:
-            right = correct(model, data, attack, seed=seed, device=device)
-            results[name] = _mean(right)
-            if name == "pgd20" and show_same:
-                results[SAME_EXAMPLES] = _mean(right[few])
+            is_correct = correct(model, data, attack, seed=seed, device=device)
+            results[name] = _mean(is_correct)
+            if name == "pgd20" and same_examples:
+                results[SAME_EXAMPLES] = _mean(is_correct[few])
     return results
 
 
-def _survived(
-    attack: AutoAttack,
+def _natural_and_transfer(
     model: nn.Module,
-    device: torch.device,
-    state: Path | None,
-    progress: Callable[[int, int, float], None],
     data: ImageDataset,
-) -> torch.Tensor:
-    return attack.run(model, data, device=device, state=state, progress=progress).survived
+    threat: ThreatModel,
+    surrogate: nn.Module | None,
+    on_attack: OnAttack,
+    *,
+    seed: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Accuracies on the images as they are, and on adversarial examples of the surrogate if there is one."""
+    on_attack(TITLES[NATURAL])
+    results = {NATURAL: accuracy(model, data, None, seed=seed, device=device)}
+    if surrogate is not None:
+        on_attack(f"{TITLES[TRANSFER]} ({threat})")
+        transfer = Transfer(create_attack("pgd20", threat), surrogate.to(device))
+        results[TRANSFER] = accuracy(model, data, transfer, seed=seed, device=device)
+    return results
+
+
+def _autoattack_results(
+    name: str, attack: AutoAttack, model: nn.Module, data: ImageDataset, **options
+) -> dict[str, float]:
+    """Accuracy under an attack, after those under its members if it is AutoAttack as a whole."""
+    attack.attacks, _ = attack.applicable_members(data.num_classes, data.shape)  # `check_attacks` warns of the others
+
+    def stages_survived(shard: ImageDataset) -> Tensor:
+        return run_autoattack(attack, model, shard, **options).stages_survived
+
+    verdicts = AutoAttackVerdicts(attack.attacks, sharded(data, stages_survived))
+    results = {}
+    if name == "autoattack":
+        accuracies = verdicts.accuracies()
+        results = {AFTER + member_key(member): accuracies[member] for member in verdicts.members}
+    return results | {name: _mean(verdicts.robust)}
 
 
 def attacks_by_threat(threats: Sequence[ThreatModel], attacks: Sequence[str]) -> dict[ThreatModel, list[str]]:
-    """The attacks to run under each threat model: distances belong to none, and are measured under the first."""
+    """The attacks to run under each threat model; distances, which depend on none, are measured under the first."""
     return {threat: [name for name in attacks if i == 0 or name not in DISTANCES] for i, threat in enumerate(threats)}
 
 
-def merge(by_threat: Mapping[ThreatModel, Mapping[str, float]]) -> dict[str, float]:
-    """One dict of accuracies; names under all but the first threat model carry its norm."""
+def merge_threats(results: Mapping[ThreatModel, Mapping[str, float]]) -> dict[str, float]:
+    """Merges results under several threat models; names under all but the first end in its norm."""
     merged: dict[str, float] = {}
-    for i, (threat, accuracies) in enumerate(by_threat.items()):
+    for i, (threat, values) in enumerate(results.items()):
         suffix = f"_{threat.norm}" if i else ""
-        merged |= {name + suffix: value for name, value in accuracies.items() if i == 0 or name != "natural"}
+        merged |= {name + suffix: value for name, value in values.items() if i == 0 or name != NATURAL}
     return merged
 
 
 def check_threats(threats: Sequence[ThreatModel]) -> None:
-    """Raises ConfigError for two threat models of one norm, whose results would have one name."""
+    """Checks that threat models have different norms.
+
+    Raises:
+        ConfigError: two have one norm, so that their results would have one name.
+    """
     if len({threat.norm for threat in threats}) < len(threats):
         raise ConfigError(f"expected one threat model per norm, got {', '.join(map(str, threats))}")
 
 
 def robust_overfitting(best: float, last: float) -> float:
-    """Per cent of the best checkpoint's robust accuracy that the last one has lost (Dabouei et al. 2022, Table 2)."""
+    """Share of the best checkpoint's robust accuracy that the last checkpoint has lost.
+
+    Args:
+        best: robust accuracy of the best checkpoint.
+        last: robust accuracy of the last checkpoint.
+
+    Returns:
+        The share in per cent; 0 where the best accuracy is 0.
+
+    References:
+        Dabouei et al. 2022, Table 2.
+    """
     return 100 * (best - last) / best if best > 0 else 0.0
 
 
-def evenly_spread(size: int, count: int | None) -> torch.Tensor:
-    """min(count, size) positions of `size`, evenly spread, so that a set sorted by class keeps its classes."""
+def evenly_spread(size: int, count: int | None) -> Tensor:
+    """Evenly spread positions, so that a data set sorted by class keeps its classes.
+
+    Args:
+        size: number of images.
+        count: number of positions, at most `size`; None: all.
+
+    Returns:
+        Positions (min(count, size),) int64 from 0 to size - 1, in ascending order.
+    """
     count = size if count is None else min(count, size)
     return torch.arange(count) * size // count
 
 
-def _mean(right: torch.Tensor) -> float:
-    return right.double().mean().item()
+def _mean(correct: Tensor) -> float:
+    return correct.double().mean().item()

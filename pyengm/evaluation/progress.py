@@ -1,4 +1,4 @@
-"""The evaluation of checkpoints with its progress on the terminal."""
+"""Evaluation of checkpoints with its progress on the terminal."""
 
 from typing import Any
 
@@ -10,12 +10,20 @@ from pyengm.utils.distributed import rank
 from pyengm.utils.terminal import log_warnings
 
 
-def attack_checkpoints(*arguments: Any, **options: Any) -> dict[str, Any]:
-    """`evaluate_checkpoints`, showing what is running, and a bar for each AutoAttack."""
+def evaluate_with_progress(*arguments: Any, **options: Any) -> dict[str, Any]:
+    """`evaluate_checkpoints` with the current attack and a progress bar for each AutoAttack on the terminal.
+
+    Args:
+        *arguments: arguments of `evaluate_checkpoints`.
+        **options: its keyword arguments, but on_attack and on_pass.
+
+    Returns:
+        Its results.
+    """
     bar, note = BarColumn(bar_width=10), TextColumn("{task.fields[note]}")
     columns = (TextColumn("{task.description}"), bar, MofNCompleteColumn(), note)
-    shown = {"console": terminal.console, "transient": True, "disable": rank() != 0}
-    with log_warnings(), Progress(*columns, **shown) as bars:
+    disabled = rank() != 0
+    with log_warnings(), Progress(*columns, console=terminal.console, transient=True, disable=disabled) as bars:
         tasks: dict[str, TaskID] = {"": bars.add_task("evaluating", total=None, note="")}
 
         def on_pass(title: str, done: int, total: int, robust: float) -> None:

@@ -6,18 +6,25 @@ from rich.table import Table
 
 from pyengm.attacks import ThreatModel
 from pyengm.attacks.autoattack import MEMBERS
-from pyengm.evaluation.attack_registry import DISTANCES, TITLES
-from pyengm.evaluation.evaluate import AFTER, SAME_EXAMPLES
+from pyengm.evaluation.attack_registry import DISTANCES, NATURAL, TITLES, member_key
+from pyengm.evaluation.evaluate import AFTER
 
 
 def results_table(results: dict[str, Any], title: str, spread: dict[str, Any] | None = None) -> Table:
-    """A row per attack, a column per checkpoint, in per cent; `results` as `evaluate_checkpoints` makes them.
+    """Table with a row per attack and a column per checkpoint, in per cent.
 
-    What each member of AutoAttack has left is not shown. Distances are in pixel units, as in "rho = 0.84".
-    spread: in the same shape, where the results are means over several runs; each is shown as in "51.20 ± 0.31".
+    Accuracies after single members of AutoAttack are left out. Distances are in pixel units, as in "rho = 0.84".
+
+    Args:
+        results: results of `evaluate_checkpoints`, or means of them over runs.
+        title: title of the table.
+        spread: standard deviations in the same shape; each is shown after its mean, as in "51.20 ± 0.31".
+
+    Returns:
+        A table of rich's.
     """
     spread = spread or {}
-    columns = [name for name, value in results.items() if isinstance(value, dict) and "natural" in value]
+    columns = _checkpoints(results)
     table = Table(title=title, title_justify="left", caption=_caption(results, spread), caption_justify="left")
     table.add_column("attack")
     table.add_column("threat model")
@@ -32,14 +39,18 @@ def results_table(results: dict[str, Any], title: str, spread: dict[str, Any] | 
     return table
 
 
+def _checkpoints(results: dict[str, Any]) -> list[str]:
+    return [name for name, value in results.items() if isinstance(value, dict) and NATURAL in value]
+
+
 def _parse(key: str, threats: list[ThreatModel]) -> tuple[str, str]:
-    if key == "natural":
-        return key, ""
+    """Titles of the attack and the threat model of a result."""
+    if key == NATURAL:
+        return TITLES[key], ""
     if key in DISTANCES:
         return TITLES[key], "mean distance in L2"
     threat = next((t for t in threats[1:] if key.endswith(f"_{t.norm}")), threats[0])
-    name = key.removesuffix(f"_{threat.norm}")
-    return ("PGD-20, AutoAttack's images" if name == SAME_EXAMPLES else TITLES[name]), str(threat)
+    return TITLES[key.removesuffix(f"_{threat.norm}")], str(threat)
 
 
 def _cell(key: str, value: float, spread: float | None) -> str:
@@ -51,7 +62,7 @@ def _cell(key: str, value: float, spread: float | None) -> str:
 def _caption(results: dict[str, Any], spread: dict[str, Any]) -> str:
     counts = results["images"]
     lines = [f"{counts['all']} test images, AutoAttack on {counts['autoattack']} of them"]
-    lines += _without(results)
+    lines += _inapplicable_members(results)
     if "robust_overfitting" in results:
         lost, deviation = results["robust_overfitting"], spread.get("robust_overfitting")
         lost = f"{lost:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
@@ -59,14 +70,14 @@ def _caption(results: dict[str, Any], spread: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _without(results: dict[str, Any]) -> list[str]:
-    """A line for each threat model under which members of AutoAttack could not run."""
-    keys = next(value for value in results.values() if isinstance(value, dict) and "natural" in value)
+def _inapplicable_members(results: dict[str, Any]) -> list[str]:
+    """A line for each threat model under which members of AutoAttack did not apply."""
+    values = results[_checkpoints(results)[0]]
     lines = []
     for i, threat in enumerate(ThreatModel(**threat) for threat in results["threats"]):
         suffix = f"_{threat.norm}" if i else ""
-        names = [member.replace("-", "_") for member in MEMBERS]
-        ran = [TITLES[name] for name in names if AFTER + name + suffix in keys]
+        names = [member_key(member) for member in MEMBERS]
+        ran = [TITLES[name] for name in names if AFTER + name + suffix in values]
         if ran and len(ran) < len(names):
             lines.append(f"AutoAttack ({threat}) is only {', '.join(ran)} here: the others cannot run on these data")
     return lines

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pyengm.attacks import NORMS
+from pyengm.attacks import THREAT_NORMS
 from pyengm.errors import ConfigError
 from pyengm.training import TrainConfig
 from pyengm.utils.did_you_mean import did_you_mean
@@ -144,7 +144,7 @@ def _table(name: str, content: Any) -> PaperTable:
             raise ConfigError(f"{key} is {content[key]!r}; expected {'names and values' if kind is dict else 'a list'}")
     columns = tuple(_column(column) for column in content["columns"])
     _check_distinct("columns", [column.name for column in columns])
-    both_threats = any(str(column.ours).endswith(tuple(f"_{norm}" for norm in NORMS)) for column in columns)
+    both_threats = any(str(column.ours).endswith(tuple(f"_{norm}" for norm in THREAT_NORMS)) for column in columns)
     shared = {**content.get("common", {}), "attacks": content.get("attacks", []), "eval_both_threats": both_threats}
     rows = tuple(_row(row, shared, [column.name for column in columns]) for row in content["rows"])
     _check_distinct("rows", [row.name for row in rows])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pyengm.attacks import BN_MODES, NORMS, ThreatModel
+from pyengm.attacks import BN_MODES, THREAT_NORMS, ThreatModel
 from pyengm.data import AUGMENTATIONS
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
@@ -78,7 +78,7 @@ class AttackConfig(OptionGroup):
     """The threat model and the attack of the training."""
 
     group: ClassVar[str] = "attack"
-    threat: Annotated[str, Choice(NORMS)] = "linf"
+    threat: Annotated[str, Choice(THREAT_NORMS)] = "linf"
     """Norm of the threat model."""
     eps: Pixels = FROM_RECIPE
     """Radius of the threat model in pixel units, such as 8/255."""
@@ -87,8 +87,8 @@ class AttackConfig(OptionGroup):
     steps: Annotated[Count | None, Flag("attack_steps"), Unset("the method has none")] = None
     """Number of steps of the training attack."""
     bn: Annotated[str | None, Flag("attack_bn"), Choice(BN_MODES), Unset("the method has none")] = None
-    """Batch norm during the training attack: running statistics, batch statistics that update the running ones, or
-    batch statistics that update nothing."""
+    """Batch norm during the training attack. eval: running statistics. train: batch statistics, which update the running
+    ones. batch_stats: batch statistics, which update nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyengm.data import Batch, ImageDataset
 from pyengm.errors import NonFiniteError, StorageError
-from pyengm.evaluation import attack_named, predict
+from pyengm.evaluation import create_attack, predict
 from pyengm.models import CheckpointInfo
 from pyengm.ops import Key
 from pyengm.training.builders import TrainComponents
@@ -236,7 +236,7 @@ def held_out_metrics(
     config: TrainConfig, components: TrainComponents, held_out: ImageDataset, model: nn.Module
 ) -> dict[str, float]:
     """Accuracy, loss and calibration error of a model on the held-out images, natural and under PGD-20."""
-    attack = attack_named("pgd20", config.threats()[0])
+    attack = create_attack("pgd20", config.threats()[0])
     options = {"seed": config.run.seed, "device": components.device}
     natural = predict(model, held_out, None, **options).summary("natural")
     return natural | predict(model, held_out, attack, **options).summary("robust")

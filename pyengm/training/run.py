@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from pyengm.errors import ConfigError, StorageError
-from pyengm.evaluation import attack_checkpoints, attack_names, check_attacks, plot_curves, results_table
+from pyengm.evaluation import check_attacks, evaluate_with_progress, final_attacks, plot_curves, results_table
 from pyengm.training.builders import build_components
 from pyengm.training.config import TrainConfig
 from pyengm.training.loop import evaluation_hint, fit, resume_hint
@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         torch.set_num_threads(config.machine.cpu_threads)
     with log_warnings():
         components = build_components(config)
-        attacks = attack_names(config.evaluation.attacks)
+        attacks = final_attacks(config.evaluation.attacks)
         check_attacks(attacks, components.test, config.threats())  # so that an error comes before the training
     run = begin(config)
     with resume_hint_on_error(run), run.locked():
@@ -59,7 +59,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             with sigterm_as_ctrl_c():
                 title = f"{components.test.name}, {config.method.name}, {config.optimizer.name}"
                 on_rank0(lambda: plot_curves(run.read_metrics(), run.curves, title))
-                results = attack_checkpoints(
+                results = evaluate_with_progress(
                     {"best": run.best, "last": run.last},
                     components.test,
                     config.threats(),

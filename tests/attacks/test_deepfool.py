@@ -1,4 +1,4 @@
-"""DeepFool: distances of a linear model in closed form, points on the boundary of others, and what is left alone."""
+"""DeepFool: distances of a linear model in closed form, points on the boundary of others, and what is unchanged."""
 
 import math
 
@@ -70,7 +70,7 @@ def test_only_the_classes_with_the_largest_logits_are_considered():
     expected = (top.values[:, 0] - top.values[:, 1]).detach() / w.norm(dim=1)
     first_step = DeepFool(classes=2)
     found = first_step.distances(model, x)
-    assert (found <= expected + 1e-5).all()  # less where the way crosses another boundary before
+    assert (found <= expected + 1e-5).all()  # less where the line crosses another boundary before
     assert (found >= closed_form(model, x) - 1e-5).all()
     assert (found > closed_form(model, x) + 1e-3).any()
 
@@ -98,7 +98,7 @@ def test_points_before_the_overshoot_are_on_the_boundary(norm, dtype, classes):
     top = model(points).topk(2, dim=1)
     assert top.values.diff(dim=1).abs().max() < 1e-3
     assert (top.indices == own[:, None]).any(dim=1).all()  # it is a boundary of the example's own class
-    # Half way there the class is still the old one, for all but few: the boundary is not passed over.
+    # At half the distance the class is the old one for all but few: the boundary is not passed over.
     half = model((x + points) / 2).argmax(dim=1)
     assert (half == own).double().mean() > 0.9
 
@@ -133,7 +133,7 @@ def test_an_example_does_not_depend_on_the_others():
     torch.testing.assert_close(alone, whole, rtol=1e-6, atol=1e-9)
 
 
-def test_an_example_on_the_boundary_stays():
+def test_an_example_on_the_boundary_does_not_move():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     with torch.no_grad():
         model[1].weight.zero_()
@@ -147,7 +147,7 @@ def test_gradients_whose_squares_underflow():
     torch.testing.assert_close(found, closed_form(model, x), rtol=1e-4, atol=1e-5)
 
 
-def test_steps_that_are_too_few_are_told():
+def test_too_few_steps_are_a_warning():
     model, x = network(), batch()
     with pytest.warns(UserWarning, match=r"of 40 examples are at no boundary after 1 steps"):
         DeepFool(steps=1).distances(model, x)
@@ -158,10 +158,10 @@ def test_steps_that_are_too_few_are_told():
         assert DeepFool(steps=3).distances(flat, x).eq(0).all()
 
 
-# What must stay, and errors
+# What is unchanged, and errors
 
 
-def test_nothing_is_left_behind():
+def test_model_and_images_are_unchanged():
     model, x = network().train(), batch(6)
     before, buffers = x.clone(), {name: b.clone() for name, b in model.named_buffers()}
     x_adv = DeepFool()(model, x, torch.zeros(6, dtype=torch.int64))
@@ -172,13 +172,13 @@ def test_nothing_is_left_behind():
     assert all(buffers[name].equal(b) for name, b in model.named_buffers())
 
 
-def test_layouts():
+def test_memory_formats():
     model, x = network(), batch(6)
-    mine = DeepFool().distances(model, x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(mine, DeepFool().distances(model, x), rtol=1e-4, atol=1e-6)
+    found = DeepFool().distances(model, x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, DeepFool().distances(model, x), rtol=1e-4, atol=1e-6)
     spread = torch.stack([x, x], dim=1)[:, 0]
     assert not spread.is_contiguous()
-    torch.testing.assert_close(DeepFool().distances(model, spread), mine, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(DeepFool().distances(model, spread), found, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

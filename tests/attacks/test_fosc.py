@@ -130,7 +130,7 @@ def test_extreme_thresholds(norm, bn, random_start):
 
 
 @both_norms
-def test_layouts(norm):
+def test_memory_formats(norm):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).double()
     x, y, key = torch.rand(8, 3, 8, 8, dtype=torch.float64), torch.arange(8), batch(8)[2]
@@ -146,7 +146,7 @@ def test_layouts(norm):
 
 
 @both_norms
-def test_images_and_model_are_left_alone(norm):
+def test_images_and_model_are_unchanged(norm):
     model, (x, y, key) = network(dtype=torch.float32), batch(dtype=torch.float32)
     before, buffers = x.clone(), statistics(model)
     x_adv = FOSCPGD(EPS[norm], 0.05, 5, norm=norm)(model, x.requires_grad_(), y, threshold=0.3, key=key)

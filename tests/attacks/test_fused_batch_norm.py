@@ -1,4 +1,4 @@
-"""Batch norm as a scale and a shift during attacks: the same numbers, and nothing left behind."""
+"""Batch norm as a scale and a shift during attacks: the same values, and the model restored."""
 
 import copy
 
@@ -40,9 +40,9 @@ def logits_and_gradient(model, x):
 
 
 @pytest.mark.parametrize("options", [{}, {"affine": False}, {"eps": 0.1}])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_same_numbers(options, layout):
-    model, x = trained(**options).eval(), torch.rand(4, 2, 5, 5, dtype=torch.float64).to(memory_format=layout)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_same_values(options, memory_format):
+    model, x = trained(**options).eval(), torch.rand(4, 2, 5, 5, dtype=torch.float64).to(memory_format=memory_format)
     expected = logits_and_gradient(copy.deepcopy(model), x)
     with attack_mode(model, "eval"):
         assert "forward" in vars(model.norm)
@@ -58,7 +58,7 @@ def test_other_modes_use_torchs_own(mode):
         assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_nothing_is_left_behind_by_an_error_or_a_nested_attack():
+def test_the_model_is_restored_after_an_error_and_a_nested_attack():
     model = trained()
     before = {name: set(vars(module)) for name, module in model.named_modules()}
 
@@ -102,7 +102,7 @@ def test_autocast_is_left_to_torch():
     torch.testing.assert_close(found, expected)
 
 
-def test_compiled_models_and_changed_layers_are_left_alone():
+def test_compiled_models_and_changed_layers_are_unchanged():
     model = trained().eval()
     compiled = torch.compile(model, backend="eager")
     with affine_batch_norm(compiled):
@@ -118,8 +118,8 @@ def test_compiled_models_and_changed_layers_are_left_alone():
 
 
 def test_hooks_still_run():
-    model, seen = trained().eval(), []
-    model.norm.register_forward_hook(lambda *_: seen.append(1))
+    model, calls = trained().eval(), []
+    model.norm.register_forward_hook(lambda *_: calls.append(1))
     with attack_mode(model, "eval"):
         model(torch.rand(1, 2, 5, 5, dtype=torch.float64))
-    assert seen == [1]
+    assert calls == [1]

@@ -1,43 +1,17 @@
-"""Attacks: what they compute, what they must leave alone, and what their random numbers depend on."""
+"""PGD and its relatives: what they compute, what they leave unchanged, and what their random numbers depend on."""
 
 import math
-from contextlib import nullcontext
 
 import pytest
 import torch
+from helpers.attacked import EPS, batch, both_norms, distances, key_for, network
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyengm.attacks import CW, FGSM, PGD, ThreatModel, attack_mode
-from pyengm.attacks.losses import LOSSES, carlini_wagner, cross_entropy, margin
+from pyengm.attacks.losses import LOSSES, carlini_wagner, cross_entropy
 from pyengm.errors import ConfigError, DataError, NonFiniteError
-from pyengm.models import build
 from pyengm.ops import Key
-
-EPS = {"linf": 0.1, "l2": 0.5}
-both_norms = pytest.mark.parametrize("norm", EPS)
-
-
-def network(norm="gn", dtype=torch.float32):
-    torch.manual_seed(0)
-    model = build("cnn4", width=4, image_size=8, in_channels=1, norm_layer=norm).to(dtype)
-    return model.eval()
-
-
-def batch(n=6, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(1)
-    x = torch.rand(n, 1, 8, 8, generator=generator, dtype=dtype)
-    return x, torch.randint(0, 10, (n,), generator=generator)
-
-
-def key_for(n, seed=3, epoch=0):
-    return Key(seed, epoch, torch.arange(n) + 100)
-
-
-def distances(x_adv, x, norm):
-    return torch.linalg.vector_norm((x_adv - x).flatten(1), ord=math.inf if norm == "linf" else 2, dim=1)
-
 
 # What is computed
 
@@ -53,8 +27,8 @@ def reference_start(x, norm, eps):
         noise = torch.empty_like(x).uniform_(-eps, eps)
     else:
         noise = torch.empty_like(x).normal_()
-        lengths = noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        noise *= torch.zeros_like(lengths).uniform_(0, 1) / lengths * eps
+        norms = noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        noise *= torch.zeros_like(norms).uniform_(0, 1) / norms * eps
     return (x + noise).clamp(0, 1)
 
 
@@ -63,9 +37,9 @@ def reference_start(x, norm, eps):
 def test_pgd_is_that_of_torchattacks(torchattacks, norm, random_start):
     # float64: in float32 a gradient element near zero may take another sign, which is no error of either side.
     model, (x, y), eps = network(dtype=torch.float64), batch(dtype=torch.float64), EPS[norm]
-    peer = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
+    reference = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
     torch.manual_seed(5)
-    expected = peer(model, eps=eps, alpha=eps / 4, steps=7, random_start=random_start)(x, y)
+    expected = reference(model, eps=eps, alpha=eps / 4, steps=7, random_start=random_start)(x, y)
     torch.manual_seed(5)
     start = reference_start(x, norm, eps) if random_start else x
     ours = PGD(eps, eps / 4, 7, norm=norm, random_start=random_start)(model, x, y, start=start)
@@ -86,10 +60,10 @@ def test_pgd_is_its_formula(norm):
         else:
             unit = g / g.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
             delta = expected + step * unit - x
-            lengths = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-            expected = (x + delta * (eps / lengths).clamp(max=1)).clamp(0, 1)
+            norms = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            expected = (x + delta * (eps / norms).clamp(max=1)).clamp(0, 1)
     ours = PGD(eps, step, 3, norm=norm, random_start=False)(model, x, y)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)  # a few roundings of numbers up to 1
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)  # a few roundings of values up to 1
 
 
 @both_norms
@@ -101,38 +75,6 @@ def test_fgsm_is_one_step_of_eps(norm):
     torch.testing.assert_close(FGSM(eps, norm=norm)(model, x, y), (x + eps * step).clamp(0, 1), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("k", [2, 3, 10])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_losses_are_their_formulas(k, dtype):
-    torch.manual_seed(0)
-    logits, y = torch.randn(20, k, dtype=dtype), torch.randint(0, k, (20,))
-    gap = []
-    for z, label in zip(logits.tolist(), y.tolist(), strict=True):
-        gap.append(max(v for j, v in enumerate(z) if j != label) - z[label])
-    gap = torch.tensor(gap, dtype=torch.float64)
-    entropy = [-math.log(math.exp(z[c]) / sum(map(math.exp, z))) for z, c in zip(logits.tolist(), y, strict=True)]
-    expected = {"margin": gap, "cw": gap.clamp(max=0), "ce": torch.tensor(entropy, dtype=torch.float64)}
-    wide = torch.promote_types(dtype, torch.float32)
-    target = torch.randn(20, k, dtype=wide).log_softmax(1)
-    divergence = target.exp().double() * (target.double() - logits.double().log_softmax(1))
-    expected["kl"] = divergence.sum(1)
-    assert LOSSES.keys() == expected.keys()
-    for name, loss in LOSSES.items():
-        losses = loss(logits, target if name == "kl" else y)
-        assert losses.shape == (20,)
-        assert losses.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        torch.testing.assert_close(losses.double(), expected[name], rtol=1e-6, atol=1e-6)
-
-
-def test_losses_do_not_couple_examples():
-    logits = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
-    y = torch.tensor([0, 1, 2, 3])
-    for loss in (cross_entropy, margin, carlini_wagner):
-        for i in range(4):
-            (g,) = torch.autograd.grad(loss(logits, y)[i], logits)
-            assert not g[torch.arange(4) != i].any()
-
-
 def test_cw_stops_where_the_model_is_fooled():
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0]], requires_grad=True)  # right, fooled
     (g,) = torch.autograd.grad(carlini_wagner(logits, torch.tensor([0, 0])).sum(), logits)
@@ -142,9 +84,9 @@ def test_cw_stops_where_the_model_is_fooled():
     y[::2] = (y[::2] + 1) % 10  # every other example is fooled from the start
     attack = CW(0.1)
     assert (attack.steps, attack.step_size) == (30, 0.1 / 10)
-    still = PGD(0.1, 0.01, 30, loss="cw", random_start=False)(model, x, y)
-    assert still[::2].equal(x[::2])
-    assert (distances(still, x, "linf")[1::2] > 0).all()
+    x_adv = PGD(0.1, 0.01, 30, loss="cw", random_start=False)(model, x, y)
+    assert x_adv[::2].equal(x[::2])
+    assert (distances(x_adv, x, "linf")[1::2] > 0).all()
 
 
 def test_l2_steps_where_squares_of_the_gradient_underflow():
@@ -181,40 +123,6 @@ def test_result_is_in_the_ball_and_the_box(norm, dtype, eps):
 
 
 @both_norms
-def test_project(norm):
-    x, _ = batch()
-    threat = ThreatModel(norm, EPS[norm])
-    far = x + torch.randn_like(x)
-    near = threat.project_(far.clone(), x)
-    assert distances(near, x, norm).max() <= threat.eps + 1e-6
-    inside = (x + (near - x) / 2).clamp(0, 1)
-    torch.testing.assert_close(threat.project_(inside.clone(), x), inside, rtol=0, atol=1e-6)
-    assert threat.project_(x.clone(), x).equal(x)
-
-
-def test_random_start_is_uniform_in_the_linf_ball():
-    x = torch.zeros(500, 1, 8, 8, dtype=torch.float64)
-    noise = ThreatModel("linf", 0.1).uniform(x, key_for(500)) / 0.1
-    assert noise.min() >= -1
-    assert noise.max() <= 1
-    share = torch.histc(noise, 10, -1, 1) / noise.numel()
-    assert (share - 0.1).abs().max() < 5 * math.sqrt(0.09 / noise.numel())  # 5 standard deviations of a bin's share
-
-
-@pytest.mark.parametrize("d", [2, 3])
-def test_random_start_is_uniform_in_the_l2_ball(d):
-    x = torch.zeros(20_000, d, dtype=torch.float64)
-    noise = ThreatModel("l2", 2.0).uniform(x, key_for(len(x))) / 2
-    radius = noise.norm(dim=1)
-    assert radius.max() <= 1 + 1e-6  # the draws are float32
-    # P(radius <= r) = r^d, and every direction alike; the bound is the 1e-6 quantile of Kolmogorov's statistic.
-    volume = (radius**d).sort().values
-    steps = (torch.arange(len(x)) + 0.5) / len(x)
-    assert (volume - steps).abs().max() < 2.7 / math.sqrt(len(x))
-    assert noise.mean(dim=0).abs().max() < 5 / math.sqrt(len(x) * (d + 2))
-
-
-@both_norms
 def test_result_is_in_the_box_and_the_ball(norm):
     model, (x, y) = network(), batch()
     x[0], x[1] = 0, 1
@@ -223,12 +131,12 @@ def test_result_is_in_the_box_and_the_ball(norm):
     assert x_adv.max() <= 1
     assert (distances(x_adv, x, norm) > 0).all()
     assert distances(x_adv, x, norm).max() <= EPS[norm] + 1e-6
-    seen = []
-    model.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    inputs = []
+    model.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach().clone()))
     given = PGD(EPS[norm], 0.0, 1, norm=norm)(model, x, y, start=x + 3)
     expected = (x + EPS[norm]).clamp(max=1) if norm == "linf" else (x + EPS[norm] / 8).clamp(max=1)  # 64 equal pixels
     torch.testing.assert_close(given, expected, rtol=0, atol=1e-6)
-    assert seen[0].equal(x + 3)  # taken as it is: no step leaves it outside
+    assert inputs[0].equal(x + 3)  # used as given: no step leaves it outside
 
 
 # Random numbers
@@ -261,7 +169,7 @@ def test_without_a_key_torch_seeds(norm):
     assert not first.equal(second)
 
 
-def test_torch_generator_is_left_alone_where_no_noise_is_drawn():
+def test_torch_generator_is_unchanged_where_no_noise_is_drawn():
     model, (x, y) = network(), batch()
     state = torch.get_rng_state()
     FGSM(0.1)(model, x, y)
@@ -285,13 +193,6 @@ def test_restarts_are_never_weaker(norm, loss):
     losses = {name: LOSSES[loss](model(adv), y)[same] for name, adv in (("one", one), ("more", more))}
     assert (losses["more"] >= losses["one"]).all()
     assert not more.equal(one)
-
-
-def test_restarts_draw_anew():
-    x = torch.zeros(4, 1, 8, 8)
-    for norm, eps in EPS.items():
-        first, second = (ThreatModel(norm, eps).uniform(x, key_for(4), draw=draw) for draw in (0, 1))
-        assert (first - second).flatten(1).norm(dim=1).min() > eps / 10
 
 
 @both_norms
@@ -321,7 +222,7 @@ def test_restarts_share_one_batch():
 
 
 @both_norms
-def test_early_stop_leaves_the_fooled_alone(norm):
+def test_early_stop_does_not_move_the_fooled(norm):
     model, (x, y) = network(dtype=torch.float64), batch(24, torch.float64)
     y[::2] = model(x).argmax(dim=1)[::2]
     options = {"norm": norm, "random_start": False}
@@ -332,11 +233,11 @@ def test_early_stop_leaves_the_fooled_alone(norm):
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < sizes[1] < len(x)
     # Each example is where a run of k steps leaves it, k the first at which it is fooled.
-    expected, going = x.clone(), model(x).argmax(dim=1) == y
+    expected, active = x.clone(), model(x).argmax(dim=1) == y
     for k in range(1, 7):
         run = PGD(EPS[norm], step, k, **options)(model, x, y)
-        expected[going] = run[going]
-        going &= model(run).argmax(dim=1) == y
+        expected[active] = run[active]
+        active &= model(run).argmax(dim=1) == y
     torch.testing.assert_close(stopped, expected, rtol=0, atol=1e-9)
 
 
@@ -438,11 +339,11 @@ def test_restarts_prefer_the_fooled_to_the_larger_loss():
     assert (x_adv > 0.59).sum() > 25
 
 
-# What is left alone
+# What is unchanged
 
 
 @both_norms
-def test_out_is_filled_and_returned_and_x_is_kept(norm):
+def test_out_is_filled_and_returned_and_x_is_unchanged(norm):
     model, (x, y) = network(), batch()
     before = x.clone()
     out = torch.full_like(x, torch.nan)
@@ -474,156 +375,6 @@ def test_gradient_of_the_last_step(norm, steps):
         PGD(EPS[norm], 0.05, steps, restarts=2, **options)(model, x, y, key=key, gradient=gradient)
     with pytest.raises(ConfigError, match="shape of x"):
         PGD(EPS[norm], 0.05, steps, **options)(model, x, y, key=key, gradient=gradient[1:])
-
-
-class BackwardMasks(TorchDispatchMode):
-    """Which gradients (input, weight, bias) each fused backward op was asked for."""
-
-    def __init__(self):
-        super().__init__()
-        self.masks = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if "backward" in func.name() and isinstance(args[-1], list):
-            self.masks.append(args[-1])
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("bn", ["eval", "train", "batch_stats"])
-def test_no_weight_gradient_is_computed(bn):
-    model, (x, y) = network("bn"), batch()
-    model.head.bias.requires_grad_(False)
-    flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    model.head.weight.grad = mark = torch.ones_like(model.head.weight)
-    with BackwardMasks() as seen:
-        PGD(0.1, 0.02, 2, bn=bn)(model, x, y)
-    # Two steps through two convolutions, and two norms, which are no more than a scale and a shift with bn="eval".
-    assert seen.masks == [[True, False, False]] * (4 if bn == "eval" else 8)
-    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
-    assert model.head.weight.grad is mark
-    assert mark.eq(1).all()
-    assert all(p.grad is None for name, p in model.named_parameters() if name != "head.weight")
-
-
-def test_linear_layers_store_nothing_for_weight_gradients():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Sigmoid(), nn.Linear(32, 10))
-    x, saved = batch()[0], []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()), lambda t: t):
-        with attack_mode(model, "eval"):
-            leaf = x.clone().requires_grad_()
-            model(leaf)
-        assert leaf.data_ptr() not in saved
-        model(leaf)
-        assert leaf.data_ptr() in saved
-
-
-def test_a_graph_from_before_the_attack_still_gives_its_gradients():
-    model, (x, y) = network("gn"), batch()
-    expected = torch.autograd.grad(F.cross_entropy(model(x), y), model.parameters())
-    loss = F.cross_entropy(model(x), y)
-    PGD(0.1, 0.02, 2)(model, x, y)
-    loss.backward()
-    for p, g in zip(model.parameters(), expected, strict=True):
-        assert p.grad.equal(g)
-
-
-class Norms(nn.Module):
-    """Every kind of layer that keeps running statistics, and one without."""
-
-    def __init__(self):
-        super().__init__()
-        self.batch = nn.BatchNorm2d(2)
-        self.cumulative = nn.BatchNorm2d(2, momentum=None)
-        self.sync = nn.SyncBatchNorm(2)
-        self.free = nn.BatchNorm2d(2, track_running_stats=False)
-        self.instance = nn.InstanceNorm2d(2, affine=True, track_running_stats=True)
-        self.group = nn.GroupNorm(1, 2)
-        self.drop = nn.Dropout(0.0)
-        self.head = nn.Linear(2 * 64, 10)
-
-    def forward(self, x):
-        x = torch.cat([x, x.square()], dim=1)
-        for layer in (self.batch, self.cumulative, self.sync, self.free, self.instance, self.group, self.drop):
-            x = layer(x)
-        return self.head(x.flatten(1))
-
-
-def statistics(model):
-    return {name: b.clone() for name, b in model.named_buffers()}
-
-
-def same(first, second):
-    return {name: first[name].equal(second[name]) for name in first}
-
-
-def model_with_statistics():
-    torch.manual_seed(0)
-    model = Norms()
-    model(torch.rand(8, 1, 8, 8))  # running statistics that differ from the initial ones
-    return model
-
-
-@pytest.mark.parametrize("bn", ["eval", "train", "batch_stats"])
-@pytest.mark.parametrize("fails", [False, True])
-def test_mode_is_restored(bn, fails):
-    model, (x, y) = model_with_statistics(), batch()
-    model.sync.eval()  # a mixed state
-    model.drop.eval()
-    model.group.weight.requires_grad_(False)
-    buffers = dict(model.named_buffers())
-    tracking = {n: getattr(m, "track_running_stats", None) for n, m in model.named_modules()}
-    modes = {name: module.training for name, module in model.named_modules()}
-    flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    before = statistics(model)
-    if fails:
-        handle = model.head.register_forward_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
-        PGD(0.1, 0.02, 2, bn=bn)(model, x, y, out=(out := torch.empty_like(x)))
-    if fails:
-        handle.remove()
-    assert {name: module.training for name, module in model.named_modules()} == modes
-    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
-    assert {n: getattr(m, "track_running_stats", None) for n, m in model.named_modules()} == tracking
-    assert all(buffers[name] is b for name, b in model.named_buffers())
-    assert dict(model.named_buffers()).keys() == before.keys()
-    assert not out.requires_grad
-    unchanged = same(before, statistics(model))
-    if bn == "train":  # InstanceNorm counts no batches
-        assert [name for name, kept in unchanged.items() if kept] == ["instance.num_batches_tracked"]
-        assert model.batch.num_batches_tracked - before["batch.num_batches_tracked"] == (1 if fails else 2)
-    else:
-        assert all(unchanged.values()), unchanged
-
-
-def test_batch_stats_uses_the_statistics_of_the_batch():
-    model, (x, _) = model_with_statistics(), batch()
-    outputs = {}
-    for bn in ("eval", "batch_stats", "train"):  # train last: it changes what eval gives
-        with attack_mode(model, bn), torch.no_grad():
-            outputs[bn] = model(x)
-    assert outputs["batch_stats"].equal(outputs["train"])
-    assert not outputs["batch_stats"].allclose(outputs["eval"])
-
-
-def test_modes_nest():
-    model = model_with_statistics()
-    before = statistics(model)
-    with attack_mode(model, "batch_stats"):
-        with attack_mode(model, "batch_stats"):
-            model(torch.rand(4, 1, 8, 8))
-        model(torch.rand(4, 1, 8, 8))
-    assert all(same(before, statistics(model)).values())
-    assert all(p.requires_grad for p in model.parameters())
-
-
-@pytest.mark.parametrize("bn", ["eval", "batch_stats", "train"])
-def test_attack_sees_the_mode(bn):
-    model, (x, y) = model_with_statistics(), batch()
-    leaf = x.clone().requires_grad_()
-    with attack_mode(model, bn):
-        (g,) = torch.autograd.grad(cross_entropy(model(leaf), y).sum(), leaf)
-    expected = (x + 0.1 * g.sign()).clamp(x - 0.1, x + 0.1).clamp(0, 1)
-    torch.testing.assert_close(FGSM(0.1, bn=bn)(model_with_statistics(), x, y), expected, rtol=0, atol=1e-6)
 
 
 # Inputs
@@ -751,8 +502,3 @@ class Broken(nn.Module):
 def test_models_that_are_not_finite(norm, finite):
     with pytest.raises(NonFiniteError, match="nan or infinite"):
         PGD(0.1, 0.02, 1, norm=norm, random_start=False)(Broken(finite), X, Y)
-
-
-def test_threat_reads_well():
-    assert str(ThreatModel("linf", 0.25)) == "L-infinity, eps = 0.25"
-    assert str(ThreatModel("l2", 0.5)) == "L2, eps = 0.5"

@@ -8,7 +8,7 @@ import yaml
 from torch import nn
 
 from pyengm.errors import ConfigError
-from pyengm.evaluation import attack_names
+from pyengm.evaluation import final_attacks
 from pyengm.models import list_models
 from pyengm.training import TrainConfig
 from pyengm.training.builders import build_method, build_optimizer
@@ -88,7 +88,7 @@ def test_a_run_has_what_columns_show(table):
             weights, attack = path.split(".")
             assert weights in ("best", "last")
             needed |= {attack} - {"natural"}
-    assert needed == set(attack_names(table.get("attacks", ())))
+    assert needed == set(final_attacks(table.get("attacks", ())))
 
 
 def test_every_row_can_be_trained(table):

@@ -16,7 +16,7 @@ from pyengm import cli
 from pyengm.cli import reproduce as reproduce_command
 from pyengm.data import ImageDataset
 from pyengm.errors import ConfigError, DataError
-from pyengm.evaluation import checkpoints
+from pyengm.evaluation import parallel
 from pyengm.methods import METHODS
 from pyengm.reproduce import ReproduceConfig, list_tables, load_table, reproduce, table_names
 from pyengm.reproduce.flops import epoch_flops, forward_flops
@@ -52,7 +52,7 @@ def short_evaluations(monkeypatch):
         package.square.n_queries = 20
 
     monkeypatch.setattr(pyautoattack.AutoAttack, "__init__", short)
-    monkeypatch.setattr(checkpoints, "cores", lambda: 1)
+    monkeypatch.setattr(parallel, "cores", lambda: 1)
     monkeypatch.setattr(terminal, "console", Console(width=200))
 
 

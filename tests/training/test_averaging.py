@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyengm.errors import ConfigError
-from pyengm.evaluation import accuracy, attack_named
+from pyengm.evaluation import accuracy, create_attack
 from pyengm.methods import Curriculum
 from pyengm.models import build, load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit, loop
@@ -214,7 +214,7 @@ class TestRuns:
         assert not all(t.equal(state["model"][name]) for name, t in last.items())
         config = config.resolve()
         components, measured = build_components(config), {"seed": 0, "device": torch.device("cpu")}
-        attack = attack_named("pgd20", config.threats()[0])
+        attack = create_attack("pgd20", config.threats()[0])
         for path in (run.best, run.last):
             model, info = load_checkpoint(path)
             assert accuracy(model, components.held_out, None, **measured) == rows[info.epoch]["natural"]

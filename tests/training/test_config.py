@@ -9,7 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
-from pyengm.attacks import NORMS, ThreatModel
+from pyengm.attacks import THREAT_NORMS, ThreatModel
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
 from pyengm.training import TrainConfig, build_components
@@ -207,7 +207,7 @@ class TestOptions:
 
 class TestRecipes:
     @pytest.mark.parametrize("data", ["cifar10", "digits", "/some/folder"])
-    @pytest.mark.parametrize("norm", NORMS)
+    @pytest.mark.parametrize("norm", THREAT_NORMS)
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method_has_one_that_builds(self, method, data, norm):
         if (method, norm) == ("grad_align", "l2") and data != "digits":

@@ -5,7 +5,7 @@ import torch
 from helpers.runs import always_stop
 
 from pyengm.errors import ConfigError
-from pyengm.evaluation.accuracy import Verdicts
+from pyengm.evaluation.accuracy import Predictions
 from pyengm.models import load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit, loop
 
@@ -31,7 +31,7 @@ def with_scores(monkeypatch, natural, robust):
 
     def predict(model, data, attack, **_):
         score = torch.tensor([next(natural if attack is None else robust)], dtype=torch.float64)
-        return Verdicts(score, score, score)
+        return Predictions(score, score, score)
 
     monkeypatch.setattr(loop, "predict", predict)
 

@@ -30,9 +30,9 @@ from torch import distributed
 
 import pyengm
 from pyengm import cli
-from pyengm.attacks import autoattack
 from pyengm.cli import evaluate
 from pyengm.errors import ConfigError, StorageError
+from pyengm.evaluation import autoattack_runs, parallel
 from pyengm.evaluation import checkpoints as evaluation
 from pyengm.models import load_checkpoint
 from pyengm.training import RunFolder, TrainConfig, checkpoints, loop
@@ -225,7 +225,7 @@ def whole(short, tmp_path_factory) -> RunFolder:
     """Their uninterrupted run."""
     run = RunFolder(tmp_path_factory.mktemp("runs") / "whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "cores", lambda: 1)
+        patch.setattr(parallel, "cores", lambda: 1)
         assert cli.main(["train", *short, "--out", str(run.path)]) == 0
     return run
 
@@ -241,7 +241,7 @@ def same_threads() -> Iterator[None]:
 @pytest.fixture
 def alone(monkeypatch) -> None:
     """The evaluation in this process, where a test can reach it."""
-    monkeypatch.setattr(evaluation, "cores", lambda: 1)
+    monkeypatch.setattr(parallel, "cores", lambda: 1)
 
 
 def call_before(
@@ -321,15 +321,15 @@ class TestSignals:
 
     def test_a_killed_process_of_the_evaluation(self, whole, tmp_path, monkeypatch, capsys):
         """As by a system that is out of memory."""
-        monkeypatch.setattr(evaluation, "cores", lambda: 2)
-        original = evaluation.wait
+        monkeypatch.setattr(parallel, "cores", lambda: 2)
+        original = parallel.wait
 
         def wait(*args, **kwargs):
             for child in multiprocessing.active_children():
                 child.kill()
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(evaluation, "wait", wait)
+        monkeypatch.setattr(parallel, "wait", wait)
         torch.set_num_threads(1)
         assert cli.main(["evaluate", str(whole.path), "--autoattack-examples", "1"]) == 1
         assert "a process of the evaluation was killed" in capsys.readouterr().err
@@ -383,7 +383,7 @@ class TestFullDisk:
             (Checkpoints, "_publish", "checkpoints", 1),
             (JsonLines, "start", "metrics.jsonl", 1),
             (import_module("pyengm.training.run"), "plot_curves", "curves.png", 3),
-            (autoattack._State, "save", "autoattack", 3),
+            (autoattack_runs.RunState, "save", "autoattack", 3),
             (RunFolder, "save_results", "results.txt", 3),
         ):
             with monkeypatch.context() as patch, room_again():

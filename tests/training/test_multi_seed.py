@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pyengm import cli
 from pyengm.errors import ConfigError, NonFiniteError, PyengmError
-from pyengm.evaluation import checkpoints, results_table
+from pyengm.evaluation import parallel, results_table
 from pyengm.training import Interrupted, TrainConfig, multi_run, train, train_seeds
 from pyengm.training.multi_seed import mean_and_spread
 from pyengm.training.run_folder import RunFolder
@@ -44,7 +44,7 @@ def short_evaluations(monkeypatch):
         package.square.n_queries = 20
 
     monkeypatch.setattr(pyautoattack.AutoAttack, "__init__", short)
-    monkeypatch.setattr(checkpoints, "cores", lambda: 1)
+    monkeypatch.setattr(parallel, "cores", lambda: 1)
     monkeypatch.setattr(terminal, "console", Console(width=200))
 
 
