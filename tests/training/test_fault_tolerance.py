@@ -123,7 +123,7 @@ class TestKilledProcesses:
 
 
 def kill_and_resume(folder: Path, counts: Mapping[str, int], kill: Kill, *options: str, seed: int = 0) -> None:
-    """Kills a run as often in each phase as `counts` says; each time its files are whole, and it goes on."""
+    """Kills a run as often in each phase as `counts` says; each time its files are whole, and it resumes."""
     whole, run = RunFolder(folder / "whole"), RunFolder(folder / "killed")
     began = time.monotonic()
     said, _ = (process := begin(whole.path, *LONG, *options)).communicate()
