@@ -191,7 +191,7 @@ def test_this_installation_has_its_native_module():
 def test_everything_imports_without_triton(tmp_path):
     code = """
 import sys
-sys.modules["triton"] = None  # its import fails, and find_spec says that there is none
+sys.modules["triton"] = None  # its import fails, and find_spec returns none
 import pyengm, pyengm.cli, pyengm.kernels
 print(pyengm.kernels.HAS_TRITON)
 """

@@ -27,7 +27,7 @@ def tiny(tmp_path) -> TrainConfig:
 
 
 def with_scores(monkeypatch, natural, robust):
-    """Held-out accuracies epoch by epoch, in place of measured ones; a resumed run asks for those of its epochs."""
+    """Held-out accuracies epoch by epoch, in place of measured ones; a resumed run takes those of its epochs."""
 
     def predict(model, data, attack, **_):
         score = torch.tensor([next(natural if attack is None else robust)], dtype=torch.float64)
@@ -95,7 +95,7 @@ def test_the_count_outlives_stops_and_the_end_is_the_end(tiny, monkeypatch):
         path: path.read_bytes()
         for path in (run.best, run.last, run.metrics, run.checkpoints(2).complete()[-1] / "state.pt")
     }
-    fit(config, build_components(config), run)  # asks for no score: there is none left
+    fit(config, build_components(config), run)  # needs no score: there is none left
     assert all(path.read_bytes() == content for path, content in files.items())
 
 

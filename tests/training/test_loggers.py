@@ -60,7 +60,7 @@ class Recorder(Logger):
 
 
 def interrupt(monkeypatch, when: int) -> None:
-    """Asks the run to stop at the batch of that number, counted over all processes from 1."""
+    """Requests that the run stops at the batch of that number, counted over all processes from 1."""
     original, steps = loop.update, []
 
     def step(*arguments):
@@ -301,7 +301,7 @@ class TestJsonLines:
         assert timing.read_text() == '{"epoch": 0}\n{"epoch": 1, "seconds_training": 2.0}\n'
 
     def test_a_resumed_run_has_the_metrics_of_an_uninterrupted_one(self, tiny, tmp_path, monkeypatch):
-        """In the middle of an epoch, so that sums over its steps and fits go on."""
+        """In the middle of an epoch, so that sums over its steps and fits continue."""
         config = tiny.override(epochs=2, norm_layer="bn", optimizer="engm")
         whole = train(tmp_path / "whole", config)
         interrupt(monkeypatch, 3)

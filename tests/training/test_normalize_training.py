@@ -1,4 +1,4 @@
-"""Pixels brought to a mean and deviation by the model's first layer, in the training loop."""
+"""Pixels normalised to a mean and deviation by the model's first layer, in the training loop."""
 
 import pytest
 import torch
