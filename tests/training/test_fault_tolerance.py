@@ -32,6 +32,7 @@ import pyengm
 from pyengm import cli
 from pyengm.attacks import autoattack
 from pyengm.cli import evaluate
+from pyengm.cli.train import parse_train
 from pyengm.errors import ConfigError, StorageError
 from pyengm.evaluation import checkpoints as evaluation
 from pyengm.models import load_checkpoint
@@ -496,10 +497,10 @@ class TestBeginning:
         run.path.mkdir()
         run.job.write_text("mine\n")
         (run.path / ".config.yaml.123.tmp").write_text("data: dig")
-        assert cli.parse_train(["--out", str(run.path)]).resume is False
-        config = cli.parse_train([*short, "--out", str(run.path)])
+        assert parse_train(["--out", str(run.path)]).run.resume is False
+        config = parse_train([*short, "--out", str(run.path)])
         assert RunFolder.create(config).config.is_file()
-        assert cli.parse_train([*short, "--out", str(run.path)]).resume is True
+        assert parse_train([*short, "--out", str(run.path)]).run.resume is True
         with run.locked():
             assert sorted(path.name for path in run.path.iterdir()) == [".job", ".lock", "config.yaml"]
 
@@ -507,5 +508,5 @@ class TestBeginning:
     def test_a_folder_of_something_else(self, short, tmp_path, name):
         (tmp_path / name).write_text("mine")
         with pytest.raises(ConfigError, match="is not overwritten"):
-            RunFolder.create(cli.parse_train([*short, "--out", str(tmp_path)]))
+            RunFolder.create(parse_train([*short, "--out", str(tmp_path)]))
         assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
