@@ -42,9 +42,8 @@ def main(steps: int = 60) -> list[float]:
         history.append(losses.mean().item())
         if step % 10 == 0 and stats.norms is not None:
             clipped = (stats.weights < 1).float().mean().item()
-            print(
-                f"step {step:3}  loss {history[-1]:.3f}  median norm {stats.norms.median():5.2f}  clipped {clipped:4.0%}"
-            )
+            median = stats.norms.median()
+            print(f"step {step:3}  loss {history[-1]:.3f}  median norm {median:5.2f}  clipped {clipped:4.0%}")
     return history
 
 
