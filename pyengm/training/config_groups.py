@@ -87,8 +87,8 @@ class AttackConfig(OptionGroup):
     steps: Annotated[Count | None, Flag("attack_steps"), Unset("the method has none")] = None
     """Number of steps of the training attack."""
     bn: Annotated[str | None, Flag("attack_bn"), Choice(BN_MODES), Unset("the method has none")] = None
-    """Batch norm during the training attack. eval: running statistics. train: batch statistics, which update the running
-    ones. batch_stats: batch statistics, which update nothing."""
+    """Batch norm during the training attack. eval: running statistics. train: batch statistics, which update the
+    running ones. batch_stats: batch statistics, which update nothing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

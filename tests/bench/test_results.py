@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pyengm.cli.entry import COMMANDS
+
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 FILES = [path for path in sorted((BENCH / "results").iterdir()) if path.suffix in (".txt", ".md")]
 
@@ -16,8 +18,15 @@ def commands(text: str) -> list[Path]:
     return found + [BENCH / "tools" / f"{name}.py" for name in re.findall(r"-m tools\.(\w+)", text)]
 
 
+def subcommands(text: str) -> set[str]:
+    """The commands of the command line that a text runs."""
+    return set(re.findall(r"^\$ .*\bpyengm (\w+)", text, re.MULTILINE))
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_commands_exist(path):
-    found = commands(path.read_text())
-    assert found or path.name.startswith("reproduce_")  # those are results of pyengm reproduce
+    text = path.read_text()
+    found = commands(text)
+    assert found or subcommands(text) or path.name.startswith("reproduce_")  # those are results of pyengm reproduce
+    assert subcommands(text) <= set(COMMANDS)
     assert [command for command in found if not command.exists()] == []
