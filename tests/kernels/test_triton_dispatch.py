@@ -15,8 +15,8 @@ from pyengm.kernels import HAS_TRITON, conv_cost_model, conv_dispatch, conv_tuni
 from pyengm.kernels.conv_shape import ConvShape
 from pyengm.ops import available_backends, conv_direct_sqnorm, conv_gradients, conv_gram_sqnorm
 from pyengm.ops.conv_sqnorm import conv_corrected_sqnorm, linear_sqnorm
-from pyengm.pergrad import conv as conv_module
-from pyengm.pergrad.conv_grad import Conv, Geometry
+from pyengm.pergrad import conv_grad as conv_module
+from pyengm.pergrad.conv_grad import ConvGrad, Geometry
 
 WINDOW = ((3, 3), (1, 1), (1, 1), (1, 1))
 
@@ -257,9 +257,9 @@ class TestOperandsOf16Bits:
         """One with operands of dtype, one with the same values in float64 on the CPU."""
         x, g, weight = torch.randn(4, 1, 6, 9, 8), torch.randn(4, 1, 20, 5, 8), torch.zeros(20, 6, 3, 3)
         x, g = x.to(device, dtype), g.to(device, dtype)
-        conv = Conv(x, g, weight.to(device), self.GEOMETRY)
+        conv = ConvGrad(x, g, weight.to(device), self.GEOMETRY)
         conv.x, conv.g = x, g  # on the CPU too
-        return conv, Conv(x.double().cpu(), g.double().cpu(), weight.double(), self.GEOMETRY)
+        return conv, ConvGrad(x.double().cpu(), g.double().cpu(), weight.double(), self.GEOMETRY)
 
     @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
