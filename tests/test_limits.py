@@ -6,16 +6,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 60
-ENGINE = "the issue of the engine rewrites it"
 KERNEL = "a Triton kernel is one function"
 
 # file:function -> the reason why it may be longer
 EXCEPTIONS = {
     "pyengm/kernels/conv_direct_sqnorm.py:conv_direct_sqnorm_kernel": KERNEL,
     "pyengm/kernels/conv_gram_sqnorm.py:conv_gram_sqnorm_kernel": KERNEL,
-    "pyengm/pergrad/backward.py:weighted_backward": ENGINE,
-    "pyengm/pergrad/passes.py:visit_gradients": ENGINE,
-    "pyengm/pergrad/walk.py:_collect": ENGINE,
 }
 
 

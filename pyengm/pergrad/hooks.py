@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,27 +55,22 @@ def visit_gradients(
             with full_precision(first.device), _entered(group):
                 visit(place, grads)
 
-    def freeze(node: FrozenNorm, into: tuple, out: tuple) -> tuple | None:
-        if out[0] is None or into[0] is None:
-            return None
-        with full_precision(out[0].device), _entered(group):
-            g = node.input_gradient(out[0])
-        return (g.to(into[0].dtype), *into[1:])
-
-    hooks = []
+    hooks = [  # a prehook, so that a gradient is freed as soon as the pass is through
+        graph.nodes[place].register_prehook(lambda grads, place=place: quietly(place, tuple(grads)))
+        for place in interior
+    ]
+    hooks += [
+        graph.nodes[node.place].register_hook(lambda into, out, node=node: _frozen_gradients(node, into, out, group))
+        for node in frozen
+        if node.place in running
+    ]
+    targets = [edge for place in frontier for edge in edges[place]]
+    targets += [GradientEdge(graph.nodes[place], output) for place, output in also]
+    targets += wanted
+    heads, given = (losses, weights) if roots is None else roots
     try:
-        for place in interior:  # a prehook, so that its gradient is freed as soon as the pass is through
-            hooks.append(graph.nodes[place].register_prehook(lambda grads, place=place: quietly(place, tuple(grads))))
-        for node in frozen:
-            if node.place in running:
-                hook = graph.nodes[node.place].register_hook(lambda into, out, node=node: freeze(node, into, out))
-                hooks.append(hook)
-        targets = [edge for place in frontier for edge in edges[place]]
-        targets += [GradientEdge(graph.nodes[place], output) for place, output in also]
-        targets += wanted
-        options = {"retain_graph": retain_graph, "allow_unused": True}
         with disable_ddp_sink(graph.nodes):
-            heads, given = (losses, weights) if roots is None else roots
+            options = {"retain_graph": retain_graph, "allow_unused": True}
             grads = torch.autograd.grad(heads, targets, given, **options) if targets else []
     finally:
         for hook in hooks:
@@ -83,6 +79,15 @@ def visit_gradients(
     for place in frontier:
         quietly(place, tuple(next(left) for _ in edges[place]))
     return grads[-1] if wanted else None
+
+
+def _frozen_gradients(node: FrozenNorm, into: tuple, out: tuple, group: Any) -> tuple | None:
+    """What a batch norm passes on with its statistics held constant."""
+    if out[0] is None or into[0] is None:
+        return None
+    with full_precision(out[0].device), _entered(group):
+        g = node.input_gradient(out[0])
+    return (g.to(into[0].dtype), *into[1:])
 
 
 def _edge_of(graph: Graph, inputs: Tensor) -> GradientEdge:

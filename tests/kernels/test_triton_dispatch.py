@@ -253,7 +253,7 @@ class TestOperandsOf16Bits:
 
     GEOMETRY = Geometry((2, 1), (1, 1), (1, 1), False, (0, 0), 1)
 
-    def conv(self, dtype: torch.dtype, device: str) -> tuple[Conv, Conv]:
+    def conv(self, dtype: torch.dtype, device: str) -> tuple[ConvGrad, ConvGrad]:
         """One with operands of dtype, one with the same values in float64 on the CPU."""
         x, g, weight = torch.randn(4, 1, 6, 9, 8), torch.randn(4, 1, 20, 5, 8), torch.zeros(20, 6, 3, 3)
         x, g = x.to(device, dtype), g.to(device, dtype)
