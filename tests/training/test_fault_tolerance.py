@@ -239,6 +239,14 @@ def same_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Shells start background jobs with SIGINT ignored, which Python then leaves so."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 @pytest.fixture
 def alone(monkeypatch) -> None:
     """The evaluation in this process, where a test can reach it."""
