@@ -105,7 +105,7 @@ class ConvGrad(PerExampleGrad):
             return conv_gradients(*flat)[1].view(-1, *self.shape)
         if flat is not None:
             return torch.cat([piece.dense(slice(None)) for piece in _unfolded(flat)]).view(-1, *self.shape)
-        pairs = zip(part.g, part.x, strict=True)  # torch's kernel knows every geometry, but sums over its batch
+        pairs = zip(part.g, part.x, strict=True)  # torch's kernel supports every geometry, but sums over its batch
         return torch.stack([self._weight_gradient(g, x) for g, x in pairs])
 
     def weighted(self, weights: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Per-example gradient norms for whoever asks: exact, or calibrated where batch statistics couple the examples."""
+"""Per-example gradient norms: exact, or calibrated where batch statistics make the examples depend on each other."""
 
 from typing import Any
 
@@ -144,17 +144,34 @@ def _spread(norms: Tensor, m: int) -> list[int]:
 
 
 def per_example_grad_norms(losses: Tensor, params: Params, norms: str = "auto") -> Tensor:
-    """||dL_i / dparams|| for per-example losses L (n,), over all params jointly; (n,) in float32 or better.
+    """Norms ||dL_i / dparams|| of the gradients of per-example losses L, over all parameters jointly.
 
-    norms: "auto" takes all of them, exactly, from one backward pass where examples do not couple. Where batch norm in
-    training mode couples them, its statistics are held constant in that pass and the squared norms of each parameter
-    are scaled to fit exact derivatives of eight examples of the batch ("frozen"); "corrected" also counts the
-    statistics right behind each layer, "lowrank" takes 16 further backward passes, and "exact" one for every example.
-    The graph is kept, .grad is not touched, and parameters that the losses do not depend on count as 0.
-    The first call for a model and shape takes some more passes that find and check what belongs to which example.
-    Raises ConfigError for another value of norms; UnsupportedOperationError, naming node and parameter, for what no
-    rule serves and for operations that mix examples; ValueError for losses of another shape or without a graph, or when
-    no parameter requires grad; NonFiniteError for losses that are not finite. Source: Dabouei et al. 2022, Eq. 5.
+    The graph is kept and .grad is not touched. The first call for a structure of graph derives whose each gradient is
+    and compares two norms with exact derivatives.
+
+    Args:
+        losses: (n,), one per example, with their graph.
+        params: a module, named parameters, or an iterable of leaf tensors. Those that the losses do not depend on count
+            as 0.
+        norms: "auto" takes all norms, exactly, from one backward pass where the examples are independent. Where batch
+            norm in training mode makes them depend on each other, its statistics are held constant in that pass, and
+            the squared norms of each parameter are scaled to fit exact derivatives of eight examples ("frozen").
+            "corrected" also counts the statistics right behind each layer, "lowrank" takes 16 further backward passes,
+            and "exact" one for every example.
+
+    Returns:
+        (n,) norms in float32 or better.
+
+    Raises:
+        ConfigError: for another value of norms.
+        UnsupportedOperationError: for examples that are not independent and graphs that hide layers; it names the node,
+            the parameter, and a way out.
+        ValueError: for losses of another shape or without a graph, and for parameters that are no leaves, of which none
+            requires grad, or on none of which the losses depend.
+        NonFiniteError: for losses that are not finite.
+
+    References:
+        Dabouei et al. 2022, Eq. 5.
     """
     estimator = NormEstimator(norms, shared=False)
     check_losses(losses)

@@ -12,7 +12,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-SMALL = 4096  # numbers of a weight that is served together with others
+SMALL = 4096  # elements of a weight that is computed together with others
 CHUNK_ELEMENTS = 2**24  # of products or gradients held at a time: 64 MiB in float32
 
 
