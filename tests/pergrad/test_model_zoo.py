@@ -12,7 +12,7 @@ from helpers.toy_models import norms_of
 from torch import nn
 from torch.nn import functional as F
 
-from pyengm import clipped_backward, per_example_grad_norms
+from pyengm import UnsupportedOperationError, clipped_backward, per_example_grad_norms
 
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
@@ -77,13 +77,24 @@ def check(model: nn.Module, size: int) -> None:
         torch.testing.assert_close(per_example_grad_norms(losses, params), expected, rtol=TOLERANCE, atol=0)
     alpha = expected.median().item()
     weights = (alpha / expected).clamp(max=1)
-    wanted = torch.autograd.grad((losses * weights).mean(), params, allow_unused=True)
+    wanted = gradients((losses * weights).mean(), params)
+    one_by_one = [gradients(loss * weight / N, params) for loss, weight in zip(losses, weights, strict=True)]
+    scale = max(w.abs().max() for w in wanted).item()
+    # Models that divide by small sums (linear attention) round so that torch's own gradients differ by more.
+    own = max((w - sum(parts)).abs().max() for w, *parts in zip(wanted, *one_by_one, strict=True)).item()
+    allowed = max(TOLERANCE * scale, 4 * own)
     model.zero_grad()
     clipped_backward(F.cross_entropy(logits(model, x), y, reduction="none"), params, alpha)
-    scale = max(w.abs().max() for w in wanted if w is not None).item()
     for p, w in zip(params, wanted, strict=True):
-        g = torch.zeros_like(p) if p.grad is None else p.grad
-        torch.testing.assert_close(g, torch.zeros_like(p) if w is None else w, rtol=TOLERANCE, atol=TOLERANCE * scale)
+        found = torch.zeros_like(p) if p.grad is None else p.grad
+        torch.testing.assert_close(found, w, rtol=TOLERANCE, atol=allowed)
+
+
+def gradients(loss: torch.Tensor, params: list[torch.Tensor]) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True, materialize_grads=True))
+
+
+REFUSED = {"csatv2"}  # attends over the batch: a coupling of 3e-19 of a norm
 
 
 @pytest.mark.parametrize("family", sorted(smallest()))
@@ -91,7 +102,11 @@ def test_timm(family):
     model, size = make(smallest()[family])
     if sum(p.numel() for p in model.parameters()) > LARGEST:
         pytest.skip(f"{smallest()[family]}, a small one of {family}, is larger than {LARGEST} parameters")
-    check(model, size)
+    if family in REFUSED:
+        with pytest.raises(UnsupportedOperationError, match="not independent"):
+            check(model, size)
+    else:
+        check(model, size)
 
 
 @pytest.mark.parametrize(
