@@ -54,11 +54,21 @@ def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
             if not frozen:
                 verify(losses, tensors, names, graph, found.usage, found.squares()[0])
             weight_usage.put(key, usage, proof)
+            keep_freed_memory()
             if usage.probed:
                 warn_of_probing(usage, len(losses))
     except (UnsupportedOperationError, CheckpointError) as error:
         raise UnsupportedOperationError(with_way_out(str(error))) from error
     return found
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep up to 64 MiB of freed memory, which a pass on the CPU would else give back and fault in again.
+
+    glibc returns the top of its heap whenever more than twice its mmap threshold is free there. The threshold grows to
+    the largest mapped block that was freed, 32 MiB at most; this frees one of nearly that size, which nobody touches.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def warn_of_probing(usage: WeightUsage, n: int) -> None:
