@@ -69,9 +69,9 @@ class Graph:
     def leaf_below(self, place: int) -> tuple[Tensor | None, tuple]:
         """The leaf that only transparent nodes separate from here, if there is one, and a description of them."""
         chain = []
-        while self.nodes[place].name() in TRANSPARENT and self.children[place][0] is not None:
+        while self.nodes[place].name() in TRANSPARENT and (child := self.children[place][0]) is not None:
             chain.append(_transparent(self.nodes[place]))
-            (place, _), *_ = self.children[place]  # type: ignore[misc]
+            place = child[0]
         return self.leaf(place), tuple(chain)
 
     def shape(self, place: int, output: int = 0) -> torch.Size:

@@ -132,11 +132,11 @@ class _Found:
 def _prepared(losses: Tensor, params: Params, estimator: NormEstimator | None) -> PerExampleBackward | None:
     if estimator is not None:
         return estimator.prepare(losses, params)
-    check_visible(trace(losses), opaque=False)
-    try:  # without norms two plain passes support every model
+    try:
         return prepare(losses, params)
     except UnsupportedOperationError:
-        return None
+        check_visible(trace(losses))
+        return None  # without norms two plain passes support every other model
 
 
 def _one_pass(backward: PerExampleBackward) -> bool:

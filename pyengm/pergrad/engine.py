@@ -39,11 +39,10 @@ def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
     check_losses(losses)
     tensors, names = named_params(params)
     graph = trace(losses)
-    check_visible(graph, opaque=False)
+    check_visible(graph)
     check_reached(graph, tensors)
     frozen = frozen_norms(graph)
     try:
-        check_visible(graph, opaque=True)
         check_plain(graph, tensors, names)
         key = graph.key(tensors), len(losses)
         usage, proof = weight_usage.get(key, graph), None

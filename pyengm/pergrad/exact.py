@@ -46,7 +46,7 @@ def exact_squares(
     nodes = []
     if losses.grad_fn is not None:
         graph = trace(losses)
-        check_visible(graph, opaque=False)
+        check_visible(graph)
         nodes = graph.nodes
     for start in range(0, len(examples) if params else 0, chunk):
         some = list(examples[start : start + chunk])

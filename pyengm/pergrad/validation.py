@@ -85,20 +85,16 @@ def named_params(params: Params) -> tuple[list[Tensor], list[str]]:
     return list(named), list(named.values())
 
 
-def check_visible(graph: Graph, *, opaque: bool) -> None:
-    """Raises UnsupportedOperationError for graphs that hide layers of the model.
-
-    opaque: whether nodes count whose gradients are right but whose own graph is hidden.
-    """
+def check_visible(graph: Graph, hiding: Mapping[str, str] = HIDDEN) -> None:
+    """Raises UnsupportedOperationError for graphs that hide layers of the model behind one of these nodes."""
     for node in graph.nodes:
-        name = node.name()
-        way = HIDDEN.get(name) or (OPAQUE.get(name) if opaque else None)
-        if way is not None:
-            raise UnsupportedOperationError(f"{name} hides the graph of the model: {way}")
+        if (way := hiding.get(node.name())) is not None:
+            raise UnsupportedOperationError(f"{node.name()} hides the graph of the model: {way}")
 
 
 def check_plain(graph: Graph, params: Iterable[Tensor], names: Iterable[str]) -> None:
     """Raises UnsupportedOperationError where only whole backward passes give per-example gradients."""
+    check_visible(graph, OPAQUE)
     nested = next((k for k, shapes in enumerate(graph.shapes) if NESTED in shapes), None)
     if nested is not None:
         raise UnsupportedOperationError(f"{graph.nodes[nested].name()} has nested tensors; use padded ones and a mask")

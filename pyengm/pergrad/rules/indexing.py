@@ -24,8 +24,7 @@ def gather(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layo
         raise UnprovenError("an index along the examples")
     if axis >= len(target):
         return collect(layout)
-    wide = (*target[:axis], target[axis], *target[axis + 1 :])
-    return place(layout, source, wide, axis, np.arange(source[axis]))  # other axes may be shorter, from index 0 on
+    return place(layout, source, target, axis, np.arange(source[axis]))  # axes may be shorter, from index 0 on
 
 
 @layout_rule("IndexAdd IndexCopy IndexFill IndexFillBackward1 Scatter ScatterAdd ScatterBackward1 ScatterReduce", "dim")

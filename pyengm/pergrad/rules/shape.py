@@ -75,13 +75,6 @@ def select(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layo
     return place(layout, kept, target, axis, np.arange(target[axis])[[node.fields["index"]]])
 
 
-@layout_rule("Narrow", "dim start length")
-@single
-def narrow(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout:
-    axis, start = axis_of(node.fields["dim"], len(target)), node.fields["start"]
-    return place(layout, source, target, axis, np.arange(start, start + source[axis]))
-
-
 @layout_rule("Diagonal", "offset dim1 dim2")
 @single
 def diagonal(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout:
