@@ -3,6 +3,7 @@
 from pyengm.errors import UnsupportedOperationError
 from pyengm.pergrad.backward import PerExampleStats, clipped_backward, weighted_backward
 from pyengm.pergrad.exact import exact_norms
+from pyengm.pergrad.fsdp import whole_params
 from pyengm.pergrad.norm_estimator import NORMS, NormEstimator, per_example_grad_norms
 from pyengm.pergrad.validation import check_losses
 
@@ -16,4 +17,5 @@ __all__ = [
     "exact_norms",
     "per_example_grad_norms",
     "weighted_backward",
+    "whole_params",
 ]

@@ -33,6 +33,10 @@ TRANSPARENT = {
 }
 
 
+# FSDP2 puts these around the inputs and outputs of modules, to learn when their backward passes begin and end.
+PASSED = {"RegisterPostBackwardFunctionBackward", "RegisterPreBackwardFunctionBackward"}
+
+
 @dataclass(frozen=True)
 class Graph:
     """Nodes in an order in which each comes before all that it sends gradients to; the losses' own node is the first.
@@ -110,6 +114,7 @@ def _reached(places: Iterable[int], edges: list[list[int]]) -> set[int]:
 def trace(losses: Tensor) -> Graph:
     """The graph of the losses."""
     order: list[Node] = []
+    edges: dict[Node, tuple[tuple[Node | None, int], ...]] = {}
     seen: set[Node] = {losses.grad_fn}
     stack: list[tuple[Node, bool]] = [(losses.grad_fn, False)]
     while stack:  # depth first, children before their parents
@@ -118,18 +123,24 @@ def trace(losses: Tensor) -> Graph:
             order.append(node)
             continue
         stack.append((node, True))
-        for child, _ in node.next_functions:
+        edges[node] = tuple(_past_hooks(*edge) for edge in node.next_functions)
+        for child, _ in edges[node]:
             if child is not None and child not in seen:
                 seen.add(child)
                 stack.append((child, False))
-    order = _topological(losses.grad_fn, order)
+    order = _topological(losses.grad_fn, order, edges)
     place = {node: k for k, node in enumerate(order)}
     children = [
-        tuple(None if child is None else (place[child], output) for child, output in node.next_functions)
-        for node in order
+        tuple(None if child is None else (place[child], output) for child, output in edges[node]) for node in order
     ]
     shapes = [tuple(_shape(output) for output in getattr(node, "_input_metadata", ())) for node in order]
     return Graph(order, children, shapes, [_fields(node) for node in order], losses.output_nr)
+
+
+def _past_hooks(node: Node | None, output: int) -> tuple[Node | None, int]:
+    while node is not None and node.name() in PASSED:
+        node, output = node.next_functions[output]
+    return node, output
 
 
 def _shape(output: Any) -> Shape:
@@ -138,17 +149,17 @@ def _shape(output: Any) -> Shape:
     return shape if all(type(size) is int for size in shape) else NESTED
 
 
-def _topological(top: Node, nodes: list[Node]) -> list[Node]:
+def _topological(top: Node, nodes: list[Node], edges: Mapping[Node, Iterable[tuple[Node | None, int]]]) -> list[Node]:
     waiting = dict.fromkeys(nodes, 0)
     for node in nodes:
-        for child, _ in node.next_functions:
+        for child, _ in edges[node]:
             if child is not None:
                 waiting[child] += 1
     ready, order = [top], []
     while ready:
         node = ready.pop()
         order.append(node)
-        for child, _ in node.next_functions:
+        for child, _ in edges[node]:
             if child is not None:
                 waiting[child] -= 1
                 if not waiting[child]:
