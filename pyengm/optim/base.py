@@ -94,7 +94,7 @@ class PerExampleSGD(torch.optim.SGD):
         """
         if accumulate < 1:
             raise ValueError(f"accumulate is {accumulate}; expected the number of backward calls per step, 1 or more")
-        params = whole_params(self._parameters())
+        params = [p for p in whole_params(self._parameters()) if p.requires_grad]
         if not self._graph_checked and losses.requires_grad:
             _check_leaves(losses, params)
             self._graph_checked = True

@@ -3,7 +3,7 @@
 from pyengm.errors import UnsupportedOperationError
 from pyengm.pergrad.backward import PerExampleStats, clipped_backward, weighted_backward
 from pyengm.pergrad.exact import exact_norms
-from pyengm.pergrad.fsdp import whole_params
+from pyengm.pergrad.fsdp import is_sharded, whole_params
 from pyengm.pergrad.norm_estimator import NORMS, NormEstimator, per_example_grad_norms
 from pyengm.pergrad.validation import check_losses
 
@@ -15,6 +15,7 @@ __all__ = [
     "check_losses",
     "clipped_backward",
     "exact_norms",
+    "is_sharded",
     "per_example_grad_norms",
     "weighted_backward",
     "whole_params",

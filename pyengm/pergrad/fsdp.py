@@ -21,7 +21,6 @@ from pyengm.errors import UnsupportedOperationError
 
 STATES = "torch.distributed.fsdp._fully_shard._fsdp_state"
 REGISTRY = "torch.distributed._composable_state"
-WAY_OUT = "shard with fully_shard alone, or use DistributedDataParallel"
 
 
 def whole_params(params: Sequence[Tensor], names: Sequence[str] | None = None) -> list[Tensor]:
@@ -35,24 +34,23 @@ def whole_params(params: Sequence[Tensor], names: Sequence[str] | None = None) -
         UnsupportedOperationError: for parameters that FSDP1 has flattened, and for DTensors that are not fully_shard's.
     """
     names = [f"{k} of shape {tuple(p.shape)}" for k, p in enumerate(params)] if names is None else names
-    states = _states()
-    owners = {id(tensor): param for _, _, param in _sharded(states) for tensor in _tensors(param)}
+    owners = {id(tensor): param for _, _, param in _sharded(_states()) for tensor in _tensors(param)}
     whole = []
     for tensor, name in zip(params, names, strict=True):
         refuse_flat(tensor)
         owner = owners.get(id(tensor))
-        if _is_dtensor(tensor) if owner is None else owner.is_dtensor:
+        if tensor.requires_grad and (is_sharded(tensor) if owner is None else owner.is_dtensor):
             raise UnsupportedOperationError(
                 f"parameter {name} is a DTensor that fully_shard did not make from a whole tensor, as under tensor "
-                f"parallelism; {WAY_OUT}"
+                "parallelism; shard it with fully_shard alone, or use DistributedDataParallel"
             )
         whole.append(getattr(owner, "_unsharded_param", tensor))
     return whole
 
 
 def refuse_flat(tensor: Tensor) -> None:
-    """Raises UnsupportedOperationError for the parameter that FSDP1 makes of many."""
-    if type(tensor).__name__ == "FlatParameter":
+    """Raises UnsupportedOperationError for the parameter that FSDP1 makes of many, and for these."""
+    if getattr(tensor, "_fsdp_flattened", False):
         raise UnsupportedOperationError(
             "FullyShardedDataParallel computes with one flat parameter in place of the model's own; use fully_shard or "
             "DistributedDataParallel"
@@ -75,12 +73,14 @@ def gathered(losses: Tensor, *, until_backward: bool = False) -> Iterator[bool]:
 
     Raises:
         UnsupportedOperationError: where the graph has a sharded parameter itself.
+        ValueError: for parameters that require grad, and did not when they were gathered.
     """
     states = _states_behind(losses)
     freed = [state for state in states if not all(group.is_unsharded for group in _groups(state))]
-    for state in freed:
-        state._modules[0].unshard()
     try:
+        _check_flags(states)
+        for state in freed:
+            state._modules[0].unshard()
         with _without_hooks(states):
             yield bool(states)
     except BaseException:
@@ -91,6 +91,15 @@ def gathered(losses: Tensor, *, until_backward: bool = False) -> Iterator[bool]:
             state._modules[0].reshard()
 
 
+def _check_flags(states: Iterable[Any]) -> None:
+    for _, group, param in _sharded(states):
+        if group.is_unsharded and param.sharded_param.requires_grad and not param._unsharded_param.requires_grad:
+            raise ValueError(
+                f"parameter {param._param_fqn} requires grad, but was frozen when fully_shard gathered it for the "
+                "forward pass, so its gradient is missing; call reshard() of its module before the forward pass"
+            )
+
+
 def check_reduced(params: Iterable[Tensor], names: Iterable[str]) -> None:
     """Raises RuntimeError where a backward pass has left a whole parameter's gradient that had to be reduced."""
     waiting = {
@@ -99,8 +108,8 @@ def check_reduced(params: Iterable[Tensor], names: Iterable[str]) -> None:
     for p, name in zip(params, names, strict=True):
         if id(p) in waiting and p.grad is not None:
             raise RuntimeError(
-                f"the gradient of parameter {name} was not reduced, as no hook of fully_shard saw the backward pass; is "
-                "the output of a sharded module a view that is changed in place?"
+                f"the gradient of parameter {name} was not reduced, as fully_shard did not notice the backward pass; "
+                "is the output of a sharded module a view that is changed in place? Change a clone of it instead"
             )
 
 
@@ -145,10 +154,10 @@ def _states_behind(losses: Tensor) -> list[Any]:
     roots = set()
     for node in _nodes(losses):
         leaf = getattr(node, "variable", None)
-        if leaf is not None and _is_dtensor(leaf):
+        if leaf is not None and is_sharded(leaf):
             raise UnsupportedOperationError(
-                f"the losses depend on a sharded parameter, of shape {tuple(leaf.shape)}, outside of its module's forward "
-                "pass; compute that term in the module, or use weight_decay for a penalty on weights"
+                f"the losses depend on a sharded parameter, of shape {tuple(leaf.shape)}, outside of its module's "
+                "forward pass; compute that term in the module, or use weight_decay for a penalty on weights"
             )
         roots.add(id(root_of.get(id(leaf), root_of.get(id(getattr(node, "param_group", None))))))
     return [state for state in states if id(state._state_ctx) in roots]
@@ -200,5 +209,6 @@ def _tensors(param: Any) -> list[Tensor]:
     return [tensor for tensor in (getattr(param, name, None) for name in names) if tensor is not None]
 
 
-def _is_dtensor(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, of which every process has a part."""
     return type(tensor).__name__ == "DTensor"

@@ -63,11 +63,15 @@ def named_params(params: Params) -> tuple[list[Tensor], list[str]]:
         given: list[Any] = list(params.named_parameters())
     else:
         given = list(params.items() if isinstance(params, Mapping) else params)
-    named: dict[Tensor, str] = {}
+    tensors, names = [], []
     for k, one in enumerate(given):
         name, p = one if isinstance(one, tuple) else (None, one)
         if not isinstance(p, Tensor):
             raise ValueError(f"expected tensors as parameters, got {type(p).__name__} at position {k}")
+        tensors.append(p)
+        names.append(name or f"{k} of shape {tuple(p.shape)}")
+    named: dict[Tensor, str] = {}
+    for k, (p, name) in enumerate(zip(whole_params(tensors, names), names, strict=True)):
         if not p.requires_grad:
             continue
         if not p.is_leaf:
@@ -75,11 +79,10 @@ def named_params(params: Params) -> tuple[list[Tensor], list[str]]:
                 f"the parameter at position {k}, of shape {tuple(p.shape)}, is computed from others; give the leaves, "
                 "such as model.parameters() (a parametrised layer computes its weight from them)"
             )
-        named.setdefault(p, name or f"{k} of shape {tuple(p.shape)}")
+        named.setdefault(p, name)
     if not named:
         raise ValueError("none of the parameters requires grad")
-    names = list(named.values())
-    return whole_params(list(named), names), names
+    return list(named), list(named.values())
 
 
 def check_visible(graph: Graph, hiding: Mapping[str, str] = HIDDEN) -> None:
