@@ -123,11 +123,14 @@ def trace(losses: Tensor) -> Graph:
             order.append(node)
             continue
         stack.append((node, True))
-        edges[node] = tuple(_past_hooks(*edge) for edge in node.next_functions)
+        edges[node] = node.next_functions
         for child, _ in edges[node]:
             if child is not None and child not in seen:
                 seen.add(child)
                 stack.append((child, False))
+    if any(node.name() in PASSED for node in order):
+        order = [node for node in order if node.name() not in PASSED]
+        edges = {node: tuple(_past_hooks(*edge) for edge in edges[node]) for node in order}
     order = _topological(losses.grad_fn, order, edges)
     place = {node: k for k, node in enumerate(order)}
     children = [

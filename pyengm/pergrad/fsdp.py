@@ -33,13 +33,13 @@ def whole_params(params: Sequence[Tensor], names: Sequence[str] | None = None) -
     Raises:
         UnsupportedOperationError: for parameters that FSDP1 has flattened, and for DTensors that are not fully_shard's.
     """
-    names = [f"{k} of shape {tuple(p.shape)}" for k, p in enumerate(params)] if names is None else names
     owners = {id(tensor): param for _, _, param in _sharded(_states()) for tensor in _tensors(param)}
     whole = []
-    for tensor, name in zip(params, names, strict=True):
+    for k, tensor in enumerate(params):
         refuse_flat(tensor)
         owner = owners.get(id(tensor))
         if tensor.requires_grad and (is_sharded(tensor) if owner is None else owner.is_dtensor):
+            name = f"{k} of shape {tuple(tensor.shape)}" if names is None else names[k]
             raise UnsupportedOperationError(
                 f"parameter {name} is a DTensor that fully_shard did not make from a whole tensor, as under tensor "
                 "parallelism; shard it with fully_shard alone, or use DistributedDataParallel"

@@ -24,10 +24,11 @@ from pyengm.attacks.model_state import attack_mode
 from pyengm.errors import ConfigError, UnsupportedOperationError
 from pyengm.optim import CLOSURE_OPTIMIZERS, ENGM, OPTIMIZERS
 from pyengm.pergrad import NORMS, clipped_backward, exact_norms, is_sharded
+from pyengm.pergrad.autograd_graph import PASSED
 from pyengm.utils.distributed import full_tensor
 
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
-WORLD, N, STEPS = 2, 6, 3
+WORLD, N, STEPS = 2, 8, 3
 
 
 class ConvNet(nn.Module):
@@ -138,8 +139,8 @@ def losses_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y, reduction="none")
 
 
-def part_of(rank: int) -> slice:
-    return slice(rank * N // WORLD, (rank + 1) * N // WORLD)
+def part_of(rank: int, world: int = WORLD) -> slice:
+    return slice(rank * N // world, (rank + 1) * N // world)
 
 
 def whole(tensors) -> Tensor:
@@ -400,6 +401,12 @@ def scaler(rank: int) -> list[tuple[Tensor, Tensor]]:
 PAIRS = {f.__name__: f for f in (different_batches, batch_norm, half_precision, scaler)}
 
 
+FOUR = {
+    "freed to smaller shards": Case(Transformer, nn.Module.parameters, mesh=(4,), options={"reshard_after_forward": 2}),
+    "replicated shards": Case(ConvNet, nn.Module.parameters, mesh=(2, 2)),
+}
+
+
 def torch_trains(case: Case) -> bool:
     """Old versions of torch average no gradients of replicated shards on the CPU, and recompute checkpoints once."""
     if "checkpointed" in case.needs and not hasattr(torch.utils.checkpoint, "GraphExecGroup"):
@@ -420,6 +427,16 @@ def work(rank: int, folder: str) -> None:
         scenarios = {name: f(part_of(rank), sharded=True) for name, f in SCENARIOS.items()}
         pairs = {name: f(rank) for name, f in PAIRS.items()}
         torch.save((cases, scenarios, pairs), f"{folder}/{rank}.pt")
+
+
+def work_of_four(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    with process_group(folder, rank, 4):
+        cases = {
+            name: run(case, part_of(rank, 4), sharded=True) if torch_trains(case) else None
+            for name, case in FOUR.items()
+        }
+        torch.save(cases, f"{folder}/{rank}.pt")
 
 
 @contextlib.contextmanager
@@ -443,25 +460,29 @@ def close(found: Tensor, expected: Tensor, what: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, msg=lambda text: f"{what}: {text}")
 
 
+def compare(case: Case, ranks: list[dict[str, Tensor] | None]) -> None:
+    """What every process found, with one process that has the whole batch."""
+    if ranks[0] is None:
+        pytest.skip("this torch does not train such a model")
+    expected = run(case, slice(None), sharded=False)
+    for key, value in expected.items():
+        found = [each[key] for each in ranks]
+        if "norms" in key:
+            close(torch.cat(found), value, key)
+        elif "inputs" in key:
+            close(torch.cat(found) / len(ranks), value, key)
+        else:
+            assert all(each.equal(found[0]) for each in found)
+            close(found[0], value, key)
+    clipped = expected["norms"] > alpha_of(case)
+    assert clipped.any()
+    assert not clipped.all()
+
+
 class TestTwoProcesses:
     @pytest.mark.parametrize("name", CASES)
     def test_models(self, name, ranks):
-        first, second = (cases[name] for cases, _, _ in ranks)
-        if first is None:
-            pytest.skip("this torch does not train such a model")
-        expected = run(CASES[name], slice(None), sharded=False)
-        assert first.keys() == expected.keys()
-        for key, value in expected.items():
-            if "norms" in key:
-                close(torch.cat([first[key], second[key]]), value, key)
-            elif "inputs" in key:
-                close(torch.cat([first[key], second[key]]) / WORLD, value, key)
-            else:
-                assert first[key].equal(second[key])
-                close(first[key], value, key)
-        clipped = expected["norms"] > alpha_of(CASES[name])
-        assert clipped.any()
-        assert not clipped.all()
+        compare(CASES[name], [cases[name] for cases, _, _ in ranks])
 
     @pytest.mark.parametrize("name", SCENARIOS)
     def test_training(self, name, ranks):
@@ -474,6 +495,19 @@ class TestTwoProcesses:
         for _, _, pairs in ranks:
             for found, expected in pairs[name]:
                 close(found, expected, name)
+
+
+@pytest.mark.slow
+def test_four_processes(tmp_path):
+    torch.multiprocessing.spawn(work_of_four, (str(tmp_path),), nprocs=4)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
+    for name, case in FOUR.items():
+        compare(case, [cases[name] for cases in ranks])
+
+
+def test_names_of_torch():
+    groups = importlib.import_module("torch.distributed.fsdp._fully_shard._fsdp_param_group")
+    assert groups.RegisterPostBackwardFunction.__name__ + "Backward" in PASSED
 
 
 @pytest.fixture
@@ -524,7 +558,7 @@ class TestOneProcess:
         clipped_backward(losses_of(model, x, y), model, 1.0)  # it is freed after an error
         assert all(p.grad is not None for p in params)
 
-    @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
+    @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module", "ignore:at every call")
     def test_pass_that_no_hook_sees(self, alone):
         """torch drops the hooks of a view that is changed in place."""
         model = fully_shard(nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3))).double(), mesh=alone)
@@ -543,6 +577,7 @@ class TestOneProcess:
             with pytest.raises(ConfigError, match="DTensor that fully_shard did not"):
                 kind(model.parameters())
 
+    @pytest.mark.filterwarnings("ignore:FSDP is switching")
     @pytest.mark.parametrize("own", [True, False])
     def test_fsdp1(self, own, alone):
         wrap = importlib.import_module("torch.distributed.fsdp").FullyShardedDataParallel
