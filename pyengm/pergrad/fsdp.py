@@ -57,6 +57,12 @@ def refuse_flat(tensor: Tensor) -> None:
         )
 
 
+def any_sharded(params: Iterable[Tensor]) -> bool:
+    """Whether one of these is a sharded parameter, or a whole one that fully_shard has gathered."""
+    known = {id(tensor) for _, _, param in _sharded(_states()) for tensor in _tensors(param)}
+    return any(is_sharded(p) or id(p) in known for p in params)
+
+
 @contextlib.contextmanager
 def gathered(losses: Tensor, *, until_backward: bool = False) -> Iterator[bool]:
     """Keeps the parameters of the models behind the losses whole, and fully_shard's hooks from doing anything.

@@ -19,12 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from pyengm import per_example_grad_norms
+from pyengm.analysis import norm_errors
 from pyengm.attacks import PGD
 from pyengm.attacks.model_state import attack_mode
 from pyengm.errors import ConfigError, UnsupportedOperationError
+from pyengm.methods import AWP, PGDAT
 from pyengm.optim import CLOSURE_OPTIMIZERS, ENGM, OPTIMIZERS
-from pyengm.pergrad import NORMS, clipped_backward, exact_norms, is_sharded
+from pyengm.pergrad import NORMS, NormEstimator, clipped_backward, exact_norms
 from pyengm.pergrad.autograd_graph import PASSED
+from pyengm.pergrad.fsdp import is_sharded
 from pyengm.utils.distributed import full_tensor
 
 pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
@@ -588,6 +591,25 @@ class TestOneProcess:
                 call(losses, model)
         with pytest.raises(ConfigError, match="FullyShardedDataParallel"):
             ENGM(model.parameters())
+
+    def test_norm_errors(self, alone):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).double()
+        sharded = fully_shard(copy.deepcopy(model), mesh=alone)
+        x, y = batch(0, slice(None))
+        found, expected = (
+            norm_errors(losses_of(each, x, y), each.parameters(), {"frozen": NormEstimator("frozen")})["frozen"]
+            for each in (sharded, model)
+        )
+        assert found.update == pytest.approx(expected.update, rel=1e-9)
+        assert found.median == pytest.approx(expected.median, rel=1e-9)
+        assert all(p.grad is None for p in sharded.parameters())
+
+    def test_weight_perturbation(self, alone):
+        model = fully_shard(network(CASES["conv"], sharded=False), mesh=alone)
+        x, y = batch(0, slice(None))
+        with pytest.raises(ConfigError, match="AWP moves whole weights"):
+            AWP(PGDAT(eps=0.1), 0.01).outcome(model, x, x, y)
 
     def test_closure_optimisers(self, alone):
         model = fully_shard(network(CASES["conv"], sharded=False), mesh=alone)
