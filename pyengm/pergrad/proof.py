@@ -218,6 +218,8 @@ class _Attempt:
         at, output = child
         if at in self.proof.probed:
             return
+        if 0 in self.graph.shapes[at][output]:
+            layout = NOBODY  # a tensor without elements
         before = self.proof.layouts[at].get(output)
         after = layout if before is None else merge(before, layout)
         if after is None:

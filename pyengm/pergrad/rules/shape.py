@@ -20,6 +20,7 @@ from pyengm.pergrad.layout import (
     of_one,
     owners_along,
     place,
+    take,
 )
 from pyengm.pergrad.rules.elementwise import aligned_axes
 from pyengm.pergrad.rules.registry import Layouts, NodeView, axis_of, layout_rule, single
@@ -247,7 +248,30 @@ def as_strided(node: NodeView, layout: Layout, source: Shape, target: Shape) -> 
     raise UnprovenError("the strides of the input are not saved")
 
 
-@layout_rule("CopySlices torch::autograd::CopySlices")
+@layout_rule("SliceScatter", "dim start end step")
+def slice_scatter(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
+    """A tensor, with another one in place of a slice."""
+    (base, values), layout, source = node.inputs, layouts[0], node.outputs[0]
+    axis = axis_of(node.fields["dim"], len(source))
+    start, end, step = (node.fields[name] for name in ("start", "end", "step"))
+    shown = np.arange(source[axis])[start:end:step]
+    return [
+        None if base is None else layout,
+        None if values is None else take(layout, source, values, axis, shown),
+    ]
+
+
+@layout_rule("SelectScatter", "dim index")
+def select_scatter(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
+    """A tensor, with another one in place of one index of an axis."""
+    (base, values), layout, source = node.inputs, layouts[0], node.outputs[0]
+    axis = axis_of(node.fields["dim"], len(source))
+    shown = np.arange(source[axis])[[node.fields["index"]]]
+    kept = (*source[:axis], 1, *source[axis + 1 :])
+    return [None if base is None else layout, None if values is None else take(layout, source, kept, axis, shown)]
+
+
+@layout_rule("torch::autograd::CopySlices")
 def copy_slices(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
     """A write in place to a view: what was written is not visible, and it may mix, as cumsum_ does."""
     layout = layouts[0]
