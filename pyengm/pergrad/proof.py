@@ -10,70 +10,33 @@ edge alone.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 from torch import Tensor
 
 from pyengm.pergrad.autograd_graph import LEAF, TRANSPARENT, Graph
 from pyengm.pergrad.hooks import recomputed_once
-from pyengm.pergrad.layout import NOBODY, SHARED, Layout, UnprovenError, merge, one_per_loss
+from pyengm.pergrad.layout import NOBODY, SHARED, Layout, Shape, UnprovenError, merge, one_per_loss
 from pyengm.pergrad.rules import LAYOUT_RULES
 from pyengm.pergrad.rules.registry import Contents, NodeView, contents_of
 
 Edge = tuple[int, int]  # a node and one of its input slots
 
 # Of parameters alone these make what is a parameter still; more in this list saves probing, and cannot make it wrong.
-PURE = TRANSPARENT | {
-    f"{name}Backward{k}"
-    for k in range(3)
-    for name in [
-        "Abs",
-        "Add",
-        "Addmm",
-        "Bmm",
-        "Cat",
-        "Clamp",
-        "ClampMin",
-        "Clone",
-        "Cumsum",
-        "Div",
-        "Erf",
-        "Exp",
-        "Expand",
-        "Flip",
-        "Gelu",
-        "LinalgVectorNorm",
-        "Log",
-        "Mean",
-        "Mm",
-        "Mul",
-        "Neg",
-        "Norm",
-        "Pow",
-        "Reciprocal",
-        "Relu",
-        "Repeat",
-        "Rsqrt",
-        "Select",
-        "Sigmoid",
-        "Silu",
-        "Slice",
-        "Softmax",
-        "Softplus",
-        "Split",
-        "Sqrt",
-        "Stack",
-        "StdMean",
-        "Sub",
-        "Sum",
-        "Tanh",
-        "Tril",
-        "Triu",
-        "Unbind",
-        "Var",
-        "VarMean",
-    ]
-}
+PURE_NAMES = """
+    Abs Add Addmm AsStrided Bmm Cat Clamp ClampMax ClampMin Clone ConstantPadNd Cos Cumsum Diagonal Div Elu Embedding
+    Erf Exp Expand Expm1 Flip Gather Gelu Index IndexSelect Lerp LinalgVectorNorm Log Log1P LogSigmoid LogSoftmax
+    Logsumexp MaskedFill Maximum Mean Minimum Mm Mul Neg Norm Pow Prod Reciprocal Relu Repeat Roll Rsqrt Rsub Select
+    Sigmoid Silu Sin Slice Softmax Softplus Split SplitWithSizes Sqrt Stack StdMean Sub Sum Tanh Tril Triu Unbind
+    Unfold Var VarMean ViewAsComplex ViewAsReal WeightNormInterface Where
+"""
+PURE = TRANSPARENT | {f"{name}Backward{k}" for name in PURE_NAMES.split() for k in range(3)}
 
+# Of these a constant operand is a constant like any other where it does not enlarge the result: it holds no batch.
+ELEMENTWISE_NAMES = "Add Div Lerp MaskedFill Maximum Minimum Mul Pow Sub Where"
+ELEMENTWISE = {f"{name}Backward0" for name in ELEMENTWISE_NAMES.split()}
+
+LOOKUPS = {"EmbeddingBackward0", "GatherBackward0", "IndexBackward0", "IndexSelectBackward0"}
 
 # The saved operands of products: the derivative of the one in slot 0 is the first, of the one in slot 1 the second.
 OPERANDS = {"MulBackward0": ("other", "self"), "DivBackward0": ("other", "self")}
@@ -105,7 +68,7 @@ def digest(values: Tensor) -> bytes:
 
 def prove(graph: Graph, n: int, frozen: Sequence[int] = ()) -> Proof:
     """The layouts of the graph of n losses. frozen: batch norms whose statistics count as constants."""
-    pure = _pure_nodes(graph)
+    pure = _pure_nodes(graph, n)
     unproven: dict[Edge, str] = {}
     while True:
         attempt = _Attempt(graph, n, set(frozen), pure, unproven)
@@ -116,7 +79,7 @@ def prove(graph: Graph, n: int, frozen: Sequence[int] = ()) -> Proof:
         unproven = attempt.proof.unproven | found
 
 
-def _pure_nodes(graph: Graph) -> list[bool]:
+def _pure_nodes(graph: Graph, n: int) -> list[bool]:
     """Whether a node's output is made of parameters alone."""
     pure = [False] * len(graph.nodes)
     for k in range(len(graph.nodes) - 1, -1, -1):
@@ -124,16 +87,26 @@ def _pure_nodes(graph: Graph) -> list[bool]:
         if name == LEAF:
             pure[k] = True
         elif name in PURE and any(child is not None for child in children):
-            pure[k] = all(
-                pure[child[0]] if child is not None else _is_number(graph, k, slot)
+            looks_up = name in LOOKUPS and _seems_per_example(graph.shapes[k][0], n)
+            pure[k] = not looks_up and all(
+                pure[child[0]] if child is not None else _holds_no_batch(graph, k, slot, n)
                 for slot, child in enumerate(children)
             )
     return pure
 
 
-def _is_number(graph: Graph, place: int, slot: int) -> bool:
-    """Whether an operand without a gradient is known to be a number, not a tensor of data."""
-    node = graph.nodes[place]
+def _seems_per_example(shape: Shape, n: int) -> bool:
+    """Whether a tensor seems to have rows for each example, as tokens (n, T, D) have and positions (1, T, D) not."""
+    return len(shape) > 1 and shape[0] > 1 and n in shape[:-1]
+
+
+def _holds_no_batch(graph: Graph, place: int, slot: int, n: int) -> bool:
+    """Whether an operand without a gradient is a number, or no larger than those with one and not per example."""
+    node, shape = graph.nodes[place], graph.shapes[place][0]
+    if node.name() in ELEMENTWISE and not _seems_per_example(shape, n):
+        sizes = [prod(of_input) for of_input in graph.input_shapes(place) if of_input is not None]
+        if prod(shape) <= max(sizes):
+            return True
     operands = OPERANDS.get(node.name())
     if operands is None or slot > 1:
         return False
@@ -169,7 +142,11 @@ class _Attempt:
     def _descend(self, place: int) -> None:
         proof, children = self.proof, self.graph.children[place]
         if place in proof.probed:
-            proof.probed.update(child[0] for child in children if child is not None and not self._is_weight(child[0]))
+            for slot, child in enumerate(children):
+                if child is not None and self._is_weight(child[0]):
+                    self._arrive(place, slot, child, SHARED)  # a weight here, and so wherever else it is used
+                elif child is not None:
+                    proof.probed.add(child[0])
             return
         below = self._below(place) if proof.layouts[place] else [None] * len(children)
         for slot, (child, layout) in enumerate(zip(children, below, strict=True)):

@@ -236,6 +236,60 @@ def test_what_needs_no_probe(name):
         assert bool(prove(trace(CHANGES[name](m, k)), N).unproven) == (name in PROBED)
 
 
+class Unknown(torch.autograd.Function):
+    """A function of the user, of which nothing is known."""
+
+    @staticmethod
+    def forward(ctx, t):
+        ctx.save_for_backward(t)
+        return t.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.saved_tensors[0].cos()
+
+
+unknown = Unknown.apply
+IDS = torch.tensor([[0, 1, 2], [2, 1, 1], [0, 0, 3], [3, 1, 2]])
+# name -> (n, T, D) features below a function of which nothing is known, of tokens, a table w (4, 3) and a layer m
+TABLES = {
+    "positions": lambda m, e, w: e + F.embedding(torch.arange(3), w),
+    "positions with a batch axis": lambda m, e, w: e + F.embedding(torch.arange(3)[None], w),
+    "labels": lambda m, e, w: e + F.embedding(torch.tensor([0, 1, 1, 3]), w)[:, None],
+    "labels, outside as well": lambda m, e, w: (lambda t: unknown(e + t) * t)(F.embedding(IDS[:, 0], w)[:, None]),
+    "a parameter, outside as well": lambda m, e, w: (lambda t: unknown(e + t) * t)(w[:1].expand(4, 3, 3)),
+    "tokens by an index": lambda m, e, w: e * w[IDS],
+    "a relative table": lambda m, e, w: (
+        e + w[torch.tensor([[0, 1, 2], [1, 0, 1], [2, 1, 0]]).view(-1)].view(3, 3, 3)[0]
+    ),
+    "one minus a parameter": lambda m, e, w: e * w[0] + e.flip(1) * (1 - w[0]),
+    "one plus a parameter": lambda m, e, w: e * (1 + w[0]),
+    "a masked parameter": lambda m, e, w: e @ torch.where(torch.eye(3).bool(), w[:3], 0.0),
+    "a table through a layer": lambda m, e, w: e + m(F.embedding(torch.arange(3), w)),
+    "tied tokens": lambda m, e, w: e + F.embedding(IDS, w).roll(1, 1),
+    "layers": lambda m, e, w: m(m(e).sin()),
+}
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_below_an_unknown_node(name, requires_grad):
+    m, w = lin(), R(4, 3).double().requires_grad_()
+    tokens = x(4, 3).requires_grad_(requires_grad)
+    for _ in range(2):
+        features = TABLES[name](m, F.embedding(IDS, tokens), w)
+        losses = (features if "outside" in name else unknown(features)).square().sum((1, 2))
+        params = [
+            p
+            for p in (w, *m.parameters())
+            if torch.autograd.grad(losses.sum(), p, retain_graph=True, allow_unused=True)[0] is not None
+        ]
+        params += [tokens] if requires_grad else []
+        torch.testing.assert_close(
+            per_example_grad_norms(losses, params), norms_of(losses, params), rtol=TOLERANCE, atol=0
+        )
+
+
 @pytest.mark.parametrize("name", TOY_MODELS)
 def test_proofs_agree_with_brute_force(name):
     """An element that a proof gives to one example has no derivative of any other loss."""
