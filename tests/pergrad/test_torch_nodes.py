@@ -8,6 +8,8 @@ from torch.utils import checkpoint
 
 from pyengm.pergrad import autograd_graph, hooks, rules, validation
 from pyengm.pergrad.batch_norm import frozen
+from pyengm.pergrad.layout import NOBODY, UnprovenError, one_per_loss
+from pyengm.pergrad.rules.registry import NodeView
 from pyengm.pergrad.rules.weights import weight_rule_of
 
 
@@ -252,6 +254,15 @@ def test_name_of_the_sink():
     from torch.nn.parallel import distributed
 
     assert distributed._DDPSink.__name__ + "Backward" == hooks.DDP_SINK
+
+
+def test_layouts_pass_the_sink_of_data_parallel_models():
+    n, shape = one_per_loss(4), (4, 2)
+    rule = rules.LAYOUT_RULES[hooks.DDP_SINK]
+    view = NodeView(hooks.DDP_SINK, (shape, shape), (shape, shape), {}, "")
+    assert rule(view, {1: n}) == [NOBODY, n]
+    with pytest.raises(UnprovenError, match="no tensors"):
+        rule(NodeView(hooks.DDP_SINK, ((), shape), (shape,), {}, ""), {1: n})
 
 
 def test_instance_norm_is_a_batch_norm_of_one_image():

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pyengm.pergrad.layout import Layout, Shape, carry
+from pyengm.pergrad.layout import NOBODY, Layout, Shape, UnprovenError, carry
 from pyengm.pergrad.rules.registry import Layouts, NodeView, layout_rule
 
 
@@ -34,3 +34,11 @@ def aligned_axes(source: Shape, target: Shape) -> dict[int, int]:
 def elementwise(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
     layout, shape = layouts[0], node.outputs[0]
     return [None if to is None else carry(layout, shape, to, aligned_axes(shape, to)) for to in node.inputs]
+
+
+@layout_rule("_DDPSinkBackward")
+def ddp_sink(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
+    """DistributedDataParallel passes the outputs of its model through it, each as it is."""
+    if len(node.inputs) != len(node.outputs):
+        raise UnprovenError("some outputs of the model are no tensors")
+    return [None if to is None else layouts.get(slot, NOBODY) for slot, to in enumerate(node.inputs)]
