@@ -138,7 +138,7 @@ def carry(layout: Layout, source: Shape, target: Shape, axes: Mapping[int, int])
     return Layout(run * inner_size(target, to), layout.owners)
 
 
-def place(layout: Layout, source: Shape, target: Shape, axis: int, positions: np.ndarray) -> Layout:
+def put(layout: Layout, source: Shape, target: Shape, axis: int, positions: np.ndarray) -> Layout:
     """The layout of a tensor of which source[..., j, ...] = target[..., positions[j], ...] along an axis of both.
 
     Elements of the target that the source does not show belong to nobody. Raises UnprovenError where two examples

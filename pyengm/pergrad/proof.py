@@ -58,7 +58,7 @@ class Proof:
 
     def holds_for(self, graph: Graph) -> bool:
         """Whether the values of the indices that the proof has read are those of this graph."""
-        return all(digest(contents_of(graph.fields[place], where)) == found for place, where, found in self.contents)
+        return all(digest(contents_of(graph.fields[index], where)) == found for index, where, found in self.contents)
 
 
 def digest(values: Tensor) -> bytes:
@@ -100,11 +100,11 @@ def _seems_per_example(shape: Shape, n: int) -> bool:
     return len(shape) > 1 and shape[0] > 1 and n in shape[:-1]
 
 
-def _holds_no_batch(graph: Graph, place: int, slot: int, n: int) -> bool:
+def _holds_no_batch(graph: Graph, index: int, slot: int, n: int) -> bool:
     """Whether an operand without a gradient is a number, or no larger than those with one and not per example."""
-    node, shape = graph.nodes[place], graph.shapes[place][0]
+    node, shape = graph.nodes[index], graph.shapes[index][0]
     if node.name() in ELEMENTWISE and not _seems_per_example(shape, n):
-        sizes = [prod(of_input) for of_input in graph.input_shapes(place) if of_input is not None]
+        sizes = [prod(of_input) for of_input in graph.input_shapes(index) if of_input is not None]
         if prod(shape) <= max(sizes):
             return True
     operands = OPERANDS.get(node.name())
@@ -126,72 +126,72 @@ class _Attempt:
         self.conflicts: set[int] = set()
 
     def run(self) -> None:
-        for place, node in enumerate(self.graph.nodes):
+        for index, node in enumerate(self.graph.nodes):
             if node.name() != LEAF:
-                self._descend(place)
+                self._descend(index)
 
     def sources(self) -> dict[Edge, str]:
         """The edges at which tensors became shared that belong to single examples elsewhere."""
         names = self.graph.nodes
         return {
             edge: f"{names[edge[0]].name()} sums over examples in its slot {edge[1]}"
-            for place in self.conflicts
-            for edge in self.shared_by.get(place, ())
+            for index in self.conflicts
+            for edge in self.shared_by.get(index, ())
         }
 
-    def _descend(self, place: int) -> None:
-        proof, children = self.proof, self.graph.children[place]
-        if place in proof.probed:
+    def _descend(self, index: int) -> None:
+        proof, children = self.proof, self.graph.children[index]
+        if index in proof.probed:
             for slot, child in enumerate(children):
                 if child is not None and self._is_weight(child[0]):
-                    self._arrive(place, slot, child, SHARED)  # a weight here, and so wherever else it is used
+                    self._arrive(index, slot, child, SHARED)  # a weight here, and so wherever else it is used
                 elif child is not None:
                     proof.probed.add(child[0])
             return
-        below = self._below(place) if proof.layouts[place] else [None] * len(children)
+        below = self._below(index) if proof.layouts[index] else [None] * len(children)
         for slot, (child, layout) in enumerate(zip(children, below, strict=True)):
             if child is None or layout is None:
                 continue
-            if (place, slot) in proof.unproven:
+            if (index, slot) in proof.unproven:
                 proof.probed.add(child[0])
             else:
-                self._arrive(place, slot, child, layout)
+                self._arrive(index, slot, child, layout)
 
-    def _below(self, place: int) -> Sequence[Layout | None]:
+    def _below(self, index: int) -> Sequence[Layout | None]:
         """The layouts of the input gradients; what no rule decides goes among the unproven edges."""
-        layouts, children = self.proof.layouts[place], self.graph.children[place]
+        layouts, children = self.proof.layouts[index], self.graph.children[index]
         if SHARED in layouts.values():
             if any(layout not in (SHARED, NOBODY) for layout in layouts.values()):
-                self.conflicts.add(place)
+                self.conflicts.add(index)
             return [SHARED] * len(children)
         try:
-            return self._rule(place)
+            return self._rule(index)
         except UnprovenError as reason:
             for slot, child in enumerate(children):
                 if child is not None and not self._is_weight(child[0]):
-                    self.proof.unproven.setdefault((place, slot), f"{self.graph.nodes[place].name()}: {reason}")
+                    self.proof.unproven.setdefault((index, slot), f"{self.graph.nodes[index].name()}: {reason}")
             return [SHARED] * len(children)
 
-    def _is_weight(self, place: int) -> bool:
-        return self.pure[place]
+    def _is_weight(self, index: int) -> bool:
+        return self.pure[index]
 
-    def _rule(self, place: int) -> Sequence[Layout | None]:
-        graph, node = self.graph, self.graph.nodes[place]
+    def _rule(self, index: int) -> Sequence[Layout | None]:
+        graph, node = self.graph, self.graph.nodes[index]
         name = node.name()
         if name not in LAYOUT_RULES:
             raise UnprovenError("there is no layout rule for it")
-        first = graph.children[place][0] if graph.children[place] else None
-        fields = graph.fields[place]
-        if place in self.frozen:
+        first = graph.children[index][0] if graph.children[index] else None
+        fields = graph.fields[index]
+        if index in self.frozen:
             fields = {**fields, "training": False}
         child = "" if first is None else graph.nodes[first[0]].name()
-        view = NodeView(name, graph.shapes[place], graph.input_shapes(place), fields, child)
-        below = LAYOUT_RULES[name](view, self.proof.layouts[place])
+        view = NodeView(name, graph.shapes[index], graph.input_shapes(index), fields, child)
+        below = LAYOUT_RULES[name](view, self.proof.layouts[index])
         for where in view.read_contents:
-            self.proof.contents.append((place, where, digest(contents_of(fields, where))))
+            self.proof.contents.append((index, where, digest(contents_of(fields, where))))
         return below
 
-    def _arrive(self, place: int, slot: int, child: tuple[int, int], layout: Layout) -> None:
+    def _arrive(self, index: int, slot: int, child: tuple[int, int], layout: Layout) -> None:
         at, output = child
         if at in self.proof.probed:
             return
@@ -204,8 +204,8 @@ class _Attempt:
             if not self._is_weight(at):
                 self.conflicts.add(at)
         if layout == SHARED:
-            began = self.shared_by.get(place) if SHARED in self.proof.layouts[place].values() else None
-            self.shared_by.setdefault(at, set()).update(began or {(place, slot)})
+            began = self.shared_by.get(index) if SHARED in self.proof.layouts[index].values() else None
+            self.shared_by.setdefault(at, set()).update(began or {(index, slot)})
         elif after == SHARED and before not in (None, SHARED):
-            self.shared_by.setdefault(at, set()).add((place, slot))  # two examples' own parts overlap
+            self.shared_by.setdefault(at, set()).add((index, slot))  # two examples' own parts overlap
         self.proof.layouts[at][output] = after

@@ -176,7 +176,7 @@ def batch_norm(node: Node, slots: Slots, g: Tensor, rows: RowLayout) -> dict[int
         raise UnsupportedOperationError("the statistics of the batch depend on all examples")
     rstd = torch.rsqrt(to_float32(saved(node, "running_var")) + saved(node, "eps"))
     _, dot = channel_sums(g, to_float32(saved(node, "grad_out")))
-    return {2: DenseGrad(rows.split(dot * rstd).sum(1), slots[2])}
+    return {2: DenseGrad(rows.sums(dot * rstd), slots[2])}
 
 
 def _feature_rows(node: Node, slots: Slots, shape: Shape) -> RowAxes:
@@ -191,4 +191,4 @@ def layer_norm(node: Node, slots: Slots, g: Tensor, rows: RowLayout) -> dict[int
     mean, rstd = (to_float32(saved(node, name)).reshape(-1, 1) for name in ("mean", "rstd"))
     xhat = (x - mean) * rstd
     projected = g - g.mean(1, keepdim=True) - xhat * (g * xhat).mean(1, keepdim=True)
-    return {4: DenseGrad(rows.split(projected * dy * rstd).sum(1), slots[4])}
+    return {4: DenseGrad(rows.sums(projected * dy * rstd), slots[4])}

@@ -24,7 +24,7 @@ from pyengm.pergrad.layout import (
     element_list,
     examples_axis,
     from_owners,
-    place,
+    put,
 )
 from pyengm.pergrad.rules.registry import Layouts, NodeView, axis_of, layout_rule, single
 
@@ -51,11 +51,11 @@ def gather(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layo
     if axis >= len(target):
         return collect(layout)
     if axis != axis_of(node.fields["dim"], len(target)):
-        return place(layout, source, target, axis, np.arange(source[axis]))  # axes may be shorter, from index 0 on
+        return put(layout, source, target, axis, np.arange(source[axis]))  # axes may be shorter, from index 0 on
     index = _read(node, "index")
     along = _only_along(index)
     if along is not None and (along[0] == axis or len(set(along[1].tolist())) == 1):
-        return place(
+        return put(
             layout, source, target, axis, index[tuple(slice(None) if a == axis else 0 for a in range(len(source)))]
         )
     return _scattered(index, owners, axis, target)

@@ -19,7 +19,7 @@ from pyengm.pergrad.layout import (
     merge,
     of_one,
     owners_along,
-    place,
+    put,
     take,
 )
 from pyengm.pergrad.rules.elementwise import aligned_axes
@@ -65,7 +65,7 @@ def transpose(node: NodeView, layout: Layout, source: Shape, target: Shape) -> L
 def slice_along(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout:
     axis = axis_of(node.fields["dim"], len(target))
     start, end, step = (node.fields[name] for name in ("start", "end", "step"))
-    return place(layout, source, target, axis, np.arange(target[axis])[start:end:step])
+    return put(layout, source, target, axis, np.arange(target[axis])[start:end:step])
 
 
 @layout_rule("Select", "dim index")
@@ -73,7 +73,7 @@ def slice_along(node: NodeView, layout: Layout, source: Shape, target: Shape) ->
 def select(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout:
     axis = axis_of(node.fields["dim"], len(target))
     kept = (*source[:axis], 1, *source[axis:])
-    return place(layout, kept, target, axis, np.arange(target[axis])[[node.fields["index"]]])
+    return put(layout, kept, target, axis, np.arange(target[axis])[[node.fields["index"]]])
 
 
 @layout_rule("Diagonal", "offset dim1 dim2")
@@ -95,7 +95,7 @@ def _pieces(node: NodeView, layouts: Mapping[int, Layout], starts: list[int], ke
     for k, layout in layouts.items():
         source = node.outputs[k]
         source = source if keeps_axis else (*source[:axis], 1, *source[axis:])
-        piece = place(layout, source, target, axis, np.arange(starts[k], starts[k] + source[axis]))
+        piece = put(layout, source, target, axis, np.arange(starts[k], starts[k] + source[axis]))
         both = merge(found, piece)
         if both is None:
             raise UnprovenError("the pieces of a split belong to different examples")
@@ -223,7 +223,7 @@ def repeat(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layo
     if axis not in aligned_axes(source, target):
         return collect(layout)
     wide = (1,) * (len(source) - len(target)) + target
-    return place(layout, source, wide, axis, np.arange(source[axis]) % wide[axis])
+    return put(layout, source, wide, axis, np.arange(source[axis]) % wide[axis])
 
 
 @layout_rule("Unfold", "dimension")
