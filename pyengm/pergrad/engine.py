@@ -2,8 +2,9 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from pyengm.pergrad.batch_norm.frozen import FrozenNorm, frozen_norms, upstream_
 from pyengm.pergrad.hooks import full_precision, visit_gradients
 from pyengm.pergrad.per_example_grad import DenseGrad, PerExampleGrad, StackedGrads, merge, row_squares
 from pyengm.pergrad.probe import probe
+from pyengm.pergrad.proof import Proof
 from pyengm.pergrad.row_layout import RowLayout
 from pyengm.pergrad.rules.fallback import NodeCallGrad
 from pyengm.pergrad.rules.weights import to_float32
@@ -47,18 +49,25 @@ def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
         key = graph.key(tensors), len(losses)
         usage, proof = weight_usage.get(key, graph), None
         if usage is None:
-            usage, proof = weight_usage.find_usage(graph, len(losses), tensors, names, frozen)
-        found = PerExampleBackward(losses, tensors, names, graph, probe(graph, losses, names, usage, frozen), frozen)
-        if proof is not None:
-            if not frozen and not is_verified(graph, tensors):
-                verify(losses, tensors, names, graph, found.usage, found.squares()[0])
-            weight_usage.put(key, usage, proof)
             keep_freed_memory()
-            if usage.probed:
-                warn_of_probing(usage, len(losses))
+            usage, proof = weight_usage.find_usage(graph, len(losses), tensors, names, frozen)
+        probed = probe(graph, losses, names, usage, frozen)
     except (UnsupportedOperationError, CheckpointError) as error:
         raise UnsupportedOperationError(with_way_out(str(error))) from error
+    found = PerExampleBackward(losses, tensors, names, graph, probed, frozen)
+    if proof is not None:
+        found.remember = partial(remember, key, usage, proof, len(losses))
+    if found.remember is not None and (frozen or is_verified(graph, tensors)):
+        found.remember()
+        found.remember = None
     return found
+
+
+def remember(key: Hashable, usage: WeightUsage, proof: Proof, n: int) -> None:
+    """What follows when the proof for a new graph has passed its check."""
+    weight_usage.put(key, usage, proof)
+    if usage.probed:
+        warn_of_probing(usage, n)
 
 
 def keep_freed_memory() -> None:
@@ -84,7 +93,8 @@ def warn_of_probing(usage: WeightUsage, n: int) -> None:
 class PerExampleBackward:
     """Losses with their graph, and where it uses the parameters; made by `prepare`.
 
-    frozen: batch norms whose statistics make the examples depend on each other.
+    frozen: batch norms whose statistics make the examples depend on each other. remember: to be called once the first
+    norms of this structure of graph have been verified; None where they are.
     """
 
     losses: Tensor
@@ -93,6 +103,7 @@ class PerExampleBackward:
     graph: Graph
     usage: WeightUsage
     frozen: list[FrozenNorm]
+    remember: Callable[[], None] | None = None
 
     def squares(
         self,
@@ -108,7 +119,26 @@ class PerExampleBackward:
         activations are then freed on the way, unless they may be needed once more. corrected: statistics count
         between a layer and the batch norms that its output reaches through additions alone. sums: takes the
         derivatives of every batch norm's mean and deviation, (n, C) each.
+        Raises UnsupportedOperationError where the first norms of a structure of graph are wrong.
         """
+        if self.remember is None:
+            return self._squares(inputs, kept, corrected, sums)
+        try:
+            total, input_gradient = self._squares(inputs, kept, corrected, sums)
+            verify(self.losses, self.params, self.names, self.graph, self.usage, total)
+        except (UnsupportedOperationError, CheckpointError) as error:
+            raise UnsupportedOperationError(with_way_out(str(error))) from error
+        self.remember()
+        self.remember = None
+        return total, input_gradient
+
+    def _squares(
+        self,
+        inputs: Tensor | None,
+        kept: dict[int, PerExampleGrad] | None,
+        corrected: bool,
+        sums: list[Tensor] | None,
+    ) -> tuple[Tensor, Tensor | None]:
         groups = self.usage.groups
         total = torch.zeros(len(groups), len(self.losses), dtype=torch.float64, device=self.losses.device)
         pending: dict[int, PerExampleGrad] = {}
@@ -140,6 +170,8 @@ class PerExampleBackward:
 
     def gradients(self, inputs: Tensor | None) -> tuple[dict[int, PerExampleGrad], Tensor | None]:
         """The gradients of every weight for `deliver`, without norms, and that of the inputs; activations are freed."""
+        if self.remember is not None:
+            self.squares()
         kept: dict[int, PerExampleGrad] = {}
         with full_precision(self.losses.device):
             input_gradient = self._collect(kept.__setitem__, inputs, True, False, None)
@@ -172,7 +204,8 @@ class PerExampleBackward:
         statistics: list[Tensor] | None,
     ) -> Tensor | None:
         """Calls done(weight, gradient) as soon as a weight's last use has been visited."""
-        collector = _Collector(self, done, keep and not self.frozen, corrected, statistics)
+        frees = keep and not self.frozen and self.remember is None
+        collector = _Collector(self, done, frees, corrected, statistics)
         children = self.graph.children
         called = {children[use.place][slot] for use in self.usage.uses if use.rule is None for slot in use.slots}
         input_gradient = visit_gradients(
