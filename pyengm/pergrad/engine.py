@@ -193,7 +193,8 @@ class PerExampleBackward:
     ) -> Tensor | None:
         """Calls done(weight, gradient) as soon as a weight's last use has been visited."""
         collector = _Collector(self, done, keep and not self.frozen, corrected, statistics)
-        called = {k for use in self.usage.uses if use.rule is None for k in use.slots.values()}
+        children = self.graph.children
+        called = {children[use.place][slot] for use in self.usage.uses if use.rule is None for slot in use.slots}
         input_gradient = visit_gradients(
             self.graph,
             self.losses,
@@ -202,7 +203,7 @@ class PerExampleBackward:
             collector.visit,
             frozen=self.frozen,
             inputs=inputs,
-            also=[(self.usage.weights[k].place, self.usage.weights[k].output) for k in called],
+            also=[child for child in called if child is not None],
             retain_graph=not collector.frees,
         )
         collector.finish()
