@@ -59,7 +59,7 @@ class SNGM(TotalNormSGD):
                     decay = -group["weight_decay"] if group["maximize"] else group["weight_decay"]
                     foreach.add_([p.grad for p in trained], trained, alpha=decay)
         gradients = self._gradients()
-        self._total_norm = norm = torch.nn.utils.get_total_norm(gradients)
+        self._calls.total_norm = norm = torch.nn.utils.get_total_norm(gradients)
         foreach.mul_(gradients, torch.where(norm > 0, 1 / norm, norm))
 
     def _torch_step(self) -> None:
