@@ -12,10 +12,10 @@ from pyengm.errors import ConfigError
 from pyengm.optim.grad_origin import GradOrigin
 from pyengm.optim.hyperparameter import hyperparameters_of
 from pyengm.optim.info import OptimizerInfo
-from pyengm.optim.loss_scale import refuse_scaled
 from pyengm.optim.saved_state import check_state, merge_state, split_state
 from pyengm.optim.statistics import summarize
 from pyengm.pergrad import PerExampleStats, check_losses
+from pyengm.pergrad.loss_scale import refuse_scaled
 from pyengm.pergrad.validation import Params, named_params
 from pyengm.utils.distributed import prepare_reducer
 

@@ -1,9 +1,12 @@
 """The habit of mixed precision, backward(scaler.scale(losses)), is refused; other factors are the user's."""
 
+import copy
+
 import pytest
 import torch
 from helpers.small_problems import cnn4, images_and_labels, losses_of, theta
 
+import pyengm
 from pyengm.optim import AENGM, ENGM, MSGD
 
 REFUSED = pytest.raises(ValueError, match=r"backward\(losses, scaler=scaler\)")
@@ -67,3 +70,15 @@ def test_factors_of_ones_own():
         torch.testing.assert_close(found, expected * factor)
         torch.testing.assert_close(optimizer.backward(factor * losses_of(model, x, y)).norms, expected * factor)
     torch.testing.assert_close(optimizer.backward(off.scale(losses_of(model, x, y))).norms, expected)
+
+
+def test_clipped_backward():
+    model, x, y = problem()
+    twin, scaler = copy.deepcopy(model), torch.amp.GradScaler("cpu")
+    with REFUSED:
+        pyengm.clipped_backward(scaler.scale(losses_of(model, x, y)), model, 0.5)
+    found = pyengm.clipped_backward(losses_of(model, x, y), model, 0.5, scaler=scaler, accumulate=2)
+    expected = pyengm.clipped_backward(losses_of(twin, x, y), twin, 0.5)
+    torch.testing.assert_close(found.norms, expected.norms)
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad / scaler.get_scale(), q.grad / 2)
