@@ -110,7 +110,8 @@ def average_gradients(module: nn.Module, images: int) -> None:
 def prepare_reducer(losses: Tensor) -> None:
     """Prepares DistributedDataParallel for a backward pass of losses inside its forward pass.
 
-    It does so itself at the end of the forward pass, too late for what runs the whole step in it, such as Lightning.
+    It does so itself at the end of the forward pass, which is too late for those who run the whole step in it, and who
+    keep it from doing so once more, such as Lightning in manual optimisation.
 
     Args:
         losses: the losses, with their graph.

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.data import Batch, Transform
-from pyengm.errors import ConfigError
 from pyengm.methods import Method
 from pyengm.ops import Key
 from pyengm.optim import PerExampleSGD
-from pyengm.pergrad import PerExampleStats, check_losses, clipped_backward
+from pyengm.optim.any_optimizer import backward_for, check_alpha
 from pyengm.training.steps.base import AverageGradients, StepStats
 
 
@@ -50,11 +49,7 @@ def train_step(
         ConfigError: alpha is given to an optimiser of pyengm.optim.
         PyengmError: What the method and the optimiser raise. The parameters are then those of the last update.
     """
-    if alpha is not None and isinstance(optimizer, PerExampleSGD):
-        raise ConfigError(
-            f"alpha={alpha} is for other optimisers, such as torch.optim.AdamW: {type(optimizer).__name__} decides "
-            "itself how it weighs the examples, by optimizer.alpha where it has one"
-        )
+    check_alpha(optimizer, alpha)
     step = EagerStep(method, model, optimizer, lambda images: average(), scaler, alpha)
     index = torch.arange(len(y)) if key is None else key.index
     return step([Batch(x, y, index, transform, len(y))], [key])
@@ -90,7 +85,7 @@ class EagerStep:
         for output in method.passes(model, batch.x, batch.y, key, batch.transform):
             inputs = output.x_adv if output.x_adv.requires_grad else None
             try:
-                weights = self._backward(output.losses, inputs)
+                weights = backward_for(optimizer, output.losses, alpha=self.alpha, inputs=inputs, scaler=scaler)
                 stats.append((output, weights))
                 if output.update:
                     self.average(len(batch.y))
@@ -109,17 +104,3 @@ class EagerStep:
                 optimizer.zero_grad()
                 torch.clear_autocast_cache()  # it may hold 16-bit casts of the weights before the update
         return stats
-
-    def _backward(self, losses: Tensor, inputs: Tensor | None) -> PerExampleStats | None:
-        """Adds to .grad of the parameters, and sets .grad of the inputs where the method reads it."""
-        if isinstance(self.optimizer, PerExampleSGD):
-            return self.optimizer.backward(losses, inputs=inputs, scaler=self.scaler)
-        params = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
-        if self.alpha is not None:
-            return clipped_backward(losses, params, self.alpha, inputs=inputs, scaler=self.scaler)
-        check_losses(losses)
-        loss = losses.mean() if self.scaler is None else self.scaler.scale(losses.mean())
-        if inputs is not None:
-            inputs.grad = None  # .grad is that of this call alone
-        loss.backward(inputs=params if inputs is None else [*params, inputs])
-        return None
