@@ -11,10 +11,9 @@ from torch.utils.data import DataLoader
 
 import pyengm
 from pyengm.examples.problem import ALPHA, BATCH, LR, digits, network, report
-from pyengm.methods import Method
 
 
-def main(method: Method | None = None) -> nn.Module:
+def main(method: pyengm.methods.Method | None = None) -> nn.Module:
     """Trains for an epoch and returns the network. method: PGD adversarial training unless given."""
     np.random.seed(0)  # which timm draws from  # noqa: NPY002
     torch.manual_seed(0)
