@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pyengm.errors import ConfigError
+from pyengm.errors import ConfigError, UnsupportedOperationError
 from pyengm.optim.grad_origin import GradOrigin
 from pyengm.optim.hyperparameter import hyperparameters_of
 from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.saved_state import check_state, merge_state, split_state
 from pyengm.optim.statistics import summarize
-from pyengm.pergrad import PerExampleStats, check_losses
+from pyengm.pergrad import PerExampleStats, check_losses, whole_params
 from pyengm.pergrad.loss_scale import refuse_scaled
 from pyengm.pergrad.validation import Params, named_params
 from pyengm.utils.distributed import prepare_reducer
@@ -68,7 +68,7 @@ class PerExampleSGD(torch.optim.SGD):
 
     Raises:
         ConfigError: A hyperparameter is out of range, or is given to a group although it is one value for all; or the
-            parameters are sharded over processes.
+            parameters are sharded by something else than `torch.distributed.fsdp.fully_shard`.
     """
 
     info: ClassVar[OptimizerInfo] = OptimizerInfo()
@@ -116,15 +116,17 @@ class PerExampleSGD(torch.optim.SGD):
         """
         if accumulate < 1:
             raise ValueError(f"accumulate is {accumulate}; expected the number of backward calls per step, 1 or more")
-        over = self._parameters() if params is None else named_params(params)[0]
+        owned = self._parameters() if params is None else named_params(params)[0]
+        leaves = {whole: p for p, whole in zip(owned, whole_params(owned), strict=True) if whole.requires_grad}
         if losses.requires_grad:
-            self._check_graph(losses, over)
+            self._check_graph(losses, list(leaves))
             prepare_reducer(losses)
         if inputs is not None:
             inputs.grad = None  # .grad is that of this call alone
         weighs = self.info.weighs_examples
-        with self._calls.origin.own_pass(over) if weighs else contextlib.nullcontext():
-            used = self._accumulate_grads(BackwardCall(losses, over, inputs, input_gradient, scaler, accumulate))
+        with self._calls.origin.own_pass(leaves) if weighs else contextlib.nullcontext():
+            call = BackwardCall(losses, list(leaves), inputs, input_gradient, scaler, accumulate)
+            used = self._accumulate_grads(call)
         if used is not None:
             self._calls.used = (*self._calls.used, used)
         return used
@@ -240,11 +242,10 @@ class PerExampleSGD(torch.optim.SGD):
                 if name in self.defaults:  # else `_define` follows
                     self._check_joint(name, param_group)
         super().add_param_group(param_group)
-        if any(hasattr(p, "device_mesh") for p in self.param_groups[-1]["params"]):
-            raise ConfigError(
-                "the parameters are sharded (FSDP2), and per-example losses need whole ones; "
-                "use DistributedDataParallel, or a plain torch.optim.SGD"
-            )
+        try:
+            whole_params(self.param_groups[-1]["params"])
+        except UnsupportedOperationError as error:
+            raise ConfigError(str(error)) from None
 
     def state_dict(self) -> dict[str, Any]:
         """As of torch.optim.SGD; the first group also has the optimiser's name and the state of its other parts."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -19,16 +19,22 @@ class GradOrigin:
     def __init__(self) -> None:
         self._made: dict[Tensor, TensorWeakRef] = {}  # parameter to the gradient that it had after its last own pass
         self._mixed: set[Tensor] = set()  # parameters whose gradient has a share of another pass
+        self._owners: dict[Tensor, Tensor] = {}  # tensor in the graph to the parameter that gets its gradient
         self._hooks: dict[Tensor, Any] = {}
         self._running = False
         weakref.finalize(self, _remove, self._hooks).atexit = False
 
     @contextlib.contextmanager
-    def own_pass(self, params: Iterable[Tensor]) -> Iterator[None]:
-        """The block is a backward pass of the optimiser's own, which adds to .grad of the parameters."""
+    def own_pass(self, leaves: Mapping[Tensor, Tensor]) -> Iterator[None]:
+        """The block is a backward pass of the optimiser's own.
+
+        Args:
+            leaves: The parameters that get gradients, by the tensors that the graph has for them: another one where a
+                parameter is sharded.
+        """
         fresh = []
-        for p in params:
-            self._watch(p)
+        for leaf, p in leaves.items():
+            self._watch(leaf, p)
             if p.grad is None or self._is_made(p) or not _any(p.grad):
                 self._mixed.discard(p)
                 fresh.append(p)
@@ -57,16 +63,17 @@ class GradOrigin:
     def _is_made(self, p: Tensor) -> bool:
         return p in self._made and p not in self._mixed and self._made[p]() is p.grad
 
-    def _watch(self, p: Tensor) -> None:
-        if p in self._hooks:
+    def _watch(self, leaf: Tensor, p: Tensor) -> None:
+        self._owners[leaf] = p
+        if leaf in self._hooks:
             return
         origin = weakref.ref(self)
 
-        def see(p: Tensor) -> None:
+        def see(leaf: Tensor) -> None:
             if (self := origin()) is not None and not self._running:
-                self._mixed.add(p)
+                self._mixed.add(self._owners[leaf])
 
-        self._hooks[p] = p.register_post_accumulate_grad_hook(see)
+        self._hooks[leaf] = leaf.register_post_accumulate_grad_hook(see)
 
 
 def _remove(hooks: dict[Tensor, Any]) -> None:

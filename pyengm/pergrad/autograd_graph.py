@@ -34,13 +34,33 @@ TRANSPARENT = {
 }
 
 
+# FSDP2 puts these around the inputs and outputs of modules, to learn when their backward passes begin and end.
+PASSED = {"RegisterPostBackwardFunctionBackward", "RegisterPreBackwardFunctionBackward"}
+
+# The fields of layout rules that are no lengths along an axis.
+AXES = {
+    "axis",
+    "dim",
+    "dim0",
+    "dim1",
+    "dim2",
+    "dimension",
+    "dims",
+    "group",
+    "groups",
+    "train",
+    "training",
+    "transposed",
+}
+
+
 @dataclass(frozen=True)
 class Graph:
     """Nodes in an order in which each comes before all that it sends gradients to; the losses' own node is the first.
 
     children[k]: for each input slot of node k the place of the node that made the input and the number of its output,
-    or None where no gradient flows. shapes[k], dtypes[k]: of the outputs of node k. fields[k]: the saved fields that the layout
-    rule of node k reads. root: the number of the output of node 0 that the losses are.
+    or None where no gradient flows. shapes[k], dtypes[k]: of the outputs of node k. fields[k]: the saved fields that
+    the layout rule of node k reads. root: the number of the output of node 0 that the losses are.
     """
 
     nodes: list[Node]
@@ -62,6 +82,13 @@ class Graph:
             else:
                 rows.append((name, children, shapes, dtypes, tuple((f, _hashable(v)) for f, v in fields.items())))
         return tuple(rows), self.root
+
+    def structure(self, leaves: Iterable[Tensor]) -> Hashable:
+        """The nodes, edges and axes, with these leaves told from each other: the same for all lengths of texts."""
+        number = {id(leaf): k for k, leaf in enumerate(leaves)}
+        names = tuple(number.get(id(n.variable)) if n.name() == LEAF else n.name() for n in self.nodes)
+        axes = tuple(tuple((f, v) for f, v in fields.items() if f in AXES) for fields in self.fields)
+        return names, tuple(self.children), axes, self.root
 
     def leaf(self, place: int) -> Tensor | None:
         """The leaf tensor of a node that only collects a leaf's gradient."""
@@ -118,6 +145,12 @@ def trace(losses: Tensor) -> Graph:
         if node not in slots:
             slots[node] = node.next_functions
             stack.extend(child for child, _ in slots[node] if child is not None and child not in slots)
+    if any(node.name() in PASSED for node in slots):
+        slots = {
+            node: tuple(_past_hooks(*edge) for edge in of_node)
+            for node, of_node in slots.items()
+            if node.name() not in PASSED
+        }
     order = _topological(losses.grad_fn, slots)
     place = {node: k for k, node in enumerate(order)}
     children = [
@@ -127,6 +160,12 @@ def trace(losses: Tensor) -> Graph:
     shapes = [tuple(_shape(output) for output in of_node) for of_node in outputs]
     dtypes = [tuple(output.dtype for output in of_node) for of_node in outputs]
     return Graph(order, children, shapes, dtypes, [_fields(node) for node in order], losses.output_nr)
+
+
+def _past_hooks(node: Node | None, output: int) -> tuple[Node | None, int]:
+    while node is not None and node.name() in PASSED:
+        node, output = node.next_functions[output]
+    return node, output
 
 
 def _shape(output: Any) -> Shape:
