@@ -39,13 +39,16 @@ def _factors(losses: Tensor) -> list[float]:
             divisors += _scalars(node, torch.float32, torch.float64)
         following = [one for one, _ in node.next_functions if one is not None]
         node = following[0] if len(following) == 1 else None
+    if not factors:
+        return []  # before any value is read, which may wait for a device
+    left = [factor.item() for factor in factors]
     for divisor in divisors:
-        if divisor in factors:
-            factors.remove(divisor)
-    return factors
+        if divisor.item() in left:
+            left.remove(divisor.item())
+    return left
 
 
-def _scalars(node: torch.autograd.graph.Node, *dtypes: torch.dtype) -> list[float]:
+def _scalars(node: torch.autograd.graph.Node, *dtypes: torch.dtype) -> list[Tensor]:
     """The factor or divisor of a node where it is a tensor without dimensions; a number of Python has float64."""
     saved = [getattr(node, field, None) for field in ("_saved_other", "_saved_self")]
-    return [t.item() for t in saved if t is not None and t.dim() == 0 and t.dtype in dtypes]
+    return [t for t in saved if t is not None and t.dim() == 0 and t.dtype in dtypes]
