@@ -1,5 +1,7 @@
 """Models by functions of the user, as in "my_module:make_model"."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,17 +32,26 @@ def build(
         ConfigError: the function cannot be imported or called, or does not make such a model.
     """
     options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    used: set[str] = set()
-    optional: dict[str, Any] = {"norm_layer": norm_layer} | ({} if width is None else {"width": width})
-    model = call_object(import_object(spec, OPTION), spec, OPTION, options | optional, used)
+    options |= {"norm_layer": norm_layer} | ({} if width is None else {"width": width})
+    function = import_object(spec, OPTION)
+    model = call_object(function, spec, OPTION, options)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{OPTION}: expected a torch.nn.Module from {spec}, got {type(model).__name__}")
-    if width is not None and "width" not in used:
+    if width is not None and not _has(function, "width"):
         raise ConfigError(f"width is {width}, and {spec} has no such argument; leave it None")
-    if norm_layer == "gn" and "norm_layer" not in used:
+    if norm_layer == "gn" and not _has(function, "norm_layer"):
         model = replace_batch_norm(model)
     _check(model, spec, num_classes, (in_channels, image_size, image_size))
     return model
+
+
+def _has(function: Callable[..., Any], name: str) -> bool:
+    """Whether `call_object` gives the function that argument."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _check(model: nn.Module, spec: str, num_classes: int, shape: tuple[int, int, int]) -> None:
