@@ -18,7 +18,6 @@ from pyengm.errors import CheckpointError, ConfigError, DataError
 from pyengm.models import (
     ZOO,
     CheckpointInfo,
-    Classifier,
     Output,
     build,
     code_of,
@@ -95,10 +94,10 @@ class NamedSource:
     output: Output | None = None
 
     def load(self) -> nn.Module:
-        model = build(**self.options)
+        model = build(**self.options, output=self.output)
         if self.weights is not None:
             load_weights(model, self.weights, entry=self.entry)
-        return (model if self.output is None else Classifier(model, self.output)).eval()
+        return model.eval()
 
     def check(self, data: ImageDataset) -> None:
         """The model is built for the data."""
