@@ -1,12 +1,13 @@
 """What a model returns, checked in one place for every attack and every training method."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyengm.errors import DataError, ModelError
+from pyengm.errors import DataError
+from pyengm.utils.check_logits import check_logits
 from pyengm.utils.checks import are_collected
 
 Model = nn.Module | Callable[[Tensor], Any]  # maps images (n, ...) in [0, 1] to logits (n, k)
@@ -48,27 +49,6 @@ def logits_of(model: Model, x: Tensor, y: Tensor | None = None) -> Tensor:
     return CheckedModel(model, y)(x)
 
 
-def check_logits(output: Any, n: int) -> Tensor:
-    """Returns what a model returned for n images, if it is a float tensor (n, k) with k >= 2.
-
-    Raises:
-        ModelError: It is something else.
-    """
-    if not isinstance(output, Tensor):
-        raise ModelError(f"expected logits, a tensor ({n}, classes), from the model, got {_describe(output)}")
-    shape = tuple(output.shape)
-    if not output.is_floating_point():
-        raise ModelError(f"expected logits in floating point from the model, got {output.dtype} of shape {shape}")
-    if output.dim() != 2 or len(output) != n:
-        raise ModelError(f"expected logits of shape ({n}, classes) from the model, got shape {shape}")
-    if shape[1] < 2:
-        raise ModelError(
-            f"expected at least two logits per image from the model, got shape {shape}; where one logit z separates "
-            "label 1 from label 0, return torch.cat([torch.zeros_like(z), z], dim=1), whose softmax is its sigmoid"
-        )
-    return output
-
-
 def check_labels(logits: Tensor, y: Tensor) -> None:
     """Checks that every label y (n,) has a logit, unless checks are collected, as for `CheckedModel`.
 
@@ -89,16 +69,6 @@ def _check_classes(logits: Tensor, highest_label: int) -> None:
         raise DataError(
             f"expected labels from 0 to {classes - 1}, as the model has {classes} classes, got {highest_label}"
         )
-
-
-def _describe(output: Any) -> str:
-    wrapper = "wrap the model: pyengm.models.Classifier(model, output={})"
-    if isinstance(output, Mapping):
-        keys = ", ".join(map(str, output))
-        return f"a {type(output).__name__} of {keys}; {wrapper.format(repr('logits') + ' or another key')}"
-    if isinstance(output, (tuple, list)):
-        return f"a {type(output).__name__} of {len(output)}; {wrapper.format('0, or another position')}"
-    return f"{type(output).__name__}; return the tensor alone"
 
 
 def _parameter_dtype(model: Model) -> torch.dtype | None:
