@@ -25,7 +25,13 @@ from pyengm.utils.import_object import check_trusted, is_object_spec
 from pyengm.utils.io import atomic_write, make_dirs
 from pyengm.utils.terminal import log
 
-RESERVED = ("threats", "images", "evaluation", "robust_overfitting")  # names in the results that are no models
+RESERVED = (
+    "threats",
+    "images",
+    "curves",
+    "evaluation",
+    "robust_overfitting",
+)  # names in the results that are no models
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,9 @@ class EvaluateConfig(OptionGroup):
     eps: Annotated[Pixels | None, Unset("that of the training or of the recipe")] = None
     """Radius for --threat in pixel units, such as 8/255."""
     attacks: Annotated[tuple[str, ...], Unset("none")] = ()
-    """Further attacks: fgsm, pgd10, pgd50, cw, members of AutoAttack (apgd_ce, apgd_t, fab_t, square), or deepfool for
-    the mean L2 distance to the decision boundary."""
+    """Further attacks: fgsm, pgd10, pgd50, cw, members of AutoAttack (apgd_ce, apgd_t, fab_t, square), deepfool for
+    the mean L2 distance to the decision boundary, or specs, such as pgd:steps=50,loss=ce,norm=linf,eps=1/255..16/255
+    (docs/evaluation.md)."""
     autoattack_examples: Annotated[Count | None, Unset("as many as in the run, else all")] = None
     """Number of test images for AutoAttack, spread evenly over the test set."""
     surrogate: Annotated[Path | None, Unset("none")] = None
@@ -75,7 +82,7 @@ class EvaluateConfig(OptionGroup):
     device: str = "auto"
     """cpu, cuda, cuda:1, ... (auto: cuda if available)."""
     out: Annotated[Path | None, Unset("no file")] = None
-    """JSON file for the results, which must not exist yet. An interrupted AutoAttack resumes from a folder beside it
+    """JSON file for the results, which must not exist yet. An interrupted evaluation resumes from a folder beside it
     (OUT.autoattack); that of a run always resumes, from RUN/autoattack."""
     trust_config: bool = False
     """Run functions that a run folder or a checkpoint names as its model or its data (MODULE:FUNCTION). Read them
@@ -128,7 +135,7 @@ def evaluate_command(options: EvaluateConfig) -> int:
             trust_config=options.trust_config,
         )
     except KeyboardInterrupt:
-        again = "interrupted" if state is None else "interrupted; the same command resumes where AutoAttack stopped"
+        again = "interrupted" if state is None else "interrupted; the same command resumes where it stopped"
         raise Interrupted(again) from None
     table = results_table(results, str(options.target))
     log(table)

@@ -20,7 +20,8 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from pyengm.training.option_types import Choice, Metavar, Option, OptionGroup, Unset, format_pixels, options_of
+from pyengm.training.option_types import Choice, Metavar, Option, OptionGroup, Unset, options_of
+from pyengm.utils.pixels import format_pixels
 
 T = TypeVar("T")
 FLAT_FLAGS = (tyro.conf.OmitArgPrefixes,)

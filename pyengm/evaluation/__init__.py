@@ -1,13 +1,15 @@
 """Evaluation of the robustness of models: accuracies, distances, a table and a figure."""
 
 from pyengm.evaluation.accuracy import Predictions, accuracy, correct, predict
-from pyengm.evaluation.attack_registry import (
-    ATTACKS,
-    ATTACKS_HELP,
-    AttackInfo,
+from pyengm.evaluation.attack_registry import ATTACKS, ATTACKS_HELP, AttackInfo
+from pyengm.evaluation.attack_spec import (
+    PROTOCOLS,
+    AttackSpec,
     check_attacks,
     create_attack,
+    curves_of,
     final_attacks,
+    parse_spec,
 )
 from pyengm.evaluation.autoattack_runs import AutoAttackVerdicts, run_autoattack
 from pyengm.evaluation.calibration import expected_calibration_error
@@ -22,7 +24,9 @@ from pyengm.evaluation.table import results_table
 __all__ = [
     "ATTACKS",
     "ATTACKS_HELP",
+    "PROTOCOLS",
     "AttackInfo",
+    "AttackSpec",
     "AutoAttackVerdicts",
     "ModelSource",
     "Predictions",
@@ -30,12 +34,14 @@ __all__ = [
     "check_attacks",
     "correct",
     "create_attack",
+    "curves_of",
     "evaluate",
     "evaluate_checkpoints",
     "evaluate_with_progress",
     "expected_calibration_error",
     "final_attacks",
     "find_source",
+    "parse_spec",
     "plot_curves",
     "predict",
     "results_table",

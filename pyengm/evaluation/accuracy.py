@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from pyengm.attacks.logits import Model, logits_of
 from pyengm.attacks.losses import cross_entropy, log_softmax
 from pyengm.attacks.model_state import module_of
 from pyengm.data import ImageDataset, Loader
+from pyengm.data.loader import Batch
 from pyengm.errors import NonFiniteError
 from pyengm.evaluation.attack_registry import Attack
 from pyengm.evaluation.calibration import expected_calibration_error
+from pyengm.evaluation.resumable import Resumable, compute_batches, settings_of
 from pyengm.models import memory_format_of
 from pyengm.ops import Key
 from pyengm.utils.distributed import all_gather_object, rank, world_size
@@ -69,7 +72,14 @@ class Predictions:
 
 @torch.inference_mode(False)
 def predict(
-    model: Model, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device, bn: str = "eval"
+    model: Model,
+    data: ImageDataset,
+    attack: Attack | None,
+    *,
+    seed: int,
+    device: torch.device,
+    bn: str = "eval",
+    resumable: Resumable | None = None,
 ) -> Predictions:
     """Predictions for all images under an attack.
 
@@ -84,6 +94,7 @@ def predict(
         device: device of the model.
         bn: mode of the model, and of its dropout and norm layers, for the predictions, see `attack_mode`. An attack has
             a mode of its own.
+        resumable: where the predictions of each batch are kept, so that a later call goes on from them.
 
     Returns:
         The predictions for all N images.
@@ -92,46 +103,44 @@ def predict(
         ModelError: the model returns anything but logits.
         DataError: labels do not fit.
         NonFiniteError: outputs of the model are not finite.
+        CheckpointError, StorageError: a file of `resumable` is damaged or cannot be written.
     """
-    correct, confidence, loss = sharded(data, partial(_predict, model, attack, seed, device, bn)).unbind(1)
+    module = module_of(model)
+    memory_format = torch.contiguous_format if module is None else memory_format_of(module)
+    settings = {"seed": seed, "bn": bn, "batch_size": BATCH_SIZE, "of": "predictions"}
+
+    def rows(shard: ImageDataset) -> Tensor:
+        loader = Loader(
+            shard, BATCH_SIZE, device=device, seed=seed, augment="none", shuffle=False, memory_format=memory_format
+        )
+        saved = None if resumable is None else resumable.run(attack=settings_of(attack), **settings)
+        return compute_batches(loader, partial(_predict, model, attack, seed, bn, data.name), saved)
+
+    correct, confidence, loss = sharded(data, rows).unbind(1)
     return Predictions(correct.bool(), confidence, loss)
 
 
-def _predict(
-    model: Model, attack: Attack | None, seed: int, device: torch.device, bn: str, data: ImageDataset
-) -> Tensor:
-    """Correct or not, confidence and loss, (N, 3)."""
-    parts = []
-    module = module_of(model)
-    memory_format = torch.contiguous_format if module is None else memory_format_of(module)
-    loader = Loader(
-        data, BATCH_SIZE, device=device, seed=seed, augment="none", shuffle=False, memory_format=memory_format
-    )
-    for batch in loader.epoch(0):
-        x = batch.x
-        if attack is not None:
-            keyed = getattr(attack, "keyed", False)
-            options = {"key": Key(seed, 0, batch.index)} if keyed else {}
-            x = attack(model, x, batch.y, **options)
-        with attack_mode(model, bn), torch.no_grad():
-            logits = logits_of(model, x, batch.y)
-        if not logits.isfinite().all():
-            raise NonFiniteError(f"the model's outputs on {data.name} are nan or infinite")
-        correct, confidence = logits.argmax(dim=1) == batch.y, log_softmax(logits).amax(dim=1).exp()
-        loss = cross_entropy(logits, batch.y)
-        parts.append(torch.stack([correct.to(loss), confidence.to(loss), loss], dim=1).cpu())
-    return torch.cat(parts)
+def _predict(model: Model, attack: Attack | None, seed: int, bn: str, name: str, batch: Batch) -> Tensor:
+    """Correct or not, confidence and loss, (n, 3)."""
+    x = batch.x
+    if attack is not None:
+        keyed = getattr(attack, "keyed", False)
+        options = {"key": Key(seed, 0, batch.index)} if keyed else {}
+        x = attack(model, x, batch.y, **options)
+    with attack_mode(model, bn), torch.no_grad():
+        logits = logits_of(model, x, batch.y)
+    if not logits.isfinite().all():
+        raise NonFiniteError(f"the model's outputs on {name} are nan or infinite")
+    correct, confidence = logits.argmax(dim=1) == batch.y, log_softmax(logits).amax(dim=1).exp()
+    loss = cross_entropy(logits, batch.y)
+    return torch.stack([correct.to(loss), confidence.to(loss), loss], dim=1).cpu()
 
 
-def correct(
-    model: Model, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device, bn: str = "eval"
-) -> Tensor:
+def correct(model: Model, data: ImageDataset, attack: Attack | None, **options: Any) -> Tensor:
     """Whether each image is classified correctly, (N,) bool on the CPU; arguments and errors as for `predict`."""
-    return predict(model, data, attack, seed=seed, device=device, bn=bn).correct
+    return predict(model, data, attack, **options).correct
 
 
-def accuracy(
-    model: Model, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device, bn: str = "eval"
-) -> float:
+def accuracy(model: Model, data: ImageDataset, attack: Attack | None, **options: Any) -> float:
     """Share of images that are classified correctly, in [0, 1]; arguments and errors as for `predict`."""
-    return correct(model, data, attack, seed=seed, device=device, bn=bn).double().mean().item()
+    return correct(model, data, attack, **options).double().mean().item()

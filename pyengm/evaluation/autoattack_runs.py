@@ -16,6 +16,7 @@ from pyengm.attacks import AutoAttack
 from pyengm.attacks.autoattack import is_correct
 from pyengm.data import ImageDataset, Loader
 from pyengm.errors import CheckpointError
+from pyengm.evaluation.hashes import hash_of_images, hash_of_model
 from pyengm.utils.io import atomic_write, make_dirs
 
 
@@ -164,28 +165,6 @@ def identity_of(attack: AutoAttack, members: tuple[str, ...], model: nn.Module, 
         "queries": attack.queries,
         "batch_size": attack.batch_size,
         "seed": attack.seed,
-        "model": _hash_of_model(model),
-        "images": _hash_of_images(data),
+        "model": hash_of_model(model),
+        "images": hash_of_images(data),
     }
-
-
-def _hash_of_model(model: nn.Module) -> str:
-    """Of the types of its modules, and of its parameters and buffers."""
-    digest = hashlib.sha256(repr([(name, type(module).__name__) for name, module in model.named_modules()]).encode())
-    for name, t in model.state_dict().items():
-        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
-        digest.update(_bytes_of(t.detach().cpu()))
-    return digest.hexdigest()
-
-
-def _hash_of_images(data: ImageDataset) -> str:
-    """Of images and labels."""
-    digest = hashlib.sha256(repr(tuple(data.images.shape)).encode())
-    digest.update(_bytes_of(data.labels))
-    for rows in torch.arange(len(data)).split(1024):
-        digest.update(_bytes_of(data.images[rows]))
-    return digest.hexdigest()
-
-
-def _bytes_of(t: Tensor) -> bytes:
-    return t.contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -11,9 +11,8 @@ import torch
 
 from pyengm.attacks import ThreatModel
 from pyengm.data import ImageDataset
-from pyengm.evaluation.attack_registry import check_attacks
+from pyengm.evaluation.attack_spec import attacks_by_threat, check_attacks, curves_of
 from pyengm.evaluation.evaluate import (
-    attacks_by_threat,
     check_threats,
     count_classes,
     match_classes,
@@ -49,12 +48,12 @@ def evaluate_checkpoints(
         checkpoints: files of pyengm, or other sources of models, by name; identical ones are evaluated once.
         data: the images to attack.
         threats: threat models, one per norm.
-        attacks: names of `attack_registry.ATTACKS`.
+        attacks: names of `attack_registry.ATTACKS` or specs, see `parse_spec`.
         device: device of the evaluation.
         seed: seed of random starts and of AutoAttack.
         autoattack_examples: number of images for AutoAttack and its members; None: all.
         surrogate: the checkpoint of another model, for transfer attacks.
-        state: folder of the state files from which an interrupted AutoAttack resumes, for all checkpoints.
+        state: folder of the state files from which an interrupted evaluation resumes, for all checkpoints.
         trust_config: whether functions that the files name as their models may be run.
         on_attack: called with the title of each attack before it starts.
         on_pass: called with the progress of AutoAttack; the title begins with the checkpoint's name.
@@ -67,7 +66,7 @@ def evaluate_checkpoints(
         PyengmError: a worker process was killed, or for the reasons that `evaluate` lists.
     """
     sources = {name: _source(found, trust_config) for name, found in checkpoints.items()}
-    other = None if surrogate is None else _source(surrogate, trust_config)
+    other = surrogate and _source(surrogate, trust_config)
     _check_compatible([*sources.values(), other], data, threats, attacks)
     contents = {name: source.identity() for name, source in sources.items()}
     names = {content: name for name, content in reversed(contents.items())}
@@ -77,15 +76,24 @@ def evaluate_checkpoints(
         for name, (threat, selected) in product(names.values(), attacks_by_threat(threats, attacks).items())
     }
     evaluated = _run_jobs(jobs, worker_count(len(jobs), device), on_attack, on_pass)
-    results: dict[str, Any] = {
-        name: merge_threats({threat: evaluated[names[content], threat] for threat in threats})
-        for name, content in contents.items()
-    }
+    results: dict[str, Any] = {}
+    for name, content in contents.items():
+        results[name] = merge_threats({threat: evaluated[names[content], threat] for threat in threats})
     if {"best", "last"} <= results.keys() and "pgd20" in attacks:
         results["robust_overfitting"] = robust_overfitting(results["best"]["pgd20"], results["last"]["pgd20"])
+    results |= _curves({name: results[name] for name in contents})
     results["threats"] = [{"norm": threat.norm, "eps": threat.eps} for threat in threats]
     results["images"] = {"all": len(data), "autoattack": len(evenly_spread(len(data), autoattack_examples))}
     return results
+
+
+def _curves(results: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """The entry "curves" of results by model; none without attacks that have radii of their own."""
+    curves = {
+        name: {text: {"eps": list(one), "accuracy": list(one.values())} for text, one in curves_of(values).items()}
+        for name, values in results.items()
+    }
+    return {"curves": curves} if any(curves.values()) else {}
 
 
 def _source(found: Path | ModelSource, trust_config: bool) -> ModelSource:
@@ -97,7 +105,7 @@ def _check_compatible(
 ) -> None:
     """Raises the errors of models and options that do not fit, before an evaluation of hours."""
     check_threats(threats)
-    check_attacks(attacks, data, threats)
+    check_attacks(attacks, data, threats, surrogate=sources[-1] is not None)
     for source in filter(None, sources):
         source.check(data)
         if not isinstance(source, CheckpointSource):

@@ -12,7 +12,8 @@ from pyengm.attacks.logits import Model, logits_of
 from pyengm.attacks.model_state import attack_mode
 from pyengm.data import ImageDataset, Loader, as_dataset
 from pyengm.errors import ConfigError, DataError
-from pyengm.evaluation.attack_registry import DISTANCES, NATURAL, check_attacks
+from pyengm.evaluation.attack_registry import NATURAL
+from pyengm.evaluation.attack_spec import attacks_by_threat, check_attacks, with_norm
 from pyengm.evaluation.model_sources import find_source
 from pyengm.evaluation.one_threat import evaluate_one_threat
 from pyengm.models import Classifier, Output
@@ -43,7 +44,8 @@ def evaluate(
         model: Maps images in [0, 1] to logits: a module or another function, which stays as it is; a run folder, whose
             best weights are taken; a checkpoint of pyengm; or a name, as for `find_source`.
         data: The images to attack, as for `as_dataset`.
-        attacks: Names of `ATTACKS`. A distance, such as "deepfool", is measured once.
+        attacks: Names of `ATTACKS` or specs, such as "pgd:steps=50,loss=ce,eps=1/255..8/255", see `parse_spec`. A
+            distance, such as "deepfool", is measured once.
         threat: The threat model, or one per norm; None for that of the training, which checkpoints of pyengm name.
         output: The place of the logits in what the model returns, see `Classifier`.
         bn: Mode of the model, and of its dropout and norm layers, see `attack_mode`; AutoAttack takes "eval" only.
@@ -54,8 +56,9 @@ def evaluate(
         **options: Keyword arguments of `evaluate_one_threat`, such as seed, autoattack_examples and surrogate.
 
     Returns:
-        Accuracies in [0, 1] and distances in pixel units by name of the attack. The names under all but the first
-        threat model end in its norm, as in "pgd20_l2".
+        Accuracies in [0, 1] and distances in pixel units by name of the attack, or by its spec, once for each radius
+        where it has some ("pgd:steps=50,eps=1/255"; `curves_of` makes curves of these). The names under all but the
+        first threat model end in its norm, as in "pgd20_l2", and specs have it as an option.
 
     Raises:
         ConfigError, CheckpointError, DataError: Options, files or data do not fit.
@@ -74,7 +77,7 @@ def evaluate(
     network = network.to(where)
     images = match_classes(images, count_classes(network, images, where))
     check_threats(threats)
-    check_attacks(attacks, images, threats)
+    check_attacks(attacks, images, threats, surrogate=options.get("surrogate") is not None)
     results = {
         one: evaluate_one_threat(network, images, one, names, device=where, bn=bn, **options)
         for one, names in attacks_by_threat(threats, attacks).items()
@@ -142,17 +145,15 @@ def range_names(count: int) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def attacks_by_threat(threats: Sequence[ThreatModel], attacks: Sequence[str]) -> dict[ThreatModel, list[str]]:
-    """The attacks to run under each threat model; distances, which depend on none, are measured under the first."""
-    return {threat: [name for name in attacks if i == 0 or name not in DISTANCES] for i, threat in enumerate(threats)}
-
-
 def merge_threats(results: Mapping[ThreatModel, Mapping[str, float]]) -> dict[str, float]:
     """Merges results under several threat models; names under all but the first end in its norm."""
     merged: dict[str, float] = {}
     for i, (threat, values) in enumerate(results.items()):
-        suffix = f"_{threat.norm}" if i else ""
-        merged |= {name + suffix: value for name, value in values.items() if i == 0 or name != NATURAL}
+        merged |= {
+            with_norm(name, threat.norm) if i else name: value
+            for name, value in values.items()
+            if i == 0 or name != NATURAL
+        }
     return merged
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +11,11 @@ from torch import Tensor, nn
 from pyengm.attacks import AutoAttack, DeepFool, ThreatModel, Transfer
 from pyengm.data import ImageDataset
 from pyengm.evaluation.accuracy import accuracy, correct, sharded
-from pyengm.evaluation.attack_registry import (
-    DISTANCES,
-    NATURAL,
-    SAME_EXAMPLES,
-    TITLES,
-    TRANSFER,
-    create_attack,
-    member_key,
-)
+from pyengm.evaluation.attack_registry import NATURAL, SAME_EXAMPLES, TITLES, TRANSFER, Attack, member_key
+from pyengm.evaluation.attack_spec import SURROGATE, AttackSpec, create_attack, parse_spec
 from pyengm.evaluation.autoattack_runs import AutoAttackVerdicts, run_autoattack
 from pyengm.evaluation.distance import robustness_distance
+from pyengm.evaluation.resumable import Resumable
 
 AFTER = "after_"  # prefix of the accuracy under a member of AutoAttack and those before it
 
@@ -49,44 +44,61 @@ def evaluate_one_threat(
         model: classifier of images in [0, 1]; moved to `device`.
         data: the images to attack.
         threat: the threat model.
-        attacks: names of `attack_registry.ATTACKS`.
+        attacks: names of `attack_registry.ATTACKS` or specs, see `parse_spec`.
         device: device of the evaluation.
         seed: seed of random starts and of AutoAttack.
-        autoattack_examples: number of images, spread evenly, for AutoAttack and its members; None: all. The accuracy
-            under PGD-20 on the same images is reported as well.
+        autoattack_examples: number of images, spread evenly, for AutoAttack and its members, on which PGD-20 is
+            reported as well; None: all.
         surrogate: another model; adversarial examples of PGD-20 on it are tried on `model` ("transfer_pgd20").
-        state: folder of the state files of `run_autoattack`.
-        bn: mode of the model, and of its dropout and norm layers, for predictions and attacks, see `attack_mode`.
+        state: folder of the files from which an interrupted evaluation resumes, for every attack.
+        bn: mode of the model's dropout and norm layers, for predictions and attacks, see `attack_mode`.
         on_attack: called with the title of each attack before it starts.
         on_pass: called with the title of an attack and the progress of `run_autoattack`.
 
     Returns:
-        Accuracies in [0, 1] and distances in pixel units by name. AutoAttack's accuracy comes with that after each of
-        its members, as in "after_apgd_ce".
+        Accuracies in [0, 1] and distances in pixel units by name, or by spec for each radius. AutoAttack's come with
+        those after each member, as in "after_apgd_ce".
 
     Raises:
         ConfigError: an attack does not support the mode.
         NonFiniteError: outputs of the model are not finite.
     """
     model = model.to(device)
-    few = evenly_spread(len(data), autoattack_examples)
-    created = {name: create_attack(name, threat, seed, bn=bn) for name in attacks}
-    same_examples = len(few) < len(data) and any(isinstance(attack, AutoAttack) for attack in created.values())
-    results = _natural_and_transfer(model, data, threat, surrogate, on_attack, seed=seed, device=device, bn=bn)
-    for name, attack in created.items():
-        title = TITLES[name] if name in DISTANCES else f"{TITLES[name]} ({threat})"
+    few, created = evenly_spread(len(data), autoattack_examples), _create(attacks, threat, seed, bn)
+    same_examples = len(few) < len(data) and any(isinstance(attack, AutoAttack) for _, attack in created.values())
+    shared = {"seed": seed, "device": device, "bn": bn, "resumable": Resumable.of(state, model, data)}
+    results = _natural_and_transfer(model, data, threat, surrogate, on_attack, **shared)
+    for spec, (one, attack) in created.items():
+        name = str(spec)
+        title = spec.title() if spec.info.is_distance else f"{spec.title()} ({one})"
         on_attack(title)
-        if isinstance(attack, DeepFool):
-            results[name] = robustness_distance(model, data, device=device, attack=attack)
-        elif isinstance(attack, AutoAttack):
-            options = {"device": device, "state": state, "progress": partial(on_pass, title)}
-            results |= _autoattack_results(name, attack, model, data.subset(few), **options)
+        if isinstance(attack, AutoAttack):
+            kept = {"state": state, "progress": partial(on_pass, title)}
+            results |= _autoattack_results(name, attack, model, data.subset(few), device=device, **kept)
+        elif isinstance(attack, DeepFool):
+            results[name] = robustness_distance(model, data, attack, device=device, resumable=shared["resumable"])
         else:
-            is_correct = correct(model, data, attack, seed=seed, device=device, bn=bn)
+            is_correct = correct(model, data, _on(spec.on, attack, surrogate, device), **shared)
             results[name] = _mean(is_correct)
             if name == "pgd20" and same_examples:
                 results[SAME_EXAMPLES] = _mean(is_correct[few])
     return results
+
+
+def _create(
+    attacks: Sequence[str], threat: ThreatModel, seed: int, bn: str
+) -> dict[AttackSpec, tuple[ThreatModel, Any]]:
+    """The attacks by their specs, each with the threat model of its radius."""
+    runs = (run for text in attacks for run in parse_spec(text).at_each_eps(threat))
+    return {spec: (one, spec.create(one, seed, bn=bn)) for spec, one in runs}
+
+
+def _on(place: str, attack: Attack, surrogate: nn.Module | None, device: torch.device) -> Attack:
+    """The attack, or its transfer from the surrogate."""
+    if place != SURROGATE:
+        return attack
+    assert surrogate is not None  # `check_attacks`
+    return Transfer(attack, surrogate.to(device))
 
 
 def _natural_and_transfer(
@@ -96,17 +108,17 @@ def _natural_and_transfer(
     surrogate: nn.Module | None,
     on_attack: OnAttack,
     *,
-    seed: int,
     device: torch.device,
-    bn: str,
+    resumable: Resumable | None,
+    **options: Any,
 ) -> dict[str, float]:
     """Accuracies on the images as they are, and on adversarial examples of the surrogate if there is one."""
     on_attack(TITLES[NATURAL])
-    results = {NATURAL: accuracy(model, data, None, seed=seed, device=device, bn=bn)}
+    results = {NATURAL: accuracy(model, data, None, device=device, **options)}
     if surrogate is not None:
         on_attack(f"{TITLES[TRANSFER]} ({threat})")
         transfer = Transfer(create_attack("pgd20", threat), surrogate.to(device))
-        results[TRANSFER] = accuracy(model, data, transfer, seed=seed, device=device, bn=bn)
+        results[TRANSFER] = accuracy(model, data, transfer, device=device, resumable=resumable, **options)
     return results
 
 

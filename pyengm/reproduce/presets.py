@@ -11,9 +11,9 @@ from pyengm.training import TrainConfig
 from pyengm.training.config import PER_CALL
 from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.option_parsing import own_arguments, parse_options
-from pyengm.training.option_types import format_pixels, parse_number
 from pyengm.training.recipes import recipe_for
 from pyengm.training.schedule import scale_milestones
+from pyengm.utils.pixels import format_pixels, parse_number
 
 # full: the row as it is. short: 10,000 training images, fewer epochs and AutoAttack on 1,000 images, some minutes on a
 # GPU. smoke: the embedded digits and their recipe with the row's method and optimiser, seconds to minutes on a CPU.

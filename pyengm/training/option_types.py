@@ -11,6 +11,7 @@ import torch
 
 from pyengm.errors import ConfigError
 from pyengm.utils.did_you_mean import did_you_mean
+from pyengm.utils.pixels import parse_number
 
 FROM_RECIPE: Any = None  # the default of an option that `TrainConfig.resolve` fills in: its type is that after it
 
@@ -68,19 +69,6 @@ Count = Annotated[int, Expect("at least 1", lambda value: value >= 1)]
 NonNegative = Annotated[float, is_non_negative]
 Share = Annotated[float, Expect("a share from 0 to less than 1", lambda value: 0 <= value < 1)]
 Pixels = Annotated[float, Metavar("PIXELS")]
-
-
-def parse_number(text: str) -> float:
-    """Returns a number that may be written as a fraction: "0.2" or "8/255"."""
-    top, _, bottom = text.partition("/")
-    return float(top) / float(bottom or 1)
-
-
-def format_pixels(value: float) -> str:
-    """Returns a value in pixel units as people write it: "8/255", or "0.2" where it is no multiple of 1/255."""
-    levels = 255 * value
-    is_fraction = abs(levels - round(levels)) < 1e-9 and 1 <= round(levels) <= 32
-    return f"{round(levels)}/255" if is_fraction else f"{value:g}"
 
 
 def _parse_bool(text: str) -> bool:
