@@ -23,7 +23,7 @@ from pyengm.evaluation import accuracy, create_attack
 from pyengm.training.builders import build_components
 from pyengm.training.loop import fit
 from pyengm.training.run_folder import RunFolder
-from pyengm.training.signals import Interrupted
+from pyengm.errors import Interrupted
 
 
 def main() -> int:

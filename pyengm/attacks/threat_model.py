@@ -18,7 +18,7 @@ class ThreatModel:
 
     Args:
         norm: "linf" or "l2" (Euclidean over all channels and pixels).
-        eps: radius in pixel units, >= 0 (8/255, say).
+        eps: radius in pixel units, >= 0 (8/255, say), and at most 1 in L-infinity.
 
     Raises:
         ConfigError: the norm is unknown or the radius is out of range.
@@ -32,6 +32,9 @@ class ThreatModel:
             raise ConfigError(f"threat norm is {self.norm!r}; known norms: {', '.join(THREAT_NORMS)}")
         if not (math.isfinite(self.eps) and self.eps >= 0):
             raise ConfigError(f"eps is {self.eps}; expected a finite number >= 0 in pixel units, such as 8/255")
+        if self.norm == "linf" and self.eps > 1:
+            meant = f"; {self.eps:g}/255?" if self.eps <= 255 else ""
+            raise ConfigError(f"eps is {self.eps:g}, more than all of a pixel in [0, 1]; expected at most 1{meant}")
 
     def __str__(self) -> str:
         return f"{'L-infinity' if self.norm == 'linf' else 'L2'}, eps = {self.eps:.4g}"

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from pyengm.cli.arguments_help import print_arguments
-from pyengm.cli.parser import parse
-from pyengm.errors import ConfigError
+from pyengm.cli.parser import HELP, flags_in, parse
+from pyengm.errors import ConfigError, UsageError
 from pyengm.methods import METHODS
 from pyengm.training import RunFolder, TrainConfig, train, train_seeds
 from pyengm.training.config import MAY_CHANGE
@@ -16,27 +16,34 @@ from pyengm.training.launcher import began_by_this_job
 from pyengm.training.multi_seed import begun_run, is_begun
 
 PROG = "pyengm train"
-HELP = ("-h", "--help")
 
 
 def parse_train(args: Sequence[str]) -> TrainConfig:
     """Parses the options of a run: those given, over those of --config, over the recipe.
 
-    With --resume the options are those of the run, which cannot be changed.
+    With --resume the options are those of the run, which cannot be changed. Options of a file that have no effect under
+    those given are dropped.
 
     Raises:
-        ConfigError: For options that do not fit each other or the run.
-        SystemExit: With status 0 after the help, with 2 for words that do not parse.
+        UsageError: For words that do not parse, and options that do not fit together.
+        ConfigError: For a file that cannot be read, and options that do not fit the run.
+        SystemExit: With status 0 after the help.
     """
     if any(word in HELP for word in args):
         print_help([word for word in args if word not in HELP])
         raise SystemExit(0)
     files = _files(args)
     saved, run = _saved_options(files)
-    config = parse(TrainConfig, PROG, args, saved).resolve()
-    if run is not None and (changed := set(config.differing(saved.resolve())) - set(MAY_CHANGE)):
-        names = ", ".join(sorted(changed))
-        raise ConfigError(f"a resumed run keeps its options; {names} differ from {run.config}")
+    given = parse(TrainConfig, PROG, args, saved).drop_idle(keep=flags_in(args))
+    try:
+        config = given.resolve()
+    except ConfigError as error:
+        raise UsageError(f"{error}; see {PROG} --help") from error
+    if run is not None:
+        changed = set(config.differing(saved.resolve())) - {*MAY_CHANGE, *(("seed",) if config.run.seeds else ())}
+        if changed:
+            names = ", ".join(sorted(changed))
+            raise ConfigError(f"a resumed run keeps its options; {names} differ from {run.config}")
     return config.override(resume=files.resume)
 
 
@@ -47,15 +54,15 @@ def print_help(args: Sequence[str]) -> None:
     """
     try:
         saved, _ = _saved_options(_files(args))
-        config = parse(TrainConfig, PROG, args, saved, quiet=True).resolve()
-    except (ConfigError, SystemExit):  # the help of a command that would fail has the defaults of no options
+        config = parse(TrainConfig, PROG, args, saved).drop_idle(keep=()).resolve()
+    except ConfigError:  # the help of a command that would fail has the defaults of no options
         args, config = (), TrainConfig().resolve()
     with suppress(SystemExit):
         parse(TrainConfig, PROG, ["--help"], config)
-    flags = {word.partition("=")[0] for word in args}
-    if "--method" in flags:
+    flags = flags_in(args)
+    if "method" in flags:
         print_arguments("--method-options", config.method.name, METHODS[config.method.name])
-    if "--optimizer" in flags:
+    if "optimizer" in flags:
         print_arguments("--optimizer-options", config.optimizer.name, ALL_OPTIMIZERS[config.optimizer.name])
 
 
@@ -83,8 +90,10 @@ def _files(args: Sequence[str]) -> argparse.Namespace:
 def _saved_options(files: argparse.Namespace) -> tuple[TrainConfig, RunFolder | None]:
     """The options that those on the command line override, and the run that is resumed."""
     if not files.resume:
-        return TrainConfig.load(files.config) if files.config else TrainConfig(), None
+        saved = TrainConfig.load(files.config) if files.config else TrainConfig()
+        saved.resolve()  # for its errors, which are those of the file
+        return saved, None
     if files.out is None:
-        raise ConfigError("--resume needs --out RUN_FOLDER, the run to resume")
+        raise UsageError("--resume needs --out RUN_FOLDER, the run to resume")
     run = begun_run(files.out, files.seeds) if files.seeds else RunFolder.open(files.out)
     return TrainConfig.load(run.config), run

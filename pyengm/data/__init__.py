@@ -4,7 +4,7 @@ from pyengm.data.crop_flip import CropFlip
 from pyengm.data.flip import FLIP_ALLOWED
 from pyengm.data.image_dataset import ImageDataset
 from pyengm.data.loader import AUGMENTATIONS, Batch, Loader, to_float
-from pyengm.data.registry import DATASETS, load
+from pyengm.data.registry import DATASETS, data_name, load
 from pyengm.data.resized_crop import ResizedCrop, margin_for
 from pyengm.data.split import split_validation
 from pyengm.data.transform import Transform
@@ -19,6 +19,7 @@ __all__ = [
     "Loader",
     "ResizedCrop",
     "Transform",
+    "data_name",
     "load",
     "margin_for",
     "split_validation",

@@ -14,6 +14,12 @@ from pyengm.utils.locks import file_lock
 DATASETS = ("digits", *SETS)
 
 
+def data_name(name: str | os.PathLike) -> str:
+    """The name of a data set as `DATASETS` has it, in upper or lower case; a folder of that name comes first."""
+    text = os.fspath(name)
+    return text.lower() if text.lower() in DATASETS and not Path(text).is_dir() else text
+
+
 def load(
     name: str | os.PathLike,
     split: str,

@@ -1,5 +1,6 @@
 """Training runs: options, the loop, and the files of a run."""
 
+from pyengm.errors import Interrupted
 from pyengm.training.builders import TrainComponents, build_components, load_split, pick_device
 from pyengm.training.config import TrainConfig
 from pyengm.training.environment import describe
@@ -8,7 +9,6 @@ from pyengm.training.loop import fit
 from pyengm.training.multi_seed import train_seeds
 from pyengm.training.run import train
 from pyengm.training.run_folder import RunFolder
-from pyengm.training.signals import Interrupted
 
 __all__ = [
     "Interrupted",

@@ -19,22 +19,12 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from pyengm.errors import ConfigError
-from pyengm.training.signals import STATUS
+from pyengm.errors import ConfigError, Interrupted
+from pyengm.utils.launched import is_launched
 
 LAUNCHER = "PYENGM_LAUNCHER"  # in the environment: a pipe whose other end the launcher holds
 GRACE = 60  # seconds for processes to stop after another one failed
 TIMEOUT = timedelta(minutes=30)  # for one process to wait for another: the slowest part is an attack on its images
-
-
-def is_launched() -> bool:
-    """Whether torchrun, or `launch`, has started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def is_rank_zero() -> bool:
-    """Whether this is process 0, also before it has joined the group."""
-    return os.environ.get("RANK", "0") == "0" or not is_launched()
 
 
 def began_by_this_job(job: Path) -> bool:
@@ -100,7 +90,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         arguments: of the command line.
 
     Returns:
-        The exit status: 0, `STATUS` where all stopped on request, else the status of the first failure.
+        The exit status: 0, 75 where all stopped on request, else the status of the first failure.
     """
     watched, held = os.pipe()
     environment = os.environ | {
@@ -158,7 +148,7 @@ def _wait(children: Sequence[subprocess.Popen]) -> int:
                     child.kill()
                 continue
             running = [other for other in running if other is not child]
-            if status not in (0, STATUS) and failed is None:
+            if status not in (0, Interrupted.exit_status) and failed is None:
                 failed = status if status > 0 else 128 - status
                 if status < 0:  # it could not print an error itself
                     message = f"process {children.index(child)} was ended by signal {-status}, so all are"

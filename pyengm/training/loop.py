@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.data import Batch, ImageDataset
-from pyengm.errors import NonFiniteError, StorageError
+from pyengm.errors import Interrupted, NonFiniteError, StorageError
 from pyengm.evaluation import create_attack, predict
 from pyengm.models import CheckpointInfo
 from pyengm.ops import Key
@@ -21,7 +21,7 @@ from pyengm.training.config import TrainConfig
 from pyengm.training.loggers import JsonLines, Logger, Loggers, Terminal, build_logger
 from pyengm.training.metric_sums import means, measure, read_sums
 from pyengm.training.run_folder import RunFolder
-from pyengm.training.signals import Interrupted, StopRequest
+from pyengm.training.signals import StopRequest
 from pyengm.training.timing import EpochTimer
 from pyengm.training.train_state import TrainState, restore, save_state
 from pyengm.utils.checks import Checks

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pyengm.errors import ConfigError, StorageError
+from pyengm.errors import ConfigError, Interrupted, StorageError
 from pyengm.evaluation import check_attacks, evaluate_with_progress, final_attacks, plot_curves, results_table
 from pyengm.training.builders import build_components
 from pyengm.training.config import TrainConfig
 from pyengm.training.loop import evaluation_hint, fit, resume_hint
 from pyengm.training.run_folder import RunFolder, out_of
-from pyengm.training.signals import Interrupted, sigterm_as_ctrl_c
+from pyengm.training.signals import sigterm_as_ctrl_c
 from pyengm.utils.distributed import on_rank0
 from pyengm.utils.terminal import log, log_warnings
 

@@ -36,7 +36,6 @@ from pyengm.training import Interrupted, RunFolder, TrainConfig, multi_run, trai
 from pyengm.training.builders import build_method
 from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.option_parsing import own_arguments
-from pyengm.training.signals import STATUS
 from pyengm.utils import terminal
 
 TABLES = Path(__file__).parent / "tables"
@@ -521,7 +520,7 @@ class TestCommand:
 
         monkeypatch.setattr(multi_run, "train", stops_once)
         command = ["reproduce", "toy-1", "--scale", "full", "--rows", "MSGD", "ENGM"]
-        assert cli.main(command) == STATUS
+        assert cli.main(command) == Interrupted.exit_status
         text = capsys.readouterr().out
         assert "stopped in ENGM, seed 0; 1 of 2 runs are complete; the same command resumes where it stopped" in text
         assert not Path("runs/reproduce/toy-1-full/results.json").exists()

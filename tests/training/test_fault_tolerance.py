@@ -32,14 +32,13 @@ import pyengm
 from pyengm import cli
 from pyengm.cli import evaluate
 from pyengm.cli.train import parse_train
-from pyengm.errors import ConfigError, StorageError
+from pyengm.errors import ConfigError, Interrupted, StorageError
 from pyengm.evaluation import autoattack_runs, parallel
 from pyengm.evaluation import checkpoints as evaluation
 from pyengm.models import load_checkpoint
 from pyengm.training import RunFolder, TrainConfig, checkpoints, loop
 from pyengm.training.checkpoints import Checkpoints, find_corruption
 from pyengm.training.loggers import JsonLines
-from pyengm.training.signals import STATUS
 
 # Stores, estimated norms under batch norm, and an average: all that a checkpoint can hold.
 OPTIONS = ["--method", "atas", "--method-options", "warmup=1", "reset=2", "c=0.05", "--optimizer", "engm"]
@@ -290,7 +289,7 @@ class TestSignals:
         ):
             with monkeypatch.context() as patch:
                 call_before(patch, owner, name, send(number), lambda epoch=epoch: len(run.read_metrics()) >= epoch)
-                assert cli.main(["train", *options]) == STATUS
+                assert cli.main(["train", *options]) == Interrupted.exit_status
             assert said in (text := " ".join(capsys.readouterr().out.split()))
             assert f"resume with: pyengm train --out {run.path} --resume" in text
             check_whole(run)
@@ -320,7 +319,7 @@ class TestSignals:
         family = below(process.pid)
         process.terminate()
         said, _ = process.communicate(timeout=30)
-        assert process.returncode == STATUS, said
+        assert process.returncode == Interrupted.exit_status, said
         assert f"resume with: pyengm train --out {run.path} --resume" in said
         assert "Traceback" not in said
         assert_gone(family, within=10)

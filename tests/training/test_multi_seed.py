@@ -14,7 +14,6 @@ from pyengm.evaluation import parallel, results_table
 from pyengm.training import Interrupted, TrainConfig, multi_run, train, train_seeds
 from pyengm.training.multi_seed import mean_and_spread
 from pyengm.training.run_folder import RunFolder
-from pyengm.training.signals import STATUS
 from pyengm.utils import terminal
 
 TINY = [
@@ -162,7 +161,7 @@ class TestCourse:
     def test_an_interrupted_call_goes_on(self, trainer, tmp_path, capsys):
         out = tmp_path / "out"
         trainer.stops = {1}
-        assert cli.main(["train", "--seeds", "0", "1", "2", "--out", str(out)]) == STATUS
+        assert cli.main(["train", "--seeds", "0", "1", "2", "--out", str(out)]) == Interrupted.exit_status
         text = capsys.readouterr().out
         assert "stopped in seed-1; 1 of 3 runs are complete" in text
         assert f"pyengm train --seeds 0 1 2 --out {out} --resume" in text
@@ -176,7 +175,7 @@ class TestCourse:
 
     def test_ctrl_c_outside_of_the_training(self, trainer, tmp_path, capsys):
         trainer.fails = {0: KeyboardInterrupt()}
-        assert cli.main(["train", "--seeds", "0", "--out", str(tmp_path / "out")]) == STATUS
+        assert cli.main(["train", "--seeds", "0", "--out", str(tmp_path / "out")]) == Interrupted.exit_status
         assert "stopped in seed-0" in capsys.readouterr().out
 
     @pytest.mark.parametrize("error", [NonFiniteError("the loss is nan"), RuntimeError("out of memory")])

@@ -21,7 +21,6 @@ from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
 from pyengm.training import Interrupted, RunFolder, TrainComponents, TrainConfig, build_components, fit, loop
 from pyengm.training.checkpoints import find_corruption
-from pyengm.training.signals import STATUS
 from pyengm.utils.distributed import average_buffers, rank
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="this torch has no torch.distributed")
@@ -267,7 +266,7 @@ class TestCommand:
             time.sleep(0.05)
         process.send_signal(number)
         output, _ = process.communicate(timeout=120)
-        assert process.returncode == STATUS, output
+        assert process.returncode == Interrupted.exit_status, output
         assert output.count("--resume") == 1
         newest = run.checkpoints(2).complete()[-1]
         assert find_corruption(newest) is None
