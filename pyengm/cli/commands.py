@@ -29,7 +29,7 @@ def run(command: str, words: list[str]) -> int:
     args = [command, *words]
     if command == "train":
         config = parse_train(words)
-        return _in_processes(config.machine.nproc, args, lambda: train_command(config))
+        return _in_processes(None if config.run.dry_run else config.machine.nproc, args, lambda: train_command(config))
     if command == "evaluate":
         evaluation = parse(EvaluateConfig, "pyengm evaluate", words)
         return _in_processes(None, args, lambda: evaluate_command(evaluation))

@@ -21,8 +21,9 @@ from tyro.constructors import (
 )
 
 from pyengm.errors import ConfigError, UsageError
-from pyengm.training.option_types import Choice, Metavar, Option, OptionGroup, Unset, format_pixels, options_of
+from pyengm.training.option_types import Choice, Metavar, Option, OptionGroup, Unset, options_of
 from pyengm.utils.did_you_mean import did_you_mean
+from pyengm.utils.pixels import format_pixels
 
 T = TypeVar("T")
 FLAT_FLAGS = (tyro.conf.OmitArgPrefixes,)

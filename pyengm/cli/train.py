@@ -9,11 +9,13 @@ from pyengm.cli.arguments_help import print_arguments
 from pyengm.cli.parser import HELP, flags_in, parse
 from pyengm.errors import ConfigError, UsageError
 from pyengm.methods import METHODS
-from pyengm.training import RunFolder, TrainConfig, train, train_seeds
+from pyengm.training import RunFolder, TrainConfig, build_method, plan, train, train_seeds
 from pyengm.training.config import MAY_CHANGE
 from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.launcher import began_by_this_job
 from pyengm.training.multi_seed import begun_run, is_begun
+from pyengm.utils.import_object import check_trusted
+from pyengm.utils.terminal import log, log_warnings
 
 PROG = "pyengm train"
 
@@ -37,6 +39,7 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     given = parse(TrainConfig, PROG, args, saved).drop_idle(keep=flags_in(args))
     try:
         config = given.resolve()
+        build_method(config)  # for its errors
     except ConfigError as error:
         raise UsageError(f"{error}; see {PROG} --help") from error
     if run is not None:
@@ -67,7 +70,14 @@ def print_help(args: Sequence[str]) -> None:
 
 
 def train_command(config: TrainConfig) -> int:
-    """Trains one run, or one for each seed; returns 1 where one of several failed, else 0."""
+    """Trains one run, or one for each seed; returns 1 where one of several failed, else 0.
+
+    With --dry-run it prints what that would cost.
+    """
+    if config.run.dry_run:
+        with log_warnings():
+            log(plan(config), always=True)
+        return 0
     if not config.run.seeds:
         train(config)
         return 0
@@ -77,9 +87,10 @@ def train_command(config: TrainConfig) -> int:
 def _files(args: Sequence[str]) -> argparse.Namespace:
     """The options that name files with other options, and whether the run is resumed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--config", type=Path, nargs="?")  # `parse` refuses options without a value
+    parser.add_argument("--out", type=Path, nargs="?")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--trust-config", action="store_true")
     parser.add_argument("--seeds", nargs="*", default=())
     files, _ = parser.parse_known_args(args)
     if files.out is not None and is_begun(files.out, files.seeds):
@@ -90,10 +101,21 @@ def _files(args: Sequence[str]) -> argparse.Namespace:
 def _saved_options(files: argparse.Namespace) -> tuple[TrainConfig, RunFolder | None]:
     """The options that those on the command line override, and the run that is resumed."""
     if not files.resume:
-        saved = TrainConfig.load(files.config) if files.config else TrainConfig()
-        saved.resolve()  # for its errors, which are those of the file
-        return saved, None
+        if not files.config:
+            return TrainConfig(), None
+        return _load(files.config, files.trust_config), None
     if files.out is None:
         raise UsageError("--resume needs --out RUN_FOLDER, the run to resume")
     run = begun_run(files.out, files.seeds) if files.seeds else RunFolder.open(files.out)
-    return TrainConfig.load(run.config), run
+    return _load(run.config, files.trust_config), run
+
+
+def _load(path: Path, trusted: bool) -> TrainConfig:
+    """The options of a file, without errors. Raises ConfigError where the file names code that is not trusted."""
+    saved = TrainConfig.load(path)
+    try:
+        saved.resolve()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    check_trusted(saved.code(), path, trusted)
+    return saved

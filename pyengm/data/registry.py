@@ -3,12 +3,13 @@
 import os
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from pyengm.data.digits import load_digits
 from pyengm.data.image_dataset import ImageDataset, Indices
 from pyengm.data.image_folder import load_folder
 from pyengm.data.torchvision_sets import SETS, load_torchvision
-from pyengm.errors import DataError
+from pyengm.errors import DataError, PyengmError
 from pyengm.utils.locks import file_lock
 
 DATASETS = ("digits", *SETS)
@@ -63,13 +64,23 @@ def load(
         with file_lock(root) if download else nullcontext():
             data = load_torchvision(name, split, root, download)
     elif Path(name).expanduser().is_dir():
-        data = load_folder(Path(name).expanduser().resolve(), split, image_size, root / "folders", margin)
+        data = _load_folder(Path(name).expanduser().resolve(), split, image_size, root / "folders", margin)
     else:
         raise DataError(
             f"unknown data set {str(name)!r}: expected one of {', '.join(DATASETS)}, or a folder with train/<class>/"
             f" and test/<class>/; there is no folder {Path(name).expanduser().absolute()}"
         )
-    side = None if image_size is None else image_size + 2 * margin
-    if side is not None and data.shape[1:] != (side, side):
+    sides = () if image_size is None else (image_size, image_size + 2 * margin)  # small images have no margin
+    if sides and data.shape[1:] not in [(side, side) for side in sides]:
         raise DataError(f"image_size resizes folders only: {name} has {data.shape[1]}x{data.shape[2]} images")
     return data if indices is None else data.subset(indices)
+
+
+def _load_folder(folder: Path, *arguments: Any) -> ImageDataset:
+    """`load_folder`, with files that the system does not let us read as DataError."""
+    try:
+        return load_folder(folder, *arguments)
+    except PyengmError:
+        raise
+    except OSError as error:
+        raise DataError(f"{folder}: cannot read {error.filename or 'it'} ({error.strerror})") from error

@@ -11,9 +11,10 @@ from pyengm.models.checkpoint import (
 from pyengm.models.memory_format import memory_format_of, to_fast_memory_format
 from pyengm.models.norm import NORM_LAYERS
 from pyengm.models.normalize import Normalize
-from pyengm.models.registry import build, list_models
+from pyengm.models.registry import LIBRARIES, build, list_models
 
 __all__ = [
+    "LIBRARIES",
     "NORM_LAYERS",
     "CheckpointInfo",
     "Normalize",

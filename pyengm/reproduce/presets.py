@@ -11,9 +11,10 @@ from pyengm.training import TrainConfig
 from pyengm.training.config import PER_CALL
 from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.option_parsing import own_arguments, parse_options
-from pyengm.training.option_types import format_pixels, parse_number
+from pyengm.training.option_types import parse_number
 from pyengm.training.recipes import recipe_for
 from pyengm.training.schedule import scale_milestones
+from pyengm.utils.pixels import format_pixels
 
 # full: the row as it is. short: 10,000 training images, fewer epochs and AutoAttack on 1,000 images, some minutes on a
 # GPU. smoke: the embedded digits and their recipe with the row's method and optimiser, seconds to minutes on a CPU.
@@ -38,7 +39,7 @@ IN_EPOCHS = {"warmup_epochs": 1, "swa_start": 0, "patience": 1}  # options that 
 
 def full(options: Mapping[str, Any], where: str) -> TrainConfig:
     """Returns the row's own run. where: the row, for messages."""
-    return TrainConfig.from_plain(options, where).resolve()
+    return TrainConfig.from_plain(options, where).drop_idle(keep=()).resolve()
 
 
 def short(paper: TrainConfig, train: ImageDataset, indices: Path) -> TrainConfig:
@@ -91,7 +92,7 @@ def smoke(options: Mapping[str, Any], paper: TrainConfig) -> TrainConfig:
         elif name != "resolution" and (name in KEPT_OPTIONS or name not in set_by_recipe):
             words.append(name + equals + value)
     kept |= changes | {"method_options": tuple(words)}
-    return TrainConfig.from_flat(data=SMOKE_DATA, epochs=epochs, **kept).resolve()
+    return TrainConfig.from_flat(data=SMOKE_DATA, epochs=epochs, **kept).drop_idle(keep=()).resolve()
 
 
 def shorter(paper: TrainConfig, epochs: int) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def _row(content: Any, shared: Mapping[str, Any], columns: list[str]) -> Row:
     for option in ("seed", "data_dir", "download", "device"):
         if option in options:
             raise ConfigError(f"row {name!r} has a {option}, which is not the table's but that of a call")
-    TrainConfig.from_plain(options, f"row {name!r}").resolve()
+    TrainConfig.from_plain(options, f"row {name!r}").drop_idle(keep=()).resolve()
     return Row(name, options, paper)
 
 

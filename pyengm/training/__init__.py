@@ -1,12 +1,13 @@
 """Training runs: options, the loop, and the files of a run."""
 
 from pyengm.errors import Interrupted
-from pyengm.training.builders import TrainComponents, build_components, load_split, pick_device
+from pyengm.training.builders import TrainComponents, build_components, build_method, load_split, pick_device
 from pyengm.training.config import TrainConfig
 from pyengm.training.environment import describe
 from pyengm.training.loggers import Logger
 from pyengm.training.loop import fit
 from pyengm.training.multi_seed import train_seeds
+from pyengm.training.plan import plan
 from pyengm.training.run import train
 from pyengm.training.run_folder import RunFolder
 
@@ -17,10 +18,12 @@ __all__ = [
     "TrainComponents",
     "TrainConfig",
     "build_components",
+    "build_method",
     "describe",
     "fit",
     "load_split",
     "pick_device",
+    "plan",
     "train",
     "train_seeds",
 ]

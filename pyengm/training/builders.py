@@ -1,5 +1,6 @@
 """Builds the components of a run from its options."""
 
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from pyengm.attacks import PGD
 from pyengm.data import DATASETS, ImageDataset, Loader, load, margin_for, split_validation
 from pyengm.errors import ConfigError
 from pyengm.methods import AWP, METHODS, DatasetSpec, Method
-from pyengm.models import build, memory_format_of, to_fast_memory_format
+from pyengm.models import build, load_weights, memory_format_of, to_fast_memory_format
 from pyengm.optim import CLOSURE_OPTIMIZERS, PerExampleSGD, hyperparameters_of
 from pyengm.training.averaging import Averaging, build_averaging
 from pyengm.training.config import TrainConfig
 from pyengm.training.config_groups import ALL_OPTIMIZERS
+from pyengm.training.image_checks import check_test_images
 from pyengm.training.launcher import local_device
 from pyengm.training.loggers import logger_factory
 from pyengm.training.option_parsing import parse_options, takes
@@ -27,6 +29,7 @@ from pyengm.training.recipes import LARGE
 from pyengm.training.schedule import build_schedule
 from pyengm.training.steps import Step, build_runner, build_step
 from pyengm.utils.distributed import rank, world_size
+from pyengm.utils.memory import memory_errors
 
 
 @dataclass
@@ -133,6 +136,7 @@ def load_images(config: TrainConfig) -> tuple[ImageDataset, ImageDataset | None,
     if height != width:
         raise ConfigError(f"the models take square images, {train.name} has {height}x{width}; give --image-size")
     side = config.data.image_size or height
+    check_test_images(config, train, test, side)
     if config.evaluation.select_on == "val" and held_out is not None:
         held_out = held_out.center_crop(side)
     return train, held_out, test, side
@@ -153,8 +157,15 @@ def model_options(config: TrainConfig, train: ImageDataset, side: int) -> dict[s
 
 
 def build_model(config: TrainConfig, options: dict[str, Any], device: torch.device) -> nn.Module:
-    """The model on the device, in the memory format that is fast there. Raises ConfigError."""
-    model = with_shared_statistics(config, build(**options).to(device))
+    """The model on the device, in the memory format that is fast there, with the weights of `init`.
+
+    Raises ConfigError, also where the memory is too small, and CheckpointError for weights that do not fit.
+    """
+    with memory_errors("give a smaller --width or --image-size"):
+        model = build(**options).to(device)
+    if config.model.init is not None and not config.run.resume:
+        load_weights(model, config.model.init)
+    model = with_shared_statistics(config, model)
     return to_fast_memory_format(model, device, half=config.machine.precision != "float32")
 
 
@@ -201,10 +212,12 @@ def with_shared_statistics(config: TrainConfig, model: nn.Module) -> nn.Module:
 
     Raises ConfigError on a CPU, and for optimisers whose per-example norms would miss the examples of other processes.
     """
-    if not config.machine.sync_bn or world_size() == 1:
+    if not config.machine.sync_bn:
         return model
     if next(model.parameters()).device.type != "cuda":
         raise ConfigError("sync_bn needs GPUs: torch supports batch norm over several processes only there")
+    if world_size() == 1:  # the statistics of this process are those of all
+        return model
     if "norms" in ALL_OPTIMIZERS[config.optimizer.name].stateful_attributes:
         raise ConfigError(
             f"under sync_bn the examples of all processes are not independent, and the gradient norms of "
@@ -291,13 +304,19 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ConfigError: Where this machine has no such device.
     """
+    name = name.lower()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if re.fullmatch(r"cpu|(cuda|mps|xpu)(:\d+)?", name) is None:
+        raise ConfigError(f"device {name!r} is unknown; expected auto, cpu, cuda, or one of several, such as cuda:1")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"device {name!r} cannot be used here: {str(error).splitlines()[0]} This machine has "
+            f"{torch.cuda.device_count()} CUDA devices"
+        ) from error
     return device
 
 

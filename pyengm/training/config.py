@@ -10,6 +10,7 @@ import yaml
 from pyengm.attacks import ThreatModel
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
+from pyengm.models import LIBRARIES as MODEL_LIBRARIES
 from pyengm.optim import CLOSURE_OPTIMIZERS, defaults_of, hyperparameters_of
 from pyengm.training.config_groups import (
     ALL_OPTIMIZERS,
@@ -30,6 +31,7 @@ from pyengm.training.option_types import Option, OptionGroup, options_of
 from pyengm.training.recipes import recipe_for
 from pyengm.training.schedule import scale_milestones
 from pyengm.utils.did_you_mean import did_you_mean
+from pyengm.utils.import_object import is_object_spec
 
 # Options, by flat name, that may change when a run is resumed.
 MAY_CHANGE = ("device", "data_dir", "download", "attacks", "autoattack_examples", "loggers", "keep_checkpoints")
@@ -129,6 +131,13 @@ class TrainConfig:
         """Returns a copy in which options that have no effect have their defaults again, except those to keep."""
         idle = self._idle(self._recipe()).keys() - set(keep)
         return self.override(**{name: self._default(name) for name in idle})
+
+    def code(self) -> dict[str, str]:
+        """Returns what names code of the user, MODULE:NAME, by option."""
+        model = self.model.name if (self.model.name or "").partition(":")[0] not in MODEL_LIBRARIES else ""
+        named = {"model": model, "data": "" if Path(self.data.name).exists() else self.data.name}
+        named |= {f"loggers {name}": name for name in self.run.loggers}
+        return {option: name for option, name in named.items() if is_object_spec(name)}
 
     def threats(self) -> list[ThreatModel]:
         """Returns the threat model of the run, then with `eval_both_threats` that of the other norm of the recipe."""

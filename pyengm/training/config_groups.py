@@ -14,7 +14,7 @@ from pyengm.methods import METHODS
 from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, PerExampleSGD
 from pyengm.pergrad import NORMS as GRAD_NORMS
 from pyengm.training.averaging import AVERAGES
-from pyengm.training.loggers import check_logger_name
+from pyengm.training.loggers import logger_name
 from pyengm.training.option_parsing import parse_options
 from pyengm.training.option_types import (
     FROM_RECIPE,
@@ -80,6 +80,13 @@ class ModelConfig(OptionGroup):
     """Standard deviation of each channel; see --mean."""
     init: Annotated[Path | None, Unset("random weights")] = None
     """Weights to start from (fine-tuning): a checkpoint of a run, or a state dict in a file of torch or safetensors."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if () in (self.mean, self.std) or (self.mean is None) != (self.std is None):
+            raise ConfigError(
+                f"mean is {self.mean} and std is {self.std}; expected both or neither, a value per channel"
+            )
 
 
 @dataclass(frozen=True)
@@ -243,7 +250,9 @@ class MachineConfig(OptionGroup):
     batch: not with AWP, fp16, or engm with batch norm."""
     compile: bool = False
     """Compile the training attack with torch.compile, which takes a minute or more at the start."""
-    cpu_threads: Annotated[Count | None, Unset("torch's choice")] = None
+    cpu_threads: Annotated[
+        int | None, Expect("1 to 1024", lambda threads: 1 <= threads <= 1024), Unset("torch's choice")
+    ] = None
     """Threads on the CPU; the last bits of a run on the CPU depend on it."""
     sync_bn: bool = False
     """With several processes, compute batch norm's statistics over all of them (GPUs only) instead of within each."""
@@ -266,7 +275,7 @@ class RunConfig(OptionGroup):
     """Several seeds in place of one: a run of each, in OUT/seed-0, OUT/seed-1, ..., and their mean and standard
     deviation in OUT/summary.json."""
     loggers: Annotated[tuple[str, ...], Unset("none")] = ()
-    """Loggers besides the terminal and metrics.jsonl: tensorboard, or MODULE:FACTORY of your own."""
+    """Loggers besides the terminal and metrics.jsonl: tensorboard, wandb, mlflow, or MODULE:NAME of your own."""
     keep_checkpoints: Count = 2
     """Number of checkpoints in the run folder; a run resumes from the newest that is intact."""
     out: Annotated[Path | None, Unset("the next free runs/DATA-METHOD-OPTIMIZER-NUMBER")] = None
@@ -288,5 +297,4 @@ class RunConfig(OptionGroup):
             _is_seed.check("seed", seed)
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds are {self.seeds}; expected each of them once")
-        for name in self.loggers:
-            check_logger_name(name)
+        object.__setattr__(self, "loggers", tuple(map(logger_name, self.loggers)))

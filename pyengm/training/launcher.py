@@ -89,9 +89,15 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         processes: their number.
         arguments: of the command line.
 
+    Raises:
+        ConfigError: There are many more processes than cores.
+
     Returns:
         The exit status: 0, 75 where all stopped on request, else the status of the first failure.
     """
+    most = max(8, 4 * (os.cpu_count() or 1))
+    if processes > most:
+        raise ConfigError(f"nproc is {processes}; expected at most {most} on this machine of {os.cpu_count()} cores")
     watched, held = os.pipe()
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",

@@ -18,7 +18,7 @@ from pyengm.ops import Key
 from pyengm.training.builders import TrainComponents
 from pyengm.training.catastrophic_overfitting import is_catastrophic, training_accuracy
 from pyengm.training.config import TrainConfig
-from pyengm.training.loggers import JsonLines, Logger, Loggers, Terminal, build_logger
+from pyengm.training.loggers import Guarded, JsonLines, Logger, Loggers, Terminal, build_logger
 from pyengm.training.metric_sums import means, measure, read_sums
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.signals import StopRequest
@@ -33,6 +33,7 @@ from pyengm.utils.distributed import (
     rank,
     world_size,
 )
+from pyengm.utils.terminal import is_quiet
 
 SYNC_INTERVAL = 20  # batches on a GPU
 
@@ -74,10 +75,12 @@ def fit(config: TrainConfig, components: TrainComponents, run: RunFolder, extra_
 def build_loggers(config: TrainConfig, run: RunFolder, extra: Iterable[Logger]) -> Iterator[Logger]:
     """The files of the run folder, the terminal, the extra loggers, then those that the options name."""
     yield JsonLines(run.metrics, run.timing)
-    yield Terminal()
-    yield from extra
+    if not is_quiet():
+        yield Terminal()
+    for logger in extra:
+        yield Guarded(type(logger).__name__, logger)
     for name in config.run.loggers:
-        yield build_logger(name, run.path, config.plain())
+        yield Guarded(name, build_logger(name, run.path, config.plain()))
 
 
 def sync_interval(device: torch.device) -> int:

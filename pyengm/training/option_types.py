@@ -82,17 +82,10 @@ def parse_number(text: str) -> float:
     return float(top) / float(bottom or 1)
 
 
-def format_pixels(value: float) -> str:
-    """Returns a value in pixel units as people write it: "8/255", or "0.2" where it is no multiple of 1/255."""
-    levels = 255 * value
-    is_fraction = abs(levels - round(levels)) < 1e-9 and 1 <= round(levels) <= 32
-    return f"{round(levels)}/255" if is_fraction else f"{value:g}"
-
-
-def _parse_path(text: str) -> Path:
+def _parse_word(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError(text)
-    return Path(text)
+    return text
 
 
 def _parse_bool(text: str) -> bool:
@@ -121,8 +114,8 @@ _KINDS: dict[Any, _Kind] = {
     bool: _Kind(_parse_bool, "true|false", "true or false"),
     int: _Kind(int, "INT", "an integer"),
     float: _Kind(parse_number, "FLOAT", "a number"),
-    str: _Kind(str, "STR", "a word"),
-    Path: _Kind(_parse_path, "PATH", "a path"),
+    str: _Kind(_parse_word, "STR", "a word"),
+    Path: _Kind(lambda text: Path(_parse_word(text)), "PATH", "a path"),
     torch.dtype: _Kind(_parse_dtype, "DTYPE", "a floating-point type of torch, such as float16"),
 }
 

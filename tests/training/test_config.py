@@ -15,7 +15,8 @@ from pyengm.methods import METHODS
 from pyengm.training import TrainConfig, build_components
 from pyengm.training.builders import build_method
 from pyengm.training.option_parsing import arguments_of, parse_options
-from pyengm.training.option_types import format_pixels, parse_number
+from pyengm.training.option_types import parse_number
+from pyengm.utils.pixels import format_pixels
 
 
 @pytest.mark.parametrize(("text", "value"), [("0.2", 0.2), ("8/255", 8 / 255), ("1", 1.0)])
