@@ -222,7 +222,7 @@ class TestEvaluate:
 
         monkeypatch.setattr(progress.Progress, "update", interrupt)
         assert cli.main(command) == Interrupted.exit_status
-        assert "the same command resumes where AutoAttack stopped" in " ".join(capsys.readouterr().out.split())
+        assert "the same command resumes where AutoAttack stopped" in " ".join(capsys.readouterr().err.split())
         out = tmp_path / "again.json"
         assert cli.main([*command, "--out", str(out)]) == 0
         assert passes == [1, 2, 3, 4, 1, 2, 3, 4]  # L-infinity, then L2; best and last are one model
@@ -240,7 +240,7 @@ class TestEvaluate:
             (["RUN", "--autoattack-examples", "0"], "autoattack_examples is 0; expected at least 1"),
             (["RUN", "--attacks", "bim"], "unknown attack 'bim'"),
             (["RUN", "--surrogate", "none"], "there is no checkpoint none"),
-            (["RUN", "--device", "abacus"], "cannot be used here"),
+            (["RUN", "--device", "abacus"], "device 'abacus' is unknown"),
             (["."], "no run folder"),
         ],
     )

@@ -17,6 +17,7 @@ from pyengm.models import memory_format_of
 from pyengm.ops import Key
 from pyengm.utils.distributed import all_gather_object, rank, world_size
 
+OnBatch = Callable[[int, int], None]  # images done, their total number
 BATCH_SIZE = 250  # AutoAttack's own: 256 would run as 250 and 6
 
 
@@ -66,7 +67,13 @@ class Predictions:
 
 
 def predict(
-    model: nn.Module, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device
+    model: nn.Module,
+    data: ImageDataset,
+    attack: Attack | None,
+    *,
+    seed: int,
+    device: torch.device,
+    on_batch: OnBatch = lambda done, total: None,
 ) -> Predictions:
     """Predictions for all images under an attack.
 
@@ -79,6 +86,7 @@ def predict(
         attack: called as attack(model, x, y); None: the images as they are.
         seed: seed of the random starts.
         device: device of the model.
+        on_batch: called after each batch with the number of images done and their total number in this process.
 
     Returns:
         The predictions for all N images.
@@ -86,11 +94,13 @@ def predict(
     Raises:
         NonFiniteError: outputs of the model are not finite.
     """
-    correct, confidence, loss = sharded(data, partial(_predict, model, attack, seed, device)).unbind(1)
+    correct, confidence, loss = sharded(data, partial(_predict, model, attack, seed, device, on_batch)).unbind(1)
     return Predictions(correct.bool(), confidence, loss)
 
 
-def _predict(model: nn.Module, attack: Attack | None, seed: int, device: torch.device, data: ImageDataset) -> Tensor:
+def _predict(
+    model: nn.Module, attack: Attack | None, seed: int, device: torch.device, on_batch: OnBatch, data: ImageDataset
+) -> Tensor:
     """Correct or not, confidence and loss, (N, 3)."""
     parts = []
     loader = Loader(
@@ -109,6 +119,7 @@ def _predict(model: nn.Module, attack: Attack | None, seed: int, device: torch.d
         correct, confidence = logits.argmax(dim=1) == batch.y, logits.softmax(dim=1).amax(dim=1)
         loss = cross_entropy(logits, batch.y, reduction="none")
         parts.append(torch.stack([correct.to(loss), confidence.to(loss), loss], dim=1).cpu())
+        on_batch(sum(map(len, parts)), len(data))
     return torch.cat(parts)
 
 

@@ -98,8 +98,9 @@ def smoke(options: Mapping[str, Any], paper: TrainConfig) -> TrainConfig:
 def shorter(paper: TrainConfig, epochs: int) -> dict[str, Any]:
     """Returns the options that count epochs, scaled to a run of so many epochs."""
     share = epochs / paper.schedule.epochs
+    milestones = paper.schedule.milestones  # None without a piecewise schedule
     changes: dict[str, Any] = {
-        "milestones": scale_milestones(paper.schedule.milestones, share),
+        "milestones": None if milestones is None else scale_milestones(milestones, share),
         "method_options": _shorter_method(paper, share, epochs),
         "optimizer_options": _shorter_optimizer(paper, share, epochs),
     }

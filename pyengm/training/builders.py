@@ -12,7 +12,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyengm.attacks import PGD
-from pyengm.data import DATASETS, ImageDataset, Loader, load, margin_for, split_validation
+from pyengm.data import (
+    DATASETS,
+    ImageDataset,
+    Loader,
+    data_root,
+    load,
+    load_from_user,
+    margin_for,
+    split_validation,
+    user_data,
+)
 from pyengm.errors import ConfigError
 from pyengm.methods import AWP, METHODS, DatasetSpec, Method
 from pyengm.models import build, load_weights, memory_format_of, to_fast_memory_format
@@ -127,7 +137,7 @@ def load_images(config: TrainConfig) -> tuple[ImageDataset, ImageDataset | None,
 
     Training images are larger than that where crops are cut from them. Raises ConfigError and DataError.
     """
-    train, test = load_split(config, "train"), load_split(config, "test")
+    train, test = load_splits(config)
     held_out = test if config.evaluation.select_on == "test" else None
     if config.evaluation.select_on == "val":
         train, held_out = split_validation(train)
@@ -265,6 +275,16 @@ def check_recipe(config: TrainConfig, data: ImageDataset) -> None:
             f"the images of {data.name} have {data.image_size} pixels, and {config.method.name} has a recipe for large "
             f"ones: give --image-size {data.image_size}, from which it is known"
         )
+
+
+def load_splits(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
+    """Loads the training and test images; a function of the user, which makes both, is called once."""
+    data = config.data
+    if user_data(data.name) is None:
+        return load_split(config, "train"), load_split(config, "test")
+    size = data.image_size
+    train, test = load_from_user(data.name, data_root(data.data_dir), download=data.download, image_size=size)
+    return train if data.train_indices is None else train.subset(read_indices(data.train_indices)), test
 
 
 def load_split(config: TrainConfig, split: str) -> ImageDataset:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import yaml
 
 from pyengm.attacks import ThreatModel
+from pyengm.data import user_data
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
 from pyengm.models import LIBRARIES as MODEL_LIBRARIES
@@ -135,8 +136,8 @@ class TrainConfig:
     def code(self) -> dict[str, str]:
         """Returns what names code of the user, MODULE:NAME, by option."""
         model = self.model.name if (self.model.name or "").partition(":")[0] not in MODEL_LIBRARIES else ""
-        named = {"model": model, "data": "" if Path(self.data.name).exists() else self.data.name}
-        named |= {f"loggers {name}": name for name in self.run.loggers}
+        named = {"model": model, "data": user_data(self.data.name) or ""}
+        named |= {f"logger {i}": name for i, name in enumerate(self.run.loggers, 1)}
         return {option: name for option, name in named.items() if is_object_spec(name)}
 
     def threats(self) -> list[ThreatModel]:

@@ -179,7 +179,7 @@ def finish_epoch(
     components.averaging.after_epoch(state.epoch)
     model, score = components.averaging.evaluated, math.inf
     if components.held_out is not None:
-        row |= held_out_metrics(config, components, components.held_out, model)
+        row |= held_out_metrics(config, components, components.held_out, model, loggers)
         score = row["natural"] if config.method.name == "natural" else row["robust"]
     if config.method.name != "natural":
         row |= catastrophic_overfitting_metrics(config, components, state)
@@ -191,7 +191,7 @@ def finish_epoch(
     row["best"] = score > state.best or components.held_out is None
     on_rank0(lambda: loggers.epoch(row, timer.epoch(state.epoch)))
     save_weights(config, components, run, model, state.epoch, is_best=row["best"])
-    finish_method_epoch(config, components, model, row)
+    finish_method_epoch(config, components, model, row, loggers)
     state.advance_epoch()
     state.best = max(state.best, score)
     state.epochs_without_improvement = 0 if row["best"] else state.epochs_without_improvement + 1
@@ -225,24 +225,24 @@ def save_weights(
 
 
 def finish_method_epoch(
-    config: TrainConfig, components: TrainComponents, evaluated: nn.Module, row: dict[str, Any]
+    config: TrainConfig, components: TrainComponents, evaluated: nn.Module, row: dict[str, Any], loggers: Loggers
 ) -> None:
     """Passes the metrics of the epoch to the method; those of the trained weights where it uses held-out metrics."""
     model, method, held_out = components.model, components.method, components.held_out
     if method.info.uses_val_metrics and held_out is not None and evaluated is not model:
-        row = row | held_out_metrics(config, components, held_out, model)
+        row = row | held_out_metrics(config, components, held_out, model, loggers)
     if method.finish_epoch(model, row):
         components.averaging.restart()
 
 
 def held_out_metrics(
-    config: TrainConfig, components: TrainComponents, held_out: ImageDataset, model: nn.Module
+    config: TrainConfig, components: TrainComponents, held_out: ImageDataset, model: nn.Module, loggers: Loggers
 ) -> dict[str, float]:
     """Accuracy, loss and calibration error of a model on the held-out images, natural and under PGD-20."""
     attack = create_attack("pgd20", config.threats()[0])
     options = {"seed": config.run.seed, "device": components.device}
     natural = predict(model, held_out, None, **options).summary("natural")
-    return natural | predict(model, held_out, attack, **options).summary("robust")
+    return natural | predict(model, held_out, attack, **options, on_batch=loggers.held_out).summary("robust")
 
 
 def finish_early(

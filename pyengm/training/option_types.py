@@ -63,6 +63,7 @@ class Expect:
             raise ConfigError(f"{name} {verb} {value}; expected {self.expected}")
 
 
+NAME_MAX = 255  # bytes of the name of a file
 LIMIT = 2**31  # of counts: more is a slip of the pen, and overflows somewhere
 is_non_negative = Expect("a finite number >= 0", lambda value: 0 <= value < float("inf"))
 is_positive = Expect("a finite number > 0", lambda value: 0 < value < float("inf"))
@@ -83,7 +84,8 @@ def parse_number(text: str) -> float:
 
 
 def _parse_word(text: str) -> str:
-    if not text or "\0" in text:
+    longest = max(len(os.fsencode(part)) for part in text.split("/"))
+    if not text or "\0" in text or longest > NAME_MAX:
         raise ValueError(text)
     return text
 
@@ -168,9 +170,9 @@ class ValueType:
         Raises:
             ValueError: For a value of another type.
         """
-        if isinstance(value, str):
-            return self.parse(value)
-        kinds: dict[Any, Any] = {bool: bool, int: Integral, float: Real, str: os.PathLike, Path: os.PathLike}
+        if isinstance(value, (str, os.PathLike)) and self.kind is not bool:
+            return self.parse(os.fspath(value))
+        kinds: dict[Any, Any] = {bool: bool, int: Integral, float: Real}
         if not isinstance(value, kinds.get(self.kind, ())) or isinstance(value, bool) != (self.kind is bool):
             raise ValueError(f"{value!r} is not {self.words}")
         return self.kind(value)

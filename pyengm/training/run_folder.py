@@ -147,7 +147,7 @@ class RunFolder:
 
 def next_free(config: TrainConfig) -> Path:
     """The next free folder below runs/ for a run whose options name none."""
-    stem = f"{Path(config.data.name).name}-{config.method.name}-{config.optimizer.name}"
+    stem = f"{Path(config.data.name).name.replace(':', '.')}-{config.method.name}-{config.optimizer.name}"
     return next(path for path in (Path("runs") / f"{stem}-{i:03d}" for i in count(1)) if not path.exists())
 
 

@@ -98,7 +98,7 @@ class TestTables:
         assert [row.name for row in load_table("toy-1", TABLES).pick(("ENGM", "Quoted")).rows] == ["ENGM", "Quoted"]
         with pytest.raises(ConfigError, match=r"unknown table 'toy-3'; known: toy-1, toy-2 \(did you mean"):
             load_table("toy-3", TABLES)
-        with pytest.raises(ConfigError, match=r"no row 'ENMG'; its rows: MSGD, .* \(did you mean ENGM\?\)"):
+        with pytest.raises(ConfigError, match=r"unknown row 'ENMG'; known: MSGD, .* \(did you mean ENGM\?\)"):
             load_table("toy-1", TABLES).pick(("ENMG",))
 
     @pytest.mark.parametrize(
@@ -521,7 +521,7 @@ class TestCommand:
         monkeypatch.setattr(multi_run, "train", stops_once)
         command = ["reproduce", "toy-1", "--scale", "full", "--rows", "MSGD", "ENGM"]
         assert cli.main(command) == Interrupted.exit_status
-        text = capsys.readouterr().out
+        text = capsys.readouterr().err
         assert "stopped in ENGM, seed 0; 1 of 2 runs are complete; the same command resumes where it stopped" in text
         assert not Path("runs/reproduce/toy-1-full/results.json").exists()
         assert cli.main(command) == 0
@@ -535,9 +535,9 @@ class TestCommand:
             (["toy-2", "--scale", "full", "--data", "nowhere"], "unknown data set 'nowhere'"),
             (["toy-1", "--scale", "full", "--data", "few.txt"], "--data is for tables whose images"),
             (["toy-1", "--rows", "Quoted"], "none of the rows Quoted can be trained"),
-            (["toy-1", "--rows", "SGD"], "has no row 'SGD'"),
+            (["toy-1", "--rows", "SGD"], "unknown row 'SGD'; known: MSGD"),
             (["toy-9"], "unknown table 'toy-9'"),
-            (["toy-1", "--device", "abacus"], "cannot be used here"),
+            (["toy-1", "--device", "abacus"], "device 'abacus' is unknown"),
             (["toy-1", "--seeds", "1", "1"], "seeds are (1, 1)"),
             (["toy-1", "--out", "few.txt"], "few.txt exists, holds no runs of a table"),
         ],

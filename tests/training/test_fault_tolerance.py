@@ -290,7 +290,7 @@ class TestSignals:
             with monkeypatch.context() as patch:
                 call_before(patch, owner, name, send(number), lambda epoch=epoch: len(run.read_metrics()) >= epoch)
                 assert cli.main(["train", *options]) == Interrupted.exit_status
-            assert said in (text := " ".join(capsys.readouterr().out.split()))
+            assert said in (text := " ".join(capsys.readouterr().err.split()))
             assert f"resume with: pyengm train --out {run.path} --resume" in text
             check_whole(run)
             options = ["--resume", "--out", str(run.path)]
@@ -303,7 +303,7 @@ class TestSignals:
         with monkeypatch.context() as patch:
             call_before(patch, loop, "update", twice, lambda: len(run.read_metrics()) == 1)
             assert cli.main(["train", *short, "--out", str(run.path)]) == 130
-        assert "interrupted" in capsys.readouterr().out
+        assert "interrupted" in capsys.readouterr().err
         assert [path.name for path in run.checkpoints(2).complete()] == ["epoch-0001-batch-000000"]
         assert cli.main(["train", "--resume", "--out", str(run.path)]) == 0
         assert_same_end(run, whole)

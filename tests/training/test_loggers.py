@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -205,8 +206,8 @@ class TestClosed:
         recorder = Recorder()
         config = tiny.override(out=tmp_path / "run").resolve()
         components = build_components(config)
-        with pytest.raises(ConfigError, match=r"bool returned a bool; expected a pyengm\.training\.Logger"):
-            fit(config.override(loggers=("builtins:bool",)), components, RunFolder.create(config), [recorder])
+        with pytest.raises(ConfigError, match=r"globals returned a dict; expected a pyengm\.training\.Logger"):
+            fit(config.override(loggers=("builtins:globals",)), components, RunFolder.create(config), [recorder])
         assert recorder.calls == [("close",)]
 
     def test_where_the_saved_state_is_damaged(self, tiny, tmp_path):
@@ -418,9 +419,39 @@ class TestTerminal:
 
     def test_lines(self, tiny, tmp_path, capsys):
         train(tmp_path / "run", tiny.override(epochs=2))
-        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
-        assert len(lines) == 2
-        assert all("loss" in line and "PGD-20" in line and "natural" in line for line in lines)
+        head, *lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"(epoch| +\d) ", line)]
+        assert re.findall(r"\S+(?: %)?", head) == ["epoch", "loss", "train %", "natural %", "PGD-20 %", "clipped %"]
+        assert [len(line.removesuffix("best").split()) for line in lines] == [6, 6]
+        assert all(len(line) <= 80 for line in lines)
+
+    def test_every_line_has_every_column(self, capsys):
+        log = Terminal()
+        log.start({"schedule": {"epochs": 3}}, 40, 1, 5)
+        log.epoch(self.ROW, {"seconds_to_finish": None})
+        log.close()
+        assert "    1   1.250     50.0          -         -       25.0  best\n" in capsys.readouterr().out
+
+    def test_held_out_images_have_a_bar(self, tiny, tmp_path):
+        calls = []
+
+        class Watch(Logger):
+            def held_out(self, done, total):
+                calls.append((done, total))
+
+        train(tmp_path / "run", tiny.override(epochs=2), Watch())
+        assert calls == [(12, 12)] * 2
+
+    @pytest.mark.parametrize("width", [40, 80, 200])
+    def test_bars_fit_the_terminal(self, width):
+        log, text = Terminal(), io.StringIO()
+        log._bars.live.console = Console(file=text, force_terminal=True, width=width, color_system=None)
+        log.start({"schedule": {"epochs": 3000}}, 40000, 1, 5)
+        log.step({**self.ROW, "batch": 20}, {"seconds_to_finish": 372500.4})
+        log._bars.refresh()
+        log.close()
+        lines = [re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", line) for line in text.getvalue().splitlines()]
+        assert any("batches" in line for line in lines)
+        assert all(len(line.strip("\r")) <= width for line in lines if "e" in line and "loss  train" not in line)
 
     def test_bars(self):
         terminal = Terminal()

@@ -31,6 +31,10 @@ class Guarded(Logger):
         """Calls `step` of the logger."""
         self._call("step", row, timing)
 
+    def held_out(self, done: int, total: int) -> None:
+        """Calls `held_out` of the logger."""
+        self._call("held_out", done, total)
+
     def epoch(self, row: Row, timing: Row) -> None:
         """Calls `epoch` of the logger."""
         self._call("epoch", row, timing)

@@ -15,7 +15,7 @@ LOGGERS = {  # imported on request
     "wandb": "pyengm.training.loggers.wandb:WandB",
     "mlflow": "pyengm.training.loggers.mlflow:MLflow",
 }
-OPTION = "loggers"
+OPTION = "--loggers"
 ARGUMENTS = ("folder", "config")  # that a factory may take
 Factory = Callable[..., object]  # `build_logger` checks that it returns a Logger
 
@@ -52,6 +52,8 @@ def logger_factory(name: str) -> Factory:
     name = logger_name(name)
     if name not in LOGGERS:
         factory = import_object(name, OPTION)
+        if isinstance(factory, type) and not issubclass(factory, Logger):
+            raise ConfigError(f"{OPTION}: {name} is a class of another kind; expected a pyengm.training.Logger")
         check_arguments(factory, name, OPTION, ARGUMENTS)
         return factory
     module, _, attribute = LOGGERS[name].partition(":")
