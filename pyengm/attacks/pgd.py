@@ -6,9 +6,10 @@ from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyengm.attacks.input_grad import input_grad
+from pyengm.attacks.logits import CheckedModel, Model
 from pyengm.attacks.losses import log_softmax, loss_named
 from pyengm.attacks.memory_format import empty_dense
 from pyengm.attacks.model_state import BN_MODES, attack_mode
@@ -21,7 +22,7 @@ from pyengm.ops import Key
 class Runner(Protocol):
     """Runs the passes of an attack. `EagerRunner` runs them as they are; a trainer has faster ones."""
 
-    def module_for(self, model: nn.Module) -> nn.Module:
+    def module_for(self, model: Model) -> Model:
         """The module that the attack calls in place of the model, such as the same model compiled.
 
         Args:
@@ -49,7 +50,7 @@ class Runner(Protocol):
 class EagerRunner:
     """Runs every pass as it is."""
 
-    def module_for(self, model: nn.Module) -> nn.Module:
+    def module_for(self, model: Model) -> Model:
         """Returns the model itself."""
         return model
 
@@ -126,9 +127,10 @@ class PGD:
         self.step_size, self.steps, self.random_start, self.restarts = step_size, steps, random_start, restarts
         self.relative, self.early_stop, self.bn = loss == "kl", early_stop, bn
 
+    @torch.inference_mode(False)
     def __call__(
         self,
-        model: nn.Module,
+        model: Model,
         x: Tensor,
         y: Tensor,
         *,
@@ -140,7 +142,7 @@ class PGD:
         """Computes adversarial examples.
 
         Args:
-            model: Maps images to logits (n, k). It is left as it was.
+            model: Maps images to logits (n, k), a module or another function. It is left as it was.
             x: (n, ...) images in [0, 1].
             y: (n,) int64 labels.
             start: (n, ...) first iterate in place of the random one. It may lie outside the ball, as every step
@@ -156,10 +158,11 @@ class PGD:
 
         Raises:
             ConfigError: For start with restarts, and for gradient with restarts or early_stop or of another shape.
-            DataError: For x outside [0, 1] or not finite, or shapes that do not fit.
+            DataError: For x outside [0, 1] or not finite, labels without a logit, or shapes that do not fit.
+            ModelError: Where the model returns anything but logits (n, k), k >= 2.
             NonFiniteError: When the loss of the model or its gradient is not finite.
         """
-        check_batch(x, y)
+        x, y = check_batch(x, y)
         check_extras(x, start, key, out)
         if start is not None and self.restarts > 1:
             raise ConfigError("restarts from one given start would all be the same; drop start or set restarts=1")
@@ -175,13 +178,14 @@ class PGD:
         out = empty_dense(x) if out is None else out
         model = self.runner.module_for(model)
         with attack_mode(model, self.bn), torch.no_grad():
-            target = log_softmax(model(x)) if self.relative else y
+            net = CheckedModel(model, y)
+            target = log_softmax(net(x)) if self.relative else y
             if key is not None and self.restarts > 1:
-                return self._best_of(model, out, x, y, target, key)
+                return self._best_of(net, out, x, y, target, key)
             self._initialize(out, x, start, key)
             runner = EAGER if self.early_stop else self.runner  # its batches shrink as the outputs of the model decide
             settings = id(model), self.threat, self.step_size, self.steps, self.loss, self.bn
-            finite, last = runner(partial(self._ascend, model), settings, out, x, y, target)
+            finite, last = runner(partial(self._ascend, net), settings, out, x, y, target)
             if gradient is not None:
                 gradient.copy_(last)
         check_finite(finite)
@@ -193,13 +197,13 @@ class PGD:
             return x_adv.copy_(x if start is None else start)
         return self.threat.project_(torch.add(x, self.threat.uniform(x, key, draw=draw), out=x_adv), x)
 
-    def _ascend(self, model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _ascend(self, net: CheckedModel, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Moves x_adv in place; returns a scalar that is finite if all was well, and the gradient of the last step."""
         active = x_adv, x, y, target  # tensors of the moving examples, rows `indices` of the batch
         indices = None
         sums, grad = [], x_adv
         for _ in range(self.steps):
-            grad, losses, logits = input_grad(model, active[0], self.loss, active[3])
+            grad, losses, logits = input_grad(net, active[0], self.loss, active[3])
             # The gradient too: a nan in it moves nothing, and the example would pass for a robust one.
             sums.append(losses.sum() + grad.sum())
             if self.early_stop:
@@ -216,7 +220,7 @@ class PGD:
             x_adv[indices] = active[0]
         return torch.stack(sums).sum(), grad
 
-    def _best_of(self, model: nn.Module, out: Tensor, x: Tensor, y: Tensor, target: Tensor, key: Key) -> Tensor:
+    def _best_of(self, net: CheckedModel, out: Tensor, x: Tensor, y: Tensor, target: Tensor, key: Key) -> Tensor:
         """Writes the best point of every example among all restarts to out."""
         together = self.restarts if self.bn == "eval" else 1
         best = None
@@ -224,8 +228,8 @@ class PGD:
             runs = [self._initialize(empty_dense(x), x, None, key, draw) for draw in range(first, first + together)]
             x_adv = torch.cat(runs)
             many = [torch.cat([t] * together) for t in (x, y, target)]
-            check_finite(self._ascend(model, x_adv, *many)[0])
-            score = self._score(model, x_adv, *many[1:]).view(together, -1)
+            check_finite(self._ascend(net, x_adv, *many)[0])
+            score = self._score(net, x_adv, *many[1:]).view(together, -1)
             top, run = score.max(dim=0)
             chosen = x_adv.view(together, *x.shape)[run, torch.arange(len(x), device=x.device)]
             if best is None:
@@ -237,8 +241,8 @@ class PGD:
                 best = torch.maximum(top, best)
         return out
 
-    def _score(self, model: nn.Module, x_adv: Tensor, y: Tensor, target: Tensor) -> Tensor:
-        logits = model(x_adv)
+    def _score(self, net: CheckedModel, x_adv: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        logits = net(x_adv)
         fooled = logits.argmax(dim=1) != y
         # arctan is increasing and below pi/2, so the loss decides only between runs that agree on `fooled`.
         return fooled.double() * 4 + self.loss(logits, target).double().arctan()

@@ -1,5 +1,6 @@
 """Checks of the arguments of attacks, and of the values that they compute."""
 
+import warnings
 from functools import reduce
 
 import torch
@@ -7,29 +8,49 @@ from torch import Tensor
 
 from pyengm.errors import DataError, NonFiniteError
 from pyengm.ops import Key
-from pyengm.utils.checks import require
+from pyengm.utils.checks import are_collected, require
+
+# Images that were normalised and brought back are off by a few roundings of values up to 10, below 2**-20 each.
+ROUNDING = 2**-18
 
 
-def check_batch(x: Tensor, y: Tensor) -> None:
+def check_batch(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Checks the images and labels of an attack.
 
     Args:
-        x: images (n, ...), n >= 1, in float32 or float64 with values in [0, 1].
+        x: images (n, ...), n >= 1, in float32 or float64 with values in [0, 1]. Values outside by no more than ROUNDING
+            are clipped with a warning, unless checks are collected.
         y: labels (n,) int64, 0 or more.
+
+    Returns:
+        Images and labels that the attack can use: x, or x clipped, and y. Tensors that were made in inference mode
+        are copied, as autograd cannot save them.
 
     Raises:
         DataError: one of these does not hold.
     """
     if x.dtype not in (torch.float32, torch.float64):
-        raise DataError(f"expected images in float32 or float64 with values in [0, 1], got {x.dtype}")
+        raise DataError(f"expected images in float32 or float64 with values in [0, 1], got {x.dtype}; {_cast(x)}")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise DataError(f"expected labels of shape {tuple(x.shape[:1])} in int64, got {tuple(y.shape)} in {y.dtype}")
     if x.numel() == 0:
         raise DataError("the batch is empty: there is nothing to attack")
     low, high = x.detach().aminmax()
-    require((low >= 0) & (high <= 1), _outside_unit_range, low, high)
+    slack = 0 if are_collected() else ROUNDING  # what is collected cannot decide whether to clip
+    require((low >= -slack) & (high <= 1 + slack), _outside_unit_range, low, high)
     smallest = y.min()
     require(smallest >= 0, _negative_label, smallest)  # torch's cross-entropy ignores -100 without a warning
+    x, y = (t.clone() if t.is_inference() else t for t in (x, y))
+    if slack and not bool((low >= 0) & (high <= 1)):
+        warnings.warn("images outside [0, 1] by a rounding error are clipped to [0, 1]", stacklevel=3)
+        x = x.clamp(0, 1)
+    return x, y
+
+
+def _cast(x: Tensor) -> str:
+    if x.dtype == torch.uint8:
+        return "pass x / 255"
+    return "pass x.float(): a model in half precision gets float32 images, in its own type"
 
 
 def _outside_unit_range(low: Tensor, high: Tensor) -> DataError:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import ThreatModel
+from pyengm.attacks.logits import check_labels, logits_of
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.validation import check_extras
 from pyengm.data import Transform
@@ -77,6 +78,7 @@ class Method(ABC):
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         """(n,) losses for labels y (n,), smoothed by `label_smoothing`, for training the weights."""
+        check_labels(logits, y)
         return cross_entropy(logits, y, self.label_smoothing)
 
     def as_input(self, x: Tensor) -> Tensor:
@@ -194,7 +196,7 @@ class AttackMethod(SinglePassMethod):
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
         """The losses of images x and adversarial images x_adv for the current weights: L_i = CE(f(x'_i), y_i)."""
         x_adv = self.as_input(x_adv)
-        logits = model(x_adv)
+        logits = logits_of(model, x_adv)
         return StepOutput(self.cross_entropy(logits, y), x_adv, logits)
 
     def key_for(self, x: Tensor, key: Key | None) -> Key:

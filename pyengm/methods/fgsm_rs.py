@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pyengm.attacks import PGD, attack_mode
 from pyengm.attacks.input_grad import input_grad
+from pyengm.attacks.logits import CheckedModel
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.memory_format import empty_dense
 from pyengm.attacks.validation import check_batch, check_extras, check_finite
@@ -85,7 +86,7 @@ class FGSMRS(AttackMethod):
         x = x.detach()
         x_adv = self.threat.project_(torch.add(x, self.threat.uniform(x, key), out=empty_dense(x)), x)
         with attack_mode(model, self.attack.bn):
-            grad, losses, _ = input_grad(model, x_adv, partial(cross_entropy, y=y))
+            grad, losses, _ = input_grad(CheckedModel(model, y), x_adv, partial(cross_entropy, y=y))
         check_finite(losses, grad)
         rows = self.v.rows(key.index)
         v = self.v.read_scalars(rows, x)

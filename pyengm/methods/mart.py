@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyengm.attacks import PGD
+from pyengm.attacks.logits import logits_of
 from pyengm.attacks.losses import kl_divergence, log_softmax
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
@@ -81,8 +82,8 @@ class MART(AttackMethod):
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
         x_adv = self.as_input(x_adv)
-        natural = log_softmax(model(x))
-        logits = model(x_adv)
+        natural = log_softmax(logits_of(model, x))
+        logits = logits_of(model, x_adv)
         unsure = 1e-7 + complement(natural.gather(1, y[:, None]).squeeze(1))
         losses = boosted_cross_entropy(log_softmax(logits), y) + self.beta * unsure * kl_divergence(logits, natural)
         return StepOutput(losses, x_adv, logits)

@@ -8,18 +8,20 @@ from pyengm.models.checkpoint import (
     read_info,
     save_checkpoint,
 )
+from pyengm.models.classifier import Classifier
 from pyengm.models.memory_format import memory_format_of, to_fast_memory_format
 from pyengm.models.norm import NORM_LAYERS
 from pyengm.models.normalize import Normalize
-from pyengm.models.registry import LIBRARIES, build, list_models
+from pyengm.models.registry import build, code_of, list_models
 
 __all__ = [
-    "LIBRARIES",
     "NORM_LAYERS",
     "CheckpointInfo",
+    "Classifier",
     "Normalize",
     "build",
     "check_state",
+    "code_of",
     "list_models",
     "load_checkpoint",
     "load_weights",

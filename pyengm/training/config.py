@@ -11,7 +11,7 @@ from pyengm.attacks import ThreatModel
 from pyengm.data import user_data
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
-from pyengm.models import LIBRARIES as MODEL_LIBRARIES
+from pyengm.models import code_of
 from pyengm.optim import CLOSURE_OPTIMIZERS, defaults_of, hyperparameters_of
 from pyengm.training.config_groups import (
     ALL_OPTIMIZERS,
@@ -135,10 +135,9 @@ class TrainConfig:
 
     def code(self) -> dict[str, str]:
         """Returns what names code of the user, MODULE:NAME, by option."""
-        model = self.model.name if (self.model.name or "").partition(":")[0] not in MODEL_LIBRARIES else ""
-        named = {"model": model, "data": user_data(self.data.name) or ""}
+        named = {"model": code_of(self.model.name), "data": user_data(self.data.name)}
         named |= {f"logger {i}": name for i, name in enumerate(self.run.loggers, 1)}
-        return {option: name for option, name in named.items() if is_object_spec(name)}
+        return {option: name for option, name in named.items() if name is not None and is_object_spec(name)}
 
     def threats(self) -> list[ThreatModel]:
         """Returns the threat model of the run, then with `eval_both_threats` that of the other norm of the recipe."""

@@ -1,0 +1,66 @@
+"""Models by functions of the user, as in "my_module:make_model"."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyengm.errors import ConfigError, ModelError, PyengmError
+from pyengm.models.norm import replace_batch_norm
+from pyengm.utils.check_logits import check_logits
+from pyengm.utils.import_object import call_object, import_object
+
+OPTION = "--model"
+
+
+def build(
+    spec: str, num_classes: int, in_channels: int, image_size: int, norm_layer: str, width: int | None
+) -> nn.Module:
+    """The model of a function that the user wrote.
+
+    Args:
+        spec: MODULE:FUNCTION. The function gets those of the following arguments that it has.
+        num_classes: the number of logits.
+        in_channels: the channels of the images.
+        image_size: height and width of the images in pixels.
+        norm_layer: "gn" replaces the BatchNorm2d layers where the function does not have this argument.
+        width: for functions that have this argument.
+
+    Raises:
+        ConfigError: the function cannot be imported or called, or does not make such a model.
+    """
+    options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    used: set[str] = set()
+    optional: dict[str, Any] = {"norm_layer": norm_layer} | ({} if width is None else {"width": width})
+    model = call_object(import_object(spec, OPTION), spec, OPTION, options | optional, used)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{OPTION}: expected a torch.nn.Module from {spec}, got {type(model).__name__}")
+    if width is not None and "width" not in used:
+        raise ConfigError(f"width is {width}, and {spec} has no such argument; leave it None")
+    if norm_layer == "gn" and "norm_layer" not in used:
+        model = replace_batch_norm(model)
+    _check(model, spec, num_classes, (in_channels, image_size, image_size))
+    return model
+
+
+def _check(model: nn.Module, spec: str, num_classes: int, shape: tuple[int, int, int]) -> None:
+    """Runs the model on two images."""
+    parameter = next(model.parameters(), torch.empty(0))
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            images = torch.zeros(2, *shape, device=parameter.device, dtype=parameter.dtype)
+            logits = check_logits(model.eval()(images), 2)
+    except ModelError as error:
+        raise ConfigError(f"{OPTION}: {spec}: {error}") from error
+    except (PyengmError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{OPTION}: the model of {spec} does not take images of shape {shape}: {text}") from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    if logits.shape[1] != num_classes:
+        raise ConfigError(
+            f"{OPTION}: the model of {spec} has {logits.shape[1]} classes, the data have {num_classes}; a function "
+            "with the argument num_classes gets that number"
+        )
