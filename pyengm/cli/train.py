@@ -93,8 +93,9 @@ def _files(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--trust-config", action="store_true")
     parser.add_argument("--seeds", nargs="*", default=())
     files, _ = parser.parse_known_args(args)
-    if files.out is not None and is_begun(files.out, files.seeds):
-        files.resume |= began_by_this_job(RunFolder(files.out).job)
+    with suppress(OSError):  # `parse` refuses a path that cannot be one
+        if files.out is not None and is_begun(files.out, files.seeds):
+            files.resume |= began_by_this_job(RunFolder(files.out).job)
     return files
 
 

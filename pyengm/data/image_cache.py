@@ -111,8 +111,10 @@ def _decode(paths: Sequence[str], size: tuple[int, int], path: Path, *, shorter:
         starts = range(0, len(paths), BLOCK)
         log(f"decoding {len(paths):,} images once into {path} ({format_size(needed)}), from which later runs read them")
         title, console = "decoding", Console(stderr=True)
-        bar = {"total": len(starts), "console": console, "transient": True, "disable": is_quiet()}
-        for _ in track(pool.map(decode_block, starts), title, **bar):
+        hidden = is_quiet() or not console.is_terminal
+        for _ in track(
+            pool.map(decode_block, starts), title, len(starts), console=console, transient=True, disable=hidden
+        ):
             pass
         images.flush()
         os.replace(temporary, path)

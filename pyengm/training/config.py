@@ -11,7 +11,7 @@ from pyengm.attacks import ThreatModel
 from pyengm.data import user_data
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
-from pyengm.models import code_of
+from pyengm.models import code_of, list_models
 from pyengm.optim import CLOSURE_OPTIMIZERS, defaults_of, hyperparameters_of
 from pyengm.training.config_groups import (
     ALL_OPTIMIZERS,
@@ -117,6 +117,8 @@ class TrainConfig:
         if self.attack.steps is not None:
             recipe["step_size"] = None  # the recipe's belongs to its own number of steps
         recipe["attack_bn"] = defaults.get("bn")
+        if (self.model.name or recipe["model"]) not in list_models():
+            recipe.pop("width", None)  # the recipe's is one of our models
         recipe |= defaults_of(ALL_OPTIMIZERS[self.optimizer.name or recipe["optimizer"]])
         epochs = self.schedule.epochs or recipe["epochs"]
         recipe["milestones"] = scale_milestones(recipe["milestones"], epochs / recipe["epochs"])

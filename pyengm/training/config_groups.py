@@ -11,6 +11,7 @@ from pyengm.data import AUGMENTATIONS, data_name
 from pyengm.errors import ConfigError
 from pyengm.evaluation import ATTACKS
 from pyengm.methods import METHODS
+from pyengm.models import list_models
 from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, PerExampleSGD
 from pyengm.pergrad import NORMS as GRAD_NORMS
 from pyengm.training.averaging import AVERAGES
@@ -83,6 +84,8 @@ class ModelConfig(OptionGroup):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.name is not None and self.name.lower() in list_models():
+            object.__setattr__(self, "name", self.name.lower())
         if () in (self.mean, self.std) or (self.mean is None) != (self.std is None):
             raise ConfigError(
                 f"mean is {self.mean} and std is {self.std}; expected both or neither, a value per channel"

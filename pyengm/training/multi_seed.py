@@ -35,6 +35,8 @@ def train_seeds(config: TrainConfig) -> dict[str, Any]:
         PyengmError: Where every run failed.
         Interrupted: After Ctrl-C.
     """
+    if not config.run.seeds:
+        raise ConfigError("seeds are empty; expected one or more")
     config = config.resolve()
     out = on_rank0(lambda: config.run.out or next_free(config))
     again = f"pyengm train --seeds {' '.join(map(str, config.run.seeds))} --out {out} --resume"
