@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pyengm.errors import PyengmError, UnsupportedOperationError
 
 if TYPE_CHECKING:  # what `_HOMES` imports
-    from pyengm import analysis, attacks, data, evaluation, methods, models, ops, optim, pergrad
+    from pyengm import analysis, attacks, data, evaluation, methods, models, ops, optim, pergrad, training
     from pyengm.optim import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, EntropySGD2, scale_alpha
     from pyengm.pergrad import clipped_backward, per_example_grad_norms
     from pyengm.training.steps.train_step import train_step

@@ -18,7 +18,7 @@ class ConfigError(PyengmError, ValueError):
 
 
 class UsageError(ConfigError):
-    """Words of a command line that are no options, or options whose values exclude each other."""
+    """Words of a command line that do not parse."""
 
     exit_status = 2
 

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from pyengm import __version__, cli
-from pyengm.cli import entry
+from pyengm.cli import commands
 from pyengm.errors import Interrupted
 from pyengm.evaluation import parallel, progress
 from pyengm.methods import METHODS
@@ -103,7 +103,7 @@ class TestTrain:
         assert {path: path.stat().st_mtime_ns for path in before} == before
 
     def test_one_process_is_this_one(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(entry, "launch", lambda *_: pytest.fail("another process was started"))
+        monkeypatch.setattr(commands, "launch", lambda *_: pytest.fail("another process was started"))
         assert cli.main(["train", *TINY, "--nproc", "1", "--out", str(tmp_path / "run")]) == 0
 
     def test_data_with_three_classes(self, three_classes, tmp_path, monkeypatch, capsys):
@@ -282,12 +282,6 @@ class TestUsage:
             (["train", "--eps", "8/0"], "--eps is '8/0'; expected a number"),
             (["train", "--method", "atsa"], "(did you mean atta?)"),
             (["train", "--threat", "linff"], "unknown threat 'linff'; known: linf, l2 (did you mean linf?)"),
-            (["train", "--method", "trades", "--method-options", "bta=3"], "(did you mean beta?)"),
-            (
-                ["train", "--method", "atas", "--method-options", "dtype=int8"],
-                "expected a floating-point type of torch",
-            ),
-            (["train", "--optimizer", "entropy_sgd", "--optimizer-options", "inner_stps=3"], "mean inner_steps?)"),
             (["reproduce", "--scale", "shrt"], "unknown scale 'shrt'; known: smoke, short, full (did you mean short?)"),
             (["completion"], "shell is missing; expected a word"),
             (["completion", "bsh"], "unknown shell 'bsh'; known: bash, zsh, fish (did you mean bash?)"),
@@ -301,6 +295,18 @@ class TestUsage:
         assert text.startswith("error: ")
         assert text.endswith(f"; see pyengm {args[0]} --help\n")
         assert "\x1b" not in text
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["--method", "trades", "--method-options", "bta=3"], "(did you mean beta?)"),
+            (["--method", "atas", "--method-options", "dtype=int8"], "expected a floating-point type of torch"),
+            (["--optimizer", "entropy_sgd", "--optimizer-options", "inner_stps=3"], "(did you mean inner_steps?)"),
+        ],
+    )
+    def test_options_of_methods_and_optimizers(self, args, message, capsys):
+        assert cli.main(["train", *args]) == 1
+        assert message in capsys.readouterr().err
 
 
 def help_of(capsys, *args: str) -> str:

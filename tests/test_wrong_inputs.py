@@ -140,7 +140,7 @@ def content(folder: Path) -> dict[bytes, str]:
     return found
 
 
-# (status, words, message). 2: the options themselves; 1: what they name.
+# Words and the message. Words that do not parse end with status 2; values and what they name with 1.
 USAGE = [
     (["tarin"], "unknown command 'tarin' (did you mean train?)"),
     (["--verison"], "(did you mean --version?)"),
@@ -154,12 +154,34 @@ USAGE = [
     (["train", "--config"], "--config has no value; expected a path"),
     (["train", "--epochs", "many"], "--epochs is 'many'; expected an integer"),
     (["train", "--epochs", "1.5"], "--epochs is '1.5'; expected an integer"),
-    (["train", "--epochs", "0"], "epochs is 0; expected at least 1"),
-    (["train", "--epochs", "9" * 30], "expected at least 1, and less than 2**31"),
     (["train", "--eps", "8/0"], "--eps is '8/0'; expected a number"),
     (["train", "--eps", "abc"], "--eps is 'abc'; expected a number"),
     (["train", "--eps", ""], "--eps is ''; expected a number"),
     (["train", "--eps", "8/255/3"], "--eps is '8/255/3'; expected a number"),
+    (["train", "--seeds", "x"], "--seeds is 'x'; expected an integer"),
+    (["train", "--schedule", "linear"], "unknown schedule 'linear'; known: piecewise, cyclic"),
+    (["train", "--precision", "fp32"], "unknown precision 'fp32'; known: float32, bf16, fp16"),
+    (["train", "--mean", "x", "--std", "1"], "--mean is 'x'; expected a number"),
+    (["train", "--norm-layer", "ln"], "unknown norm_layer 'ln'; known: bn, gn"),
+    (["train", "--method", "pdg_at"], "(did you mean pgd_at?)"),
+    (["train", "--optimizer", "adam"], "unknown optimizer 'adam'; known: "),
+    (["train", "--threat", "l1"], "unknown threat 'l1'; known: linf, l2"),
+    (["train", "--attacks", "fgms"], "unknown attack 'fgms'; known: fgsm"),
+    (["train", "--out", ""], "--out is ''; expected a path"),
+    (["train", "--out", "a" * 300], "expected a path"),
+    (["train", "--data", "a" * 300], "expected a word"),
+    (["train", "--resume"], "--resume needs --out RUN_FOLDER"),
+    (["evaluate"], "target is missing"),
+    (["evaluate", "run", "b"], "unexpected word 'b'"),
+    (["evaluate", "run", "--seed", "x"], "--seed is 'x'; expected an integer"),
+    (["reproduce", "--scale", "huge"], "unknown scale 'huge'; known: smoke, short, full"),
+    (["completion"], "shell is missing"),
+    (["completion", "csh"], "unknown shell 'csh'"),
+]
+
+VALUES = [
+    (["train", "--epochs", "0"], "epochs is 0; expected at least 1"),
+    (["train", "--epochs", "9" * 30], "expected at least 1, and less than 2**31"),
     (["train", "--eps", "8"], "eps is 8, more than all of a pixel in [0, 1]; expected at most 1; 8/255?"),
     (["train", "--eps", "255"], "255/255?"),
     (["train", "--eps", "nan"], "eps is nan; expected a finite number >= 0"),
@@ -179,12 +201,10 @@ USAGE = [
     (["train", "--seed=-1"], "seed is -1; expected 0 to 2**63 - 1"),
     (["train", "--seed", "1", "--seeds", "1", "2"], "seed has no effect: seeds are 1 2; leave seed out"),
     (["train", "--seeds", "1", "1"], "seeds are (1, 1); expected each of them once"),
-    (["train", "--seeds", "x"], "--seeds is 'x'; expected an integer"),
     (["train", "--milestones", "3"], "milestones has no effect: it is for schedule piecewise, not cyclic"),
     (["train", "--schedule", "piecewise", "--milestones", "99"], "milestones 99 are never reached in 14 epochs"),
     (["train", "--lr-decay", "0.5"], "lr_decay has no effect"),
     (["train", "--schedule", "piecewise", "--pct-start", "0.3"], "pct_start has no effect"),
-    (["train", "--schedule", "linear"], "unknown schedule 'linear'; known: piecewise, cyclic"),
     (["train", "--warmup-epochs", "99"], "warmup_epochs is 99 of 14 epochs"),
     (["train", "--optimizer", "msgd", "--norms", "exact"], "norms has no effect: it is for optimizer"),
     (["train", "--optimizer", "msgd", "--alpha", "3"], "alpha has no effect"),
@@ -194,13 +214,7 @@ USAGE = [
     (["train", "--ema-decay", "0.5"], "ema_decay has no effect: it is for average ema, not none"),
     (["train", "--swa-start", "3"], "swa_start has no effect"),
     (["train", "--patience", "3", "--select-on", "none"], "give --select-on val"),
-    (["train", "--precision", "fp32"], "unknown precision 'fp32'; known: float32, bf16, fp16"),
     (["train", "--mean", "0.5"], "expected both or neither"),
-    (["train", "--mean", "x", "--std", "1"], "--mean is 'x'; expected a number"),
-    (["train", "--norm-layer", "ln"], "unknown norm_layer 'ln'; known: bn, gn"),
-    (["train", "--method", "pdg_at"], "(did you mean pgd_at?)"),
-    (["train", "--optimizer", "adam"], "unknown optimizer 'adam'; known: "),
-    (["train", "--threat", "l1"], "unknown threat 'l1'; known: linf, l2"),
     (["train", "--method", "natural", "--attack-steps", "3"], "method natural takes no attack_steps"),
     (["train", "--method", "natural", "--on-catastrophic-overfitting", "stop"], "has no effect"),
     (["train", "--method-options", "beta=3"], "expected NAME=VALUE with a name of PGDAT: it has none"),
@@ -209,19 +223,8 @@ USAGE = [
     (["train", "--method", "trades", "--method-options", "beta=-5"], "beta is -5.0; expected a finite number >= 0"),
     (["train", "--method", "mart", "--label-smoothing", "0.1"], "which MART cannot take"),
     (["train", "--label-smoothing", "1"], "label_smoothing is 1.0"),
-    (["train", "--attacks", "fgms"], "unknown attacks 'fgms'; known: fgsm"),
     (["train", "--loggers", "tensorbord"], "unknown logger 'tensorbord'; known: tensorboard, wandb, mlflow"),
-    (["train", "--out", ""], "--out is ''; expected a path"),
-    (["train", "--out", "a" * 300], "expected a path"),
-    (["train", "--data", "a" * 300], "expected a word"),
-    (["train", "--resume"], "--resume needs --out RUN_FOLDER"),
-    (["evaluate"], "target is missing"),
-    (["evaluate", "run", "b"], "unexpected word 'b'"),
-    (["evaluate", "run", "--seed", "x"], "--seed is 'x'; expected an integer"),
-    (["reproduce", "--scale", "huge"], "unknown scale 'huge'; known: smoke, short, full"),
     (["reproduce", "engm-2", "--seeds"], "expected at least one"),
-    (["completion"], "shell is missing"),
-    (["completion", "csh"], "unknown shell 'csh'"),
 ]
 
 INPUT = [
@@ -342,7 +345,7 @@ INPUT = [
 
 @pytest.mark.parametrize(
     ("status", "words", "message"),
-    [(2, *case) for case in USAGE] + [(1, *case) for case in INPUT],
+    [(2, *case) for case in USAGE] + [(1, *case) for case in VALUES + INPUT],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
 )
 def test_command_line(here, capsys, status, words, message):
@@ -412,7 +415,7 @@ def test_python(here, call, message):
 
 
 def test_there_are_many():
-    assert len(USAGE) + len(INPUT) + len(PYTHON) >= 200
+    assert len(USAGE) + len(VALUES) + len(INPUT) + len(PYTHON) >= 200
 
 
 def test_values_of_python_are_converted(tmp_path):

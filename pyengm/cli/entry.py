@@ -30,9 +30,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The words of the command line; None takes those of this process.
 
     Returns:
-        0; 1 after an error in what the options name (files, data, models, devices); 2 after an error in the options
-        themselves; 75 after Ctrl-C or SIGTERM where the same command with --resume resumes; 130 after Ctrl-C before
-        anything was saved; 141 where the reader of the output has left.
+        0; 1 after an error that the user can correct; 2 for words that do not parse (unknown commands, options and
+        choices, values of another type); 75 after Ctrl-C or SIGTERM where the same command with --resume resumes; 130
+        after Ctrl-C before anything was saved; 141 where the reader of the output has left.
     """
     args = list(sys.argv[1:] if args is None else args)
     try:

@@ -30,8 +30,12 @@ FLAT_FLAGS = (tyro.conf.OmitArgPrefixes,)
 HELP = ("-h", "--help")
 
 
-class _WrongOptions(Exception):
-    """Carries a message through tyro, which turns errors of values into its own output."""
+class _Carrier(Exception):
+    """Carries an error through tyro, which turns errors of values into its own output."""
+
+    def __init__(self, error: ConfigError):
+        super().__init__(str(error))
+        self.error = error
 
 
 def parse(kind: type[T], prog: str, args: Sequence[str], default: T | None = None) -> T:
@@ -44,12 +48,13 @@ def parse(kind: type[T], prog: str, args: Sequence[str], default: T | None = Non
         default: The values of options that are not given; None takes the defaults of the dataclass.
 
     Raises:
-        UsageError: For words that do not parse, and options that do not fit together.
+        UsageError: For words that do not parse.
+        ConfigError: For values that are not allowed, or that do not fit together.
         SystemExit: With status 0 after the help.
     """
+    if not any(word in HELP for word in args):
+        _check_values(kind, prog, args)
     try:
-        if not any(word in HELP for word in args):
-            _check_values(kind, args)
         with _plain_off_terminals():
             options, unknown = tyro.cli(
                 kind,
@@ -58,12 +63,12 @@ def parse(kind: type[T], prog: str, args: Sequence[str], default: T | None = Non
                 default=tyro.MISSING_NONPROP if default is None else default,
                 return_unknown_args=True,
                 config=FLAT_FLAGS,
-                registry=flag_registry(),
+                registry=flag_registry(prog),
             )
-        if unknown:
-            raise _WrongOptions(_unknown(unknown[0], kind))
-    except (_WrongOptions, ConfigError) as error:
-        raise UsageError(f"{error}; see {prog} --help") from error
+    except _Carrier as carrier:
+        raise carrier.error from carrier
+    if unknown:
+        raise _usage_error(_unknown(unknown[0], kind), prog)
     return options
 
 
@@ -78,7 +83,7 @@ def print_completion(commands: Mapping[str, type], prog: str, shell: str) -> Non
     words = ["--tyro-print-completion", shell]
     try:
         tyro.extras.subcommand_cli_from_dict(
-            dict(commands), prog=prog, args=words, config=FLAT_FLAGS, registry=flag_registry(completing=True)
+            dict(commands), prog=prog, args=words, config=FLAT_FLAGS, registry=flag_registry(prog, completing=True)
         )
     except SystemExit as stop:  # tyro exits after it has printed the script
         if stop.code:
@@ -96,10 +101,15 @@ def flags_in(args: Sequence[str]) -> set[str]:
     return {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
 
 
-def flag_registry(*, completing: bool = False) -> ConstructorRegistry:
+def _usage_error(message: str, prog: str) -> UsageError:
+    return UsageError(f"{message}; see {prog} --help")
+
+
+def flag_registry(prog: str, *, completing: bool = False) -> ConstructorRegistry:
     """Returns the rules by which tyro reads groups of options.
 
     Args:
+        prog: The command, for messages.
         completing: Whether the flags are for completion, for which tyro needs the choices. In parsing `Choice` checks
             them, with a suggestion.
     """
@@ -113,7 +123,7 @@ def flag_registry(*, completing: bool = False) -> ConstructorRegistry:
         default = info.default if isinstance(info.default, kind) else kind()
         groups: list[tuple[str, Any]] = [(one.name, one.type) for one in fields(kind)]
         specs = [StructFieldSpec(name, group, getattr(default, name)) for name, group in groups]
-        return StructConstructorSpec(instantiate=partial(_build, kind), fields=tuple(specs))
+        return StructConstructorSpec(instantiate=partial(_build, kind, prog), fields=tuple(specs))
 
     @registry.struct_rule
     def group(info: StructTypeInfo) -> StructConstructorSpec | None:
@@ -125,24 +135,24 @@ def flag_registry(*, completing: bool = False) -> ConstructorRegistry:
         for one in fields(kind):  # type: ignore[arg-type]  # its subclasses are dataclasses
             value = getattr(info.default, one.name, one.default)
             value = None if value is MISSING else value  # `_build` refuses it, in one line
-            hint = _hint_of(options[one.name], value, texts.get(one.name), completing)
+            hint = _hint_of(options[one.name], value, texts.get(one.name), _spec(options[one.name], prog, completing))
             specs.append(StructFieldSpec(one.name, hint, value))
-        return StructConstructorSpec(instantiate=partial(_build, kind), fields=tuple(specs))
+        return StructConstructorSpec(instantiate=partial(_build, kind, prog), fields=tuple(specs))
 
     return registry
 
 
-def _build(kind: type, **values: Any) -> Any:
+def _build(kind: type, prog: str, **values: Any) -> Any:
     for option in options_of(kind).values() if _is_group(kind) else ():
         if option.required and values[option.field] is None:
-            raise _WrongOptions(f"{option.name} is missing; expected {option.values.words}")
+            raise _Carrier(_usage_error(f"{option.name} is missing; expected {option.values.words}", prog))
     try:
         return kind(**values)
     except ConfigError as error:
-        raise _WrongOptions(str(error)) from error
+        raise _Carrier(error) from error
 
 
-def _check_values(kind: type, args: Sequence[str]) -> None:
+def _check_values(kind: type, prog: str, args: Sequence[str]) -> None:
     """Checks that every flag that takes a value has one; tyro's own message has many lines."""
     options = {flag_of(option.name): option for option in _options(kind) if not option.values.many}
     known = {flag_of(option.name) for option in _options(kind)}
@@ -151,7 +161,7 @@ def _check_values(kind: type, args: Sequence[str]) -> None:
         if option is None or option.values.kind is bool:
             continue
         if following is None or following.partition("=")[0] in known:
-            raise _WrongOptions(f"{word} has no value; expected {option.values.words}")
+            raise _usage_error(f"{word} has no value; expected {option.values.words}", prog)
 
 
 def _is_group(kind: Any) -> bool:
@@ -185,18 +195,18 @@ def _plain_off_terminals() -> Iterator[None]:
         options.update(before)
 
 
-def _hint_of(option: Option, default: Any, text: str | None, completing: bool) -> Any:
+def _hint_of(option: Option, default: Any, text: str | None, spec: PrimitiveConstructorSpec) -> Any:
     unset = option.mark(Unset)
     meaning = unset.meaning if unset else "by the recipe"
     behavior = f"(default: {meaning})" if default in (None, ()) else None
     behavior = "(required)" if option.required else behavior
     argument = tyro.conf.arg(name=option.name, help=text, help_behavior_hint=behavior)
-    spec = () if option.values.kind is bool else (_spec(option, completing),)
+    specs = () if option.values.kind is bool else (spec,)
     kind = tuple[option.values.kind, ...] if option.values.many else option.values.kind
-    return Annotated[(kind if default is not None else kind | None, *option.values.marks, argument, *spec)]
+    return Annotated[(kind if default is not None else kind | None, *option.values.marks, argument, *specs)]
 
 
-def _spec(option: Option, completing: bool) -> PrimitiveConstructorSpec:
+def _spec(option: Option, prog: str, completing: bool) -> PrimitiveConstructorSpec:
     """How words become a value, and a value words."""
     kind, choice, metavar = option.values, option.mark(Choice), option.mark(Metavar)
     name = metavar.text if metavar else f"{{{','.join(choice.known)}}}" if choice else kind.metavar
@@ -206,10 +216,15 @@ def _spec(option: Option, completing: bool) -> PrimitiveConstructorSpec:
 
     def from_words(words: list[str]) -> Any:
         try:
-            return tuple(map(kind.parse, words)) if kind.many else kind.parse(words[0])
+            values = tuple(map(kind.parse, words))
+            if choice:
+                values = tuple(choice.match(option.item, value) for value in values)
+        except ConfigError as error:
+            raise _Carrier(_usage_error(str(error), prog)) from error
         except ValueError as error:
-            given = " ".join(words) if kind.many else words[0]
-            raise _WrongOptions(f"{flag_of(option.name)} is {given!r}; expected {kind.words}") from error
+            message = f"{flag_of(option.name)} is {' '.join(words)!r}; expected {kind.words}"
+            raise _Carrier(_usage_error(message, prog)) from error
+        return values if kind.many else values[0]
 
     return PrimitiveConstructorSpec(
         nargs="*" if kind.many else 1,

@@ -9,7 +9,7 @@ from pyengm.cli.arguments_help import print_arguments
 from pyengm.cli.parser import HELP, flags_in, parse
 from pyengm.errors import ConfigError, UsageError
 from pyengm.methods import METHODS
-from pyengm.training import RunFolder, TrainConfig, build_method, plan, train, train_seeds
+from pyengm.training import RunFolder, TrainConfig, plan, train, train_seeds
 from pyengm.training.config import MAY_CHANGE
 from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.launcher import began_by_this_job
@@ -27,8 +27,9 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     those given are dropped.
 
     Raises:
-        UsageError: For words that do not parse, and options that do not fit together.
-        ConfigError: For a file that cannot be read, and options that do not fit the run.
+        UsageError: For words that do not parse.
+        ConfigError: For values that are not allowed, a file that cannot be read, and options that do not fit together
+            or the run.
         SystemExit: With status 0 after the help.
     """
     if any(word in HELP for word in args):
@@ -37,11 +38,7 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     files = _files(args)
     saved, run = _saved_options(files)
     given = parse(TrainConfig, PROG, args, saved).drop_idle(keep=flags_in(args))
-    try:
-        config = given.resolve()
-        build_method(config)  # for its errors
-    except ConfigError as error:
-        raise UsageError(f"{error}; see {PROG} --help") from error
+    config = given.resolve()
     if run is not None:
         changed = set(config.differing(saved.resolve())) - {*MAY_CHANGE, *(("seed",) if config.run.seeds else ())}
         if changed:

@@ -210,6 +210,11 @@ class Option:
     values: ValueType
     required: bool
 
+    @property
+    def item(self) -> str:
+        """What one value is called, such as "attack" for attacks."""
+        return self.name.removesuffix("s") if self.values.many else self.name
+
     def mark(self, kind: type) -> Any:
         """Returns the annotation of that class, or None."""
         return next((mark for mark in self.values.marks if isinstance(mark, kind)), None)
@@ -236,7 +241,7 @@ class Option:
             raise ConfigError(f"{self.name} is {value!r}; expected {expected}") from error
         for mark in kind.marks:
             if isinstance(mark, Choice):
-                parts = [mark.match(self.name, part) for part in (converted if kind.many else (converted,))]
+                parts = [mark.match(self.item, part) for part in (converted if kind.many else (converted,))]
                 converted = tuple(parts) if kind.many else parts[0]
             elif isinstance(mark, Expect):
                 mark.check(self.name, converted)
