@@ -45,6 +45,7 @@ __all__ = [
     "pergrad",
     "scale_alpha",
     "train_step",
+    "training",
 ]
 
 _PARTS = ("analysis", "attacks", "data", "evaluation", "methods", "models", "ops", "optim", "pergrad", "training")

@@ -4,9 +4,13 @@ Torch is imported by the commands (`pyengm.cli.commands`), not for --version and
 """
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 
 from pyengm import __version__
 from pyengm.errors import Interrupted, PyengmError, UsageError
@@ -67,7 +71,30 @@ def _run(args: list[str]) -> int:
         known = [*COMMANDS, "--version", "--help"]
         hint = did_you_mean(command, known)
         raise UsageError(f"unknown command {command!r}{hint}; known: {', '.join(COMMANDS)}; see pyengm --help")
-    return import_module("pyengm.cli.commands").run(command.lower(), words)
+    with _ctrl_c_ends_the_process():
+        commands = import_module("pyengm.cli.commands")
+    return commands.run(command.lower(), words)
+
+
+@contextmanager
+def _ctrl_c_ends_the_process() -> Iterator[None]:
+    """A context in which Ctrl-C ends the process at once, while torch is imported for seconds and nothing is begun.
+
+    An exception would not do: within their imports numpy and torch turn it into other errors, or abort.
+    """
+    if threading.current_thread() is not threading.main_thread() or "torch" in sys.modules:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"interrupted\n")
+        os._exit(INTERRUPTED)
+
+    previous = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _usage() -> str:
