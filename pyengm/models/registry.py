@@ -11,6 +11,7 @@ from torch import nn
 
 from pyengm.errors import ConfigError
 from pyengm.models import from_timm, from_torchvision, from_user
+from pyengm.models.classifier import Classifier, Output
 from pyengm.models.cnn import cnn4, cnn8
 from pyengm.models.norm import NORM_LAYERS, replace_batch_norm
 from pyengm.models.normalize import Normalize
@@ -41,6 +42,7 @@ def build(
     width: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    output: Output | None = None,
 ) -> nn.Module:
     """A freshly initialised classifier.
 
@@ -60,6 +62,7 @@ def build(
             bottleneck resnets: width_per_group.
         mean: one value per channel, in units of pixels in [0, 1], of a `Normalize` layer in front; None for no layer.
         std: like mean; both are given or neither.
+        output: the place of the logits in what the network returns, for networks that return more, see `Classifier`.
 
     Returns:
         A model that maps pixels in [0, 1] (n, in_channels, image_size, image_size) to logits (n, num_classes).
@@ -69,7 +72,7 @@ def build(
     """
     _check(num_classes, in_channels, image_size, norm_layer, width)
     normalize = _normalize(mean, std, in_channels)
-    network = _network(name, num_classes, in_channels, image_size, norm_layer, width)
+    network = _network(name, num_classes, in_channels, image_size, norm_layer, width, output)
     if normalize is None:
         return network
     return nn.Sequential(OrderedDict(normalize=normalize, network=network))
@@ -81,17 +84,25 @@ def code_of(name: object) -> str | None:
 
 
 def _network(
-    name: str, num_classes: int, in_channels: int, image_size: int, norm_layer: str, width: int | None
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    norm_layer: str,
+    width: int | None,
+    output: Output | None,
 ) -> nn.Module:
     """The model without a layer for mean and std; arguments as for `build`."""
     if code_of(name) is not None:
-        return from_user.build(name, num_classes, in_channels, image_size, norm_layer, width)
+        return from_user.build(name, num_classes, in_channels, image_size, norm_layer, width, output)
     library, bare = _find(name)
     if library is None:
         options: dict[str, Any] = {} if width is None else {"width": width}
-        return OWN[bare](num_classes, in_channels, image_size, norm_layer, **options)
-    network = library.build(bare, num_classes, in_channels, image_size, width)
-    return replace_batch_norm(network) if norm_layer == "gn" else network
+        network = OWN[bare](num_classes, in_channels, image_size, norm_layer, **options)
+    else:
+        network = library.build(bare, num_classes, in_channels, image_size, width)
+        network = replace_batch_norm(network) if norm_layer == "gn" else network
+    return network if output is None else Classifier(network, output)
 
 
 def _check(num_classes: int, in_channels: int, image_size: int, norm_layer: str, width: int | None) -> None:

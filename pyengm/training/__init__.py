@@ -1,7 +1,7 @@
 """Training runs: options, the loop, and the files of a run."""
 
 from pyengm.errors import Interrupted
-from pyengm.training.builders import TrainComponents, build_components, load_split, pick_device
+from pyengm.training.builders import TrainComponents, build_components, load_split
 from pyengm.training.config import TrainConfig
 from pyengm.training.environment import describe
 from pyengm.training.loggers import Logger
@@ -21,7 +21,6 @@ __all__ = [
     "describe",
     "fit",
     "load_split",
-    "pick_device",
     "plan",
     "train",
     "train_seeds",

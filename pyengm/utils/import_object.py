@@ -55,9 +55,7 @@ def import_object(spec: str, option: str) -> Any:
     return found
 
 
-def call_object(
-    function: Callable[..., Any], spec: str, option: str, offered: Mapping[str, Any], used: set[str] | None = None
-) -> Any:
+def call_object(function: Callable[..., Any], spec: str, option: str, offered: Mapping[str, Any]) -> Any:
     """Calls a function of the user with those of the offered arguments that it takes.
 
     Args:
@@ -65,7 +63,6 @@ def call_object(
         spec: The text that named it, for messages.
         option: The option that has the text, for messages.
         offered: Keyword arguments; a function that takes none of them is called without arguments.
-        used: A set to which the names of the arguments that it took are added.
 
     Returns:
         What it returns.
@@ -75,8 +72,6 @@ def call_object(
     """
     check_arguments(function, spec, option, offered)
     given = _accepted(function, offered)
-    if used is not None:
-        used |= given.keys()
     try:
         return function(**given)
     except PyengmError:

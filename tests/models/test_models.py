@@ -323,9 +323,7 @@ def test_models_of_the_user(module):
     assert isinstance(normalized.normalize, Normalize)
     assert isinstance(normalized.network[1], nn.GroupNorm)
     assert code_of("module_of_models:make_model") == "module_of_models:make_model"
-    assert [code_of(name) for name in ("resnet18", "timm:resnet18", "torchvision:x", "robustbench:x", None)] == [
-        None
-    ] * 5
+    assert not any(map(code_of, ("resnet18", "timm:resnet18", "torchvision:x", "robustbench:x", None)))
 
 
 @pytest.mark.parametrize(
