@@ -18,7 +18,7 @@ from rich.console import Console
 from pyengm import __version__, cli
 from pyengm.cli import commands
 from pyengm.errors import Interrupted
-from pyengm.evaluation import parallel, progress
+from pyengm.evaluation import parallel, work
 from pyengm.methods import METHODS
 from pyengm.training import TrainConfig
 from pyengm.training.config_groups import ALL_OPTIMIZERS
@@ -211,21 +211,20 @@ class TestEvaluate:
         shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("autoattack"))
         command = ["evaluate", str(tmp_path / "run"), "--autoattack-examples", "2"]
         monkeypatch.setattr(parallel, "cores", lambda: 1)
-        update, passes = progress.Progress.update, []
+        advance, passes = work.Work.advance, []
 
-        def interrupt(bars, task, **fields):
-            update(bars, task, **fields)
-            if "completed" in fields:
-                passes.append(fields["completed"])
-                if len(passes) == 3:
-                    raise KeyboardInterrupt
+        def interrupt(self, key, share):
+            advance(self, key, share)
+            passes.append(share)
+            if len(passes) == 3:
+                raise KeyboardInterrupt
 
-        monkeypatch.setattr(progress.Progress, "update", interrupt)
+        monkeypatch.setattr(work.Work, "advance", interrupt)
         assert cli.main(command) == Interrupted.exit_status
         assert "the same command resumes where AutoAttack stopped" in " ".join(capsys.readouterr().err.split())
         out = tmp_path / "again.json"
         assert cli.main([*command, "--out", str(out)]) == 0
-        assert passes == [1, 2, 3, 4, 1, 2, 3, 4]  # L-infinity, then L2; best and last are one model
+        assert passes == [0.25, 0.5, 0.75, 1, 0.25, 0.5, 0.75, 1]  # L-infinity, then L2; best and last are one model
         found = json.loads(out.read_text())
         for name in ("best", "last"):
             assert found[name] == {key: value for key, value in expected[name].items() if not key.startswith("fgsm")}

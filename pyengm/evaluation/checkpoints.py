@@ -1,7 +1,7 @@
 """Evaluation of the models of checkpoints."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,7 +23,10 @@ from pyengm.evaluation.evaluate import (
 from pyengm.evaluation.model_sources import CheckpointSource, ModelSource
 from pyengm.evaluation.one_threat import OnAttack, OnPass, evaluate_one_threat, evenly_spread
 from pyengm.evaluation.parallel import run_in_workers, send_message, worker_count
+from pyengm.evaluation.work import Work, costs_of
 from pyengm.models import to_fast_memory_format
+
+OnShare = Callable[[float], None]  # share of the work that is done
 
 
 def evaluate_checkpoints(
@@ -40,6 +43,7 @@ def evaluate_checkpoints(
     trust_config: bool = False,
     on_attack: OnAttack = lambda title: None,
     on_pass: OnPass = lambda title, done, total, robust: None,
+    on_share: OnShare = lambda share: None,
 ) -> dict[str, Any]:
     """Evaluates checkpoints; the result is the content of results.json.
 
@@ -59,6 +63,7 @@ def evaluate_checkpoints(
         trust_config: whether functions that the files name as their models may be run.
         on_attack: called with the title of each attack before it starts.
         on_pass: called with the progress of AutoAttack; the title begins with the checkpoint's name.
+        on_share: called with the share of all work that is done, in [0, 1], before each attack and after each pass.
 
     Returns:
         A dict of results of `evaluate` per checkpoint, and "threats" and "images", which they were measured on. With
@@ -83,7 +88,15 @@ def evaluate_checkpoints(
         (name, threat): partial(evaluate_source, sources[name], other, data, threat, selected, **options)
         for name, (threat, selected) in product(names.values(), attacks_by_threat(threats, attacks).items())
     }
-    evaluated = _run_jobs(jobs, worker_count(len(jobs), device), on_attack, on_pass)
+    few, selected = len(evenly_spread(len(data), autoattack_examples)), attacks_by_threat(threats, attacks)
+    costs = {
+        threat: costs_of(names, threat, len(data), few, transfer=other is not None)
+        for threat, names in selected.items()
+    }
+    work = Work({key: costs[key[1]] for key in jobs})
+    relay = partial(_relay, work, on_attack, on_pass, on_share)
+    evaluated = _run_jobs(jobs, worker_count(len(jobs), device), relay)
+    on_share(1.0)
     results: dict[str, Any] = {
         name: merge_threats({threat: evaluated[names[content], threat] for threat in threats})
         for name, content in contents.items()
@@ -110,21 +123,36 @@ def _check_compatible(
 def _run_jobs(
     jobs: Mapping[tuple[str, ThreatModel], partial[dict[str, float]]],
     workers: int,
-    on_attack: OnAttack,
-    on_pass: OnPass,
+    relay: Callable[..., None],
 ) -> dict[tuple[str, ThreatModel], dict[str, float]]:
     """The results of evaluations by checkpoint and threat model, computed in this process or in workers."""
     if workers < 2:
-        return {
-            (name, threat): job(on_attack=on_attack, on_pass=partial(_with_name, on_pass, name))
-            for (name, threat), job in jobs.items()
-        }
-    on_attack(f"{len(jobs)} jobs at a time")
+        return {key: job(on_attack=partial(relay, key), on_pass=partial(relay, key)) for key, job in jobs.items()}
     remote = {
-        (name, threat): partial(job, on_pass=partial(_with_name, send_message, name))
-        for (name, threat), job in jobs.items()
+        key: partial(job, on_attack=partial(send_message, key), on_pass=partial(send_message, key))
+        for key, job in jobs.items()
     }
-    return run_in_workers(remote, workers, on_pass)
+    return run_in_workers(remote, workers, relay)
+
+
+def _relay(
+    work: Work,
+    on_attack: OnAttack,
+    on_pass: OnPass,
+    on_share: OnShare,
+    key: tuple[str, Any],
+    title: str,
+    *progress: Any,
+) -> None:
+    """Passes the messages of a job on: the title of an attack that begins, or that of AutoAttack with its progress."""
+    if progress:
+        done, total, robust = progress
+        work.advance(key, done / total)
+        on_pass(f"{key[0]}: {title}", done, total, robust)
+    else:
+        work.begin(key)
+        on_attack(title)
+    on_share(work.share())
 
 
 def evaluate_source(
@@ -149,7 +177,3 @@ def evaluate_source(
         other = None if surrogate is None else surrogate.load()
         model = to_fast_memory_format(source.load(), options["device"])
     return evaluate_one_threat(model, *arguments, surrogate=other, **options)
-
-
-def _with_name(on_pass: OnPass, name: str, title: str, done: int, total: int, robust: float) -> None:
-    on_pass(f"{name}: {title}", done, total, robust)

@@ -77,7 +77,6 @@ def run_to_results(config: TrainConfig) -> dict[str, Any]:
                     attacks,
                     autoattack_examples=config.evaluation.autoattack_examples,
                     state=run.autoattack,
-                    trust_config=True,  # what the checkpoints name, this run has run already
                     trust_config=True,  # this process has built the model itself
                     seed=config.run.seed,
                     device=components.device,
