@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from io import TextIOWrapper
 from types import FrameType
 
 from pyengm import __version__
@@ -39,6 +40,8 @@ def main(args: Sequence[str] | None = None) -> int:
         after Ctrl-C before anything was saved; 141 where the reader of the output has left.
     """
     args = list(sys.argv[1:] if args is None else args)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8; stderr has it by default
     try:
         status = _run(args)
         sys.stdout.flush()

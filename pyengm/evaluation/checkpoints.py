@@ -12,6 +12,7 @@ import torch
 from pyengm.attacks import ThreatModel
 from pyengm.data import ImageDataset
 from pyengm.evaluation.attack_registry import check_attacks
+from pyengm.evaluation.autoattack_runs import warn_of_square
 from pyengm.evaluation.evaluate import (
     attacks_by_threat,
     check_threats,
@@ -101,6 +102,8 @@ def evaluate_checkpoints(
         name: merge_threats({threat: evaluated[names[content], threat] for threat in threats})
         for name, content in contents.items()
     }
+    for name in names.values():
+        warn_of_square(results[name], name)
     if {"best", "last"} <= results.keys() and "pgd20" in attacks:
         results["robust_overfitting"] = robust_overfitting(results["best"]["pgd20"], results["last"]["pgd20"])
     results["threats"] = [{"norm": threat.norm, "eps": threat.eps} for threat in threats]

@@ -14,6 +14,7 @@ from pyengm.attacks.model_state import attack_mode
 from pyengm.data import ImageDataset, Loader, as_dataset
 from pyengm.errors import ConfigError, DataError
 from pyengm.evaluation.attack_registry import DISTANCES, NATURAL, check_attacks
+from pyengm.evaluation.autoattack_runs import warn_of_square
 from pyengm.evaluation.model_sources import find_source
 from pyengm.evaluation.one_threat import OnAttack, OnPass, evaluate_one_threat
 from pyengm.models import Classifier, Output
@@ -100,11 +101,13 @@ def evaluate(
     check_attacks(attacks, images, threats)
     shared = {"device": where, "seed": seed, "autoattack_examples": autoattack_examples, "surrogate": surrogate}
     shared |= {"state": None if state is None else Path(state), "on_attack": on_attack, "on_pass": on_pass, "bn": bn}
-    results = {
+    by_threat = {
         one: evaluate_one_threat(network, images, one, names, **shared)
         for one, names in attacks_by_threat(threats, attacks).items()
     }
-    return merge_threats(results)
+    results = merge_threats(by_threat)
+    warn_of_square(results, "the model")
+    return results
 
 
 def count_classes(model: nn.Module, data: ImageDataset, device: torch.device) -> int:

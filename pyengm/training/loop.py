@@ -278,4 +278,5 @@ def evaluation_hint(run: RunFolder) -> str:
 
 def resume_hint(run: RunFolder) -> str:
     """Gives the command that resumes a run."""
-    return f"resume with: pyengm train --out {run.path} --resume"
+    trust = " --trust-config" if TrainConfig.load(run.config).code() else ""
+    return f"resume with: pyengm train --out {run.path} --resume{trust}"
