@@ -12,8 +12,8 @@ from pyengm.utils.import_object import call_object, check_arguments, import_obje
 
 LOGGERS = {  # imported on request
     "tensorboard": "pyengm.training.loggers.tensorboard:TensorBoard",
-    "wandb": "pyengm.training.loggers.wandb:WandB",
-    "mlflow": "pyengm.training.loggers.mlflow:MLflow",
+    "wandb": "pyengm.training.loggers.wandb_runs:WandB",
+    "mlflow": "pyengm.training.loggers.mlflow_runs:MLflow",
 }
 OPTION = "--loggers"
 ARGUMENTS = ("folder", "config")  # that a factory may take

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import wandb
+import wandb  # pyright: ignore[reportMissingImports]  # an extra
 
 from pyengm.training.loggers.base import Row
 from pyengm.training.loggers.curves import CurveLogger

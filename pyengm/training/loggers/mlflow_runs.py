@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunStatus
-from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME
+from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]  # an extra
+from mlflow.entities import Metric, Param, RunStatus  # pyright: ignore[reportMissingImports]
+from mlflow.environment_variables import MLFLOW_EXPERIMENT_NAME  # pyright: ignore[reportMissingImports]
 
 from pyengm.training.loggers.base import Row
 from pyengm.training.loggers.curves import CurveLogger
