@@ -213,9 +213,9 @@ class TestEvaluate:
         monkeypatch.setattr(parallel, "cores", lambda: 1)
         advance, passes = work.Work.advance, []
 
-        def interrupt(self, key, share):
-            advance(self, key, share)
-            passes.append(share)
+        def interrupt(self, key, done, total):
+            advance(self, key, done, total)
+            passes.append(done)
             if len(passes) == 3:
                 raise KeyboardInterrupt
 
@@ -224,7 +224,7 @@ class TestEvaluate:
         assert "the same command resumes where AutoAttack stopped" in " ".join(capsys.readouterr().err.split())
         out = tmp_path / "again.json"
         assert cli.main([*command, "--out", str(out)]) == 0
-        assert passes == [0.25, 0.5, 0.75, 1, 0.25, 0.5, 0.75, 1]  # L-infinity, then L2; best and last are one model
+        assert passes == [1, 2, 3, 4, 1, 2, 3, 4]  # L-infinity, then L2; best and last are one model
         found = json.loads(out.read_text())
         for name in ("best", "last"):
             assert found[name] == {key: value for key, value in expected[name].items() if not key.startswith("fgsm")}

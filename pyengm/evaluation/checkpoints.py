@@ -24,7 +24,7 @@ from pyengm.evaluation.evaluate import (
 from pyengm.evaluation.model_sources import CheckpointSource, ModelSource
 from pyengm.evaluation.one_threat import OnAttack, OnPass, evaluate_one_threat, evenly_spread
 from pyengm.evaluation.parallel import run_in_workers, send_message, worker_count
-from pyengm.evaluation.work import Work, costs_of
+from pyengm.evaluation.work import Work, parts_of
 from pyengm.models import to_fast_memory_format
 
 OnShare = Callable[[float], None]  # share of the work that is done
@@ -90,11 +90,11 @@ def evaluate_checkpoints(
         for name, (threat, selected) in product(names.values(), attacks_by_threat(threats, attacks).items())
     }
     few, selected = len(evenly_spread(len(data), autoattack_examples)), attacks_by_threat(threats, attacks)
-    costs = {
-        threat: costs_of(names, threat, len(data), few, transfer=other is not None)
+    parts = {
+        threat: parts_of(names, threat, len(data), few, transfer=other is not None)
         for threat, names in selected.items()
     }
-    work = Work({key: costs[key[1]] for key in jobs})
+    work = Work({key: parts[key[1]] for key in jobs})
     relay = partial(_relay, work, on_attack, on_pass, on_share)
     evaluated = _run_jobs(jobs, worker_count(len(jobs), device), relay)
     on_share(1.0)
@@ -103,7 +103,7 @@ def evaluate_checkpoints(
         for name, content in contents.items()
     }
     for name in names.values():
-        warn_of_square(results[name], name)
+        warn_of_square(results[name], name, few)
     if {"best", "last"} <= results.keys() and "pgd20" in attacks:
         results["robust_overfitting"] = robust_overfitting(results["best"]["pgd20"], results["last"]["pgd20"])
     results["threats"] = [{"norm": threat.norm, "eps": threat.eps} for threat in threats]
@@ -150,7 +150,7 @@ def _relay(
     """Passes the messages of a job on: the title of an attack that begins, or that of AutoAttack with its progress."""
     if progress:
         done, total, robust = progress
-        work.advance(key, done / total)
+        work.advance(key, done, total)
         on_pass(f"{key[0]}: {title}", done, total, robust)
     else:
         work.begin(key)

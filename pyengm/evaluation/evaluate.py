@@ -16,7 +16,7 @@ from pyengm.errors import ConfigError, DataError
 from pyengm.evaluation.attack_registry import DISTANCES, NATURAL, check_attacks
 from pyengm.evaluation.autoattack_runs import warn_of_square
 from pyengm.evaluation.model_sources import find_source
-from pyengm.evaluation.one_threat import OnAttack, OnPass, evaluate_one_threat
+from pyengm.evaluation.one_threat import OnAttack, OnPass, evaluate_one_threat, evenly_spread
 from pyengm.models import Classifier, Output
 from pyengm.utils.device import pick_device
 
@@ -106,7 +106,7 @@ def evaluate(
         for one, names in attacks_by_threat(threats, attacks).items()
     }
     results = merge_threats(by_threat)
-    warn_of_square(results, "the model")
+    warn_of_square(results, "the model", len(evenly_spread(len(images), autoattack_examples)))
     return results
 
 

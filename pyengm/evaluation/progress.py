@@ -10,6 +10,8 @@ from pyengm.utils import terminal
 from pyengm.utils.distributed import rank
 from pyengm.utils.terminal import is_quiet, log_warnings
 
+SPEED_PERIOD = 3600  # seconds that the remaining time is estimated from: a member of AutoAttack may take minutes
+
 
 def evaluate_with_progress(*arguments: Any, **options: Any) -> dict[str, Any]:
     """`evaluate_checkpoints` with one bar over all of its work, the remaining time and the current attack.
@@ -27,7 +29,14 @@ def evaluate_with_progress(*arguments: Any, **options: Any) -> dict[str, Any]:
     disabled = rank() != 0 or is_quiet()
     with (
         log_warnings(),
-        Progress(*columns, console=terminal.console, transient=True, expand=True, disable=disabled) as bars,
+        Progress(
+            *columns,
+            console=terminal.console,
+            transient=True,
+            expand=True,
+            disable=disabled,
+            speed_estimate_period=SPEED_PERIOD,
+        ) as bars,
     ):
         task = bars.add_task("evaluating", total=1.0, note="")
 

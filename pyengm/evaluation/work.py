@@ -7,53 +7,64 @@ from pyengm.attacks import AutoAttack, ThreatModel
 from pyengm.evaluation.attack_registry import create_attack
 
 STEP = 3  # forward passes that a step with an input gradient takes as long as
-MEMBERS = {"apgd-ce": 100 * STEP, "apgd-t": 900 * STEP, "fab-t": 900 * STEP, "square": 5000}  # of an image that resists
-RESISTING = 0.5  # share of the images that the later members of AutoAttack still attack
+MEMBERS = {"apgd-ce": 300, "apgd-t": 1350, "fab-t": 1350, "square": 2500}  # half of the images resist the first one
 DISTANCE = 500
 
 
-@dataclass
-class _Job:
-    """Costs of the parts of a job, how many of them have begun, and the share of the last of those that is done."""
+@dataclass(frozen=True)
+class Part:
+    """An attack of a job.
 
-    costs: Sequence[float]
-    begun: int = 0
-    share: float = 0.0
+    Args:
+        cost: its cost.
+        members: the costs of the passes of a batch, relative to each other.
+    """
 
-    def done(self) -> float:
-        """The cost of what is done."""
-        before = sum(self.costs[: max(0, self.begun - 1)])
-        current = self.costs[self.begun - 1] if 0 < self.begun <= len(self.costs) else 0.0
-        return before + self.share * current
+    cost: float
+    members: tuple[float, ...] = (1.0,)
+
+    def share(self, done: int, total: int) -> float:
+        """The share of the work after `done` of `total` passes."""
+        if total % len(self.members):  # a member does not apply to these images
+            return done / total
+        batches, passes = divmod(done, len(self.members))
+        work = batches * sum(self.members) + sum(self.members[:passes])
+        return work / (sum(self.members) * total / len(self.members))
 
 
 class Work:
     """The work of several jobs, each a list of attacks in order.
 
     Args:
-        jobs: the cost of each attack of a job, by the key of the job.
+        jobs: the parts of each job, by its key.
     """
 
-    def __init__(self, jobs: Mapping[Hashable, Sequence[float]]):
-        self._jobs = {key: _Job(costs) for key, costs in jobs.items()}
+    def __init__(self, jobs: Mapping[Hashable, Sequence[Part]]):
+        self._jobs = dict(jobs)
+        self._begun = dict.fromkeys(jobs, 0)  # parts
+        self._shares = dict.fromkeys(jobs, 0.0)  # of the last part that has begun
 
     def begin(self, key: Hashable) -> None:
         """Notes that the next attack of a job has begun."""
-        self._jobs[key].begun += 1
-        self._jobs[key].share = 0.0
+        self._begun[key] += 1
+        self._shares[key] = 0.0
 
-    def advance(self, key: Hashable, share: float) -> None:
-        """Notes that a share, in [0, 1], of the present attack of a job is done."""
-        self._jobs[key].share = share
+    def advance(self, key: Hashable, done: int, total: int) -> None:
+        """Notes that so many passes of the present attack of a job, of their total number, are done."""
+        self._shares[key] = self._jobs[key][self._begun[key] - 1].share(done, total)
 
     def share(self) -> float:
         """The share of all work that is done, in [0, 1]."""
-        total = sum(sum(job.costs) for job in self._jobs.values())
-        return sum(job.done() for job in self._jobs.values()) / total if total else 1.0
+        done = 0.0
+        for key, parts in self._jobs.items():
+            *before, current = [Part(0.0), *parts[: self._begun[key]]]
+            done += sum(part.cost for part in before) + self._shares[key] * current.cost
+        total = sum(part.cost for parts in self._jobs.values() for part in parts)
+        return done / total if total else 1.0
 
 
-def costs_of(attacks: Sequence[str], threat: ThreatModel, images: int, few: int, *, transfer: bool) -> list[float]:
-    """The costs of the parts of `evaluate_one_threat`, in their order.
+def parts_of(attacks: Sequence[str], threat: ThreatModel, images: int, few: int, *, transfer: bool) -> list[Part]:
+    """The parts of `evaluate_one_threat`, in their order.
 
     Args:
         attacks: names of attacks.
@@ -62,11 +73,12 @@ def costs_of(attacks: Sequence[str], threat: ThreatModel, images: int, few: int,
         few: the number of those that AutoAttack and its members attack.
         transfer: whether a surrogate is attacked too.
     """
-    costs = [float(images)] + ([20.0 * STEP * images] if transfer else [])
+    parts = [Part(images)] + ([Part(20 * STEP * images)] if transfer else [])
     for name in attacks:
         attack = create_attack(name, threat)
         if isinstance(attack, AutoAttack):
-            costs.append(RESISTING * few * sum(MEMBERS[member] for member in attack.attacks))
+            costs = tuple(float(MEMBERS[member]) for member in attack.attacks)
+            parts.append(Part(few * sum(costs), costs))
         else:
-            costs.append(images * STEP * float(getattr(attack, "steps", DISTANCE)))
-    return costs
+            parts.append(Part(images * STEP * float(getattr(attack, "steps", DISTANCE))))
+    return parts

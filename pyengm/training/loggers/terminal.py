@@ -25,6 +25,7 @@ class Terminal(Logger):
             refresh_per_second=REFRESHES,
             console=terminal.console,
             expand=True,
+            transient=True,
         )
 
     def start(self, config: Row, batches: int, epoch: int, batch: int) -> None:
