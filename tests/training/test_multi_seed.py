@@ -162,7 +162,7 @@ class TestCourse:
         out = tmp_path / "out"
         trainer.stops = {1}
         assert cli.main(["train", "--seeds", "0", "1", "2", "--out", str(out)]) == Interrupted.exit_status
-        text = capsys.readouterr().out
+        text = capsys.readerrerr().err
         assert "stopped in seed-1; 1 of 3 runs are complete" in text
         assert f"pyengm train --seeds 0 1 2 --out {out} --resume" in text
         assert not (out / "summary.json").exists()
@@ -176,7 +176,7 @@ class TestCourse:
     def test_ctrl_c_outside_of_the_training(self, trainer, tmp_path, capsys):
         trainer.fails = {0: KeyboardInterrupt()}
         assert cli.main(["train", "--seeds", "0", "--out", str(tmp_path / "out")]) == Interrupted.exit_status
-        assert "stopped in seed-0" in capsys.readouterr().out
+        assert "stopped in seed-0" in capsys.readouterr().err
 
     @pytest.mark.parametrize("error", [NonFiniteError("the loss is nan"), RuntimeError("out of memory")])
     def test_a_failed_run_leaves_the_others(self, error, trainer, tmp_path, capsys):
@@ -246,7 +246,7 @@ class TestErrors:
 
     def test_train_makes_one_run(self):
         with pytest.raises(ConfigError, match="use train_seeds"):
-            train(TrainConfig().resolve().override(seeds=(0, 1)))
+            train(TrainConfig.from_flat(seeds=(0, 1)))
 
     def test_damaged_results(self, trainer, tmp_path, capsys):
         out = tmp_path / "out"
