@@ -66,10 +66,10 @@ def module_of(model: Model) -> nn.Module | None:
 @contextmanager
 def _frozen(model: nn.Module, bn: str) -> Iterator[None]:
     """A context in which the parameters need no gradients and all modules are in the mode; restored afterwards."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     flags = [(module, module.training) for module in model.modules()]
     try:
-        for p in trainable:
+        for p in trainable.values():
             p.requires_grad_(False)
         model.train(bn != "eval")
         with {"eval": affine_batch_norm, "train": nullcontext, "batch_stats": running_statistics_kept}[bn](model):
@@ -77,8 +77,10 @@ def _frozen(model: nn.Module, bn: str) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
-        for p in trainable:
+        shown = dict(model.named_parameters())  # under fully_shard (FSDP2) they may be others by now
+        for name, p in trainable.items():
             p.requires_grad_(True)
+            shown.get(name, p).requires_grad_(True)
 
 
 @contextmanager

@@ -162,7 +162,7 @@ class TestCourse:
         out = tmp_path / "out"
         trainer.stops = {1}
         assert cli.main(["train", "--seeds", "0", "1", "2", "--out", str(out)]) == Interrupted.exit_status
-        text = capsys.readerrerr().err
+        text = capsys.readouterr().err
         assert "stopped in seed-1; 1 of 3 runs are complete" in text
         assert f"pyengm train --seeds 0 1 2 --out {out} --resume" in text
         assert not (out / "summary.json").exists()
