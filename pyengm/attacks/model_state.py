@@ -51,7 +51,8 @@ def attack_mode(model: Model, bn: str) -> Iterator[None]:
         with torch.inference_mode(False):
             yield
         return
-    if any(t.is_inference() for t in chain(module.parameters(), module.buffers())):
+    first = next(chain(module.parameters(), module.buffers()), None)  # a scan of all takes as long as a small model
+    if first is not None and first.is_inference():
         raise ModelError("the model was made in inference mode, where nothing has gradients: make or load it outside")
     with torch.inference_mode(False), _frozen(module, bn):
         yield

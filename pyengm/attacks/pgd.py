@@ -6,7 +6,7 @@ from functools import partial
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyengm.attacks.input_grad import input_grad
 from pyengm.attacks.logits import CheckedModel, Model
@@ -22,7 +22,7 @@ from pyengm.ops import Key
 class Runner(Protocol):
     """Runs the passes of an attack. `EagerRunner` runs them as they are; a trainer has faster ones."""
 
-    def module_for(self, model: Model) -> Model:
+    def module_for(self, model: nn.Module) -> nn.Module:
         """The module that the attack calls in place of the model, such as the same model compiled.
 
         Args:
@@ -50,7 +50,7 @@ class Runner(Protocol):
 class EagerRunner:
     """Runs every pass as it is."""
 
-    def module_for(self, model: Model) -> Model:
+    def module_for(self, model: nn.Module) -> nn.Module:
         """Returns the model itself."""
         return model
 
@@ -145,8 +145,7 @@ class PGD:
             model: Maps images to logits (n, k), a module or another function. It is left as it was.
             x: (n, ...) images in [0, 1].
             y: (n,) int64 labels.
-            start: (n, ...) first iterate in place of the random one. It may lie outside the ball, as every step
-                projects.
+            start: (n, ...) first iterate in place of the random one; outside the ball the first step projects it.
             key: Selects the random numbers; None takes a fresh seed from torch's default generator.
             out: (n, ...) buffer for the result, contiguous or channels_last, other memory than x; None allocates one.
             gradient: (n, ...) buffer for the gradient of sum_i loss_i that the last step followed, at the iterate
@@ -159,8 +158,7 @@ class PGD:
         Raises:
             ConfigError: For start with restarts, and for gradient with restarts or early_stop or of another shape.
             DataError: For x outside [0, 1] or not finite, labels without a logit, or shapes that do not fit.
-            ModelError: Where the model returns anything but logits (n, k), k >= 2.
-            NonFiniteError: When the loss of the model or its gradient is not finite.
+            ModelError, NonFiniteError: When the model returns no logits (n, k), or its loss or gradient is not finite.
         """
         x, y = check_batch(x, y)
         check_extras(x, start, key, out)
@@ -176,7 +174,7 @@ class PGD:
         elif key is None:
             key = Key.fresh(len(x), x.device)
         out = empty_dense(x) if out is None else out
-        model = self.runner.module_for(model)
+        model = self.runner.module_for(model) if isinstance(model, nn.Module) else model
         with attack_mode(model, self.bn), torch.no_grad():
             net = CheckedModel(model, y)
             target = log_softmax(net(x)) if self.relative else y

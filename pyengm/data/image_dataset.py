@@ -167,14 +167,14 @@ class ImageDataset:
 def _check_images(images: Tensor | MemmapImages | np.ndarray, name: str) -> Tensor | MemmapImages:
     if isinstance(images, np.ndarray):
         images = MemmapImages(images) if isinstance(images, np.memmap) else torch.from_numpy(images)
-    floats = isinstance(images, Tensor) and images.dtype == torch.float32
-    if not (floats or images.dtype == torch.uint8) or images.ndim != 4 or 0 in images.shape:
+    floats = images if isinstance(images, Tensor) and images.dtype == torch.float32 else None
+    if (floats is None and images.dtype != torch.uint8) or images.ndim != 4 or 0 in images.shape:
         raise DataError(
             f"{name}: expected uint8 images (or float32 in [0, 1]) of shape (N, C, H, W), none of them 0, got"
             f" {images.dtype} {tuple(images.shape)}; ImageDataset.from_arrays rounds other floats to 8 bits"
         )
-    if floats:
-        _check_pixels(images, name)
+    if floats is not None:
+        _check_pixels(floats, name)
     return images.contiguous() if isinstance(images, Tensor) else images  # SVHN's file holds the images last
 
 

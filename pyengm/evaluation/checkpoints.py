@@ -46,10 +46,9 @@ def evaluate_checkpoints(
     on_pass: OnPass = lambda title, done, total, robust: None,
     on_share: OnShare = lambda share: None,
 ) -> dict[str, Any]:
-    """Evaluates checkpoints; the result is the content of results.json.
+    """Evaluates models; the result is the content of results.json.
 
-    On the CPU, the pairs of a checkpoint and a threat model are evaluated in parallel, on the cores that
-    torch.get_num_threads() leaves idle.
+    On the CPU, pairs of a model and a threat model run in parallel on the cores that torch.get_num_threads() leaves.
 
     Args:
         checkpoints: files of pyengm, or other sources of models, by name; identical ones are evaluated once.
@@ -67,21 +66,15 @@ def evaluate_checkpoints(
         on_share: called with the share of all work that is done, in [0, 1], before each attack and after each pass.
 
     Returns:
-        A dict of results of `evaluate` per checkpoint, and "threats" and "images", which they were measured on. With
-        "best" and "last" among the checkpoints and PGD-20 among the attacks also "robust_overfitting", in per cent.
+        A dict of results of `evaluate` per model, and "threats" and "images", which they were measured on. With "best"
+        and "last" among the names and PGD-20 among the attacks also "robust_overfitting", in per cent.
 
     Raises:
-        CheckpointError: a file is damaged.
-        DataError: model and data do not fit.
-        PyengmError: a worker process was killed.
-        ConfigError, NonFiniteError: for the reasons that `evaluate` lists.
+        PyengmError: a worker process was killed, or for the reasons that `evaluate` lists.
     """
-    sources = {
-        name: CheckpointSource(found, trust_config) if isinstance(found, Path) else found
-        for name, found in checkpoints.items()
-    }
-    other = None if surrogate is None else CheckpointSource(surrogate, trust_config)
-    _check_compatible([*sources.values(), *([] if other is None else [other])], data, threats, attacks)
+    sources = {name: _source(found, trust_config) for name, found in checkpoints.items()}
+    other = None if surrogate is None else _source(surrogate, trust_config)
+    _check_compatible([*sources.values(), other], data, threats, attacks)
     contents = {name: source.identity() for name, source in sources.items()}
     names = {content: name for name, content in reversed(contents.items())}
     options = {"device": device, "seed": seed, "autoattack_examples": autoattack_examples, "state": state}
@@ -111,13 +104,17 @@ def evaluate_checkpoints(
     return results
 
 
+def _source(found: Path | ModelSource, trust_config: bool) -> ModelSource:
+    return CheckpointSource(found, trust_config) if isinstance(found, Path) else found
+
+
 def _check_compatible(
-    sources: Sequence[ModelSource], data: ImageDataset, threats: Sequence[ThreatModel], attacks: Sequence[str]
+    sources: Sequence[ModelSource | None], data: ImageDataset, threats: Sequence[ThreatModel], attacks: Sequence[str]
 ) -> None:
     """Raises the errors of models and options that do not fit, before an evaluation of hours."""
     check_threats(threats)
     check_attacks(attacks, data, threats)
-    for source in sources:
+    for source in filter(None, sources):
         source.check(data)
         if not isinstance(source, CheckpointSource):
             match_classes(data, count_classes(source.load(), data, torch.device("cpu")))

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from pyengm.errors import ConfigError, DataError
 from pyengm.evaluation.attack_registry import DISTANCES, NATURAL, check_attacks
 from pyengm.evaluation.autoattack_runs import warn_of_square
 from pyengm.evaluation.model_sources import find_source
-from pyengm.evaluation.one_threat import OnAttack, OnPass, evaluate_one_threat, evenly_spread
+from pyengm.evaluation.one_threat import evaluate_one_threat, evenly_spread
 from pyengm.models import Classifier, Output
 from pyengm.utils.device import pick_device
 
@@ -30,19 +29,14 @@ def evaluate(
     *,
     attacks: Sequence[str] = DEFAULT_ATTACKS,
     threat: ThreatModel | Sequence[ThreatModel] | None = None,
+    output: Output | None = None,
+    bn: str = "eval",
+    device: str | torch.device = "auto",
     weights: str | os.PathLike | None = None,
     entry: str | None = None,
     model_options: Mapping[str, Any] | None = None,
     trust_config: bool = False,
-    output: Output | None = None,
-    bn: str = "eval",
-    device: str | torch.device = "auto",
-    seed: int = 0,
-    autoattack_examples: int | None = None,
-    surrogate: nn.Module | None = None,
-    state: str | os.PathLike | None = None,
-    on_attack: OnAttack = lambda title: None,
-    on_pass: OnPass = lambda title, done, total, robust: None,
+    **options: Any,
 ) -> dict[str, float]:
     """Evaluates a model under attacks and threat models.
 
@@ -51,63 +45,76 @@ def evaluate(
             best weights are taken; a checkpoint of pyengm; or a name, as for `find_source`.
         data: The images to attack, as for `as_dataset`.
         attacks: Names of `ATTACKS`. A distance, such as "deepfool", is measured once.
-        threat: The threat model, or one per norm; None for that of the training, which run folders and checkpoints of
-            pyengm hold.
+        threat: The threat model, or one per norm; None for that of the training, which checkpoints of pyengm name.
+        output: The place of the logits in what the model returns, see `Classifier`.
+        bn: Mode of the model, and of its dropout and norm layers, see `attack_mode`; AutoAttack takes "eval" only.
+        device: A name of torch, or "auto": the model's own, and for files and names a GPU if there is one.
         weights: The file of weights of a model that is given by its name, see `load_weights`.
         entry: The copy of the weights in that file, where there are several.
         model_options: Further arguments of `pyengm.models.build` for a name, such as mean and std.
         trust_config: Whether a function that a checkpoint names may be run.
-        output: The place of the logits in what the model returns, see `Classifier`.
-        bn: Mode of the model, and of its dropout and norm layers, see `attack_mode`; AutoAttack takes "eval" only.
-        device: A name of torch, or "auto": that of the model's parameters, else a GPU if there is one and the CPU
-            otherwise. The model stays there.
-        seed: Seed of random starts and of AutoAttack.
-        autoattack_examples: As for `evaluate_one_threat`.
-        surrogate: As for `evaluate_one_threat`.
-        state: As for `evaluate_one_threat`.
-        on_attack: As for `evaluate_one_threat`.
-        on_pass: As for `evaluate_one_threat`.
+        **options: Keyword arguments of `evaluate_one_threat`, such as seed, autoattack_examples and surrogate.
 
     Returns:
         Accuracies in [0, 1] and distances in pixel units by name of the attack. The names under all but the first
         threat model end in its norm, as in "pgd20_l2".
 
     Raises:
-        ConfigError: An option is unknown, does not apply, or is needed.
-        CheckpointError: A file is damaged or holds other weights.
+        ConfigError, CheckpointError: Options or files do not fit.
         DataError: The data cannot be used, or have other classes than the model.
-        ModelError: The model returns anything but logits.
-        NonFiniteError: Outputs of the model are not finite.
+        ModelError, NonFiniteError: The model returns anything but logits, or values that are not finite.
     """
     images = as_dataset(data)
-    named = isinstance(model, (str, os.PathLike))
     threats = [threat] if isinstance(threat, ThreatModel) else list(threat or ())
-    if named:
-        options = {"weights": weights, "entry": entry, "output": output, "model_options": model_options}
-        norm = threats[0].norm if threats else None
-        source = find_source(model, images, **options, trust_config=trust_config, norm=norm)
-        source.check(images)
-        threats = threats or source.threats()
-        network: nn.Module = source.load()
+    of_name = {"weights": weights, "entry": entry, "model_options": model_options}
+    if isinstance(model, (str, os.PathLike)):
+        network, trained_for = _load(model, images, threats, of_name, output=output, trust_config=trust_config)
+        threats = threats or trained_for
+        where = pick_device(str(device))
     else:
-        _check_is_made(model, weights, entry, model_options)
-        network = Classifier(model, output)
-    if not threats:
-        raise ConfigError("expected threat=, such as ThreatModel('linf', 8/255): the model does not say what it is for")
-    where = _device(network, device, named)
+        network = _wrap(model, output, of_name)
+        where = _device_of(network) if str(device) == "auto" else pick_device(str(device))
     network = network.to(where)
     images = match_classes(images, count_classes(network, images, where))
     check_threats(threats)
     check_attacks(attacks, images, threats)
-    shared = {"device": where, "seed": seed, "autoattack_examples": autoattack_examples, "surrogate": surrogate}
-    shared |= {"state": None if state is None else Path(state), "on_attack": on_attack, "on_pass": on_pass, "bn": bn}
     by_threat = {
-        one: evaluate_one_threat(network, images, one, names, **shared)
+        one: evaluate_one_threat(network, images, one, names, device=where, bn=bn, **options)
         for one, names in attacks_by_threat(threats, attacks).items()
     }
     results = merge_threats(by_threat)
-    warn_of_square(results, "the model", len(evenly_spread(len(images), autoattack_examples)))
+    warn_of_square(results, "the model", len(evenly_spread(len(images), options.get("autoattack_examples"))))
     return results
+
+
+def _load(
+    target: str | os.PathLike,
+    data: ImageDataset,
+    threats: Sequence[ThreatModel],
+    of_name: Mapping[str, Any],
+    **options: Any,
+) -> tuple[nn.Module, list[ThreatModel]]:
+    """The model that a file or a name stands for, and the threat model of its training where that is known."""
+    source = find_source(target, data, **of_name, **options, norm=threats[0].norm if threats else None)
+    source.check(data)
+    return source.load(), source.threats()
+
+
+def _wrap(model: Any, output: Output | None, of_name: Mapping[str, Any]) -> nn.Module:
+    """A module of a model that is at hand."""
+    if not callable(model):
+        raise ConfigError(f"expected a model, a function, a file or a name, got {type(model).__name__}")
+    if any(option is not None for option in of_name.values()):
+        raise ConfigError(
+            f"{', '.join(of_name)} are for models that are given by name; load the weights of this one before: "
+            "pyengm.models.load_weights(model, FILE)"
+        )
+    return Classifier(model, output)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    """The device of its parameters, the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def count_classes(model: nn.Module, data: ImageDataset, device: torch.device) -> int:
@@ -140,23 +147,6 @@ def range_names(count: int) -> tuple[str, ...]:
     return tuple(map(str, range(count)))
 
 
-def _check_is_made(model: Any, *options_of_names: Any) -> None:
-    if not callable(model):
-        raise ConfigError(f"expected a model, a function, a file or a name, got {type(model).__name__}")
-    if any(option is not None for option in options_of_names):
-        raise ConfigError(
-            "weights, entry and model_options are for models that are given by name; load the weights of this one "
-            "before: pyengm.models.load_weights(model, FILE)"
-        )
-
-
-def _device(model: nn.Module, device: str | torch.device, named: bool) -> torch.device:
-    tensor = next(model.parameters(), None)
-    if str(device) == "auto" and not named:
-        return torch.device("cpu") if tensor is None else tensor.device
-    return pick_device(str(device))
-
-
 def attacks_by_threat(threats: Sequence[ThreatModel], attacks: Sequence[str]) -> dict[ThreatModel, list[str]]:
     """The attacks to run under each threat model; distances, which depend on none, are measured under the first."""
     return {threat: [name for name in attacks if i == 0 or name not in DISTANCES] for i, threat in enumerate(threats)}
@@ -175,8 +165,10 @@ def check_threats(threats: Sequence[ThreatModel]) -> None:
     """Checks that threat models have different norms.
 
     Raises:
-        ConfigError: two have one norm, so that their results would have one name.
+        ConfigError: there is none, or two have one norm, so that their results would have one name.
     """
+    if not threats:
+        raise ConfigError("expected threat=, such as ThreatModel('linf', 8/255): the model does not say what it is for")
     if len({threat.norm for threat in threats}) < len(threats):
         raise ConfigError(f"expected one threat model per norm, got {', '.join(map(str, threats))}")
 

@@ -33,7 +33,12 @@ def _describe(output: Any) -> str:
     wrapper = "wrap the model: pyengm.models.Classifier(model, output={})"
     if isinstance(output, Mapping):
         keys = ", ".join(map(str, output))
-        return f"a {type(output).__name__} of {keys}; {wrapper.format(repr('logits') + ' or another key')}"
+        return f"{_named(output)} of {keys}; {wrapper.format(repr('logits') + ' or another key')}"
     if isinstance(output, (tuple, list)):
-        return f"a {type(output).__name__} of {len(output)}; {wrapper.format('0, or another position')}"
+        return f"{_named(output)} of {len(output)}; {wrapper.format('0, or another position')}"
     return f"{type(output).__name__}; return the tensor alone"
+
+
+def _named(output: Any) -> str:
+    kind = type(output).__name__
+    return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
