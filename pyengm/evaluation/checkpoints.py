@@ -78,29 +78,35 @@ def evaluate_checkpoints(
     contents = {name: source.identity() for name, source in sources.items()}
     names = {content: name for name, content in reversed(contents.items())}
     options = {"device": device, "seed": seed, "autoattack_examples": autoattack_examples, "state": state}
+    selected = attacks_by_threat(threats, attacks)
     jobs = {
-        (name, threat): partial(evaluate_source, sources[name], other, data, threat, selected, **options)
-        for name, (threat, selected) in product(names.values(), attacks_by_threat(threats, attacks).items())
+        (name, threat): partial(evaluate_source, sources[name], other, data, threat, some, **options)
+        for name, (threat, some) in product(names.values(), selected.items())
     }
-    few, selected = len(evenly_spread(len(data), autoattack_examples)), attacks_by_threat(threats, attacks)
-    parts = {
-        threat: parts_of(names, threat, len(data), few, transfer=other is not None)
-        for threat, names in selected.items()
-    }
-    work = Work({key: parts[key[1]] for key in jobs})
-    relay = partial(_relay, work, on_attack, on_pass, on_share)
+    few = len(evenly_spread(len(data), autoattack_examples))
+    parts = {one: parts_of(some, one, len(data), few, transfer=other is not None) for one, some in selected.items()}
+    relay = partial(_relay, Work({key: parts[key[1]] for key in jobs}), on_attack, on_pass, on_share)
     evaluated = _run_jobs(jobs, worker_count(len(jobs), device), relay)
-    on_share(1.0)
-    results: dict[str, Any] = {
-        name: merge_threats({threat: evaluated[names[content], threat] for threat in threats})
-        for name, content in contents.items()
-    }
-    for name in names.values():
-        warn_of_square(results[name], name, few)
-    if {"best", "last"} <= results.keys() and "pgd20" in attacks:
-        results["robust_overfitting"] = robust_overfitting(results["best"]["pgd20"], results["last"]["pgd20"])
+    results = _by_model({name: names[content] for name, content in contents.items()}, threats, evaluated, few)
     results["threats"] = [{"norm": threat.norm, "eps": threat.eps} for threat in threats]
-    results["images"] = {"all": len(data), "autoattack": len(evenly_spread(len(data), autoattack_examples))}
+    return results | {"images": {"all": len(data), "autoattack": few}}
+
+
+def _by_model(
+    evaluated_as: Mapping[str, str],
+    threats: Sequence[ThreatModel],
+    evaluated: Mapping[tuple[str, ThreatModel], dict[str, float]],
+    few: int,
+) -> dict[str, Any]:
+    """The results by model, where `evaluated_as` names the one of identical models that was evaluated."""
+    results: dict[str, Any] = {
+        name: merge_threats({threat: evaluated[one, threat] for threat in threats})
+        for name, one in evaluated_as.items()
+    }
+    for name in dict.fromkeys(evaluated_as.values()):
+        warn_of_square(results[name], name, few)
+    if {"best", "last"} <= results.keys() and "pgd20" in results["best"]:
+        results["robust_overfitting"] = robust_overfitting(results["best"]["pgd20"], results["last"]["pgd20"])
     return results
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,11 +79,8 @@ def evaluate(
     images = match_classes(images, count_classes(network, images, where))
     check_threats(threats)
     check_attacks(attacks, images, threats)
-    by_threat = {
-        one: evaluate_one_threat(network, images, one, names, device=where, bn=bn, **options)
-        for one, names in attacks_by_threat(threats, attacks).items()
-    }
-    results = merge_threats(by_threat)
+    run = partial(evaluate_one_threat, network, images, device=where, bn=bn, **options)
+    results = merge_threats({one: run(one, names) for one, names in attacks_by_threat(threats, attacks).items()})
     warn_of_square(results, "the model", len(evenly_spread(len(images), options.get("autoattack_examples"))))
     return results
 
