@@ -175,7 +175,8 @@ def test_folder_errors(tmp_path, cache):
     (root / "train" / "emu").mkdir()
     with pytest.raises(DataError, match=r"train/emu has no image"):
         load(root, "train")
-    save(tmp_path / "half" / "train" / "cat" / "0.png", random_pixels(0, 8, 8))
+    for name in ("cat", "dog"):
+        save(tmp_path / "half" / "train" / name / "0.png", random_pixels(0, 8, 8))
     with pytest.raises(DataError, match=r"expected test images in .*/test/<class>/ or .*/val/<class>/"):
         load(tmp_path / "half", "test")
     (tmp_path / "half" / "val" / "cat").mkdir(parents=True)
