@@ -45,7 +45,7 @@ def fosc_of(model: Model, x_adv: Tensor, x: Tensor, y: Tensor, threat: ThreatMod
         Wang et al. 2019, "On the convergence and robustness of adversarial training", Eq. 4 and its closed form in
         Sec. 3.1.
     """
-    x, y = check_batch(x, y)
+    x, y = check_batch(x, y, soft=True)
     check_extras(x, x_adv, None, None)
     with attack_mode(model, bn), torch.no_grad():
         x_adv = x_adv.clone() if x_adv.is_inference() else x_adv
@@ -141,7 +141,7 @@ class FOSCPGD:
             DataError: images, labels, start, origin or key do not fit.
             NonFiniteError: a loss or gradient is not finite.
         """
-        x, y = check_batch(x, y)
+        x, y = check_batch(x, y, soft=True)
         check_extras(x, start, key, None)
         check_extras(x, origin, None, None)
         x_adv = empty_dense(x)
@@ -161,7 +161,7 @@ class FOSCPGD:
     def _ascend(self, net: CheckedModel, whole: _Batch, threshold: float) -> None:
         """Moves whole.x_adv in place."""
         batch, rows = whole, None  # the examples that are attacked, which are `rows` of the whole batch
-        active = torch.ones_like(whole.y, dtype=torch.bool)
+        active = torch.ones(len(whole.y), dtype=torch.bool, device=whole.y.device)
         sums = []
         for k in range(self.steps):
             grad, losses, _ = input_grad(net, batch.x_adv, partial(cross_entropy, y=batch.y))

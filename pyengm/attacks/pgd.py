@@ -74,7 +74,8 @@ class PGD:
         step_size: Size of a step, in pixel units.
         steps: Number of forward-backward passes.
         norm: "linf" (sign steps) or "l2" (steps along the gradient of the example, divided by its norm).
-        loss: "ce", "margin", "cw", or "kl", the divergence of the outputs from those on x, which uses no labels.
+        loss: "ce", "margin", "cw", "kl", the divergence of the outputs from those on x, which uses no labels, or
+            "targeted", for which y are the labels that the attack aims at.
         random_start: Whether to begin at a uniform point of the ball instead of at x.
         restarts: Number of independent runs. Each example keeps the best of them: a run that fools the model is better
             than one that does not, then the larger loss decides.
@@ -84,6 +85,8 @@ class PGD:
             run one after another.
 
     Attributes:
+        takes_probabilities: Whether labels may be probabilities: with loss "ce" or "kl", and without restarts and
+            early_stop, which ask whether an example is misclassified.
         runner: Runs the passes, eagerly unless set (see `Runner`). With restarts or early_stop, only its `module_for`
             is used.
 
@@ -125,7 +128,8 @@ class PGD:
                 f"early_stop with bn={bn!r} would change the batch statistics of the remaining examples: use bn='eval'"
             )
         self.step_size, self.steps, self.random_start, self.restarts = step_size, steps, random_start, restarts
-        self.relative, self.early_stop, self.bn = loss == "kl", early_stop, bn
+        self.relative, self.targeted, self.early_stop, self.bn = loss == "kl", loss == "targeted", early_stop, bn
+        self.takes_probabilities = loss in ("ce", "kl") and restarts == 1 and not early_stop
 
     @torch.inference_mode(False)
     def __call__(
@@ -144,7 +148,7 @@ class PGD:
         Args:
             model: Maps images to logits (n, k), a module or another function. It is left as it was.
             x: (n, ...) images in [0, 1].
-            y: (n,) int64 labels.
+            y: (n,) int64 labels; or (n, k) probabilities of the classes, as of mixup, where `takes_probabilities`.
             start: (n, ...) first iterate in place of the random one; outside the ball the first step projects it.
             key: Selects the random numbers; None takes a fresh seed from torch's default generator.
             out: (n, ...) buffer for the result, contiguous or channels_last, other memory than x; None allocates one.
@@ -160,15 +164,9 @@ class PGD:
             DataError: For x outside [0, 1] or not finite, labels without a logit, or shapes that do not fit.
             ModelError, NonFiniteError: When the model returns no logits (n, k), or its loss or gradient is not finite.
         """
-        x, y = check_batch(x, y)
+        x, y = check_batch(x, y, soft=self.takes_probabilities)
         check_extras(x, start, key, out)
-        if start is not None and self.restarts > 1:
-            raise ConfigError("restarts from one given start would all be the same; drop start or set restarts=1")
-        if gradient is not None and (self.restarts > 1 or self.early_stop or gradient.shape != x.shape):
-            raise ConfigError(
-                f"gradient is for attacks without restarts or early_stop and has the shape of x, {tuple(x.shape)}; got "
-                f"{self.restarts} restarts, early_stop={self.early_stop} and {tuple(gradient.shape)}"
-            )
+        self._check_options(x, start, gradient)
         if start is not None or not self.random_start:
             key = None  # no random numbers are needed
         elif key is None:
@@ -189,6 +187,15 @@ class PGD:
         check_finite(finite)
         return out
 
+    def _check_options(self, x: Tensor, start: Tensor | None, gradient: Tensor | None) -> None:
+        if start is not None and self.restarts > 1:
+            raise ConfigError("restarts from one given start would all be the same; drop start or set restarts=1")
+        if gradient is not None and (self.restarts > 1 or self.early_stop or gradient.shape != x.shape):
+            raise ConfigError(
+                f"gradient is for attacks without restarts or early_stop and has the shape of x, {tuple(x.shape)}; got "
+                f"{self.restarts} restarts, early_stop={self.early_stop} and {tuple(gradient.shape)}"
+            )
+
     def _initialize(self, x_adv: Tensor, x: Tensor, start: Tensor | None, key: Key | None, draw: int = 0) -> Tensor:
         """Writes the first iterate to x_adv: start, or else x, or with a key a random point."""
         if key is None:
@@ -205,7 +212,7 @@ class PGD:
             # The gradient too: a nan in it moves nothing, and the example would pass for a robust one.
             sums.append(losses.sum() + grad.sum())
             if self.early_stop:
-                keep = logits.argmax(dim=1) == active[2]
+                keep = (logits.argmax(dim=1) == active[2]) != self.targeted
                 if not keep.all():
                     if indices is not None:
                         x_adv[indices] = active[0]
@@ -241,7 +248,7 @@ class PGD:
 
     def _score(self, net: CheckedModel, x_adv: Tensor, y: Tensor, target: Tensor) -> Tensor:
         logits = net(x_adv)
-        fooled = logits.argmax(dim=1) != y
+        fooled = (logits.argmax(dim=1) != y) != self.targeted
         # arctan is increasing and below pi/2, so the loss decides only between runs that agree on `fooled`.
         return fooled.double() * 4 + self.loss(logits, target).double().arctan()
 

@@ -162,7 +162,7 @@ class ATAS(AttackMethod):
         return require_key(self, key)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
-        check_batch(x, y)
+        check_batch(x, y, soft=True)
         x, rows = dense(x.detach()), self.delta.rows(key.index)
         x_adv = self.threat.project_(x + self.delta.read(rows, transform, x), x)
         with attack_mode(model, self.bn):

@@ -77,7 +77,7 @@ class Method(ABC):
         self._label_smoothing = share
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
-        """(n,) losses for labels y (n,), smoothed by `label_smoothing`, for training the weights."""
+        """(n,) losses, for training the weights, of labels (n,) or probabilities (n, k), with `label_smoothing`."""
         check_labels(logits, y)
         return cross_entropy(logits, y, self.label_smoothing)
 
@@ -94,7 +94,8 @@ class Method(ABC):
         Args:
             model: The model, in training mode.
             x: (n, ...) images in [0, 1].
-            y: (n,) int64 labels.
+            y: (n,) int64 labels, or (n, k) probabilities of the classes, as of mixup, where the losses are
+                cross-entropies.
             key: The random numbers to use and the identities of the images; None for anonymous images.
             transform: The augmentation that made x from the stored images; None for no augmentation.
         """

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import ThreatModel
 from pyengm.attacks.input_grad import HALF_SCALE
 from pyengm.attacks.logits import logits_of
+from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.memory_format import dense
 from pyengm.attacks.threat_model import unit
 from pyengm.attacks.validation import check_batch, check_finite
@@ -112,7 +112,7 @@ class FGSMPGI(SinglePassMethod):
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> StepOutput:
         key = require_key(self, key)
-        x, y = check_batch(x, y)
+        x, y = check_batch(x, y, soft=True)
         x, rows = dense(x.detach()), self.delta.rows(key.index)
         transform = None if self.as_published else transform
         start = (x + self._read(rows, transform, x)).requires_grad_()
@@ -145,7 +145,7 @@ class FGSMPGI(SinglePassMethod):
     def _smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
         classes = logits.shape[1]
         smoothing = (1 - self.confidence) * classes / (classes - 1)  # torch divides it among all classes
-        return F.cross_entropy(_wide(logits), y, reduction="none", label_smoothing=smoothing)
+        return cross_entropy(logits, y, smoothing)
 
     def _gradient(self, logits: Tensor, start: Tensor, y: Tensor) -> Tensor:
         """That of sum_i LS_i in start, times a constant that cancels in the steps; the graph of the logits stays."""

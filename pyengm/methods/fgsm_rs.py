@@ -81,7 +81,7 @@ class FGSMRS(AttackMethod):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         if not self.adaptive:
             return self.attack(model, x, y, key=key)
-        check_batch(x, y)
+        check_batch(x, y, soft=True)
         check_extras(x, None, key, None)
         x = x.detach()
         x_adv = self.threat.project_(torch.add(x, self.threat.uniform(x, key), out=empty_dense(x)), x)

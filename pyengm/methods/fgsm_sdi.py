@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import BN_MODES, ThreatModel, attack_mode
 from pyengm.attacks.input_grad import input_grad
@@ -119,7 +118,7 @@ class FGSMSDI(AttackMethod):
         self.batches = 0
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
-        x, y = check_batch(x, y)
+        x, y = check_batch(x, y, soft=True)
         check_extras(x, None, key, None)
         if self._learner is None:
             self._learner = self._build(x.shape[1], key.seed, x.device)
@@ -182,7 +181,7 @@ class FGSMSDI(AttackMethod):
         share = 1 - 1 / classes
         if self.smoothing >= share:
             raise ConfigError(f"smoothing is {self.smoothing}; expected less than {share:.4g} for {classes} classes")
-        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing / share)
+        return cross_entropy(logits, y, self.smoothing / share)
 
     def _build(self, channels: int, seed: int, device: torch.device | str) -> _Learner:
         with torch.random.fork_rng(devices=[]):

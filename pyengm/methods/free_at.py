@@ -81,7 +81,7 @@ class FreeAT(Method):
     def passes(
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> Iterator[StepOutput]:
-        x, y = check_batch(x, y)
+        x, y = check_batch(x, y, soft=True)
         x = x.detach()
         delta = self._rows(x)
         for _ in range(self.replays):

@@ -97,7 +97,7 @@ class GradAlign(SinglePassMethod):
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> StepOutput:
         key = Key.fresh(len(x), x.device) if key is None else key
-        x, y = check_batch(x, y)
+        x, y = check_batch(x, y, soft=True)
         check_extras(x, None, key, None)
         x = x.detach()
         start = x + self.threat.uniform(x, key) if self.random_start else x

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from pyengm.attacks import PGD
 from pyengm.attacks.logits import logits_of
 from pyengm.attacks.losses import kl_divergence, log_softmax
+from pyengm.attacks.validation import check_batch
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, StepOutput
@@ -78,6 +79,7 @@ class MART(AttackMethod):
         self.threat, self.beta = self.attack.threat, beta
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
+        check_batch(x, y)  # the attack would take probabilities
         return self.attack(model, x, y, start=gaussian_start(x, key))
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:

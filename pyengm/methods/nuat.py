@@ -111,7 +111,7 @@ class NuAT(AttackMethod):
         return super().key_for(x, key)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
-        x, y = check_batch(x, y)
+        x, y = check_batch(x, y, soft=True)
         check_extras(x, None, key, None)
         x = x.detach()
         target = self._target(model, x)

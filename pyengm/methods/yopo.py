@@ -78,7 +78,7 @@ class YOPO(Method):
     def passes(
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> Iterator[StepOutput]:
-        x, y = check_batch(x, y)
+        x, y = check_batch(x, y, soft=True)
         check_extras(x, None, key, None)
         x = dense(x.detach())
         key = Key.fresh(len(x), x.device) if key is None else key

@@ -12,11 +12,13 @@ from pyengm.pergrad.autograd_graph import trace
 from pyengm.pergrad.engine import PerExampleBackward, prepare
 from pyengm.pergrad.fsdp import check_reduced, gathered
 from pyengm.pergrad.hooks import DDP_SINK, disable_ddp_sink
+from pyengm.pergrad.loss_scale import refuse_scaled
 from pyengm.pergrad.norm_estimator import NormEstimator
 from pyengm.pergrad.per_example_grad import PerExampleGrad
 from pyengm.pergrad.rules.weights import to_float32
 from pyengm.pergrad.validation import Params, check_losses, check_visible, named_params
 from pyengm.utils.checks import require
+from pyengm.utils.distributed import prepare_reducer
 
 # weigh(norms, input_norms) -> weights, (n,) each and detached; norms that were not requested are None
 WeightFn = Callable[[Tensor | None, Tensor | None], Tensor]
@@ -40,7 +42,16 @@ class PerExampleStats:
     fit_errors: Tensor | None = None
 
 
-def clipped_backward(losses: Tensor, params: Params, alpha: float, *, norms: str = "auto") -> PerExampleStats:
+def clipped_backward(
+    losses: Tensor,
+    params: Params,
+    alpha: float,
+    *,
+    norms: str = "auto",
+    inputs: Tensor | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    accumulate: int = 1,
+) -> PerExampleStats:
     """Adds (1/n) sum_i min(alpha / ||g_i||, 1) g_i to .grad of the parameters: example clipping under any optimiser.
 
     Args:
@@ -49,12 +60,16 @@ def clipped_backward(losses: Tensor, params: Params, alpha: float, *, norms: str
         params: a module, named parameters, or an iterable of leaf tensors.
         alpha: the largest norm that the gradient of an example may have, > 0.
         norms: as for `per_example_grad_norms`.
+        inputs: as for `weighted_backward`.
+        scaler: as for `weighted_backward`.
+        accumulate: the number of such calls that make up one step.
 
     Returns:
         Norms and weights of the examples.
 
     Raises:
         NonFiniteError: where a norm is not finite.
+        ValueError: for losses that are multiplied by the scale of a GradScaler; give it as scaler.
         Exception: what `per_example_grad_norms` raises.
 
     References:
@@ -65,7 +80,11 @@ def clipped_backward(losses: Tensor, params: Params, alpha: float, *, norms: str
         assert found is not None
         return clip_weights(found, alpha)
 
-    return weighted_backward(losses, params, clip, NormEstimator(norms, shared=False))
+    if losses.requires_grad:
+        refuse_scaled(losses)
+        prepare_reducer(losses)
+    estimator = NormEstimator(norms, shared=False)
+    return weighted_backward(losses, params, clip, estimator, inputs=inputs, scaler=scaler, accumulate=accumulate)
 
 
 def weighted_backward(
