@@ -332,10 +332,12 @@ class TestHelp:
         text = help_of(capsys, command, "-h")
         assert text == help_of(capsys, command, "--help")
         assert text.startswith(f"usage: pyengm {command} [-h]")
+        assert re.search(r"\n(Train|Attack|Print) ", text)
         assert "None" not in text
 
     def test_groups_flags_and_choices(self, capsys):
         text = help_of(capsys, "train", "--help")
+        assert " The training and test images.\n" in text
         groups = re.findall(r"^ (\w+) options", text, re.MULTILINE)
         assert groups == [field.name for field in fields(TrainConfig)]
         flags = re.findall(r"^  (--\w[\w-]*)", text, re.MULTILINE)

@@ -5,10 +5,10 @@ import inspect
 import os
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -123,7 +123,7 @@ def flag_registry(prog: str, *, completing: bool = False) -> ConstructorRegistry
         default = info.default if isinstance(info.default, kind) else kind()
         groups: list[tuple[str, Any]] = [(one.name, one.type) for one in fields(kind)]
         specs = [StructFieldSpec(name, group, getattr(default, name)) for name, group in groups]
-        return StructConstructorSpec(instantiate=partial(_build, kind, prog), fields=tuple(specs))
+        return StructConstructorSpec(instantiate=_builder(kind, prog), fields=tuple(specs))
 
     @registry.struct_rule
     def group(info: StructTypeInfo) -> StructConstructorSpec | None:
@@ -137,9 +137,19 @@ def flag_registry(prog: str, *, completing: bool = False) -> ConstructorRegistry
             value = None if value is MISSING else value  # `_build` refuses it, in one line
             hint = _hint_of(options[one.name], value, texts.get(one.name), _spec(options[one.name], prog, completing))
             specs.append(StructFieldSpec(one.name, hint, value))
-        return StructConstructorSpec(instantiate=partial(_build, kind, prog), fields=tuple(specs))
+        return StructConstructorSpec(instantiate=_builder(kind, prog), fields=tuple(specs))
 
     return registry
+
+
+def _builder(kind: type, prog: str) -> Callable[..., Any]:
+    """A function that builds the dataclass, whose errors tyro does not see; it has its text for the help."""
+
+    def build(**values: Any) -> Any:
+        return _build(kind, prog, **values)
+
+    build.__doc__ = kind.__doc__
+    return build
 
 
 def _build(kind: type, prog: str, **values: Any) -> Any:
