@@ -337,7 +337,7 @@ class TestHelp:
 
     def test_groups_flags_and_choices(self, capsys):
         text = help_of(capsys, "train", "--help")
-        assert " The training and test images.\n" in text
+        assert " The training and test images." in text
         groups = re.findall(r"^ (\w+) options", text, re.MULTILINE)
         assert groups == [field.name for field in fields(TrainConfig)]
         flags = re.findall(r"^  (--\w[\w-]*)", text, re.MULTILINE)
