@@ -217,7 +217,7 @@ VALUES = [
     (["train", "--mean", "0.5"], "expected both or neither"),
     (["train", "--method", "natural", "--attack-steps", "3"], "method natural takes no attack_steps"),
     (["train", "--method", "natural", "--on-catastrophic-overfitting", "stop"], "has no effect"),
-    (["train", "--method-options", "beta=3"], "expected NAME=VALUE with a name of PGDAT: it has none"),
+    (["train", "--method-options", "beta=3"], "expected NAME=VALUE with a name of PGDAT"),
     (["train", "--method", "trades", "--method-options", "beta=x"], "expected a number (default: 6)"),
     (["train", "--method", "trades", "--method-options", "beta=1", "beta=2"], "has beta twice"),
     (["train", "--method", "trades", "--method-options", "beta=-5"], "beta is -5.0; expected a finite number >= 0"),
