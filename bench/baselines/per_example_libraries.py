@@ -1,8 +1,8 @@
 """Per-example clipped gradients by pyengm, by other libraries and by naive loops, one function each.
 
 Every function takes (problem, alpha) and returns a step: a callable of a batch that runs forward and backward on a
-model of its own and returns the gradient (1/n) sum_i min(alpha / ||g_i||, 1) g_i, one tensor per trained parameter, or for
-`plain` the gradient (1/n) sum_i g_i.
+model of its own and returns the gradient (1/n) sum_i min(alpha / ||g_i||, 1) g_i, one tensor per trained parameter, or
+for `plain` the gradient (1/n) sum_i g_i.
 The libraries are no dependencies of pyengm: each function imports its own, and raises ImportError where it is missing.
 """
 

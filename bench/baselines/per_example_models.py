@@ -8,6 +8,7 @@ axis of examples (positions are expanded, dropped paths are an input).
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,10 +131,9 @@ def vit(n: int = 32, *, size: int = 32, patch: int = 4, depth: int = 6, frozen: 
     """
     from timm.models.vision_transformer import VisionTransformer
 
-    model = VisionTransformer(
-        size, patch, num_classes=CLASSES, embed_dim=192, depth=depth, num_heads=3, norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        drop_path_rate=DROP_PATH,
-    )  # fmt: skip
+    sizes: dict[str, Any] = {"img_size": size, "patch_size": patch, "embed_dim": 192, "depth": depth, "num_heads": 3}
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    model = VisionTransformer(**sizes, num_classes=CLASSES, norm_layer=norm, drop_path_rate=DROP_PATH)
     for block in model.blocks:
         vars(block)["_modules"].update(drop_path1=GivenDropPath(), drop_path2=GivenDropPath())
     for name in ("cls_token", "pos_embed"):
@@ -223,7 +223,7 @@ MODELS: dict[str, Callable[..., Problem]] = {
 
 
 def make(name: str, **sizes: int) -> Problem:
-    """The problem of this name, always with the same weights and the same sequence of batches."""
+    """The problem of this name, always with the same weights; torch's generator, from which batches come, is seeded."""
     torch.manual_seed(0)
     return MODELS[name](**sizes)
 
