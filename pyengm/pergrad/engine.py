@@ -282,7 +282,7 @@ class _Collector:
             return use.rule.gradients(node, shapes, g if use.rule.accepts_half else to_float32(g), use.rows)
 
     def _count_statistics(self, place: int, g: Tensor) -> None:
-        first, second = (self.rows[place].split(s).sum(1) for s in self.norms[place].sums(to_float32(g)))
+        first, second = (self.rows[place].sums(s) for s in self.norms[place].sums(to_float32(g)))
         self._sums[place] = first, second
         if self.statistics is not None:
             deviation = self.norms[place].deviation()
