@@ -34,13 +34,30 @@ TRANSPARENT = {
 }
 
 
+# The fields of layout rules that are no lengths along an axis.
+AXES = {
+    "axis",
+    "dim",
+    "dim0",
+    "dim1",
+    "dim2",
+    "dimension",
+    "dims",
+    "group",
+    "groups",
+    "train",
+    "training",
+    "transposed",
+}
+
+
 @dataclass(frozen=True)
 class Graph:
     """Nodes in an order in which each comes before all that it sends gradients to; the losses' own node is the first.
 
     children[k]: for each input slot of node k the place of the node that made the input and the number of its output,
-    or None where no gradient flows. shapes[k], dtypes[k]: of the outputs of node k. fields[k]: the saved fields that the layout
-    rule of node k reads. root: the number of the output of node 0 that the losses are.
+    or None where no gradient flows. shapes[k], dtypes[k]: of the outputs of node k. fields[k]: the saved fields that
+    the layout rule of node k reads. root: the number of the output of node 0 that the losses are.
     """
 
     nodes: list[Node]
@@ -62,6 +79,13 @@ class Graph:
             else:
                 rows.append((name, children, shapes, dtypes, tuple((f, _hashable(v)) for f, v in fields.items())))
         return tuple(rows), self.root
+
+    def structure(self, leaves: Iterable[Tensor]) -> Hashable:
+        """The nodes, edges and axes, with these leaves told from each other: the same for all lengths of texts."""
+        number = {id(leaf): k for k, leaf in enumerate(leaves)}
+        names = tuple(number.get(id(n.variable)) if n.name() == LEAF else n.name() for n in self.nodes)
+        axes = tuple(tuple((f, v) for f, v in fields.items() if f in AXES) for fields in self.fields)
+        return names, tuple(self.children), axes, self.root
 
     def leaf(self, place: int) -> Tensor | None:
         """The leaf tensor of a node that only collects a leaf's gradient."""

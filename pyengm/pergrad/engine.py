@@ -22,7 +22,7 @@ from pyengm.pergrad.row_layout import RowLayout
 from pyengm.pergrad.rules.fallback import NodeCallGrad
 from pyengm.pergrad.rules.weights import to_float32
 from pyengm.pergrad.validation import Params, check_losses, check_plain, check_reached, check_visible, named_params
-from pyengm.pergrad.verify import verify
+from pyengm.pergrad.verify import is_verified, verify
 from pyengm.pergrad.weight_usage import TiedParams, WeightUsage, WeightUse, error_context, with_way_out
 
 CHUNK = 16  # examples of a batched pass on a GPU
@@ -31,8 +31,8 @@ CHUNK = 16  # examples of a batched pass on a GPU
 def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
     """Finds the parameters in the graph of the losses (n,); nothing in it is changed.
 
-    The first call for a structure of graph derives the owners of all gradients and, where batch statistics do not make
-    the examples depend on each other, compares two norms with exact derivatives.
+    The first call for a graph's structure and shapes derives the owners of all gradients; the first one for its
+    structure alone compares two norms with exact derivatives, where batch statistics leave the examples independent.
     Raises UnsupportedOperationError for what no rule supports, where examples are not independent and where the
     comparison fails, and what `exact_norms` raises.
     """
@@ -50,7 +50,7 @@ def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
             usage, proof = weight_usage.find_usage(graph, len(losses), tensors, names, frozen)
         found = PerExampleBackward(losses, tensors, names, graph, probe(graph, losses, names, usage, frozen), frozen)
         if proof is not None:
-            if not frozen:
+            if not frozen and not is_verified(graph, tensors):
                 verify(losses, tensors, names, graph, found.usage, found.squares()[0])
             weight_usage.put(key, usage, proof)
             keep_freed_memory()
@@ -119,14 +119,14 @@ class PerExampleBackward:
 
         def done(k: int, gradient: PerExampleGrad) -> None:
             group = group_of[k]
+            if kept is not None:
+                gradient = kept[k] = gradient.stored()
             if plain[group] and isinstance(gradient, DenseGrad) and StackedGrads.takes(gradient):
                 small[k] = gradient
             elif plain[group]:
-                total[group] += gradient.squares(keep=kept is not None).to(total)
+                total[group] += gradient.squares().to(total)
             else:
                 pending[k] = gradient
-            if kept is not None:
-                kept[k] = gradient
 
         with full_precision(self.losses.device):
             input_gradient = self._collect(done, inputs, kept is not None, corrected, sums)

@@ -29,7 +29,7 @@ class CorrectedGrad(PerExampleGrad):
     def __init__(self, own: ConvGrad | OuterProductGrad, sums: Sequence[Tensor], means: Sequence[Tensor]):
         self.own, self.n, self.shape, self.sums, self.means = own, own.n, own.shape, sums, means
 
-    def squares(self, keep: bool = False) -> Tensor:
+    def squares(self) -> Tensor:
         if self.own.one_by_one():
             step = max(1, CACHED_ELEMENTS // self.shape.numel())
             return torch.cat([row_squares(self.dense(slice(k, k + step))) for k in range(0, self.n, step)])
