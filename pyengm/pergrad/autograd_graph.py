@@ -34,6 +34,9 @@ TRANSPARENT = {
 }
 
 
+# FSDP2 puts these around the inputs and outputs of modules, to learn when their backward passes begin and end.
+PASSED = {"RegisterPostBackwardFunctionBackward", "RegisterPreBackwardFunctionBackward"}
+
 # The fields of layout rules that are no lengths along an axis.
 AXES = {
     "axis",
@@ -142,6 +145,12 @@ def trace(losses: Tensor) -> Graph:
         if node not in slots:
             slots[node] = node.next_functions
             stack.extend(child for child, _ in slots[node] if child is not None and child not in slots)
+    if any(node.name() in PASSED for node in slots):
+        slots = {
+            node: tuple(_past_hooks(*edge) for edge in of_node)
+            for node, of_node in slots.items()
+            if node.name() not in PASSED
+        }
     order = _topological(losses.grad_fn, slots)
     place = {node: k for k, node in enumerate(order)}
     children = [
@@ -151,6 +160,12 @@ def trace(losses: Tensor) -> Graph:
     shapes = [tuple(_shape(output) for output in of_node) for of_node in outputs]
     dtypes = [tuple(output.dtype for output in of_node) for of_node in outputs]
     return Graph(order, children, shapes, dtypes, [_fields(node) for node in order], losses.output_nr)
+
+
+def _past_hooks(node: Node | None, output: int) -> tuple[Node | None, int]:
+    while node is not None and node.name() in PASSED:
+        node, output = node.next_functions[output]
+    return node, output
 
 
 def _shape(output: Any) -> Shape:

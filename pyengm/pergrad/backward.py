@@ -10,12 +10,15 @@ from pyengm.errors import NonFiniteError, UnsupportedOperationError
 from pyengm.ops import clip_weights
 from pyengm.pergrad.autograd_graph import trace
 from pyengm.pergrad.engine import PerExampleBackward, prepare
+from pyengm.pergrad.fsdp import check_reduced, gathered
 from pyengm.pergrad.hooks import DDP_SINK, disable_ddp_sink
+from pyengm.pergrad.loss_scale import refuse_scaled
 from pyengm.pergrad.norm_estimator import NormEstimator
 from pyengm.pergrad.per_example_grad import PerExampleGrad
 from pyengm.pergrad.rules.weights import to_float32
 from pyengm.pergrad.validation import Params, check_losses, check_visible, named_params
 from pyengm.utils.checks import require
+from pyengm.utils.distributed import prepare_reducer
 
 # weigh(norms, input_norms) -> weights, (n,) each and detached; norms that were not requested are None
 WeightFn = Callable[[Tensor | None, Tensor | None], Tensor]
@@ -39,7 +42,16 @@ class PerExampleStats:
     fit_errors: Tensor | None = None
 
 
-def clipped_backward(losses: Tensor, params: Params, alpha: float, *, norms: str = "auto") -> PerExampleStats:
+def clipped_backward(
+    losses: Tensor,
+    params: Params,
+    alpha: float,
+    *,
+    norms: str = "auto",
+    inputs: Tensor | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    accumulate: int = 1,
+) -> PerExampleStats:
     """Adds (1/n) sum_i min(alpha / ||g_i||, 1) g_i to .grad of the parameters: example clipping under any optimiser.
 
     Args:
@@ -48,12 +60,16 @@ def clipped_backward(losses: Tensor, params: Params, alpha: float, *, norms: str
         params: a module, named parameters, or an iterable of leaf tensors.
         alpha: the largest norm that the gradient of an example may have, > 0.
         norms: as for `per_example_grad_norms`.
+        inputs: as for `weighted_backward`.
+        scaler: as for `weighted_backward`.
+        accumulate: the number of such calls that make up one step.
 
     Returns:
         Norms and weights of the examples.
 
     Raises:
         NonFiniteError: where a norm is not finite.
+        ValueError: for losses that are multiplied by the scale of a GradScaler; give it as scaler.
         Exception: what `per_example_grad_norms` raises.
 
     References:
@@ -64,7 +80,11 @@ def clipped_backward(losses: Tensor, params: Params, alpha: float, *, norms: str
         assert found is not None
         return clip_weights(found, alpha)
 
-    return weighted_backward(losses, params, clip, NormEstimator(norms, shared=False))
+    if losses.requires_grad:
+        refuse_scaled(losses)
+        prepare_reducer(losses)
+    estimator = NormEstimator(norms, shared=False)
+    return weighted_backward(losses, params, clip, estimator, inputs=inputs, scaler=scaler, accumulate=accumulate)
 
 
 def weighted_backward(
@@ -81,7 +101,7 @@ def weighted_backward(
     """Adds (1 / (n accumulate)) sum_i w_i g_i to .grad of the parameters, w = weigh(norms, input_norms) held constant.
 
     Where the examples are independent, one backward pass gives the norms, and what it kept gives the gradient.
-    Elsewhere a second backward pass, of the weighted losses, gives the gradient.
+    Elsewhere, and under fully_shard, a second backward pass, of the weighted losses, gives the gradient.
 
     Args:
         losses: (n,) with their graph, which is freed.
@@ -109,13 +129,16 @@ def weighted_backward(
     scale = losses.new_ones((), dtype=torch.float32)
     if scaler is not None:  # in float32, as a scaled loss may leave the range of float16
         losses, scale = scaler.scale([to_float32(losses), scale])
-    backward = _prepared(losses, list(zip(names, tensors, strict=True)), estimator)
-    if backward is not None and _one_pass(backward):
-        found = _norms_in_one_pass(backward, estimator, inputs)
-    else:
-        found = _norms_before_the_gradient(losses, tensors, backward, estimator, inputs if input_norms else None)
-    stats, factors = _weights(losses, found, weigh, input_norms, scale, scaler is not None, accumulate)
+    with gathered(losses, until_backward=True) as sharded:
+        backward = _prepared(losses, list(zip(names, tensors, strict=True)), estimator)
+        if backward is not None and not sharded and _one_pass(backward):
+            found = _norms_in_one_pass(backward, estimator, inputs)
+        else:
+            found = _norms_before_the_gradient(losses, tensors, backward, estimator, inputs if input_norms else None)
+        stats, factors = _weights(losses, found, weigh, input_norms, scale, scaler is not None, accumulate)
     _deliver(losses, tensors, backward, found, factors, inputs)
+    if sharded:
+        check_reduced(tensors, names)
     return stats
 
 

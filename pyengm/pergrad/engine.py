@@ -22,8 +22,8 @@ from pyengm.pergrad.row_layout import RowLayout
 from pyengm.pergrad.rules.fallback import NodeCallGrad
 from pyengm.pergrad.rules.weights import to_float32
 from pyengm.pergrad.validation import Params, check_losses, check_plain, check_reached, check_visible, named_params
-from pyengm.pergrad.verify import is_verified, verify
-from pyengm.pergrad.weight_usage import TiedParams, WeightUsage, WeightUse, error_context, with_way_out
+from pyengm.pergrad.verify import ExactNorms, is_verified, verify
+from pyengm.pergrad.weight_usage import Remembered, TiedParams, WeightUsage, WeightUse, error_context, with_way_out
 
 CHUNK = 16  # examples of a batched pass on a GPU
 
@@ -45,20 +45,18 @@ def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
     try:
         check_plain(graph, tensors, names)
         key = graph.key(tensors), len(losses)
-        usage, proof = weight_usage.get(key, graph), None
-        if usage is None:
-            usage, proof = weight_usage.find_usage(graph, len(losses), tensors, names, frozen)
-        found = PerExampleBackward(losses, tensors, names, graph, probe(graph, losses, names, usage, frozen), frozen)
-        if proof is not None:
-            if not frozen and not is_verified(graph, tensors):
-                verify(losses, tensors, names, graph, found.usage, found.squares()[0])
-            weight_usage.put(key, usage, proof)
+        known = weight_usage.get(key, graph)
+        if known is None:
             keep_freed_memory()
+            usage, proof = weight_usage.find_usage(graph, len(losses), tensors, names, frozen)
+            known = weight_usage.put(key, usage, proof)
+            known.verified = bool(frozen) or is_verified(graph, tensors)
             if usage.probed:
                 warn_of_probing(usage, len(losses))
+        usage = probe(graph, losses, names, known.usage, frozen)
     except (UnsupportedOperationError, CheckpointError) as error:
         raise UnsupportedOperationError(with_way_out(str(error))) from error
-    return found
+    return PerExampleBackward(losses, tensors, names, graph, usage, frozen, known)
 
 
 def keep_freed_memory() -> None:
@@ -84,7 +82,8 @@ def warn_of_probing(usage: WeightUsage, n: int) -> None:
 class PerExampleBackward:
     """Losses with their graph, and where it uses the parameters; made by `prepare`.
 
-    frozen: batch norms whose statistics make the examples depend on each other.
+    frozen: batch norms whose statistics make the examples depend on each other. known: whether norms of this structure
+    of graph have been verified.
     """
 
     losses: Tensor
@@ -93,6 +92,7 @@ class PerExampleBackward:
     graph: Graph
     usage: WeightUsage
     frozen: list[FrozenNorm]
+    known: Remembered
 
     def squares(
         self,
@@ -108,7 +108,25 @@ class PerExampleBackward:
         activations are then freed on the way, unless they may be needed once more. corrected: statistics count
         between a layer and the batch norms that its output reaches through additions alone. sums: takes the
         derivatives of every batch norm's mean and deviation, (n, C) each.
+        Raises UnsupportedOperationError where the first norms of a structure of graph are wrong.
         """
+        if self.known.verified:
+            return self._squares(inputs, kept, corrected, sums)
+        try:
+            exact = ExactNorms.of(self.losses, self.params, self.usage)
+            total, input_gradient = self._squares(inputs, kept, corrected, sums)
+            self.known.verified = verify(exact, self.params, self.names, self.graph, self.usage, total)
+        except (UnsupportedOperationError, CheckpointError) as error:
+            raise UnsupportedOperationError(with_way_out(str(error))) from error
+        return total, input_gradient
+
+    def _squares(
+        self,
+        inputs: Tensor | None,
+        kept: dict[int, PerExampleGrad] | None,
+        corrected: bool,
+        sums: list[Tensor] | None,
+    ) -> tuple[Tensor, Tensor | None]:
         groups = self.usage.groups
         total = torch.zeros(len(groups), len(self.losses), dtype=torch.float64, device=self.losses.device)
         pending: dict[int, PerExampleGrad] = {}
@@ -140,6 +158,8 @@ class PerExampleBackward:
 
     def gradients(self, inputs: Tensor | None) -> tuple[dict[int, PerExampleGrad], Tensor | None]:
         """The gradients of every weight for `deliver`, without norms, and that of the inputs; activations are freed."""
+        if not self.known.verified:
+            self.squares()
         kept: dict[int, PerExampleGrad] = {}
         with full_precision(self.losses.device):
             input_gradient = self._collect(kept.__setitem__, inputs, True, False, None)
@@ -173,7 +193,8 @@ class PerExampleBackward:
     ) -> Tensor | None:
         """Calls done(weight, gradient) as soon as a weight's last use has been visited."""
         collector = _Collector(self, done, keep and not self.frozen, corrected, statistics)
-        called = {k for use in self.usage.uses if use.rule is None for k in use.slots.values()}
+        children = self.graph.children
+        called = {children[use.place][slot] for use in self.usage.uses if use.rule is None for slot in use.slots}
         input_gradient = visit_gradients(
             self.graph,
             self.losses,
@@ -182,7 +203,7 @@ class PerExampleBackward:
             collector.visit,
             frozen=self.frozen,
             inputs=inputs,
-            also=[(self.usage.weights[k].place, self.usage.weights[k].output) for k in called],
+            also=[child for child in called if child is not None],
             retain_graph=not collector.frees,
         )
         collector.finish()

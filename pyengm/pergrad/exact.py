@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyengm.pergrad.autograd_graph import trace
+from pyengm.pergrad.fsdp import gathered
 from pyengm.pergrad.hooks import disable_ddp_sink
 from pyengm.pergrad.validation import Params, check_losses, check_reached, check_visible, named_params
 
@@ -27,9 +28,10 @@ def exact_norms(losses: Tensor, params: Params, chunk: int | None = None) -> Ten
     """
     check_losses(losses)
     tensors, _ = named_params(params)
-    if losses.grad_fn is not None:
-        check_reached(trace(losses), tensors)
-    squares = exact_squares(losses, [tensors], range(losses.numel()), chunk)[0]
+    with gathered(losses):
+        if losses.grad_fn is not None:
+            check_reached(trace(losses), tensors)
+        squares = exact_squares(losses, [tensors], range(losses.numel()), chunk)[0]
     return squares.sqrt().to(torch.promote_types(losses.dtype, torch.float32))
 
 

@@ -9,6 +9,7 @@ from pyengm.errors import ConfigError
 from pyengm.pergrad.batch_norm.lowrank import lowrank_squares
 from pyengm.pergrad.engine import PerExampleBackward, prepare
 from pyengm.pergrad.exact import exact_norms, exact_squares
+from pyengm.pergrad.fsdp import gathered
 from pyengm.pergrad.validation import Params, check_losses, named_params
 from pyengm.utils.distributed import all_reduce_sum, is_initialized
 
@@ -176,4 +177,5 @@ def per_example_grad_norms(losses: Tensor, params: Params, norms: str = "auto") 
     estimator = NormEstimator(norms, shared=False)
     check_losses(losses)
     tensors, names = named_params(params)
-    return estimator.norms(losses, tensors, estimator.prepare(losses, list(zip(names, tensors, strict=True))))
+    with gathered(losses):
+        return estimator.norms(losses, tensors, estimator.prepare(losses, list(zip(names, tensors, strict=True))))

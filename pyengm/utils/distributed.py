@@ -48,6 +48,11 @@ def all_reduce_sum_many(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view_as(t) for piece, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
 
 
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, which processes have in parts if it is a DTensor; all of them call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def all_reduce_any(flag: bool) -> bool:
     """Whether the flag is set in any process."""
     return bool(all_reduce_sum(torch.tensor(int(flag))).item()) if world_size() > 1 else flag
@@ -105,6 +110,23 @@ def average_gradients(module: nn.Module, images: int) -> None:
     trained = [p for p in module.parameters() if p.requires_grad]
     for dtype in dict.fromkeys(p.dtype for p in trained):  # in one order everywhere
         _average([p for p in trained if p.dtype == dtype], images)
+
+
+def prepare_reducer(losses: Tensor) -> None:
+    """Prepares DistributedDataParallel for a backward pass of losses inside its forward pass.
+
+    It does so itself at the end of the forward pass, which is too late for those who run the whole step in it, and who
+    keep it from doing so once more, such as Lightning in manual optimisation.
+
+    Args:
+        losses: the losses, with their graph.
+    """
+    ddp = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+    if ddp is None or not ddp.require_backward_grad_sync or not torch.is_grad_enabled():
+        return
+    ddp.require_forward_param_sync = True
+    ddp.reducer._rebuild_buckets()
+    ddp.reducer.prepare_for_backward([losses] if ddp.find_unused_parameters and not ddp.static_graph else [])
 
 
 def average_buffers(module: nn.Module) -> None:
