@@ -12,6 +12,7 @@ import torch
 from pyautoattack import checks
 from torch import Tensor
 
+from pyengm.attacks.half_precision import in_float32
 from pyengm.attacks.logits import CheckedModel, Model, logits_of
 from pyengm.attacks.model_state import attack_mode
 from pyengm.attacks.threat_model import ThreatModel
@@ -160,7 +161,7 @@ class AutoAttack:
     def _package_attacks(self, net: CheckedModel, x: Tensor, y: Tensor, num_classes: int) -> dict[str, Any]:
         """The attacks of the package by member, after its checks of the model on one batch."""
         package = pyautoattack.AutoAttack(
-            net,  # pyright: ignore[reportArgumentType]  # the package calls it, and no more
+            in_float32(net),  # pyright: ignore[reportArgumentType]  # the package calls it, and no more
             norm=_PACKAGE_NORMS[self.threat.norm],
             eps=self.threat.eps,
             seed=self.seed,

@@ -6,6 +6,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from pyengm.attacks.half_precision import in_float32
 from pyengm.attacks.logits import CheckedModel, Model
 from pyengm.attacks.model_state import attack_mode, check_bn_mode
 from pyengm.attacks.validation import check_batch, finite_logits
@@ -119,7 +120,7 @@ def _linear_step(net: CheckedModel, x: Tensor, order: Tensor) -> Tensor:
     """
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
-        logits = net(leaf).gather(1, order)
+        logits = in_float32(net)(leaf).gather(1, order)
         gaps = logits[:, 1:] - logits[:, :1]
         totals = gaps.sum(dim=0).unbind()
     shortest = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)

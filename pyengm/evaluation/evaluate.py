@@ -50,8 +50,7 @@ def evaluate(
         output: The place of the logits in what the model returns, see `Classifier`.
         bn: Mode of the model, and of its dropout and norm layers, see `attack_mode`; AutoAttack takes "eval" only.
         device: A name of torch, or "auto": the model's own, and for files and names a GPU if there is one.
-        weights: The file of weights of a model that is given by its name, see `load_weights`.
-        entry: The copy of the weights in that file, where there are several.
+        weights, entry: The file of weights of a name, and the copy in it where there are several, see `load_weights`.
         model_options: Further arguments of `pyengm.models.build` for a name, such as mean and std.
         trust_config: Whether a function that a checkpoint names may be run.
         **options: Keyword arguments of `evaluate_one_threat`, such as seed, autoattack_examples and surrogate.
@@ -61,8 +60,7 @@ def evaluate(
         threat model end in its norm, as in "pgd20_l2".
 
     Raises:
-        ConfigError, CheckpointError: Options or files do not fit.
-        DataError: The data cannot be used, or have other classes than the model.
+        ConfigError, CheckpointError, DataError: Options, files or data do not fit.
         ModelError, NonFiniteError: The model returns anything but logits, or values that are not finite.
     """
     images = as_dataset(data)

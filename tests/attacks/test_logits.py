@@ -1,5 +1,6 @@
 """What models may return, what images may be, and the modes of torch that attacks work in."""
 
+import copy
 import warnings
 from inspect import signature
 from types import SimpleNamespace
@@ -10,6 +11,10 @@ from helpers.attacked import batch, network
 from torch import nn
 
 from pyengm.attacks import CW, FGSM, FOSCPGD, PGD, AutoAttack, DeepFool, ThreatModel, fosc_of
+from pyengm.attacks.autoattack import MEMBERS
+from pyengm.attacks.half_precision import in_float32
+from pyengm.attacks.logits import CheckedModel
+from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.validation import ROUNDING
 from pyengm.data import ImageDataset
 from pyengm.errors import ConfigError, DataError, ModelError, PyengmError
@@ -145,6 +150,39 @@ def test_a_half_precision_model_is_attacked_as_in_float32():
     )
     # Signs of gradients near zero may differ; the moves of nearly all pixels are the same.
     assert (whole == half).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_all_of_autoattack_in_half_precision(member, norm, dtype):
+    model, (x, y) = network(dtype=dtype), batch(12)
+    y = model(x.to(dtype)).argmax(1)
+    attack = AutoAttack({"linf": 0.1, "l2": 1.0}[norm], norm=norm, attacks=member)
+    x_adv = attack(model, x, y)
+    assert x_adv.dtype == torch.float32
+    fooled = model(x_adv.to(dtype)).argmax(1) != y
+    expected = network()(attack(network(), x, y)).argmax(1) != y
+    assert abs(fooled.sum() - expected.sum()) <= 2  # examples at the boundary change sides
+
+
+def test_small_gradients_of_float16_are_not_lost():
+    x, y = batch()[0], torch.zeros(6, dtype=torch.int64)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with torch.no_grad():
+        model[1].bias[0] = 18  # a confident model: the gradients of its loss are below 6e-8
+
+    def gradient(function):
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(cross_entropy(function(leaf), y).sum(), leaf)[0]
+
+    expected, half = gradient(model), copy.deepcopy(model).half()
+    found = gradient(in_float32(CheckedModel(half)))
+    assert found.dtype == torch.float32
+    # The logits near 18 are multiples of 2**-6, and their gradients with them off by a factor of e**2**-6.
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+    assert (gradient(lambda t: half(t.half())) == 0).float().mean() > 0.3
 
 
 @every_attack
