@@ -7,7 +7,7 @@ import torch  # noqa: F401  (first: the native module shares torch's OpenMP runt
 from pyengm import analysis, attacks, data, evaluation, methods, models, ops, optim, pergrad
 from pyengm.errors import PyengmError, UnsupportedOperationError
 from pyengm.optim import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, EntropySGD2, scale_alpha
-from pyengm.pergrad import clipped_backward, per_example_grad_norms
+from pyengm.pergrad import clipped_backward, per_example_grad_norms, weighted_backward
 from pyengm.training.steps.train_step import train_step
 
 try:
@@ -40,4 +40,5 @@ __all__ = [
     "pergrad",
     "scale_alpha",
     "train_step",
+    "weighted_backward",
 ]

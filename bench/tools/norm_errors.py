@@ -17,18 +17,20 @@ from pyengm.analysis import NormErrors, norm_errors
 from pyengm.attacks import PGD
 from pyengm.data import ImageDataset, load
 from pyengm.models import build
+from pyengm.models.preact_resnet import preact_network
 from pyengm.ops import clip_weights
 from pyengm.pergrad import NormEstimator
 
 STAGES = (0, 50, 150, 400)  # steps before which errors are measured
 ALPHA = 5.0
 EPS = {"digits": 0.2}  # 8 / 255 for other data
+MODES = ("corrected", "lowrank")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", default="digits", help="a data set of pyengm, or a folder of images")
-    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--model", default="resnet18", help="a model of pyengm, or wrn_16_2")
     parser.add_argument("--width", type=int)
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args()
@@ -38,9 +40,12 @@ def main() -> None:
     data = load(options.data, "train")
     order = torch.randperm(len(data.labels)).tolist()
     held_out, order = order[: options.batch_size], order[options.batch_size :]
-    model = build(
-        options.model, data.num_classes, in_channels=data.channels, image_size=data.image_size, width=options.width
-    )
+    if options.model == "wrn_16_2":
+        model = preact_network(16, [32, 64, 128], 2, data.num_classes, data.channels, "bn")
+    else:
+        model = build(
+            options.model, data.num_classes, in_channels=data.channels, image_size=data.image_size, width=options.width
+        )
     training = MeasuredTraining(model, data, EPS.get(options.data, 8 / 255), held_out)
     print(f"| {options.model} at step | norms | fit | median error | bias | correlation | error of the update |")
     print("|---|---|---|---|---|---|---|", flush=True)
@@ -65,7 +70,7 @@ class MeasuredTraining:
         self.params: list[torch.Tensor] = list(model.parameters())
         self.attack = PGD(eps=eps, step_size=eps / 4, steps=5)
         self.optimizer = torch.optim.SGD(self.params, lr=0.05, momentum=0.9, weight_decay=5e-4)
-        self.estimators = {kind: NormEstimator(kind) for kind in ("frozen", "corrected")}
+        self.estimators = {mode: NormEstimator(mode) for mode in MODES}
         self.to_measure: set[str] = set()
 
     def losses(self, indices: list[int]) -> torch.Tensor:
@@ -82,10 +87,10 @@ class MeasuredTraining:
             self.to_measure = set(self.estimators)
         for name in [*self.to_measure]:
             estimator = self.estimators[name]
-            if estimator.age and estimator.age == estimator.gap - 1:
+            if estimator.steps_since_fit and estimator.steps_since_fit == estimator.refit_interval - 1:
                 self.to_measure.remove(name)
                 errors = norm_errors(self.losses(self.held_out), self.params, {name: copy.deepcopy(estimator)})
-                _print_rows(step, f"{estimator.age} steps", errors)
+                _print_rows(step, f"{estimator.steps_since_fit} steps", errors)
 
     def step(self, indices: list[int]) -> None:
         """Takes one training step on the images at these positions."""
@@ -93,7 +98,7 @@ class MeasuredTraining:
         for name, estimator in self.estimators.items():
             norms[name] = estimator.norms(losses, self.params, estimator.prepare(losses, self.params))
         self.optimizer.zero_grad()
-        losses.backward(clip_weights(norms["frozen"], ALPHA) / len(losses))
+        losses.backward(clip_weights(norms["corrected"], ALPHA) / len(losses))
         self.optimizer.step()
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from pyengm.errors import ConfigError
 from pyengm.optim.hyperparameter import hyperparameters_of
 from pyengm.optim.info import OptimizerInfo
-from pyengm.optim.statistics import summarize
-from pyengm.pergrad import PerExampleStats, check_losses
+from pyengm.optim.statistics import noise_scale, summarize
+from pyengm.pergrad import NormEstimator, PerExampleStats, check_losses
+from pyengm.utils.distributed import world_size
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class PerExampleSGD(torch.optim.SGD):
     stateful_attributes: ClassVar[tuple[str, ...]] = ()
     _used: tuple[PerExampleStats, ...] = ()  # since the last step
     _last: tuple[PerExampleStats, ...] = ()  # of the last step
+    _grad_square: Tensor | None = None  # of the last step, where the norms of all its examples are known
     _graph_checked = False
 
     def __init__(
@@ -124,6 +126,8 @@ class PerExampleSGD(torch.optim.SGD):
                 result = closure()
         if all(p.grad is None for group in self.param_groups for p in group["params"]):
             raise RuntimeError("step() found no gradient; call backward(losses) before it, and zero_grad() before that")
+        norms_known = bool(self._used) and all(one.norms is not None for one in self._used)
+        self._grad_square = self._square_of_grads() if norms_known else None
         self._transform_grads()
         self._torch_step()
         self._last, self._used = self._used, ()
@@ -137,9 +141,18 @@ class PerExampleSGD(torch.optim.SGD):
 
         Returns:
             "clipped" (the share of examples with a weight below 1); "weight", "norm" and "input_norm" with "_mean",
-            "_p10", "_p50" and "_p90", for what the optimiser computes; empty where all weights are 1.
+            "_p10", "_p50" and "_p90", for what the optimiser computes; after a step with norms "noise_scale", the
+            gradient noise scale of the weighted gradients (`noise_scale`); under batch norm in training mode
+            "norm_error", the running mean of |estimate / exact - 1| over the fits of the norms. Empty where all
+            weights are 1.
         """
-        return summarize(self._used or self._last)
+        found = summarize(self._used or self._last)
+        if not self._used and self._grad_square is not None:
+            found |= noise_scale(self._last, self._grad_square, world_size())
+        norms = getattr(self, "norms", None)
+        if isinstance(norms, NormEstimator) and norms.running_error is not None:
+            found["norm_error"] = norms.running_error
+        return found
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
@@ -158,6 +171,12 @@ class PerExampleSGD(torch.optim.SGD):
     def _torch_step(self) -> None:
         step = torch.optim.SGD.step  # torch wraps it with the step hooks, which must run once, around ours
         (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
+
+    def _square_of_grads(self) -> Tensor:
+        grads = [p.grad for p in self._parameters() if p.grad is not None]
+        grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
+        norms = torch._foreach_norm([torch.view_as_real(g) if g.is_complex() else g for g in grads])
+        return torch.stack([norm.double() for norm in norms]).square().sum()
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]

@@ -1,7 +1,7 @@
 """Per-example gradients: their norms, and the gradient of reweighted losses, from one backward pass."""
 
 from pyengm.errors import UnsupportedOperationError
-from pyengm.pergrad.backward import PerExampleStats, clipped_backward, weighted_backward
+from pyengm.pergrad.backward import PerExampleStats, backward_by_weights, clipped_backward, weighted_backward
 from pyengm.pergrad.exact import exact_norms
 from pyengm.pergrad.norm_estimator import NORMS, NormEstimator, per_example_grad_norms
 from pyengm.pergrad.validation import check_losses
@@ -11,6 +11,7 @@ __all__ = [
     "NormEstimator",
     "PerExampleStats",
     "UnsupportedOperationError",
+    "backward_by_weights",
     "check_losses",
     "clipped_backward",
     "exact_norms",

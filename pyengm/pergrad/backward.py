@@ -39,7 +39,9 @@ class PerExampleStats:
     fit_errors: Tensor | None = None
 
 
-def clipped_backward(losses: Tensor, params: Params, alpha: float, *, norms: str = "auto") -> PerExampleStats:
+def clipped_backward(
+    losses: Tensor, params: Params, alpha: float, *, norms: "str | NormEstimator" = "auto"
+) -> PerExampleStats:
     """Adds (1/n) sum_i min(alpha / ||g_i||, 1) g_i to .grad of the parameters: example clipping under any optimiser.
 
     Args:
@@ -47,7 +49,7 @@ def clipped_backward(losses: Tensor, params: Params, alpha: float, *, norms: str
             parameters jointly.
         params: a module, named parameters, or an iterable of leaf tensors.
         alpha: the largest norm that the gradient of an example may have, > 0.
-        norms: as for `per_example_grad_norms`.
+        norms: as for `weighted_backward`.
 
     Returns:
         Norms and weights of the examples.
@@ -59,15 +61,52 @@ def clipped_backward(losses: Tensor, params: Params, alpha: float, *, norms: str
     References:
         Dabouei et al. 2022, Eq. 5.
     """
-
-    def clip(found: Tensor | None, _: Tensor | None) -> Tensor:
-        assert found is not None
-        return clip_weights(found, alpha)
-
-    return weighted_backward(losses, params, clip, NormEstimator(norms, shared=False))
+    return weighted_backward(losses, params, lambda found: clip_weights(found, alpha), norms=norms)
 
 
 def weighted_backward(
+    losses: Tensor,
+    params: Params,
+    weights: Callable[[Tensor], Tensor],
+    *,
+    norms: "str | NormEstimator" = "auto",
+) -> PerExampleStats:
+    """Adds (1/n) sum_i w_i g_i to .grad of the parameters, with weights w computed from the norms of the gradients g.
+
+    Norms go in and weights come out: other functions for clipping, 1 / (||g_i|| + c) of automatic clipping (Bu et al.
+    2023), or weights that a method computes from something else (GAIRAT, from the steps of an attack) times a clip.
+
+        weighted_backward(losses, model, lambda norms: 1 / (norms + 0.01))
+
+    Args:
+        losses: (n,), one per example, with their graph, which is freed. g_i is the gradient of loss i over all
+            parameters jointly.
+        params: a module, named parameters, or an iterable of leaf tensors.
+        weights: maps the norms ||g_i||, (n,) and detached, to weights (n,) of any sign; these are held constant.
+        norms: as for `per_example_grad_norms`; or a `pergrad.NormEstimator`, which keeps from call to call what it has
+            fitted to a model with batch norm in training mode, where a call with a name fits anew.
+
+    Returns:
+        Norms and weights of the examples.
+
+    Raises:
+        ValueError: for weights of another shape.
+        NonFiniteError: where a norm is not finite.
+        Exception: what `per_example_grad_norms` raises.
+    """
+
+    def weigh(found: Tensor | None, _: Tensor | None) -> Tensor:
+        assert found is not None  # an estimator is given
+        chosen = weights(found)
+        if chosen.shape != found.shape:
+            raise ValueError(f"expected weights of shape {tuple(found.shape)}, got {tuple(chosen.shape)}")
+        return chosen.detach()
+
+    estimator = norms if isinstance(norms, NormEstimator) else NormEstimator(norms, shared=False)
+    return backward_by_weights(losses, params, weigh, estimator)
+
+
+def backward_by_weights(
     losses: Tensor,
     params: Params,
     weigh: WeightFn,
