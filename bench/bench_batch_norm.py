@@ -52,7 +52,8 @@ def test_step(relative_cost, benchmark, norms, model_name, steps):
     if benchmark.disabled:
         return
 
-    per_example, params = losses(), list(model.parameters())
+    per_example = losses()
+    params: list[torch.Tensor] = list(model.parameters())
 
     def seconds(fits: bool) -> float:
         engm.norms.refit_interval = engm.norms.max_refit_interval

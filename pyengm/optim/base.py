@@ -12,6 +12,7 @@ from pyengm.optim.hyperparameter import hyperparameters_of
 from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.statistics import noise_scale, summarize
 from pyengm.pergrad import NormEstimator, PerExampleStats, check_losses
+from pyengm.utils import foreach
 from pyengm.utils.distributed import world_size
 
 
@@ -172,11 +173,12 @@ class PerExampleSGD(torch.optim.SGD):
         step = torch.optim.SGD.step  # torch wraps it with the step hooks, which must run once, around ours
         (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
 
-    def _square_of_grads(self) -> Tensor:
+    def _square_of_grads(self) -> Tensor | None:
+        """|.grad|^2; None within a fused step of a GradScaler, which leaves gradients scaled."""
         grads = [p.grad for p in self._parameters() if p.grad is not None]
-        grads = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
-        norms = torch._foreach_norm([torch.view_as_real(g) if g.is_complex() else g for g in grads])
-        return torch.stack([norm.double() for norm in norms]).square().sum()
+        if getattr(self, "grad_scale", None) is not None or any(g.is_sparse or g.is_complex() for g in grads):
+            return None
+        return torch.stack([norm.double().to(grads[0].device) for norm in foreach.norm(grads)]).square().sum()
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]

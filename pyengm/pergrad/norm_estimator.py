@@ -179,9 +179,10 @@ class NormEstimator:
         fresh = regression.held_out_errors(examples, last, regression.KEEP, self._reduce)
         sums = [before.sum(), fresh.sum(), fresh.new_tensor(len(fresh))]
         old, new, count = torch.stack(self._reduce(sums)).tolist()
-        self.fit_errors, self.fit_error = before, old / max(count, 1)
-        self.running_error = _running(self.running_error, self.fit_error)
-        self._set_interval(self.fit_error)
+        error = old / max(count, 1)
+        self.fit_errors, self.fit_error = before, error
+        self.running_error = _running(self.running_error, error)
+        self._set_interval(error)
         taken = regression.fit(examples, last, regression.KEEP, self._reduce) if new <= old else last
         self._fit, self._bases = taken, bases
 
