@@ -21,7 +21,15 @@ from pyengm.pergrad.probe import probe
 from pyengm.pergrad.row_layout import RowLayout
 from pyengm.pergrad.rules.fallback import NodeCallGrad
 from pyengm.pergrad.rules.weights import to_float32
-from pyengm.pergrad.validation import Params, check_losses, check_plain, check_reached, check_visible, named_params
+from pyengm.pergrad.validation import (
+    Params,
+    check_losses,
+    check_own_statistics,
+    check_plain,
+    check_reached,
+    check_visible,
+    named_params,
+)
 from pyengm.pergrad.verify import verify
 from pyengm.pergrad.weight_usage import TiedParams, WeightUsage, WeightUse, error_context, with_way_out
 
@@ -40,6 +48,7 @@ def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
     tensors, names = named_params(params)
     graph = trace(losses)
     check_visible(graph)
+    check_own_statistics(graph)
     check_reached(graph, tensors)
     frozen = frozen_norms(graph)
     try:

@@ -12,7 +12,14 @@ from torch.autograd.graph import GradientEdge
 
 from pyengm.pergrad.autograd_graph import trace
 from pyengm.pergrad.hooks import disable_ddp_sink
-from pyengm.pergrad.validation import Params, check_losses, check_reached, check_visible, named_params
+from pyengm.pergrad.validation import (
+    Params,
+    check_losses,
+    check_own_statistics,
+    check_reached,
+    check_visible,
+    named_params,
+)
 
 CHUNK = 16  # of a batched pass on a GPU: more examples gain no speed and take memory for every activation
 CHUNK_BYTES = 2**28  # of gradients held at a time
@@ -70,6 +77,7 @@ def exact_gradients(
     if losses.grad_fn is not None:
         graph = trace(losses)
         check_visible(graph)
+        check_own_statistics(graph)
         nodes = graph.nodes
     for start in range(0, len(examples) if targets else 0, chunk):
         some = list(examples[start : start + chunk])

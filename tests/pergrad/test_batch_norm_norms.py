@@ -9,8 +9,9 @@ from helpers.toy_models import ToyModel, cross_entropy, images, norms_of, rows, 
 from torch import nn
 
 from pyengm import per_example_grad_norms
-from pyengm.errors import ConfigError
+from pyengm.errors import ConfigError, UnsupportedOperationError
 from pyengm.models import build
+from pyengm.optim import ENGM
 from pyengm.pergrad import (
     NormEstimator,
     backward_by_weights,
@@ -612,3 +613,69 @@ def test_processes_share_a_fit(tmp_path):
     assert all(first["fit"]["maps"][row].equal(second["fit"]["maps"][row]) for row in first["bases"])
     assert first["bases"]
     assert not one.equal(other)
+
+
+class SyncBatchNorm(torch.autograd.Function):
+    """A node of the name of torch's, which runs on GPUs alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+@pytest.mark.parametrize("norms", ["auto", "exact", "corrected", "lowrank"])
+def test_statistics_of_all_processes_are_refused(norms):
+    model = ToyModel(lambda m, x: m.h(SyncBatchNorm.apply(m.a(x))), a=nn.Linear(6, 5), h=nn.Linear(5, 3)).double()
+    for call in (per_example_grad_norms, lambda *args, **options: clipped_backward(*args, 1.0, **options)):
+        with pytest.raises(UnsupportedOperationError, match="leave its conversion out") as refused:
+            call(cross_entropy(model, rows(7)), model, norms=norms)
+        assert "exact" not in str(refused.value)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def _step_with_own_statistics(rank, folder):
+    """Each process has its own batch, statistics and norms; the gradient is the mean of the clipped ones."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    errors = {}
+    for norms in ("exact", "corrected", "lowrank"):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Tanh(),
+            nn.Flatten(), nn.Linear(24, 3),
+        ).double()  # fmt: skip
+        x, twin = images(8) + rank, copy.deepcopy(model)
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        optimizer = ENGM(model.parameters(), alpha=0.5, norms=norms)
+        for _ in range(2):
+            optimizer.zero_grad()
+            used = optimizer.backward(cross_entropy(wrapped, x))
+        losses, params = cross_entropy(twin, x), list(twin.parameters())
+        exact = exact_norms(losses, params)
+        expected = torch.autograd.grad((losses * used.weights).mean(), params)
+        gradient = torch.cat([g.flatten() for g in expected])
+        torch.distributed.all_reduce(gradient)
+        found = torch.cat([p.grad.flatten() for p in model.parameters()])
+        errors[norms] = (found - gradient / 2).abs().max().item(), (used.norms / exact - 1).abs().max().item()
+    try:  # torch itself has no statistics of all processes on CPUs, so that gloo can run none
+        nn.SyncBatchNorm(3)(torch.randn(4, 3, 2, 2))
+        refused = ""
+    except ValueError as error:
+        refused = str(error)
+    torch.distributed.destroy_process_group()
+    torch.save((errors, refused), f"{folder}/errors{rank}")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_statistics_of_each_process(tmp_path):
+    torch.multiprocessing.spawn(_step_with_own_statistics, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        errors, refused = torch.load(tmp_path / f"errors{rank}")
+        assert "SyncBatchNorm" in refused
+        assert all(gradient < 1e-12 for gradient, _ in errors.values())
+        assert errors["exact"][1] < 1e-10
+        assert max(errors["corrected"][1], errors["lowrank"][1]) < 0.15
