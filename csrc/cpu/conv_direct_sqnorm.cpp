@@ -10,7 +10,8 @@
 namespace pyengm::cpu {
 namespace {
 
-constexpr int64_t kPixels = 512;  // of a block: 64 KiB of a panel
+constexpr int64_t kPixels = 512;     // of a block: 64 KiB of a panel
+constexpr int64_t kTransposed = 64;  // rows of a gradient written out at a time: 8 KiB of a panel
 
 // Sizes and tables that all examples share.
 struct Plan {
@@ -50,46 +51,78 @@ struct Scratch {
   }
 };
 
-// out (Rows, kPanel) += sum over y < height, x < width of left[starts[row] + y * to_row + x * to_column] *
-// right[pixel].
+// Columns [c, c + 2 vectors) of a panel: out (Rows, kPanel) += sum over y < height, x < width of
+// left[starts[row] + y * to_row + x * to_column] * right[pixel].
 template <typename T, int64_t Bytes, int64_t Rows>
 PYENGM_INLINE void add_products(T* out, const T* left, const int64_t* starts, const T* right, int64_t height,
                                 int64_t width, int64_t to_row, int64_t to_column) {
   using V = typename Simd<T, Bytes>::Vector;
   constexpr int64_t lanes = Simd<T, Bytes>::lanes;
-  for (int64_t c = 0; c < kPanel<T>; c += 2 * lanes) {
-    V sum[Rows][2];
-    const T* rows[Rows];
+  V sum[Rows][2];
+  const T* rows[Rows];
 #pragma GCC unroll 8
-    for (int64_t r = 0; r < Rows; ++r) {
-      sum[r][0] = load<V>(out + r * kPanel<T> + c);
-      sum[r][1] = load<V>(out + r * kPanel<T> + c + lanes);
-      rows[r] = left + starts[r];
-    }
-    const T* b = right + c;
-    for (int64_t y = 0; y < height; ++y)
-      for (int64_t x = 0, at = y * to_row; x < width; ++x, at += to_column, b += kPanel<T>) {
-        const V b0 = load<V>(b), b1 = load<V>(b + lanes);
+  for (int64_t r = 0; r < Rows; ++r) {
+    sum[r][0] = load<V>(out + r * kPanel<T>);
+    sum[r][1] = load<V>(out + r * kPanel<T> + lanes);
+    rows[r] = left + starts[r];
+  }
+  for (int64_t y = 0; y < height; ++y)
+    for (int64_t x = 0, at = y * to_row; x < width; ++x, at += to_column, right += kPanel<T>) {
+      const V b0 = load<V>(right), b1 = load<V>(right + lanes);
 #pragma GCC unroll 8
-        for (int64_t r = 0; r < Rows; ++r) {
-          sum[r][0] += rows[r][at] * b0;
-          sum[r][1] += rows[r][at] * b1;
-        }
+      for (int64_t r = 0; r < Rows; ++r) {
+        sum[r][0] += rows[r][at] * b0;
+        sum[r][1] += rows[r][at] * b1;
       }
+    }
 #pragma GCC unroll 8
-    for (int64_t r = 0; r < Rows; ++r) {
-      store(out + r * kPanel<T> + c, sum[r][0]);
-      store(out + r * kPanel<T> + c + lanes, sum[r][1]);
+  for (int64_t r = 0; r < Rows; ++r) {
+    store(out + r * kPanel<T>, sum[r][0]);
+    store(out + r * kPanel<T> + lanes, sum[r][1]);
+  }
+}
+
+// The same for one vector of columns, where a panel has no more. Two pixels at a time keep as many sums in flight.
+template <typename T, int64_t Bytes, int64_t Rows>
+PYENGM_INLINE void add_products_of_one_vector(T* out, const T* left, const int64_t* starts, const T* right,
+                                              int64_t height, int64_t width, int64_t to_row, int64_t to_column) {
+  using V = typename Simd<T, Bytes>::Vector;
+  V even[Rows], odd[Rows];
+  const T* rows[Rows];
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < Rows; ++r) {
+    even[r] = load<V>(out + r * kPanel<T>);
+    odd[r] = V{};
+    rows[r] = left + starts[r];
+  }
+  for (int64_t y = 0; y < height; ++y) {
+    int64_t x = 0, at = y * to_row;
+    for (; x + 1 < width; x += 2, at += 2 * to_column, right += 2 * kPanel<T>) {
+      const V b0 = load<V>(right), b1 = load<V>(right + kPanel<T>);
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < Rows; ++r) {
+        even[r] += rows[r][at] * b0;
+        odd[r] += rows[r][at + to_column] * b1;
+      }
+    }
+    if (x < width) {
+      const V b0 = load<V>(right);
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < Rows; ++r) even[r] += rows[r][at] * b0;
+      right += kPanel<T>;
     }
   }
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < Rows; ++r) store(out + r * kPanel<T>, even[r] + odd[r]);
 }
 
 // gradient (O, C, kh, kw) may be null.
 template <typename T, int64_t Bytes>
 PYENGM_INLINE double sqnorm(const Plan& plan, Scratch<T>& scratch, const T* x, const T* g, T* gradient) {
-  constexpr int64_t panel = kPanel<T>;
+  constexpr int64_t panel = kPanel<T>, vector = Simd<T, Bytes>::lanes;
   const Images &in = plan.conv.x, &out = plan.conv.g;
-  const int64_t pixels = out.height * out.width;
+  const int64_t pixels = out.height * out.width, to_row = plan.conv.stride[0] * plan.pitch;
+  const int64_t to_column = plan.conv.stride[1];
   for (int64_t c = 0; c < in.channels; ++c)
     for (int64_t y = 0; y < in.height; ++y) {
       const T* from = x + c * in.to_channel + y * in.to_row;
@@ -109,19 +142,26 @@ PYENGM_INLINE double sqnorm(const Plan& plan, Scratch<T>& scratch, const T* x, c
     std::fill_n(scratch.gradient, plan.starts.size() * panel, T(0));
     for (int64_t y = 0; y < out.height; y += plan.block)
       for (int64_t r = 0; r < plan.rows; r += kRows<Bytes>)
-        add_products<T, Bytes, kRows<Bytes>>(scratch.gradient + r * panel,
-                                             scratch.x + y * plan.conv.stride[0] * plan.pitch, &plan.starts[r],
-                                             right + y * out.width * panel, std::min(plan.block, out.height - y),
-                                             out.width, plan.conv.stride[0] * plan.pitch, plan.conv.stride[1]);
+        for (int64_t c = 0; c < run; c += 2 * vector) {
+          T* to = scratch.gradient + r * panel + c;
+          const T *left = scratch.x + y * to_row, *of_block = right + y * out.width * panel + c;
+          const int64_t height = std::min(plan.block, out.height - y), *starts = &plan.starts[r];
+          if (run - c > vector)
+            add_products<T, Bytes, kRows<Bytes>>(to, left, starts, of_block, height, out.width, to_row, to_column);
+          else
+            add_products_of_one_vector<T, Bytes, kRows<Bytes>>(to, left, starts, of_block, height, out.width, to_row,
+                                                               to_column);
+        }
     for (int64_t r = 0; r < plan.rows; ++r)
       for (int64_t c = 0; c < panel; ++c) {
         const double value = scratch.gradient[r * panel + c];
         lanes[c] += value * value;
       }
     if (gradient != nullptr)
-      for (int64_t c = 0; c < run; ++c)
-        for (int64_t r = 0; r < plan.rows; ++r)
-          gradient[(p * panel + c) * plan.rows + r] = scratch.gradient[r * panel + c];
+      for (int64_t begin = 0; begin < plan.rows; begin += kTransposed)
+        for (int64_t c = 0; c < run; ++c)
+          for (int64_t r = begin; r < std::min(begin + kTransposed, plan.rows); ++r)
+            gradient[(p * panel + c) * plan.rows + r] = scratch.gradient[r * panel + c];
   }
   double sum = 0;
   for (const double lane : lanes) sum += lane;

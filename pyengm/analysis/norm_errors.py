@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyengm.ops import clip_weights
-from pyengm.pergrad import NormEstimator, exact_norms
+from pyengm.pergrad import NormEstimator, exact_norms, gathered, whole_params
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,16 @@ def norm_errors(
     Raises:
         UnsupportedOperationError, ValueError, NonFiniteError: for the reasons that `per_example_grad_norms` lists.
     """
-    trained = [p for p in params if p.requires_grad]
+    trained = [p for p in whole_params(list(params)) if p.requires_grad]
     if estimators is None:
         estimators = {mode: NormEstimator(mode) for mode in ("corrected", "lowrank")}
+    with gathered(losses):
+        return _errors(losses, trained, estimators, alpha)
+
+
+def _errors(
+    losses: Tensor, trained: list[Tensor], estimators: Mapping[str, NormEstimator], alpha: float | None
+) -> dict[str, NormErrors]:
     exact = exact_norms(losses, trained)
     alpha = exact.median().item() if alpha is None else alpha
     exact_weights = clip_weights(exact, alpha)

@@ -39,10 +39,10 @@ def attack_mode(model: nn.Module, bn: str) -> Iterator[None]:
         ConfigError: the mode is unknown.
     """
     check_bn_mode(bn)
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     flags = [(module, module.training) for module in model.modules()]
     try:
-        for p in trainable:
+        for p in trainable.values():
             p.requires_grad_(False)
         model.train(bn != "eval")
         with {"eval": affine_batch_norm, "train": nullcontext, "batch_stats": running_statistics_kept}[bn](model):
@@ -50,8 +50,10 @@ def attack_mode(model: nn.Module, bn: str) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
-        for p in trainable:
+        shown = dict(model.named_parameters())  # under fully_shard (FSDP2) they may be others by now
+        for name, p in trainable.items():
             p.requires_grad_(True)
+            shown.get(name, p).requires_grad_(True)
 
 
 @contextmanager

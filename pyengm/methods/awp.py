@@ -20,6 +20,7 @@ from pyengm.methods.pgd_at import PGDAT
 from pyengm.methods.registry import register_method
 from pyengm.methods.trades import TRADES
 from pyengm.ops import Key
+from pyengm.pergrad import any_sharded
 from pyengm.utils import foreach
 from pyengm.utils.checks import require
 from pyengm.utils.distributed import all_reduce_sum_many
@@ -115,6 +116,8 @@ class AWP(AttackMethod):
         ]
         if not weights:
             raise ConfigError("AWP found no weights of two or more dimensions that are trained; use its base alone")
+        if any_sharded(weights):
+            raise ConfigError("AWP moves whole weights, and these are sharded; use DistributedDataParallel")
         with running_statistics_kept(model), torch.enable_grad():
             # The gradient of the sum has the direction of the mean's, and does not underflow in half precision.
             total = self.base.outcome(model, x, x_adv, y).losses.sum()

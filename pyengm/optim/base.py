@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pyengm.errors import ConfigError
+from pyengm.errors import ConfigError, UnsupportedOperationError
 from pyengm.optim.hyperparameter import hyperparameters_of
 from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.statistics import noise_scale, summarize
-from pyengm.pergrad import NormEstimator, PerExampleStats, check_losses
+from pyengm.pergrad import NormEstimator, PerExampleStats, check_losses, whole_params
 from pyengm.utils import foreach
 from pyengm.utils.distributed import world_size
 
@@ -52,7 +52,7 @@ class PerExampleSGD(torch.optim.SGD):
 
     Raises:
         ConfigError: A hyperparameter is out of range, or is given to a group although it is one value for all; or the
-            parameters are sharded over processes.
+            parameters are sharded by something else than `torch.distributed.fsdp.fully_shard`.
     """
 
     info: ClassVar[OptimizerInfo] = OptimizerInfo()
@@ -97,7 +97,7 @@ class PerExampleSGD(torch.optim.SGD):
         """
         if accumulate < 1:
             raise ValueError(f"accumulate is {accumulate}; expected the number of backward calls per step, 1 or more")
-        params = self._parameters()
+        params = [p for p in whole_params(self._parameters()) if p.requires_grad]
         if not self._graph_checked and losses.requires_grad:
             _check_leaves(losses, params)
             self._graph_checked = True
@@ -199,11 +199,10 @@ class PerExampleSGD(torch.optim.SGD):
             if name in param_group:
                 hyperparameter.check(param_group[name])
         super().add_param_group(param_group)
-        if any(hasattr(p, "device_mesh") for p in self.param_groups[-1]["params"]):
-            raise ConfigError(
-                "the parameters are sharded (FSDP2), and per-example losses need whole ones; "
-                "use DistributedDataParallel, or a plain torch.optim.SGD"
-            )
+        try:
+            whole_params(self.param_groups[-1]["params"])
+        except UnsupportedOperationError as error:
+            raise ConfigError(str(error)) from None
         self._graph_checked = False
 
     def state_dict(self) -> dict[str, Any]:

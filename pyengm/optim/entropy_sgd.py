@@ -13,6 +13,7 @@ from pyengm.optim.hyperparameter import Hyperparameter
 from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.registry import register_optimizer
 from pyengm.optim.sgld import SGLD
+from pyengm.pergrad import any_sharded
 from pyengm.utils import foreach
 
 BUFFER_RULES = ("restore", "average")
@@ -135,6 +136,14 @@ class EntropySGD(PerExampleSGD):
             )
         self.buffers, self.buffer_rule = list(buffers), buffer_rule
         self.normals = GaussianNoise(seed)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        if any_sharded(self.param_groups[-1]["params"]):
+            raise ConfigError(
+                f"the inner loop of {type(self).__name__} needs whole parameters, and these are sharded over "
+                "processes; use DistributedDataParallel"
+            )
 
     @property
     def current_inner_steps(self) -> int:

@@ -52,4 +52,4 @@ class MGNC(TotalNormSGD):
 
     def _transform_grads(self) -> None:
         params = [p for group in self.param_groups for p in group["params"]]
-        self._total_norm = torch.nn.utils.clip_grad_norm_(params, self.max_norm)
+        torch.nn.utils.clip_grads_with_norm_(params, self.max_norm, self._measure())

@@ -58,9 +58,8 @@ class SNGM(TotalNormSGD):
                 if trained and group["weight_decay"]:
                     decay = -group["weight_decay"] if group["maximize"] else group["weight_decay"]
                     foreach.add_([p.grad for p in trained], trained, alpha=decay)
-        gradients = self._gradients()
-        self._total_norm = norm = torch.nn.utils.get_total_norm(gradients)
-        foreach.mul_(gradients, torch.where(norm > 0, 1 / norm, norm))
+        norm = self._measure()
+        foreach.mul_(self._gradients(), torch.where(norm > 0, 1 / norm, norm))
 
     def _torch_step(self) -> None:
         decays = [group["weight_decay"] for group in self.param_groups]

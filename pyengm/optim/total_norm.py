@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyengm.optim.base import PerExampleSGD
+from pyengm.utils.distributed import full_tensor
 
 
 class TotalNormSGD(PerExampleSGD):
@@ -25,6 +27,11 @@ class TotalNormSGD(PerExampleSGD):
         """As of every optimiser, and "total_norm": the norm of the last step's gradient before it was changed."""
         own = {} if self._total_norm is None else {"total_norm": self._total_norm.item()}
         return super().statistics() | own
+
+    def _measure(self) -> Tensor:
+        """The norm of the whole gradient, over the shards of all processes where it is sharded; kept for a log."""
+        self._total_norm = norm = full_tensor(torch.nn.utils.get_total_norm(self._gradients()))
+        return norm
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]

@@ -16,6 +16,7 @@ Node = Any  # torch makes its node types at run time, and they share no public b
 LEAF = "torch::autograd::AccumulateGrad"
 
 NESTED: Shape = (-1,)
+INT = {int}
 
 # Between a parameter and its consumer these move or cast elements, which leaves the norm of a gradient as it is.
 TRANSPARENT = {
@@ -33,18 +34,39 @@ TRANSPARENT = {
 }
 
 
+# FSDP2 puts these around the inputs and outputs of modules, to learn when their backward passes begin and end.
+PASSED = {"RegisterPostBackwardFunctionBackward", "RegisterPreBackwardFunctionBackward"}
+
+# The fields of layout rules that are no lengths along an axis.
+AXES = {
+    "axis",
+    "dim",
+    "dim0",
+    "dim1",
+    "dim2",
+    "dimension",
+    "dims",
+    "group",
+    "groups",
+    "train",
+    "training",
+    "transposed",
+}
+
+
 @dataclass(frozen=True)
 class Graph:
     """Nodes in an order in which each comes before all that it sends gradients to; the losses' own node is the first.
 
     children[k]: for each input slot of node k the place of the node that made the input and the number of its output,
-    or None where no gradient flows. shapes[k]: of the outputs of node k. fields[k]: the saved fields that the layout
-    rule of node k reads. root: the number of the output of node 0 that the losses are.
+    or None where no gradient flows. shapes[k], dtypes[k]: of the outputs of node k. fields[k]: the saved fields that
+    the layout rule of node k reads. root: the number of the output of node 0 that the losses are.
     """
 
     nodes: list[Node]
     children: list[tuple[tuple[int, int] | None, ...]]
     shapes: list[tuple[Shape, ...]]
+    dtypes: list[tuple[torch.dtype, ...]]
     fields: list[Mapping[str, Any]]
     root: int
 
@@ -52,14 +74,21 @@ class Graph:
         """All that proofs depend on, apart from the contents of indices; it tells these leaves from each other."""
         number = {id(leaf): k for k, leaf in enumerate(leaves)}
         rows = []
-        for node, children, shapes, fields in zip(self.nodes, self.children, self.shapes, self.fields, strict=True):
+        parts = zip(self.nodes, self.children, self.shapes, self.dtypes, self.fields, strict=True)
+        for node, children, shapes, dtypes, fields in parts:
             name = node.name()
             if name == LEAF:
-                rows.append((number.get(id(node.variable)), tuple(node.variable.shape)))
-                continue
-            dtypes = tuple(output.dtype for output in node._input_metadata)
-            rows.append((name, children, shapes, dtypes, tuple((f, _hashable(v)) for f, v in fields.items())))
+                rows.append((number.get(id(node.variable)), shapes))
+            else:
+                rows.append((name, children, shapes, dtypes, tuple((f, _hashable(v)) for f, v in fields.items())))
         return tuple(rows), self.root
+
+    def structure(self, leaves: Iterable[Tensor]) -> Hashable:
+        """The nodes, edges and axes, with these leaves told from each other: the same for all lengths of texts."""
+        number = {id(leaf): k for k, leaf in enumerate(leaves)}
+        names = tuple(number.get(id(n.variable)) if n.name() == LEAF else n.name() for n in self.nodes)
+        axes = tuple(tuple((f, v) for f, v in fields.items() if f in AXES) for fields in self.fields)
+        return names, tuple(self.children), axes, self.root
 
     def leaf(self, place: int) -> Tensor | None:
         """The leaf tensor of a node that only collects a leaf's gradient."""
@@ -109,46 +138,53 @@ def _reached(places: Iterable[int], edges: list[list[int]]) -> set[int]:
 
 def trace(losses: Tensor) -> Graph:
     """The graph of the losses."""
-    order: list[Node] = []
-    seen: set[Node] = {losses.grad_fn}
-    stack: list[tuple[Node, bool]] = [(losses.grad_fn, False)]
-    while stack:  # depth first, children before their parents
-        node, done = stack.pop()
-        if done:
-            order.append(node)
-            continue
-        stack.append((node, True))
-        for child, _ in node.next_functions:
-            if child is not None and child not in seen:
-                seen.add(child)
-                stack.append((child, False))
-    order = _topological(losses.grad_fn, order)
+    slots: dict[Node, tuple] = {}
+    stack: list[Node] = [losses.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node not in slots:
+            slots[node] = node.next_functions
+            stack.extend(child for child, _ in slots[node] if child is not None and child not in slots)
+    if any(node.name() in PASSED for node in slots):
+        slots = {
+            node: tuple(_past_hooks(*edge) for edge in of_node)
+            for node, of_node in slots.items()
+            if node.name() not in PASSED
+        }
+    order = _topological(losses.grad_fn, slots)
     place = {node: k for k, node in enumerate(order)}
     children = [
-        tuple(None if child is None else (place[child], output) for child, output in node.next_functions)
-        for node in order
+        tuple(None if child is None else (place[child], output) for child, output in slots[node]) for node in order
     ]
-    shapes = [tuple(_shape(output) for output in getattr(node, "_input_metadata", ())) for node in order]
-    return Graph(order, children, shapes, [_fields(node) for node in order], losses.output_nr)
+    outputs = [getattr(node, "_input_metadata", ()) for node in order]
+    shapes = [tuple(_shape(output) for output in of_node) for of_node in outputs]
+    dtypes = [tuple(output.dtype for output in of_node) for of_node in outputs]
+    return Graph(order, children, shapes, dtypes, [_fields(node) for node in order], losses.output_nr)
+
+
+def _past_hooks(node: Node | None, output: int) -> tuple[Node | None, int]:
+    while node is not None and node.name() in PASSED:
+        node, output = node.next_functions[output]
+    return node, output
 
 
 def _shape(output: Any) -> Shape:
     """The shape of a node's output; that of a nested tensor has no numbers."""
     shape = tuple(output.shape)
-    return shape if all(type(size) is int for size in shape) else NESTED
+    return shape if INT.issuperset(map(type, shape)) else NESTED
 
 
-def _topological(top: Node, nodes: list[Node]) -> list[Node]:
-    waiting = dict.fromkeys(nodes, 0)
-    for node in nodes:
-        for child, _ in node.next_functions:
+def _topological(top: Node, slots: Mapping[Node, tuple]) -> list[Node]:
+    waiting = dict.fromkeys(slots, 0)
+    for of_node in slots.values():
+        for child, _ in of_node:
             if child is not None:
                 waiting[child] += 1
     ready, order = [top], []
     while ready:
         node = ready.pop()
         order.append(node)
-        for child, _ in node.next_functions:
+        for child, _ in slots[node]:
             if child is not None:
                 waiting[child] -= 1
                 if not waiting[child]:

@@ -10,6 +10,7 @@ from pyengm.errors import NonFiniteError, UnsupportedOperationError
 from pyengm.ops import clip_weights
 from pyengm.pergrad.autograd_graph import trace
 from pyengm.pergrad.engine import PerExampleBackward, prepare
+from pyengm.pergrad.fsdp import check_reduced, gathered
 from pyengm.pergrad.hooks import DDP_SINK, disable_ddp_sink
 from pyengm.pergrad.norm_estimator import NormEstimator
 from pyengm.pergrad.per_example_grad import PerExampleGrad
@@ -120,7 +121,7 @@ def backward_by_weights(
     """Adds (1 / (n accumulate)) sum_i w_i g_i to .grad of the parameters, w = weigh(norms, input_norms) held constant.
 
     Where the examples are independent, one backward pass gives the norms, and what it kept gives the gradient.
-    Elsewhere a second backward pass, of the weighted losses, gives the gradient.
+    Elsewhere, and under fully_shard, a second backward pass, of the weighted losses, gives the gradient.
 
     Args:
         losses: (n,) with their graph, which is freed.
@@ -148,13 +149,16 @@ def backward_by_weights(
     scale = losses.new_ones((), dtype=torch.float32)
     if scaler is not None:  # in float32, as a scaled loss may leave the range of float16
         losses, scale = scaler.scale([to_float32(losses), scale])
-    backward = _prepared(losses, list(zip(names, tensors, strict=True)), estimator)
-    if backward is not None and _one_pass(backward):
-        found = _norms_in_one_pass(backward, estimator, inputs)
-    else:
-        found = _norms_before_the_gradient(losses, tensors, backward, estimator, inputs if input_norms else None)
-    stats, factors = _weights(losses, found, weigh, input_norms, scale, scaler is not None, accumulate)
+    with gathered(losses, until_backward=True) as sharded:
+        backward = _prepared(losses, list(zip(names, tensors, strict=True)), estimator)
+        if backward is not None and not sharded and _one_pass(backward):
+            found = _norms_in_one_pass(backward, estimator, inputs)
+        else:
+            found = _norms_before_the_gradient(losses, tensors, backward, estimator, inputs if input_norms else None)
+        stats, factors = _weights(losses, found, weigh, input_norms, scale, scaler is not None, accumulate)
     _deliver(losses, tensors, backward, found, factors, inputs)
+    if sharded:
+        check_reduced(tensors, names)
     return stats
 
 

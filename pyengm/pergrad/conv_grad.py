@@ -12,9 +12,15 @@ from torch.nn import functional as F
 from pyengm.kernels import conv_dispatch, conv_tuning
 from pyengm.kernels.conv_shape import HALF, ConvShape
 from pyengm.ops import conv_direct_sqnorm, conv_gradients, conv_gram_sqnorm
-from pyengm.pergrad.per_example_grad import CHUNK_ELEMENTS, DenseGrad, OuterProductGrad, PerExampleGrad, row_squares
+from pyengm.pergrad.per_example_grad import (
+    CHUNK_ELEMENTS,
+    STORED,
+    DenseGrad,
+    OuterProductGrad,
+    PerExampleGrad,
+    row_squares,
+)
 
-KEEP = 1.5  # gradients of up to this many times the numbers of the operands are kept, not computed anew
 GRAM_PRODUCT = 1.2  # cost of a product of the Gram form, in products of the direct form; measured on AVX-512
 
 
@@ -77,19 +83,21 @@ class ConvGrad(PerExampleGrad):
         if not (x.is_cuda and len(self.shape) in (3, 4)):
             x, g = _wide(x), _wide(g)
         self.x, self.g, self.weight, self.geometry = x, g, weight, geometry
-        self.kept: DenseGrad | None = None
 
-    def squares(self, keep: bool = False) -> Tensor:
+    def stored(self) -> PerExampleGrad:
+        if self.n * self.shape.numel() > STORED * (self.x.numel() + self.g.numel()):
+            return self
         flat = self._flat()
-        native = flat if flat is not None and flat.has_kernels() else None
-        if keep and self.n * self.shape.numel() <= KEEP * (self.x.numel() + self.g.numel()):
-            squares, gradients = (None, self.dense(slice(None))) if native is None else conv_gradients(*native)
-            store = ChannelsInnermost if native is not None and gradients.is_cuda else DenseGrad
-            self.kept = store(gradients.view(self.n, *self.shape))
-            self.x = self.g = self.x.new_empty(0)
-            return self.kept.squares() if squares is None else squares.view(self.n, -1).sum(1)
-        if native is not None:
-            squares = (conv_gram_sqnorm if native.gram_is_cheaper() else conv_direct_sqnorm)(*native)
+        if flat is None or not flat.has_kernels():
+            return DenseGrad(self.dense(slice(None)))
+        squares, gradients = conv_gradients(*flat)
+        store = ChannelsInnermost if gradients.is_cuda else DenseGrad
+        return store(gradients.view(self.n, *self.shape), known_squares=squares.view(self.n, -1).sum(1))
+
+    def squares(self) -> Tensor:
+        flat = self._flat()
+        if flat is not None and flat.has_kernels():
+            squares = (conv_gram_sqnorm if flat.gram_is_cheaper() else conv_direct_sqnorm)(*flat)
             return squares.view(self.n, -1).sum(1)
         if flat is not None:
             squares = torch.cat([part.squares() for part in _unfolded(flat)])
@@ -97,8 +105,6 @@ class ConvGrad(PerExampleGrad):
         return torch.cat([row_squares(self.dense(slice(i, i + 1))) for i in range(self.n)])
 
     def dense(self, examples: slice) -> Tensor:
-        if self.kept is not None:
-            return self.kept.dense(examples)
         part = ConvGrad(self.x[examples], self.g[examples], self.weight, self.geometry)
         flat = part._flat()
         if flat is not None and flat.has_kernels():
@@ -109,8 +115,6 @@ class ConvGrad(PerExampleGrad):
         return torch.stack([self._weight_gradient(g, x) for g, x in pairs])
 
     def weighted(self, weights: Tensor) -> Tensor:
-        if self.kept is not None:
-            return self.kept.weighted(weights)
         x, g = self.x, self.g
         if x.dtype == torch.float16:  # whose range a weighted gradient may leave
             x, g = _wide(x), _wide(g)

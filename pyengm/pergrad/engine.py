@@ -2,8 +2,9 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from pyengm.pergrad.batch_norm.projection import Bases, LayerSketch, correct_bia
 from pyengm.pergrad.hooks import full_precision, visit_gradients
 from pyengm.pergrad.per_example_grad import DenseGrad, PerExampleGrad, StackedGrads, merge, row_squares
 from pyengm.pergrad.probe import probe
+from pyengm.pergrad.proof import Proof
 from pyengm.pergrad.row_layout import RowLayout
 from pyengm.pergrad.rules.fallback import NodeCallGrad
 from pyengm.pergrad.rules.weights import to_float32
@@ -30,7 +32,7 @@ from pyengm.pergrad.validation import (
     check_visible,
     named_params,
 )
-from pyengm.pergrad.verify import verify
+from pyengm.pergrad.verify import is_verified, verify
 from pyengm.pergrad.weight_usage import TiedParams, WeightUsage, WeightUse, error_context, with_way_out
 
 CHUNK = 16  # examples of a batched pass on a GPU
@@ -39,8 +41,8 @@ CHUNK = 16  # examples of a batched pass on a GPU
 def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
     """Finds the parameters in the graph of the losses (n,); nothing in it is changed.
 
-    The first call for a structure of graph derives the owners of all gradients and, where batch statistics do not make
-    the examples depend on each other, compares two norms with exact derivatives.
+    The first call for a graph's structure and shapes derives the owners of all gradients; the first one for its
+    structure alone compares two norms with exact derivatives, where batch statistics leave the examples independent.
     Raises UnsupportedOperationError for what no rule supports, where examples are not independent and where the
     comparison fails, and what `exact_norms` raises.
     """
@@ -56,18 +58,25 @@ def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
         key = graph.key(tensors), len(losses)
         usage, proof = weight_usage.get(key, graph), None
         if usage is None:
-            usage, proof = weight_usage.find_usage(graph, len(losses), tensors, names, frozen)
-        found = PerExampleBackward(losses, tensors, names, graph, probe(graph, losses, names, usage, frozen), frozen)
-        if proof is not None:
-            if not frozen:
-                verify(losses, tensors, names, graph, found.usage, found.squares()[0])
-            weight_usage.put(key, usage, proof)
             keep_freed_memory()
-            if usage.probed:
-                warn_of_probing(usage, len(losses))
+            usage, proof = weight_usage.find_usage(graph, len(losses), tensors, names, frozen)
+        probed = probe(graph, losses, names, usage, frozen)
     except (UnsupportedOperationError, CheckpointError) as error:
         raise UnsupportedOperationError(with_way_out(str(error))) from error
+    found = PerExampleBackward(losses, tensors, names, graph, probed, frozen)
+    if proof is not None:
+        found.remember = partial(remember, key, usage, proof, len(losses))
+    if found.remember is not None and (frozen or is_verified(graph, tensors)):
+        found.remember()
+        found.remember = None
     return found
+
+
+def remember(key: Hashable, usage: WeightUsage, proof: Proof, n: int) -> None:
+    """What follows when the proof for a new graph has passed its check."""
+    weight_usage.put(key, usage, proof)
+    if usage.probed:
+        warn_of_probing(usage, n)
 
 
 def keep_freed_memory() -> None:
@@ -93,7 +102,8 @@ def warn_of_probing(usage: WeightUsage, n: int) -> None:
 class PerExampleBackward:
     """Losses with their graph, and where it uses the parameters; made by `prepare`.
 
-    frozen: batch norms whose statistics make the examples depend on each other.
+    frozen: batch norms whose statistics make the examples depend on each other. remember: to be called once the first
+    norms of this structure of graph have been verified; None where they are.
     """
 
     losses: Tensor
@@ -102,6 +112,7 @@ class PerExampleBackward:
     graph: Graph
     usage: WeightUsage
     frozen: list[FrozenNorm]
+    remember: Callable[[], None] | None = None
 
     def squares(
         self,
@@ -115,7 +126,25 @@ class PerExampleBackward:
         Batch statistics count as constants. kept: takes the gradients of every weight, for `deliver`; the graph's
         activations are then freed on the way, unless they may be needed once more. sketches: takes what corrects the
         squares of layers; those of biases come out corrected.
+        Raises UnsupportedOperationError where the first norms of a structure of graph are wrong.
         """
+        if self.remember is None:
+            return self._squares(inputs, kept, sketches)
+        try:
+            total, input_gradient = self._squares(inputs, kept, sketches)
+            verify(self.losses, self.params, self.names, self.graph, self.usage, total)
+        except (UnsupportedOperationError, CheckpointError) as error:
+            raise UnsupportedOperationError(with_way_out(str(error))) from error
+        self.remember()
+        self.remember = None
+        return total, input_gradient
+
+    def _squares(
+        self,
+        inputs: Tensor | None,
+        kept: dict[int, PerExampleGrad] | None,
+        sketches: "Sketches | None",
+    ) -> tuple[Tensor, Tensor | None]:
         groups = self.usage.groups
         total = torch.zeros(len(groups), len(self.losses), dtype=torch.float64, device=self.losses.device)
         pending: dict[int, PerExampleGrad] = {}
@@ -125,14 +154,14 @@ class PerExampleBackward:
 
         def done(k: int, gradient: PerExampleGrad) -> None:
             group = group_of[k]
+            if kept is not None:
+                gradient = kept[k] = gradient.stored()
             if plain[group] and isinstance(gradient, DenseGrad) and StackedGrads.takes(gradient):
                 small[k] = gradient
             elif plain[group]:
-                total[group] += gradient.squares(keep=kept is not None).to(total)
+                total[group] += gradient.squares().to(total)
             else:
                 pending[k] = gradient
-            if kept is not None:
-                kept[k] = gradient
 
         with full_precision(self.losses.device):
             input_gradient = self._collect(done, inputs, kept is not None, sketches)
@@ -146,6 +175,8 @@ class PerExampleBackward:
 
     def gradients(self, inputs: Tensor | None) -> tuple[dict[int, PerExampleGrad], Tensor | None]:
         """The gradients of every weight for `deliver`, without norms, and that of the inputs; activations are freed."""
+        if self.remember is not None:
+            self.squares()
         kept: dict[int, PerExampleGrad] = {}
         with full_precision(self.losses.device):
             input_gradient = self._collect(kept.__setitem__, inputs, True, None)
@@ -205,7 +236,8 @@ class PerExampleBackward:
         sketches: "Sketches | None",
     ) -> Tensor | None:
         """Calls done(weight, gradient) as soon as a weight's last use has been visited."""
-        collector = _Collector(self, done, keep and not self.frozen, sketches)
+        frees = keep and not self.frozen and self.remember is None
+        collector = _Collector(self, done, frees, sketches)
         called = {k for use in self.usage.uses if use.rule is None for k in use.slots.values()}
         input_gradient = visit_gradients(
             self.graph,
@@ -342,7 +374,7 @@ class _Collector:
             scale = norm.scale()
             return bias.values * scale, weight.values * scale
         first, second = norm.sums(to_float32(g))
-        return rows.split(first).sum(1), rows.split(second).sum(1)
+        return rows.sums(first), rows.sums(second)
 
     def _sketched(self, sketches: Sketches, place: int, k: int, gradient: PerExampleGrad) -> PerExampleGrad:
         """Adds the sketch of a layer's gradient; returns the gradient, that of a bias before norms corrected."""

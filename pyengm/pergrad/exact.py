@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from pyengm.pergrad.autograd_graph import trace
+from pyengm.pergrad.fsdp import gathered
 from pyengm.pergrad.hooks import disable_ddp_sink
 from pyengm.pergrad.validation import (
     Params,
@@ -36,9 +37,10 @@ def exact_norms(losses: Tensor, params: Params, chunk: int | None = None) -> Ten
     """
     check_losses(losses)
     tensors, _ = named_params(params)
-    if losses.grad_fn is not None:
-        check_reached(trace(losses), tensors)
-    squares = exact_squares(losses, [tensors], range(losses.numel()), chunk)[0]
+    with gathered(losses):
+        if losses.grad_fn is not None:
+            check_reached(trace(losses), tensors)
+        squares = exact_squares(losses, [tensors], range(losses.numel()), chunk)[0]
     return squares.sqrt().to(torch.promote_types(losses.dtype, torch.float32))
 
 

@@ -12,6 +12,7 @@ from pyengm.pergrad.batch_norm.projection import Bases
 from pyengm.pergrad.batch_norm.regression import Fit, FitExamples
 from pyengm.pergrad.engine import PerExampleBackward, Sketches, prepare
 from pyengm.pergrad.exact import exact_gradients, exact_norms, gradient_squares
+from pyengm.pergrad.fsdp import gathered
 from pyengm.pergrad.hooks import full_precision
 from pyengm.pergrad.validation import Params, check_losses, named_params
 from pyengm.utils.distributed import all_reduce_sum_many, is_initialized
@@ -256,4 +257,5 @@ def per_example_grad_norms(losses: Tensor, params: Params, norms: str = "auto") 
     estimator = NormEstimator(norms, shared=False)
     check_losses(losses)
     tensors, names = named_params(params)
-    return estimator.norms(losses, tensors, estimator.prepare(losses, list(zip(names, tensors, strict=True))))
+    with gathered(losses):
+        return estimator.norms(losses, tensors, estimator.prepare(losses, list(zip(names, tensors, strict=True))))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 SMALL = 4096  # elements of a weight that is computed together with others
+STORED = 2  # gradients of up to this many times the elements of their operands are stored, not computed twice
 CHUNK_ELEMENTS = 2**24  # of products or gradients held at a time: 64 MiB in float32
 
 
@@ -22,10 +23,14 @@ class PerExampleGrad(ABC):
     n: int
     shape: torch.Size
 
-    def squares(self, keep: bool = False) -> Tensor:
-        """||g_i||^2, (n,). keep: gradients that come out on the way may be stored for `weighted`, operands dropped."""
+    def squares(self) -> Tensor:
+        """||g_i||^2, (n,)."""
         step = max(1, CHUNK_ELEMENTS // self.shape.numel())
         return torch.cat([row_squares(self.dense(slice(k, k + step))) for k in range(0, self.n, step)])
+
+    def stored(self) -> "PerExampleGrad":
+        """Where norms and a weighted sum then take less time, the gradients multiplied out; else itself."""
+        return self
 
     def materialize(self) -> None:
         """Takes what it needs of the graph, before that is freed."""
@@ -73,14 +78,14 @@ class SumGrad(PerExampleGrad):
 
 
 class DenseGrad(PerExampleGrad):
-    """values: (n, *shape)."""
+    """values: (n, *shape). known_squares: their squared norms (n,), or None."""
 
-    def __init__(self, values: Tensor, shape: torch.Size | None = None):
+    def __init__(self, values: Tensor, shape: torch.Size | None = None, known_squares: Tensor | None = None):
         self.n, self.shape = len(values), torch.Size(values.shape[1:] if shape is None else shape)
-        self.values = values.reshape(self.n, *self.shape)
+        self.values, self.known_squares = values.reshape(self.n, *self.shape), known_squares
 
-    def squares(self, keep: bool = False) -> Tensor:
-        return row_squares(self.values)
+    def squares(self) -> Tensor:
+        return row_squares(self.values) if self.known_squares is None else self.known_squares
 
     def dense(self, examples: slice) -> Tensor:
         return self.values[examples]
@@ -103,7 +108,9 @@ class StackedGrads:
 
     @staticmethod
     def takes(gradient: PerExampleGrad) -> TypeGuard[DenseGrad]:
-        return isinstance(gradient, DenseGrad) and gradient.shape.numel() <= SMALL
+        if not isinstance(gradient, DenseGrad):
+            return False
+        return gradient.known_squares is None and gradient.shape.numel() <= SMALL
 
     def squares(self) -> Tensor:
         """(weights, n) float64."""
@@ -123,7 +130,12 @@ class OuterProductGrad(PerExampleGrad):
     def __init__(self, a: Tensor, g: Tensor, shape: torch.Size):
         self.n, self.shape, self.a, self.g = len(a), shape, a, g
 
-    def squares(self, keep: bool = False) -> Tensor:
+    def stored(self) -> PerExampleGrad:
+        t = self.a.shape[2]
+        few = self.n * self.shape.numel() <= STORED * (self.a.numel() + self.g.numel())
+        return DenseGrad(self.dense(slice(None))) if t > 1 and few else self
+
+    def squares(self) -> Tensor:
         n, b, t, i = self.a.shape
         o = self.g.shape[3]
         if t == 1:
@@ -182,7 +194,7 @@ class EmbeddingGrad(PerExampleGrad):
     def __init__(self, index: Tensor, g: Tensor, shape: torch.Size):
         self.n, self.shape, self.index, self.g = len(index), shape, index, g
 
-    def squares(self, keep: bool = False) -> Tensor:
+    def squares(self) -> Tensor:
         t = self.index.shape[1]
         step = max(1, CHUNK_ELEMENTS // (t * t))
         parts = []

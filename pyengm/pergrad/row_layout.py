@@ -34,6 +34,11 @@ class RowLayout:
             order[example, : len(mine)] = mine
         return RowLayout(n, 0, torch.from_numpy(order))
 
+    def sums(self, t: Tensor) -> Tensor:
+        """(R, ...) -> (n, ...): sums over the rows of each example."""
+        one_each = self.order is None and self.inner == 1 and len(t) == self.n
+        return t if one_each else self.split(t).sum(1)
+
     def split(self, t: Tensor) -> Tensor:
         """(R, ...) -> (n, T, ...)."""
         if self.order is not None:

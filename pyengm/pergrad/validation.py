@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from pyengm.errors import NonFiniteError, UnsupportedOperationError
 from pyengm.pergrad.autograd_graph import LEAF, NESTED, Graph
+from pyengm.pergrad.fsdp import refuse_flat, whole_params
 from pyengm.utils.checks import require
 
 HIDDEN = {  # nodes whose layers no pass with `inputs=` reaches: torch refuses it, or leaves their parameters out
     "CheckpointFunctionBackward": "pass use_reentrant=False to torch.utils.checkpoint",
 }
-SHARDED = {"DTensor": "parameters sharded by FSDP2", "FlatParameter": "parameters flattened by FSDP"}
 OPAQUE = {  # nodes that hide a model's own graph, though its gradients are right
     "CompiledFunctionBackward": "run the model itself in the outer step and compile only the attack",
 }
@@ -48,14 +48,14 @@ Params = nn.Module | Mapping[str, Tensor] | Iterable[Tensor] | Iterable[tuple[st
 
 
 def named_params(params: Params) -> tuple[list[Tensor], list[str]]:
-    """The parameters that require grad, each once, and what messages call them.
+    """The parameters that require grad, each once and whole as in the graph, and what messages call them.
 
     Args:
         params: a module, named parameters (pairs or a mapping), or an iterable of leaf tensors.
 
     Raises:
         ValueError: for a single tensor, tensors that are no leaves of the graph, and where none requires grad.
-        UnsupportedOperationError: for parameters that FSDP has sharded or flattened.
+        UnsupportedOperationError: for parameters that FSDP1 has flattened, and for DTensors that are not fully_shard's.
     """
     if isinstance(params, Tensor):
         raise ValueError(
@@ -65,11 +65,15 @@ def named_params(params: Params) -> tuple[list[Tensor], list[str]]:
         given: list[Any] = list(params.named_parameters())
     else:
         given = list(params.items() if isinstance(params, Mapping) else params)
-    named: dict[Tensor, str] = {}
+    tensors, names = [], []
     for k, one in enumerate(given):
         name, p = one if isinstance(one, tuple) else (None, one)
         if not isinstance(p, Tensor):
             raise ValueError(f"expected tensors as parameters, got {type(p).__name__} at position {k}")
+        tensors.append(p)
+        names.append(name or f"{k} of shape {tuple(p.shape)}")
+    named: dict[Tensor, str] = {}
+    for k, (p, name) in enumerate(zip(whole_params(tensors, names), names, strict=True)):
         if not p.requires_grad:
             continue
         if not p.is_leaf:
@@ -77,11 +81,7 @@ def named_params(params: Params) -> tuple[list[Tensor], list[str]]:
                 f"the parameter at position {k}, of shape {tuple(p.shape)}, is computed from others; give the leaves, "
                 "such as model.parameters() (a parametrised layer computes its weight from them)"
             )
-        if type(p).__name__ in SHARDED:
-            raise UnsupportedOperationError(
-                f"{SHARDED[type(p).__name__]} are not the tensors in the graph; use DistributedDataParallel"
-            )
-        named.setdefault(p, name or f"{k} of shape {tuple(p.shape)}")
+        named.setdefault(p, name)
     if not named:
         raise ValueError("none of the parameters requires grad")
     return list(named), list(named.values())
@@ -119,7 +119,9 @@ def check_plain(graph: Graph, params: Iterable[Tensor], names: Iterable[str]) ->
 
 
 def check_reached(graph: Graph, params: Iterable[Tensor]) -> None:
-    """Raises ValueError where none of the parameters is a leaf of the graph."""
-    leaves = {id(node.variable) for node in graph.nodes if node.name() == LEAF}
-    if leaves.isdisjoint(map(id, params)):
+    """Raises ValueError where none of the parameters is a leaf of the graph, UnsupportedOperationError for FSDP1's."""
+    leaves = [node.variable for node in graph.nodes if node.name() == LEAF]
+    for leaf in leaves:
+        refuse_flat(leaf)
+    if set(map(id, leaves)).isdisjoint(map(id, params)):
         raise ValueError("the losses depend on none of the parameters; are they those of another model?")

@@ -1,6 +1,7 @@
 """Trust but verify: norms of a new structure of graph against exact derivatives."""
 
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,10 +9,17 @@ from torch import Tensor
 from pyengm.errors import UnsupportedOperationError
 from pyengm.pergrad.autograd_graph import Graph
 from pyengm.pergrad.exact import exact_squares
-from pyengm.pergrad.weight_usage import WeightUsage
+from pyengm.pergrad.weight_usage import MAX_REMEMBERED, WeightUsage
 
 TOLERANCE = 1e-3  # relative, in float32 and float64
 HALF_TOLERANCE = 3e-2  # 16-bit passes round to 8 bits
+
+_verified: OrderedDict[Hashable, None] = OrderedDict()  # structures of graphs
+
+
+def is_verified(graph: Graph, params: Iterable[Tensor]) -> bool:
+    """Whether `verify` has compared a graph of this structure, in any shapes: padded texts have many lengths."""
+    return graph.structure(params) in _verified
 
 
 def verify(
@@ -49,6 +57,10 @@ def verify(
             f"the gradient norms {ours.norm(dim=0).tolist()} of examples {chosen.tolist()} should be "
             f"{length.tolist()}. Wrong: {'; '.join(where)}"
         )
+
+    _verified[graph.structure(params)] = None
+    while len(_verified) > MAX_REMEMBERED:
+        _verified.popitem(last=False)
 
 
 def _users(graph: Graph, usage: WeightUsage, leaves: Iterable[int]) -> list[str]:

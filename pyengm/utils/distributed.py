@@ -48,6 +48,11 @@ def all_reduce_sum_many(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view_as(t) for piece, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
 
 
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, which processes have in parts if it is a DTensor; all of them call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def all_reduce_any(flag: bool) -> bool:
     """Whether the flag is set in any process."""
     return bool(all_reduce_sum(torch.tensor(int(flag))).item()) if world_size() > 1 else flag

@@ -17,6 +17,7 @@ from pyengm.ops import available_backends, conv_direct_sqnorm, conv_gradients, c
 from pyengm.ops.conv_sqnorm import conv_corrected_sqnorm, linear_sqnorm
 from pyengm.pergrad import conv_grad as conv_module
 from pyengm.pergrad.conv_grad import ConvGrad, Geometry
+from pyengm.pergrad.per_example_grad import DenseGrad
 
 WINDOW = ((3, 3), (1, 1), (1, 1), (1, 1))
 
@@ -285,10 +286,11 @@ class TestOperandsOf16Bits:
     @pytest.mark.parametrize("triton", [True, False])
     def test_squares(self, dtype, keep, triton, monkeypatch):
         monkeypatch.setattr(conv_dispatch, "HAS_TRITON", HAS_TRITON and triton)
-        monkeypatch.setattr(conv_module, "KEEP", 100 if keep else 0)
+        monkeypatch.setattr(conv_module, "STORED", 100 if keep else 0)
         ours, exact = self.conv(dtype, "cuda")
-        torch.testing.assert_close(ours.squares(keep).double().cpu(), exact.squares(), rtol=3e-5, atol=0)
-        assert (ours.kept is not None) == keep
+        ours = ours.stored()
+        torch.testing.assert_close(ours.squares().double().cpu(), exact.squares(), rtol=3e-5, atol=0)
+        assert isinstance(ours, DenseGrad) == keep
         largest = exact.dense(slice(None)).abs().max().item()
         found, truth = ours.dense(slice(1, 3)).double().cpu(), exact.dense(slice(1, 3))
         torch.testing.assert_close(found, truth, rtol=0, atol=3e-5 * largest)

@@ -451,12 +451,6 @@ class TestBadUse:
             part.requires_grad_(False)
         step(model, optimizer, x, y)
 
-    def test_sharded_parameters(self, kind):
-        w = nn.Parameter(torch.ones(3))
-        w.device_mesh = "as of a DTensor"
-        with pytest.raises(ConfigError, match="sharded"):
-            kind([w])
-
     @pytest.mark.parametrize(
         ("kind", "name", "value"),
         [

@@ -180,6 +180,13 @@ class TestExact:
         monkeypatch.setattr(weight_usage, "find_usage", None)
         check(loss(model, x.flip(0)), model.parameters())
 
+    def test_other_shapes_need_no_verification(self, monkeypatch):
+        model = nn.Sequential(nn.Embedding(7, 4), nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True)).double()
+        check(model(torch.randint(0, 7, (3, 5))).mean((1, 2)), model.parameters())
+        monkeypatch.setattr(engine, "verify", None)
+        for n, length in [(3, 6), (4, 4), (2, 4)]:
+            check(model(torch.randint(0, 7, (n, length))).mean((1, 2)), model.parameters())
+
     def test_another_model_of_the_same_nodes_is_verified(self, monkeypatch):
         def minus(axis):
             return heads(lambda m, x: m.h(torch.tanh(m.a(x) - m.a(x).mean(axis, keepdim=True))))

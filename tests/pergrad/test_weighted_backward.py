@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pyengm import per_example_grad_norms, weighted_backward
-from pyengm.errors import ConfigError, NonFiniteError, UnsupportedOperationError
+from pyengm.errors import ConfigError, NonFiniteError
 from pyengm.optim import ENGM
 from pyengm.pergrad import NormEstimator, backward, backward_by_weights, clipped_backward
 
@@ -385,19 +385,6 @@ def _worker(rank, folder):
                 clipped_backward(loss(wrapped, x + rank), model.parameters(), 0.5)
                 found[style, step] = filled(model.parameters())
     torch.save(found, f"{folder}/grads{rank}")
-
-
-@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this torch has no gloo")
-def test_fully_sharded(tmp_path):
-    """FSDP2 computes with other tensors than the sharded parameters: refused, not taken for zero gradients."""
-    fully_shard = pytest.importorskip("torch.distributed.fsdp").fully_shard
-    model, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double(), rows()
-    with process_group(tmp_path):
-        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
-        fully_shard(model, mesh=mesh)
-        params = list(model.parameters())
-        with pytest.raises(UnsupportedOperationError, match="FSDP2"):
-            clipped_backward(cross_entropy(model, x), params, 1.0)
 
 
 def test_alpha_without_bound_is_the_mean():

@@ -26,7 +26,7 @@ def _reduced(g: Tensor, shape: torch.Size, rows: RowLayout) -> DenseGrad:
     over = _broadcast_axes(g.shape, shape)
     kept = [axis for axis in range(g.dim()) if axis not in over]
     matrix = g.permute(*over, *kept).reshape(torch.Size(g.shape[axis] for axis in over).numel(), -1)
-    return DenseGrad(rows.split(matrix).sum(1), shape)
+    return DenseGrad(rows.sums(matrix), shape)
 
 
 @weight_rule("Add", slots=(0, 1), fields="alpha", rows=_broadcast_rows)
@@ -91,4 +91,4 @@ def repeat(node: Node, slots: Slots, g: Tensor, rows: RowLayout) -> Found:
     """A weight copied for every example: each copy is a row."""
     view, axes = _copies(node, slots[0])
     g = g.reshape(view).permute(*range(0, 2 * axes, 2), *range(1, 2 * axes, 2))
-    return {0: DenseGrad(rows.split(g.reshape(-1, *slots[0])).sum(1), slots[0])}
+    return {0: DenseGrad(rows.sums(g.reshape(-1, *slots[0])), slots[0])}

@@ -62,7 +62,7 @@ def convolution(node: Node, slots: Slots, g: Tensor, rows: RowLayout) -> dict[in
     """Convolutions and transposed ones, with any stride, padding, dilation and groups."""
     found: dict[int, PerExampleGrad] = {}
     if 2 in slots:
-        found[2] = DenseGrad(rows.split(to_float32(g).flatten(2).sum(2)).sum(1), slots[2])
+        found[2] = DenseGrad(rows.sums(to_float32(g).flatten(2).sum(2)), slots[2])
     if 1 in slots:
         dims = g.dim() - 2  # torch keeps padding="valid" as one value for all dimensions
         names = ("stride", "padding", "dilation", "output_padding")

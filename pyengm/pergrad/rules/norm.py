@@ -65,8 +65,8 @@ def group_norm(node: Node, slots: Slots, g: Tensor, rows: RowLayout) -> dict[int
     n, groups = saved(node, "N"), saved(node, "group")
     mean, rstd = (to_float32(saved(node, name)).view(n, groups, 1) for name in ("result1", "result2"))
     total, dot = channel_sums(g, to_float32(saved(node, "input")))
-    dot = ((dot.view(n, groups, -1) - total.view(n, groups, -1) * mean) * rstd).view(n, -1)
-    return _affine(slots, dot, total, rows)
+    dot = torch.addcmul(dot.view(n, groups, -1), total.view(n, groups, -1), mean, value=-1).mul_(rstd)
+    return _affine(slots, dot.view(n, -1), total, rows)
 
 
 @weight_rule("CudnnBatchNorm MiopenBatchNorm", slots=(1, 2), fields="input result1 result2 weight")
@@ -96,9 +96,9 @@ def layer_norm(node: Node, slots: Slots, g: Tensor, rows: RowLayout) -> dict[int
     mean, rstd = (to_float32(saved(node, name)).reshape(-1, 1) for name in ("result1", "result2"))
     found: dict[int, PerExampleGrad] = {}
     if 1 in slots:
-        found[1] = DenseGrad(rows.split((x - mean).mul_(rstd).mul_(g)).sum(1), slots[1])
+        found[1] = DenseGrad(rows.sums((x - mean).mul_(rstd).mul_(g)), slots[1])
     if 2 in slots:
-        found[2] = DenseGrad(rows.split(g).sum(1), slots[2])
+        found[2] = DenseGrad(rows.sums(g), slots[2])
     return found
 
 
@@ -108,7 +108,7 @@ def rms_norm(node: Node, slots: Slots, g: Tensor, rows: RowLayout) -> dict[int, 
     features = torch.Size(saved(node, "normalized_shape")).numel()
     g, x = (t.reshape(-1, features) for t in (g, to_float32(saved(node, "input"))))
     xhat = x * to_float32(saved(node, "result1")).reshape(-1, 1)
-    return {1: DenseGrad(rows.split(g * xhat).sum(1), slots[1])}
+    return {1: DenseGrad(rows.sums(g * xhat), slots[1])}
 
 
 def channel_sums(g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +122,7 @@ def _affine(slots: Slots, weight: Tensor, bias: Tensor, rows: RowLayout) -> dict
     """weight, bias: (N, C) sums over the positions of each image."""
     found: dict[int, PerExampleGrad] = {}
     if 1 in slots:
-        found[1] = DenseGrad(rows.split(weight).sum(1), slots[1])
+        found[1] = DenseGrad(rows.sums(weight), slots[1])
     if 2 in slots:
-        found[2] = DenseGrad(rows.split(bias).sum(1), slots[2])
+        found[2] = DenseGrad(rows.sums(bias), slots[2])
     return found
