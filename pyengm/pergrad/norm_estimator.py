@@ -184,7 +184,7 @@ class NormEstimator:
         self.fit_errors, self.fit_error = before, error
         self.running_error = _running(self.running_error, error)
         self._set_interval(error)
-        taken = regression.fit(examples, last, regression.KEEP, self._reduce) if new <= old else last
+        taken = last if new > old else regression.fit(examples, last, regression.KEEP, self._reduce)
         self._fit, self._bases = taken, bases
 
     def _set_interval(self, error: float) -> None:

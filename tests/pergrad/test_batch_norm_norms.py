@@ -590,6 +590,76 @@ def test_a_scaled_input_of_a_norm():
         check_fit(found, norms_of(losses, params))
 
 
+def examples(seed, wrong=1.0, m=8):
+    """Examples whose exact gradients along Q are wrong * (own + push) in the one layer, and 0 elsewhere."""
+    generator = torch.Generator().manual_seed(seed)
+    own, push = (torch.randn(m, 5, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    along = wrong * (own + push)
+    layer = projection.LayerSketch(own, push, lambda values: values)
+    return regression.FitExamples(
+        along.square().sum((1, 2))[None], own.square().sum((1, 2))[None], {0: layer}, {0: along}
+    )
+
+
+class TestRegression:
+    def alone(self, sums):
+        return sums
+
+    def test_a_layer_that_follows_a_map(self):
+        fitted = regression.fit(examples(0, 0.5), None, 0.0, self.alone)
+        assert regression.norm_errors(fitted, examples(1, 0.5)).max() < 0.02  # the ridge pulls toward 1
+        assert regression.norm_errors(regression.fit(examples(0), None, 0.0, self.alone), examples(1)).max() < 1e-9
+
+    def test_few_examples_stay_near_the_last_fit(self):
+        """One example names fewer numbers than a map has: the others are those of the last fit."""
+        last = regression.fit(examples(0, 0.5, 64), None, 0.0, self.alone)
+        toward = regression.fit(examples(1, 0.5, 1), last, 0.5, self.alone)
+        anew = regression.fit(examples(1, 0.5, 1), None, 0.0, self.alone)
+        held = examples(2, 0.5, 32)
+        errors = [regression.norm_errors(fitted, held).mean() for fitted in (last, toward, anew)]
+        assert errors[1] < 0.02
+        assert errors[2] > 5 * errors[1]
+
+    def test_sums_add_up_over_fits(self):
+        parts = [examples(seed, 0.7) for seed in range(2)]
+        first = regression.fit(parts[0], None, 0.0, self.alone)
+        both = regression.fit(parts[1], first, 1.0, self.alone)
+        expected = sum(regression.fit(part, None, 0.0, self.alone).products[0] for part in parts)
+        torch.testing.assert_close(both.products[0], expected)
+
+    def test_a_fit_in_turned_bases(self):
+        fitted = regression.fit(examples(0, 0.5), None, 0.0, self.alone)
+        q = torch.linalg.qr(torch.randn(3, 3).double()).Q
+        bases = projection.Bases({0: torch.eye(3).double()[None]}), projection.Bases({0: q[None]})
+        held = examples(1, 0.5)
+        turned = projection.LayerSketch(held.sketches[0].own @ q, held.sketches[0].push @ q, lambda values: values)
+        torch.testing.assert_close(
+            fitted.rotated(*bases).squares(held.squares, {0: turned}), fitted.squares(held.squares, held.sketches)
+        )
+
+    def test_a_fit_that_is_worse_on_its_own_examples_is_not_taken(self, monkeypatch):
+        model, x = fresh("conv after conv")
+        params, estimator = list(model.parameters()), NormEstimator("corrected", max_refit_interval=1)
+        run(estimator, cross_entropy(model, x), params)
+        before = estimator._fit.rotated(estimator._bases, estimator._bases)
+        fits = []
+
+        def spoiled(*args):
+            fits.append(real(*args))
+            return regression.Fit({row: 3 * w for row, w in fits[-1].maps.items()}, *list(vars(fits[-1]).values())[1:])
+
+        real = regression.fit
+        monkeypatch.setattr(regression, "fit", spoiled)
+        run(estimator, cross_entropy(model, x), params)
+        assert len(fits) == 2  # to two halves, and then no further
+        assert estimator._fit.moments.equal(before.moments)
+        assert estimator.fit_error is not None
+        monkeypatch.setattr(regression, "fit", real)
+        for losses in batches(model, 6):
+            run(estimator, losses, params)
+        assert not estimator._fit.moments.equal(before.moments)
+
+
 def _fit_with_others(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)

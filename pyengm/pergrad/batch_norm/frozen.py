@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pyengm.pergrad.autograd_graph import Graph, Node
@@ -34,14 +35,11 @@ class FrozenNorm:
         """sigma, (C,)."""
         return 1 / to_float32(saved(self.node, "result2"))
 
-    def input_gradient(self, g: Tensor) -> Tensor:
-        """The gradient of the input under constant statistics."""
-        return g * along_channels(self.scale(), g)
-
-    def normalized(self) -> Tensor:
-        """xhat, (N, C, *)."""
-        x, mean, rstd = self.saved()
-        return (x - along_channels(mean, x)).mul_(along_channels(rstd, x))
+    def input_gradient(self, g: Tensor, out: Tensor | None = None) -> Tensor:
+        """The gradient of the input under constant statistics; out: a tensor for it, where it fits."""
+        scale = along_channels(self.scale(), g)
+        fits = out is not None and (out.shape, out.dtype, out.stride()) == (g.shape, g.dtype, g.stride())
+        return torch.mul(g, scale, out=out) if fits and scale.dtype == g.dtype else g * scale
 
     def sums(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Per image and channel S1 = sum_t g_t and S2 = sum_t g_t xhat_t, g the gradient of the input, from g of the

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyengm.pergrad.batch_norm.frozen import FrozenNorm, along_channels
+from pyengm.pergrad.batch_norm.frozen import FrozenNorm
 from pyengm.pergrad.batch_norm.projection import is_layer
 from pyengm.pergrad.engine import PerExampleBackward, Sketches
 from pyengm.pergrad.hooks import full_precision, visit_gradients
@@ -44,8 +44,11 @@ class StatisticsField:
     def node(self):
         return self.norm.node
 
-    def input_gradient(self, g: Tensor) -> Tensor:
-        """scale (g - mean(g) - xhat mean(g xhat)) - (S1 + xhat S2) / M, means and M over the images of a part."""
+    def input_gradient(self, g: Tensor, out: Tensor | None = None) -> Tensor:
+        """scale (g - mean(g) - xhat mean(g xhat)) - (S1 + xhat S2) / M, means and M over the images of a part.
+
+        out: a tensor for it, where it fits.
+        """
         x, mean, rstd = self.norm.saved()
         total, dot = channel_sums(g, x)
         sizes = torch.zeros(len(self.first), dtype=g.dtype, device=g.device).index_add_(
@@ -58,7 +61,8 @@ class StatisticsField:
         shift, slope = (scale * total + self.first) / sizes, (scale * dot + self.second) / sizes * rstd
         slope, shift = slope[self.part], (shift - slope * mean)[self.part]
         rows = (*shift.shape, *[1] * (g.dim() - 2))
-        return (g * along_channels(scale, g)).sub_(shift.view(rows)).addcmul_(x, slope.view(rows), value=-1)
+        g = self.norm.input_gradient(g, out)
+        return g.sub_(shift.view(rows)).addcmul_(x, slope.view(rows), value=-1)
 
 
 def add_statistics(found: PerExampleBackward, sketches: Sketches) -> None:
