@@ -41,7 +41,7 @@ def main() -> None:
         if name == per_example_libraries.PLAIN:
             continue
         try:
-            gradient = _flat(baseline(copy.deepcopy(model), x, y, alpha)())
+            gradient = _flat(baseline.build(copy.deepcopy(model), x, y, alpha)())
         except ModuleNotFoundError:
             continue
         except Exception as error:

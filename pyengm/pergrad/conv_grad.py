@@ -149,7 +149,7 @@ class ConvGrad(PerExampleGrad):
         images = y.mT.reshape(self.n, channels, self.x.shape[1], *self.g.shape[3:]).transpose(1, 2).flatten(0, 1)
         weight = self.weight.new_empty(channels, *self.shape[1:])
         rows = self._weight_gradient(images, _wide(self.x).flatten(0, 1), weight)
-        return rows.view(self.geometry.groups, rank, -1).mT
+        return rows.reshape(self.geometry.groups, rank, -1).mT
 
     def along_features(self, y: Tensor) -> Tensor:
         """The gradients times Q, (n, O, rank), for the input times Q (n, G, T, rank)."""

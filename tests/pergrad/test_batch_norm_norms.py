@@ -555,6 +555,16 @@ def test_computed_weights_have_a_factor_alone(norms):
     check_fit(per_example_grad_norms(losses, params, norms=norms), norms_of(losses, params))
 
 
+@pytest.mark.parametrize("norms", ["corrected", "lowrank"])
+@pytest.mark.parametrize("name", ["conv after conv", "stride", "groups", "frames", "resnet18"])
+def test_memory_formats(name, norms):
+    model, x = fresh(name)
+    expected = per_example_grad_norms(cross_entropy(model, x), model, norms=norms)
+    model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    found = per_example_grad_norms(cross_entropy(model, x), model, norms=norms)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_float32_and_autocast(dtype):
     model, x = fresh("conv")
