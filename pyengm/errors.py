@@ -13,6 +13,10 @@ class DataError(PyengmError, ValueError):
     """Data that are missing, malformed or out of range."""
 
 
+class ModelError(PyengmError, ValueError):
+    """A model that does not map images to logits."""
+
+
 class CheckpointError(PyengmError, RuntimeError):
     """A checkpoint that is missing, damaged or of something else."""
 

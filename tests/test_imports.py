@@ -33,7 +33,8 @@ ALLOWED = {
     "reproduce": TRAINING | {"training"},
     "cli": TRAINING | {"training", "reproduce", "pyengm"},
     "__main__": {"cli"},
-    "examples": {"pyengm"},
+    "integrations": ENGINE | {"optim"},
+    "examples": {"pyengm", "integrations"},
     "pyengm": COMPONENTS | {"analysis", "evaluation", "methods", "training"},
 }
 

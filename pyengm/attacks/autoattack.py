@@ -10,8 +10,10 @@ from typing import Any, Literal
 import pyautoattack
 import torch
 from pyautoattack import checks
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyengm.attacks.half_precision import in_float32
+from pyengm.attacks.logits import CheckedModel, Model, logits_of
 from pyengm.attacks.model_state import attack_mode
 from pyengm.attacks.threat_model import ThreatModel
 from pyengm.attacks.validation import check_batch, finite_logits
@@ -67,7 +69,8 @@ class AutoAttack:
             raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
         self.batch_size, self.seed = batch_size, seed
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    @torch.inference_mode(False)
+    def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
         """Attacks a model.
 
         Args:
@@ -81,9 +84,10 @@ class AutoAttack:
         Raises:
             ConfigError: no member applies, or x has another shape.
             DataError: images are outside [0, 1], or labels do not fit.
+            ModelError: the model returns anything but logits.
             NonFiniteError: outputs of the model are not finite.
         """
-        check_batch(x, y)
+        x, y = check_batch(x, y)
         x_adv = x.clone()
         with self.prepared_members(model, x, y) as members:
             for batch in torch.arange(len(x), device=x.device).split(self.batch_size):
@@ -125,7 +129,7 @@ class AutoAttack:
             warnings.warn(f"AutoAttack ({self.threat}) runs without {name}: {reason}", stacklevel=2)
 
     @contextmanager
-    def prepared_members(self, model: nn.Module, x: Tensor, y: Tensor) -> Iterator[dict[str, Member]]:
+    def prepared_members(self, model: Model, x: Tensor, y: Tensor) -> Iterator[dict[str, Member]]:
         """Context in which the applicable members can be called one by one.
 
         The model is in eval mode and its parameters are frozen within. On leaving, the model, torch's generators and
@@ -146,41 +150,47 @@ class AutoAttack:
             raise ConfigError(f"AutoAttack needs images of shape (n, c, h, w), got {tuple(x.shape)}")
         devices = range(torch.cuda.device_count())  # the package seeds all of them
         with attack_mode(model, "eval"), torch.random.fork_rng(devices=devices), torch.no_grad(), ExitStack() as stack:
-            num_classes = model(x[:1]).shape[1]
+            net = CheckedModel(model, y)
+            num_classes = net(x[:1]).shape[1]
             names, _ = self.applicable_members(num_classes, x.shape[1:])
             self.warn_of_inapplicable_members(num_classes, x.shape[1:])
             stack.callback(sys.settrace, sys.gettrace())  # the package ends all tracing, a debugger's too
-            by_name = self._package_attacks(model, x[: self.batch_size], y[: self.batch_size], num_classes)
-            yield {name: partial(_run, by_name[name], model) for name in names}
+            by_name = self._package_attacks(net, x[: self.batch_size], y[: self.batch_size], num_classes)
+            yield {name: partial(_run, by_name[name], net) for name in names}
 
-    def _package_attacks(self, model: nn.Module, x: Tensor, y: Tensor, num_classes: int) -> dict[str, Any]:
+    def _package_attacks(self, net: CheckedModel, x: Tensor, y: Tensor, num_classes: int) -> dict[str, Any]:
         """The attacks of the package by member, after its checks of the model on one batch."""
         package = pyautoattack.AutoAttack(
-            model, norm=_PACKAGE_NORMS[self.threat.norm], eps=self.threat.eps, seed=self.seed, device=x.device
+            in_float32(net),  # pyright: ignore[reportArgumentType]  # the package calls it, and no more
+            norm=_PACKAGE_NORMS[self.threat.norm],
+            eps=self.threat.eps,
+            seed=self.seed,
+            device=x.device,
         )
         package.apgd.loss, package.fab.targeted = "ce", True
         package.apgd_targeted.n_target_classes = package.fab.n_target_classes = min(9, num_classes - 1)
-        checks.check_randomized(model, x, y, logger=package.logger)
-        checks.check_range_output(model, x, logger=package.logger)
-        checks.check_dynamic(model, x, logger=package.logger)
+        checks.check_randomized(net, x, y, logger=package.logger)
+        checks.check_range_output(net, x, logger=package.logger)
+        checks.check_dynamic(net, x, logger=package.logger)
         attacks = (package.apgd, package.apgd_targeted, package.fab, package.square)
         return dict(zip(MEMBERS, attacks, strict=True))
 
 
-def is_correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def is_correct(model: Model, x: Tensor, y: Tensor) -> Tensor:
     """Whether the model classifies each image correctly, (n,) bool.
 
     Raises:
+        ModelError: the model returns anything but logits.
         NonFiniteError: outputs of the model are not finite.
     """
-    return finite_logits(model(x)).argmax(dim=1) == y
+    return finite_logits(logits_of(model, x, y)).argmax(dim=1) == y
 
 
-def _run(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _run(attack: Any, net: CheckedModel, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if len(x) == 0:
         return x, torch.zeros(0, dtype=torch.bool, device=x.device)
     x_adv = attack.perturb(x.clone(), y.clone())
-    return x_adv, is_correct(model, x_adv, y)
+    return x_adv, finite_logits(net(x_adv)).argmax(dim=1) == y
 
 
 def _first_squares_fit(height: int, width: int) -> bool:

@@ -4,8 +4,10 @@ import math
 import warnings
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyengm.attacks.half_precision import in_float32
+from pyengm.attacks.logits import CheckedModel, Model
 from pyengm.attacks.model_state import attack_mode, check_bn_mode
 from pyengm.attacks.validation import check_batch, finite_logits
 from pyengm.errors import ConfigError, NonFiniteError
@@ -48,7 +50,8 @@ class DeepFool:
         check_bn_mode(bn)
         self.steps, self.overshoot, self.classes, self.bn = steps, overshoot, classes, bn
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
+    @torch.inference_mode(False)
+    def __call__(self, model: Model, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Attacks a model; arguments and errors as for `perturbations`.
 
         Returns:
@@ -57,7 +60,7 @@ class DeepFool:
         """
         return x + (1 + self.overshoot) * self.perturbations(model, x, y)
 
-    def distances(self, model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def distances(self, model: Model, x: Tensor, y: Tensor | None = None) -> Tensor:
         """L2 distances of the images to the boundary; arguments and errors as for `perturbations`.
 
         Returns:
@@ -65,7 +68,8 @@ class DeepFool:
         """
         return torch.linalg.vector_norm(self.perturbations(model, x, y).flatten(1), dim=1)
 
-    def perturbations(self, model: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
+    @torch.inference_mode(False)
+    def perturbations(self, model: Model, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Perturbations r before the overshoot: x + r is on a decision boundary.
 
         Warns of examples that have not reached a boundary after `steps` linearisations.
@@ -80,12 +84,14 @@ class DeepFool:
 
         Raises:
             DataError: images or labels do not fit.
+            ModelError: the model returns anything but logits.
             NonFiniteError: outputs or gradients of the model are not finite.
         """
-        check_batch(x, torch.zeros(len(x), dtype=torch.int64) if y is None else y)
+        x, labels = check_batch(x, torch.zeros(len(x), dtype=torch.int64) if y is None else y)
         r = torch.zeros_like(x, memory_format=torch.contiguous_format)
         with attack_mode(model, self.bn), torch.no_grad():
-            logits = finite_logits(model(x))
+            net = CheckedModel(model, labels)
+            logits = finite_logits(net(x))
             order = logits.topk(min(self.classes or 10, logits.shape[1]), dim=1).indices  # the own class first
             own = order[:, 0]
             near = _near(logits, own)
@@ -94,8 +100,8 @@ class DeepFool:
             for _ in range(self.steps):
                 if len(active) == 0:
                     break
-                r[active] += _linear_step(model, x[active] + r[active], order[active])
-                margins = _margin(finite_logits(model(x[active] + r[active])), own[active])
+                r[active] += _linear_step(net, x[active] + r[active], order[active])
+                margins = _margin(finite_logits(net(x[active] + r[active])), own[active])
                 active = active[margins < -near[active]]
             if len(active):
                 warnings.warn(
@@ -103,10 +109,10 @@ class DeepFool:
                     "their last points count",
                     stacklevel=3,
                 )
-            return _bisect_to_boundary(model, x, r, own, near)
+            return _bisect_to_boundary(net, x, r, own, near)
 
 
-def _linear_step(model: nn.Module, x: Tensor, order: Tensor) -> Tensor:
+def _linear_step(net: CheckedModel, x: Tensor, order: Tensor) -> Tensor:
     """The shortest step (n, ...) to a boundary of the linearised model between order[:, 0] and another class in order.
 
     It is zero where the gradient is zero. It takes one backward pass per class for the whole batch, and only the
@@ -114,7 +120,7 @@ def _linear_step(model: nn.Module, x: Tensor, order: Tensor) -> Tensor:
     """
     leaf = x.detach().requires_grad_()
     with torch.enable_grad():
-        logits = model(leaf).gather(1, order)
+        logits = in_float32(net)(leaf).gather(1, order)
         gaps = logits[:, 1:] - logits[:, :1]
         totals = gaps.sum(dim=0).unbind()
     shortest = torch.full((len(x),), math.inf, dtype=torch.float64, device=x.device)
@@ -133,9 +139,9 @@ def _linear_step(model: nn.Module, x: Tensor, order: Tensor) -> Tensor:
     return best
 
 
-def _bisect_to_boundary(model: nn.Module, x: Tensor, r: Tensor, own: Tensor, near: Tensor) -> Tensor:
+def _bisect_to_boundary(net: CheckedModel, x: Tensor, r: Tensor, own: Tensor, near: Tensor) -> Tensor:
     """r, shortened by bisection where x + r is further than `near` across the boundary."""
-    across = (_margin(finite_logits(model(x + r)), own) > near).nonzero().squeeze(1)
+    across = (_margin(finite_logits(net(x + r)), own) > near).nonzero().squeeze(1)
     across = across[r[across].flatten(1).any(dim=1)]
     low = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     high = torch.ones_like(low)
@@ -144,7 +150,7 @@ def _bisect_to_boundary(model: nn.Module, x: Tensor, r: Tensor, own: Tensor, nea
             break
         middle = (low[across] + high[across]) / 2
         points = x[across] + r[across] * _like(middle, x)
-        margins = _margin(finite_logits(model(points)), own[across])
+        margins = _margin(finite_logits(net(points)), own[across])
         high[across] = torch.where(margins >= -near[across], middle, high[across])
         low[across] = torch.where(margins <= near[across], middle, low[across])
         across = across[margins.abs() > near[across]]

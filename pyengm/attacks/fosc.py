@@ -5,9 +5,10 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyengm.attacks.input_grad import input_grad
+from pyengm.attacks.logits import CheckedModel, Model
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.memory_format import empty_dense
 from pyengm.attacks.model_state import attack_mode, check_bn_mode
@@ -17,7 +18,8 @@ from pyengm.errors import ConfigError
 from pyengm.ops import Key, fosc, fosc_step_
 
 
-def fosc_of(model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, threat: ThreatModel, *, bn: str = "eval") -> Tensor:
+@torch.inference_mode(False)
+def fosc_of(model: Model, x_adv: Tensor, x: Tensor, y: Tensor, threat: ThreatModel, *, bn: str = "eval") -> Tensor:
     """How far each x_adv is from stationary: eps ||g||_1 - <x_adv - x, g>, with g the gradient of the cross-entropy.
 
     The L2 threat model has ||g||_2 in place of ||g||_1. The value is at least 0 in the ball around x, and 0 where no
@@ -43,10 +45,11 @@ def fosc_of(model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threa
         Wang et al. 2019, "On the convergence and robustness of adversarial training", Eq. 4 and its closed form in
         Sec. 3.1.
     """
-    check_batch(x, y)
+    x, y = check_batch(x, y, soft=True)
     check_extras(x, x_adv, None, None)
     with attack_mode(model, bn), torch.no_grad():
-        grad, losses, _ = input_grad(model, x_adv, partial(cross_entropy, y=y))
+        x_adv = x_adv.clone() if x_adv.is_inference() else x_adv
+        grad, losses, _ = input_grad(CheckedModel(model, y), x_adv, partial(cross_entropy, y=y))
         check_finite(losses, grad)
         return fosc(x_adv.detach(), grad, x.detach(), threat.eps, norm=threat.norm)
 
@@ -107,9 +110,10 @@ class FOSCPGD:
         check_bn_mode(bn)
         self.step_size, self.steps, self.random_start, self.bn = step_size, steps, random_start, bn
 
+    @torch.inference_mode(False)
     def __call__(
         self,
-        model: nn.Module,
+        model: Model,
         x: Tensor,
         y: Tensor,
         *,
@@ -137,7 +141,7 @@ class FOSCPGD:
             DataError: images, labels, start, origin or key do not fit.
             NonFiniteError: a loss or gradient is not finite.
         """
-        check_batch(x, y)
+        x, y = check_batch(x, y, soft=True)
         check_extras(x, start, key, None)
         check_extras(x, origin, None, None)
         x_adv = empty_dense(x)
@@ -147,16 +151,20 @@ class FOSCPGD:
             else:
                 key = Key.fresh(len(x), x.device) if key is None else key
                 self.threat.project_(torch.add(x, self.threat.uniform(x, key), out=x_adv), x)
-            self._ascend(model, _Batch(x_adv, x.detach(), y, None if origin is None else origin.detach()), threshold)
+            self._ascend(
+                CheckedModel(model, y),
+                _Batch(x_adv, x.detach(), y, None if origin is None else origin.detach()),
+                threshold,
+            )
         return x_adv
 
-    def _ascend(self, model: nn.Module, whole: _Batch, threshold: float) -> None:
+    def _ascend(self, net: CheckedModel, whole: _Batch, threshold: float) -> None:
         """Moves whole.x_adv in place."""
         batch, rows = whole, None  # the examples that are attacked, which are `rows` of the whole batch
-        active = torch.ones_like(whole.y, dtype=torch.bool)
+        active = torch.ones(len(whole.y), dtype=torch.bool, device=whole.y.device)
         sums = []
         for k in range(self.steps):
-            grad, losses, _ = input_grad(model, batch.x_adv, partial(cross_entropy, y=batch.y))
+            grad, losses, _ = input_grad(net, batch.x_adv, partial(cross_entropy, y=batch.y))
             sums.append(losses.sum() + grad.sum())  # checked once at the end, as a check waits for the device
             if k == 0:
                 self.threat.step_(batch.x_adv, grad, batch.x, self.step_size)

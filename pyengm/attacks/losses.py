@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyengm.errors import ConfigError
+from pyengm.errors import ConfigError, DataError
 
 
 def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -14,13 +14,37 @@ def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Te
 
     Args:
         logits: (n, k).
-        y: labels (n,) int64.
+        y: labels (n,) int64, or probabilities of the classes (n, k), for which it is -sum_k y_k log softmax(logits)_k.
         label_smoothing: share of the loss that is the mean over all classes in place of the class y, from 0 to 1.
 
     Returns:
         Losses (n,) in float32 or better.
+
+    Raises:
+        DataError: y are probabilities of another number of classes.
     """
-    return F.cross_entropy(_to_float32(logits), y, reduction="none", label_smoothing=label_smoothing)
+    logits = _to_float32(logits)
+    if y.is_floating_point():
+        if y.shape != logits.shape:
+            raise DataError(f"expected probabilities of shape {tuple(logits.shape)}, as logits, got {tuple(y.shape)}")
+        y = y.to(logits.dtype)
+    return F.cross_entropy(logits, y, reduction="none", label_smoothing=label_smoothing)
+
+
+def targeted_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """The negative cross-entropy of target labels, whose ascent brings the model's decision to them.
+
+    Args:
+        logits: (n, k).
+        target: labels (n,) int64 that the attack aims at.
+
+    Returns:
+        Losses (n,) in float32 or better.
+
+    References:
+        Kurakin et al. 2017, "Adversarial Machine Learning at Scale".
+    """
+    return -cross_entropy(logits, target)
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -75,7 +99,13 @@ def log_softmax(logits: Tensor) -> Tensor:
     return F.log_softmax(_to_float32(logits), dim=1)
 
 
-LOSSES = {"ce": cross_entropy, "margin": margin, "cw": carlini_wagner, "kl": kl_divergence}
+LOSSES = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "cw": carlini_wagner,
+    "kl": kl_divergence,
+    "targeted": targeted_cross_entropy,
+}
 
 
 def loss_named(name: str) -> Callable[[Tensor, Tensor], Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks.input_grad import input_grad
+from pyengm.attacks.logits import CheckedModel, Model
 from pyengm.attacks.losses import log_softmax, loss_named
 from pyengm.attacks.memory_format import empty_dense
 from pyengm.attacks.model_state import BN_MODES, attack_mode
@@ -73,7 +74,8 @@ class PGD:
         step_size: Size of a step, in pixel units.
         steps: Number of forward-backward passes.
         norm: "linf" (sign steps) or "l2" (steps along the gradient of the example, divided by its norm).
-        loss: "ce", "margin", "cw", or "kl", the divergence of the outputs from those on x, which uses no labels.
+        loss: "ce", "margin", "cw", "kl", the divergence of the outputs from those on x, which uses no labels, or
+            "targeted", for which y are the labels that the attack aims at.
         random_start: Whether to begin at a uniform point of the ball instead of at x.
         restarts: Number of independent runs. Each example keeps the best of them: a run that fools the model is better
             than one that does not, then the larger loss decides.
@@ -83,6 +85,8 @@ class PGD:
             run one after another.
 
     Attributes:
+        takes_probabilities: Whether labels may be probabilities: with loss "ce" or "kl", and without restarts and
+            early_stop, which ask whether an example is misclassified.
         runner: Runs the passes, eagerly unless set (see `Runner`). With restarts or early_stop, only its `module_for`
             is used.
 
@@ -124,11 +128,13 @@ class PGD:
                 f"early_stop with bn={bn!r} would change the batch statistics of the remaining examples: use bn='eval'"
             )
         self.step_size, self.steps, self.random_start, self.restarts = step_size, steps, random_start, restarts
-        self.relative, self.early_stop, self.bn = loss == "kl", early_stop, bn
+        self.relative, self.targeted, self.early_stop, self.bn = loss == "kl", loss == "targeted", early_stop, bn
+        self.takes_probabilities = loss in ("ce", "kl") and restarts == 1 and not early_stop
 
+    @torch.inference_mode(False)
     def __call__(
         self,
-        model: nn.Module,
+        model: Model,
         x: Tensor,
         y: Tensor,
         *,
@@ -140,11 +146,10 @@ class PGD:
         """Computes adversarial examples.
 
         Args:
-            model: Maps images to logits (n, k). It is left as it was.
+            model: Maps images to logits (n, k), a module or another function. It is left as it was.
             x: (n, ...) images in [0, 1].
-            y: (n,) int64 labels.
-            start: (n, ...) first iterate in place of the random one. It may lie outside the ball, as every step
-                projects.
+            y: (n,) int64 labels; or (n, k) probabilities of the classes, as of mixup, where `takes_probabilities`.
+            start: (n, ...) first iterate in place of the random one; outside the ball the first step projects it.
             key: Selects the random numbers; None takes a fresh seed from torch's default generator.
             out: (n, ...) buffer for the result, contiguous or channels_last, other memory than x; None allocates one.
             gradient: (n, ...) buffer for the gradient of sum_i loss_i that the last step followed, at the iterate
@@ -156,11 +161,33 @@ class PGD:
 
         Raises:
             ConfigError: For start with restarts, and for gradient with restarts or early_stop or of another shape.
-            DataError: For x outside [0, 1] or not finite, or shapes that do not fit.
-            NonFiniteError: When the loss of the model or its gradient is not finite.
+            DataError: For x outside [0, 1] or not finite, labels without a logit, or shapes that do not fit.
+            ModelError, NonFiniteError: When the model returns no logits (n, k), or its loss or gradient is not finite.
         """
-        check_batch(x, y)
+        x, y = check_batch(x, y, soft=self.takes_probabilities)
         check_extras(x, start, key, out)
+        self._check_options(x, start, gradient)
+        if start is not None or not self.random_start:
+            key = None  # no random numbers are needed
+        elif key is None:
+            key = Key.fresh(len(x), x.device)
+        out = empty_dense(x) if out is None else out
+        model = self.runner.module_for(model) if isinstance(model, nn.Module) else model
+        with attack_mode(model, self.bn), torch.no_grad():
+            net = CheckedModel(model, y)
+            target = log_softmax(net(x)) if self.relative else y
+            if key is not None and self.restarts > 1:
+                return self._best_of(net, out, x, y, target, key)
+            self._initialize(out, x, start, key)
+            runner = EAGER if self.early_stop else self.runner  # its batches shrink as the outputs of the model decide
+            settings = id(model), self.threat, self.step_size, self.steps, self.loss, self.bn
+            finite, last = runner(partial(self._ascend, net), settings, out, x, y, target)
+            if gradient is not None:
+                gradient.copy_(last)
+        check_finite(finite)
+        return out
+
+    def _check_options(self, x: Tensor, start: Tensor | None, gradient: Tensor | None) -> None:
         if start is not None and self.restarts > 1:
             raise ConfigError("restarts from one given start would all be the same; drop start or set restarts=1")
         if gradient is not None and (self.restarts > 1 or self.early_stop or gradient.shape != x.shape):
@@ -168,24 +195,6 @@ class PGD:
                 f"gradient is for attacks without restarts or early_stop and has the shape of x, {tuple(x.shape)}; got "
                 f"{self.restarts} restarts, early_stop={self.early_stop} and {tuple(gradient.shape)}"
             )
-        if start is not None or not self.random_start:
-            key = None  # no random numbers are needed
-        elif key is None:
-            key = Key.fresh(len(x), x.device)
-        out = empty_dense(x) if out is None else out
-        model = self.runner.module_for(model)
-        with attack_mode(model, self.bn), torch.no_grad():
-            target = log_softmax(model(x)) if self.relative else y
-            if key is not None and self.restarts > 1:
-                return self._best_of(model, out, x, y, target, key)
-            self._initialize(out, x, start, key)
-            runner = EAGER if self.early_stop else self.runner  # its batches shrink as the outputs of the model decide
-            settings = id(model), self.threat, self.step_size, self.steps, self.loss, self.bn
-            finite, last = runner(partial(self._ascend, model), settings, out, x, y, target)
-            if gradient is not None:
-                gradient.copy_(last)
-        check_finite(finite)
-        return out
 
     def _initialize(self, x_adv: Tensor, x: Tensor, start: Tensor | None, key: Key | None, draw: int = 0) -> Tensor:
         """Writes the first iterate to x_adv: start, or else x, or with a key a random point."""
@@ -193,17 +202,17 @@ class PGD:
             return x_adv.copy_(x if start is None else start)
         return self.threat.project_(torch.add(x, self.threat.uniform(x, key, draw=draw), out=x_adv), x)
 
-    def _ascend(self, model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _ascend(self, net: CheckedModel, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Moves x_adv in place; returns a scalar that is finite if all was well, and the gradient of the last step."""
         active = x_adv, x, y, target  # tensors of the moving examples, rows `indices` of the batch
         indices = None
         sums, grad = [], x_adv
         for _ in range(self.steps):
-            grad, losses, logits = input_grad(model, active[0], self.loss, active[3])
+            grad, losses, logits = input_grad(net, active[0], self.loss, active[3])
             # The gradient too: a nan in it moves nothing, and the example would pass for a robust one.
             sums.append(losses.sum() + grad.sum())
             if self.early_stop:
-                keep = logits.argmax(dim=1) == active[2]
+                keep = (logits.argmax(dim=1) == active[2]) != self.targeted
                 if not keep.all():
                     if indices is not None:
                         x_adv[indices] = active[0]
@@ -216,7 +225,7 @@ class PGD:
             x_adv[indices] = active[0]
         return torch.stack(sums).sum(), grad
 
-    def _best_of(self, model: nn.Module, out: Tensor, x: Tensor, y: Tensor, target: Tensor, key: Key) -> Tensor:
+    def _best_of(self, net: CheckedModel, out: Tensor, x: Tensor, y: Tensor, target: Tensor, key: Key) -> Tensor:
         """Writes the best point of every example among all restarts to out."""
         together = self.restarts if self.bn == "eval" else 1
         best = None
@@ -224,8 +233,8 @@ class PGD:
             runs = [self._initialize(empty_dense(x), x, None, key, draw) for draw in range(first, first + together)]
             x_adv = torch.cat(runs)
             many = [torch.cat([t] * together) for t in (x, y, target)]
-            check_finite(self._ascend(model, x_adv, *many)[0])
-            score = self._score(model, x_adv, *many[1:]).view(together, -1)
+            check_finite(self._ascend(net, x_adv, *many)[0])
+            score = self._score(net, x_adv, *many[1:]).view(together, -1)
             top, run = score.max(dim=0)
             chosen = x_adv.view(together, *x.shape)[run, torch.arange(len(x), device=x.device)]
             if best is None:
@@ -237,9 +246,9 @@ class PGD:
                 best = torch.maximum(top, best)
         return out
 
-    def _score(self, model: nn.Module, x_adv: Tensor, y: Tensor, target: Tensor) -> Tensor:
-        logits = model(x_adv)
-        fooled = logits.argmax(dim=1) != y
+    def _score(self, net: CheckedModel, x_adv: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        logits = net(x_adv)
+        fooled = (logits.argmax(dim=1) != y) != self.targeted
         # arctan is increasing and below pi/2, so the loss decides only between runs that agree on `fooled`.
         return fooled.double() * 4 + self.loss(logits, target).double().arctan()
 

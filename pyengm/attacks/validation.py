@@ -1,5 +1,6 @@
 """Checks of the arguments of attacks, and of the values that they compute."""
 
+import warnings
 from functools import reduce
 
 import torch
@@ -7,29 +8,69 @@ from torch import Tensor
 
 from pyengm.errors import DataError, NonFiniteError
 from pyengm.ops import Key
-from pyengm.utils.checks import require
+from pyengm.utils.checks import are_collected, require
+
+# Images that were normalised and brought back are off by a few roundings of values up to 10, below 2**-20 each.
+ROUNDING = 2**-18
+SUM_ROUNDING = 1e-2  # of the sums of probabilities in bfloat16
 
 
-def check_batch(x: Tensor, y: Tensor) -> None:
+def check_batch(x: Tensor, y: Tensor, *, soft: bool = False) -> tuple[Tensor, Tensor]:
     """Checks the images and labels of an attack.
 
     Args:
-        x: images (n, ...), n >= 1, in float32 or float64 with values in [0, 1].
+        x: images (n, ...), n >= 1, in float32 or float64 with values in [0, 1]. Values outside by no more than ROUNDING
+            are clipped with a warning, unless checks are collected.
         y: labels (n,) int64, 0 or more.
+        soft: whether y may also be probabilities of the classes (n, k), as of mixup.
+
+    Returns:
+        Images and labels that the attack can use: x, or x clipped, and y, probabilities in the type of x. Tensors that
+        were made in inference mode are copied, as autograd cannot save them.
 
     Raises:
         DataError: one of these does not hold.
     """
     if x.dtype not in (torch.float32, torch.float64):
-        raise DataError(f"expected images in float32 or float64 with values in [0, 1], got {x.dtype}")
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise DataError(f"expected labels of shape {tuple(x.shape[:1])} in int64, got {tuple(y.shape)} in {y.dtype}")
+        raise DataError(f"expected images in float32 or float64 with values in [0, 1], got {x.dtype}; {_cast(x)}")
     if x.numel() == 0:
         raise DataError("the batch is empty: there is nothing to attack")
+    y = _checked_labels(x, y, soft)
     low, high = x.detach().aminmax()
-    require((low >= 0) & (high <= 1), _outside_unit_range, low, high)
+    slack = 0 if are_collected() else ROUNDING  # what is collected cannot decide whether to clip
+    require((low >= -slack) & (high <= 1 + slack), _outside_unit_range, low, high)
+    x, y = (t.clone() if t.is_inference() else t for t in (x, y))
+    if slack and not bool((low >= 0) & (high <= 1)):
+        warnings.warn("images outside [0, 1] by a rounding error are clipped to [0, 1]", stacklevel=3)
+        x = x.clamp(0, 1)
+    return x, y
+
+
+def _checked_labels(x: Tensor, y: Tensor, soft: bool) -> Tensor:
+    if y.is_floating_point() and y.dim() == 2 and len(y) == len(x) and soft:
+        sums = y.sum(dim=1, dtype=torch.float64)
+        require((y.min() >= 0) & ((sums - 1).abs().max() <= SUM_ROUNDING), _no_probabilities, y, sums)
+        return y.to(x.dtype)
+    if y.shape != x.shape[:1] or y.dtype != torch.int64:
+        also = f", or probabilities ({len(x)}, classes)" if soft else ""
+        expected = f"labels of shape {tuple(x.shape[:1])} in int64{also}"
+        raise DataError(f"expected {expected}, got {tuple(y.shape)} in {y.dtype}")
     smallest = y.min()
     require(smallest >= 0, _negative_label, smallest)  # torch's cross-entropy ignores -100 without a warning
+    return y
+
+
+def _no_probabilities(y: Tensor, sums: Tensor) -> DataError:
+    return DataError(
+        "expected probabilities of the classes, 0 or more with sum 1 for each image, got values from "
+        f"{y.min().item():.4g} on and sums from {sums.min().item():.4g} to {sums.max().item():.4g}"
+    )
+
+
+def _cast(x: Tensor) -> str:
+    if x.dtype == torch.uint8:
+        return "pass x / 255"
+    return "pass x.float(): a model in half precision gets float32 images, in its own type"
 
 
 def _outside_unit_range(low: Tensor, high: Tensor) -> DataError:

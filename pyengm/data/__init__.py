@@ -6,6 +6,7 @@ from pyengm.data.image_dataset import ImageDataset
 from pyengm.data.loader import AUGMENTATIONS, Batch, Loader, to_float
 from pyengm.data.registry import DATASETS, load
 from pyengm.data.resized_crop import ResizedCrop, margin_for
+from pyengm.data.sources import as_dataset
 from pyengm.data.split import split_validation
 from pyengm.data.transform import Transform
 
@@ -19,6 +20,7 @@ __all__ = [
     "Loader",
     "ResizedCrop",
     "Transform",
+    "as_dataset",
     "load",
     "margin_for",
     "split_validation",

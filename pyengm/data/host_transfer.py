@@ -17,7 +17,7 @@ class HostTransfer:
     pinned memory that it uses again and again, and copies run on a stream of their own, beside the computation.
 
     Args:
-        images: (N, C, H, W) uint8, in memory or on disk.
+        images: (N, C, H, W), in memory, or uint8 on disk.
         device: where the images are copied to.
         max_images: the largest number of images in a batch.
     """
@@ -34,7 +34,7 @@ class HostTransfer:
             positions: (n,) int64 on the CPU, of the images in the data set.
 
         Returns:
-            The images (n, C, H, W) uint8 on the device, in another order, and the position (n,) in them of each image
+            The images (n, C, H, W) on the device, in another order, and the position (n,) in them of each image
             that was asked for. Both come from another stream: call `record_stream` on them before their use.
         """
         rising, order = positions.sort()
@@ -60,4 +60,4 @@ class HostTransfer:
         return self._local.buffer
 
     def _allocate(self, n: int, pin_memory: bool = False) -> Tensor:
-        return torch.empty((n, *self._images.shape[1:]), dtype=torch.uint8, pin_memory=pin_memory)
+        return torch.empty((n, *self._images.shape[1:]), dtype=self._images.dtype, pin_memory=pin_memory)

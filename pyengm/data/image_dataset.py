@@ -18,10 +18,11 @@ Indices = Sequence[int] | np.ndarray | Tensor
 
 @dataclass(eq=False, init=False)
 class ImageDataset:
-    """Labelled uint8 images of one size.
+    """Labelled images of one size.
 
     Args:
-        images: (N, C, H, W) uint8, in host memory or a numpy memmap (kept on disk as `MemmapImages`).
+        images: (N, C, H, W) uint8, in host memory or a numpy memmap (kept on disk as `MemmapImages`); or float32 in
+            [0, 1], in host memory, which are used as they are, without augmentation.
         labels: (N,) integers in [0, num_classes); kept as int64.
         classes: the names of the classes.
         name: the data set that the images come from.
@@ -166,11 +167,14 @@ class ImageDataset:
 def _check_images(images: Tensor | MemmapImages | np.ndarray, name: str) -> Tensor | MemmapImages:
     if isinstance(images, np.ndarray):
         images = MemmapImages(images) if isinstance(images, np.memmap) else torch.from_numpy(images)
-    if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape:
+    floats = images if isinstance(images, Tensor) and images.dtype == torch.float32 else None
+    if (floats is None and images.dtype != torch.uint8) or images.ndim != 4 or 0 in images.shape:
         raise DataError(
-            f"{name}: expected uint8 images of shape (N, C, H, W), none of them 0, got {images.dtype}"
-            f" {tuple(images.shape)}; floats in [0, 1] go through ImageDataset.from_arrays"
+            f"{name}: expected uint8 images (or float32 in [0, 1]) of shape (N, C, H, W), none of them 0, got"
+            f" {images.dtype} {tuple(images.shape)}; ImageDataset.from_arrays rounds other floats to 8 bits"
         )
+    if floats is not None:
+        _check_pixels(floats, name)
     return images.contiguous() if isinstance(images, Tensor) else images  # SVHN's file holds the images last
 
 
@@ -185,9 +189,13 @@ def _integers(values: Any, what: str) -> Tensor:
 
 
 def _to_uint8(images: Tensor, name: str) -> Tensor:
+    _check_pixels(images, name)
+    return images.float().mul(255).round().to(torch.uint8)
+
+
+def _check_pixels(images: Tensor, name: str) -> None:
     if not images.isfinite().all():
         raise DataError(f"{name}: {int((~images.isfinite()).sum())} pixel values are NaN or infinite: remove them")
     if images.numel() and (images.min() < 0 or images.max() > 1):
         low, high = images.min().item(), images.max().item()
         raise DataError(f"{name}: expected float pixels in [0, 1], found {low} to {high}: divide by 255? clamp?")
-    return images.float().mul(255).round().to(torch.uint8)

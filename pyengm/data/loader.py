@@ -18,7 +18,7 @@ from pyengm.data.order import random_permutation
 from pyengm.data.prefetch import prefetch
 from pyengm.data.resized_crop import ResizedCrop
 from pyengm.data.transform import Transform
-from pyengm.errors import ConfigError
+from pyengm.errors import ConfigError, DataError
 from pyengm.ops import Purpose
 
 AUGMENTATIONS = ("none", "shift", "resized")
@@ -72,7 +72,8 @@ class Loader:
     Raises:
         ConfigError: the batch size is below 1, the augmentation is unknown, there is a crop without resized crops, rank
             is out of range, or a process would get fewer than four images of a batch.
-        DataError: `ResizedCrop.draw` does not make such crops of these images.
+        DataError: `ResizedCrop.draw` does not make such crops of these images, or images in floating point would be
+            augmented.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class Loader:
             raise ConfigError(f"expected a batch size of 1 or more, got {batch_size}")
         if augment not in AUGMENTATIONS:
             raise ConfigError(f"unknown augmentation {augment!r}; known: {', '.join(AUGMENTATIONS)}")
+        if augment != "none" and data.images.dtype != torch.uint8:
+            raise DataError(f"{data.name}: augmentation is for uint8 images, these are {data.images.dtype}")
         if crop is not None and augment != "resized":
             raise ConfigError(f"expected no crop with augmentation {augment!r}, got {crop}: it is for resized")
         if not 0 <= rank < world_size:
@@ -180,6 +183,9 @@ class Loader:
         """The batch of `positions` in the data set, whose images are at `where` in `images`."""
         index = self._index[positions]
         transform = self._draw(index, epoch)
+        if images.is_floating_point():
+            x = images[where].to(memory_format=self.memory_format)
+            return Batch(x, self._labels[positions], index, transform, size)
         shown = CropFlip.identity(len(index), 0, self.device) if transform is None else transform
         x = shown.to_float(images, where, memory_format=self.memory_format)
         return Batch(x, self._labels[positions], index, transform, size)

@@ -15,6 +15,7 @@ from pyengm.evaluation.checkpoints import evaluate_checkpoints
 from pyengm.evaluation.curves import plot_curves
 from pyengm.evaluation.distance import robustness_distance
 from pyengm.evaluation.evaluate import evaluate, robust_overfitting
+from pyengm.evaluation.model_sources import ModelSource, find_source
 from pyengm.evaluation.progress import evaluate_with_progress
 from pyengm.evaluation.table import results_table
 
@@ -23,6 +24,7 @@ __all__ = [
     "ATTACKS_HELP",
     "AttackInfo",
     "AutoAttackVerdicts",
+    "ModelSource",
     "Predictions",
     "accuracy",
     "check_attacks",
@@ -33,6 +35,7 @@ __all__ = [
     "evaluate_with_progress",
     "expected_calibration_error",
     "final_attacks",
+    "find_source",
     "plot_curves",
     "predict",
     "results_table",

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
 from pyengm.attacks import attack_mode
+from pyengm.attacks.logits import Model, logits_of
+from pyengm.attacks.losses import cross_entropy, log_softmax
+from pyengm.attacks.model_state import module_of
 from pyengm.data import ImageDataset, Loader
 from pyengm.errors import NonFiniteError
 from pyengm.evaluation.attack_registry import Attack
@@ -65,8 +67,9 @@ class Predictions:
         }
 
 
+@torch.inference_mode(False)
 def predict(
-    model: nn.Module, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device
+    model: Model, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device, bn: str = "eval"
 ) -> Predictions:
     """Predictions for all images under an attack.
 
@@ -74,27 +77,35 @@ def predict(
     the image), so that they do not depend on the batches.
 
     Args:
-        model: classifier of images in [0, 1], on `device`; in eval mode during the evaluation and restored afterwards.
+        model: classifier of images in [0, 1], a module or another function, on `device`; restored afterwards.
         data: N images.
         attack: called as attack(model, x, y); None: the images as they are.
         seed: seed of the random starts.
         device: device of the model.
+        bn: mode of the model, and of its dropout and norm layers, for the predictions, see `attack_mode`. An attack has
+            a mode of its own.
 
     Returns:
         The predictions for all N images.
 
     Raises:
+        ModelError: the model returns anything but logits.
+        DataError: labels do not fit.
         NonFiniteError: outputs of the model are not finite.
     """
-    correct, confidence, loss = sharded(data, partial(_predict, model, attack, seed, device)).unbind(1)
+    correct, confidence, loss = sharded(data, partial(_predict, model, attack, seed, device, bn)).unbind(1)
     return Predictions(correct.bool(), confidence, loss)
 
 
-def _predict(model: nn.Module, attack: Attack | None, seed: int, device: torch.device, data: ImageDataset) -> Tensor:
+def _predict(
+    model: Model, attack: Attack | None, seed: int, device: torch.device, bn: str, data: ImageDataset
+) -> Tensor:
     """Correct or not, confidence and loss, (N, 3)."""
     parts = []
+    module = module_of(model)
+    memory_format = torch.contiguous_format if module is None else memory_format_of(module)
     loader = Loader(
-        data, BATCH_SIZE, device=device, seed=seed, augment="none", shuffle=False, memory_format=memory_format_of(model)
+        data, BATCH_SIZE, device=device, seed=seed, augment="none", shuffle=False, memory_format=memory_format
     )
     for batch in loader.epoch(0):
         x = batch.x
@@ -102,21 +113,25 @@ def _predict(model: nn.Module, attack: Attack | None, seed: int, device: torch.d
             keyed = getattr(attack, "keyed", False)
             options = {"key": Key(seed, 0, batch.index)} if keyed else {}
             x = attack(model, x, batch.y, **options)
-        with attack_mode(model, "eval"), torch.no_grad():
-            logits = model(x)
+        with attack_mode(model, bn), torch.no_grad():
+            logits = logits_of(model, x, batch.y)
         if not logits.isfinite().all():
             raise NonFiniteError(f"the model's outputs on {data.name} are nan or infinite")
-        correct, confidence = logits.argmax(dim=1) == batch.y, logits.softmax(dim=1).amax(dim=1)
-        loss = cross_entropy(logits, batch.y, reduction="none")
+        correct, confidence = logits.argmax(dim=1) == batch.y, log_softmax(logits).amax(dim=1).exp()
+        loss = cross_entropy(logits, batch.y)
         parts.append(torch.stack([correct.to(loss), confidence.to(loss), loss], dim=1).cpu())
     return torch.cat(parts)
 
 
-def correct(model: nn.Module, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device) -> Tensor:
+def correct(
+    model: Model, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device, bn: str = "eval"
+) -> Tensor:
     """Whether each image is classified correctly, (N,) bool on the CPU; arguments and errors as for `predict`."""
-    return predict(model, data, attack, seed=seed, device=device).correct
+    return predict(model, data, attack, seed=seed, device=device, bn=bn).correct
 
 
-def accuracy(model: nn.Module, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device) -> float:
+def accuracy(
+    model: Model, data: ImageDataset, attack: Attack | None, *, seed: int, device: torch.device, bn: str = "eval"
+) -> float:
     """Share of images that are classified correctly, in [0, 1]; arguments and errors as for `predict`."""
-    return correct(model, data, attack, seed=seed, device=device).double().mean().item()
+    return correct(model, data, attack, seed=seed, device=device, bn=bn).double().mean().item()

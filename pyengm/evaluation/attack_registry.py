@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyengm.attacks import CW, FGSM, PGD, AutoAttack, DeepFool, ThreatModel
 from pyengm.attacks.autoattack import MEMBERS
+from pyengm.attacks.model_state import check_bn_mode
 from pyengm.data import ImageDataset
 from pyengm.errors import ConfigError
 
@@ -80,22 +81,29 @@ TITLES = {NATURAL: "natural", TRANSFER: "transfer PGD-20", SAME_EXAMPLES: "PGD-2
 TITLES |= {info.name: info.title for info in _ATTACKS}
 
 
-def create_attack(name: str, threat: ThreatModel, seed: int = 0) -> Any:
+def create_attack(name: str, threat: ThreatModel, seed: int = 0, *, bn: str = "eval") -> Any:
     """Constructs an attack of the registry.
 
     Args:
         name: a key of ATTACKS.
         threat: the threat model, which distances do not depend on.
         seed: seed of AutoAttack and its members.
+        bn: mode of the model during the attack, see `attack_mode`; only "eval" for AutoAttack and its members.
 
     Returns:
         The attack, to be called as attack(model, x, y).
 
     Raises:
-        ConfigError: the name is unknown.
+        ConfigError: the name or the mode is unknown, or the attack has another mode.
     """
     _check_known(name)
-    return ATTACKS[name].make(threat, seed)
+    check_bn_mode(bn)
+    attack = ATTACKS[name].make(threat, seed)
+    if bn != "eval":
+        if not hasattr(attack, "bn"):
+            raise ConfigError(f"{ATTACKS[name].title} attacks models in eval mode only: leave it out with bn={bn!r}")
+        attack.bn = bn
+    return attack
 
 
 def final_attacks(further: Sequence[str]) -> list[str]:

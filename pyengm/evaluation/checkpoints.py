@@ -1,6 +1,6 @@
 """Evaluation of the models of checkpoints."""
 
-import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
@@ -11,24 +11,23 @@ import torch
 
 from pyengm.attacks import ThreatModel
 from pyengm.data import ImageDataset
-from pyengm.errors import DataError
 from pyengm.evaluation.attack_registry import check_attacks
 from pyengm.evaluation.evaluate import (
-    OnAttack,
-    OnPass,
     attacks_by_threat,
     check_threats,
-    evaluate_one_threat,
-    evenly_spread,
+    count_classes,
+    match_classes,
     merge_threats,
     robust_overfitting,
 )
+from pyengm.evaluation.model_sources import CheckpointSource, ModelSource
+from pyengm.evaluation.one_threat import OnAttack, OnPass, evaluate_one_threat, evenly_spread
 from pyengm.evaluation.parallel import run_in_workers, send_message, worker_count
-from pyengm.models import CheckpointInfo, load_checkpoint, read_info, to_fast_memory_format
+from pyengm.models import to_fast_memory_format
 
 
 def evaluate_checkpoints(
-    checkpoints: Mapping[str, Path],
+    checkpoints: Mapping[str, Path | ModelSource],
     data: ImageDataset,
     threats: Sequence[ThreatModel],
     attacks: Sequence[str],
@@ -38,16 +37,16 @@ def evaluate_checkpoints(
     autoattack_examples: int | None = None,
     surrogate: Path | None = None,
     state: Path | None = None,
+    trust_config: bool = False,
     on_attack: OnAttack = lambda title: None,
     on_pass: OnPass = lambda title, done, total, robust: None,
 ) -> dict[str, Any]:
-    """Evaluates checkpoints; the result is the content of results.json.
+    """Evaluates models; the result is the content of results.json.
 
-    On the CPU, the pairs of a checkpoint and a threat model are evaluated in parallel, on the cores that
-    torch.get_num_threads() leaves idle.
+    On the CPU, pairs of a model and a threat model run in parallel on the cores that torch.get_num_threads() leaves.
 
     Args:
-        checkpoints: files by name; identical files are evaluated once.
+        checkpoints: files of pyengm, or other sources of models, by name; identical ones are evaluated once.
         data: the images to attack.
         threats: threat models, one per norm.
         attacks: names of `attack_registry.ATTACKS`.
@@ -56,25 +55,25 @@ def evaluate_checkpoints(
         autoattack_examples: number of images for AutoAttack and its members; None: all.
         surrogate: the checkpoint of another model, for transfer attacks.
         state: folder of the state files from which an interrupted AutoAttack resumes, for all checkpoints.
+        trust_config: whether functions that the files name as their models may be run.
         on_attack: called with the title of each attack before it starts.
         on_pass: called with the progress of AutoAttack; the title begins with the checkpoint's name.
 
     Returns:
-        A dict of results of `evaluate` per checkpoint, and "threats" and "images", which they were measured on. With
-        "best" and "last" among the checkpoints and PGD-20 among the attacks also "robust_overfitting", in per cent.
+        A dict of results of `evaluate` per model, and "threats" and "images", which they were measured on. With "best"
+        and "last" among the names and PGD-20 among the attacks also "robust_overfitting", in per cent.
 
     Raises:
-        CheckpointError: a file is damaged.
-        DataError: model and data do not fit.
-        PyengmError: a worker process was killed.
-        ConfigError, NonFiniteError: for the reasons that `evaluate` lists.
+        PyengmError: a worker process was killed, or for the reasons that `evaluate` lists.
     """
-    _check_compatible([*checkpoints.values(), *([] if surrogate is None else [surrogate])], data, threats, attacks)
-    contents = {name: hashlib.sha256(Path(path).read_bytes()).digest() for name, path in checkpoints.items()}
+    sources = {name: _source(found, trust_config) for name, found in checkpoints.items()}
+    other = None if surrogate is None else _source(surrogate, trust_config)
+    _check_compatible([*sources.values(), other], data, threats, attacks)
+    contents = {name: source.identity() for name, source in sources.items()}
     names = {content: name for name, content in reversed(contents.items())}
     options = {"device": device, "seed": seed, "autoattack_examples": autoattack_examples, "state": state}
     jobs = {
-        (name, threat): partial(evaluate_checkpoint, checkpoints[name], surrogate, data, threat, selected, **options)
+        (name, threat): partial(evaluate_source, sources[name], other, data, threat, selected, **options)
         for name, (threat, selected) in product(names.values(), attacks_by_threat(threats, attacks).items())
     }
     evaluated = _run_jobs(jobs, worker_count(len(jobs), device), on_attack, on_pass)
@@ -89,13 +88,20 @@ def evaluate_checkpoints(
     return results
 
 
+def _source(found: Path | ModelSource, trust_config: bool) -> ModelSource:
+    return CheckpointSource(found, trust_config) if isinstance(found, Path) else found
+
+
 def _check_compatible(
-    paths: Sequence[Path], data: ImageDataset, threats: Sequence[ThreatModel], attacks: Sequence[str]
+    sources: Sequence[ModelSource | None], data: ImageDataset, threats: Sequence[ThreatModel], attacks: Sequence[str]
 ) -> None:
+    """Raises the errors of models and options that do not fit, before an evaluation of hours."""
     check_threats(threats)
     check_attacks(attacks, data, threats)
-    for path in paths:
-        check_matches_data(read_info(path), data, path)
+    for source in filter(None, sources):
+        source.check(data)
+        if not isinstance(source, CheckpointSource):
+            match_classes(data, count_classes(source.load(), data, torch.device("cpu")))
 
 
 def _run_jobs(
@@ -118,12 +124,14 @@ def _run_jobs(
     return run_in_workers(remote, workers, on_pass)
 
 
-def evaluate_checkpoint(path: Path, surrogate: Path | None, *arguments: Any, **options: Any) -> dict[str, float]:
-    """`evaluate_one_threat` for the model of a checkpoint.
+def evaluate_source(
+    source: ModelSource, surrogate: ModelSource | None, *arguments: Any, **options: Any
+) -> dict[str, float]:
+    """`evaluate_one_threat` for the model of a source.
 
     Args:
-        path: the checkpoint.
-        surrogate: the checkpoint of another model, for transfer attacks.
+        source: the model.
+        surrogate: another model, for transfer attacks.
         *arguments: data, threat and attacks of `evaluate_one_threat`.
         **options: keyword arguments of `evaluate_one_threat`.
 
@@ -133,24 +141,11 @@ def evaluate_checkpoint(path: Path, surrogate: Path | None, *arguments: Any, **o
     Raises:
         CheckpointError: a file is damaged.
     """
-    other = None if surrogate is None else load_checkpoint(surrogate)[0]
-    model = to_fast_memory_format(load_checkpoint(path)[0], options["device"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the checks before the evaluation gave them
+        other = None if surrogate is None else surrogate.load()
+        model = to_fast_memory_format(source.load(), options["device"])
     return evaluate_one_threat(model, *arguments, surrogate=other, **options)
-
-
-def check_matches_data(info: CheckpointInfo, data: ImageDataset, path: Path) -> None:
-    """Checks that the model of a checkpoint and a data set have the same image shape and number of classes.
-
-    Raises:
-        DataError: they have not.
-    """
-    model = info.model
-    expected = (model["num_classes"], model["in_channels"], model["image_size"], model["image_size"])
-    if expected != (data.num_classes, *data.shape):
-        raise DataError(
-            f"{path} was trained on {info.data}: {expected[0]} classes, images of shape {expected[1:]}; "
-            f"{data.name} has {data.num_classes} classes, images of shape {data.shape}"
-        )
 
 
 def _with_name(on_pass: OnPass, name: str, title: str, done: int, total: int, robust: float) -> None:

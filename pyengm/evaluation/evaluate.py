@@ -1,159 +1,145 @@
-"""Evaluation of a model: accuracies under attacks and threat models."""
+"""Evaluation of a model from anywhere: accuracies under attacks and threat models."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pyengm.attacks import AutoAttack, DeepFool, ThreatModel, Transfer
-from pyengm.data import ImageDataset
-from pyengm.errors import ConfigError
-from pyengm.evaluation.accuracy import accuracy, correct, sharded
-from pyengm.evaluation.attack_registry import (
-    DISTANCES,
-    NATURAL,
-    SAME_EXAMPLES,
-    TITLES,
-    TRANSFER,
-    check_attacks,
-    create_attack,
-    member_key,
-)
-from pyengm.evaluation.autoattack_runs import AutoAttackVerdicts, run_autoattack
-from pyengm.evaluation.distance import robustness_distance
+from pyengm.attacks import ThreatModel
+from pyengm.attacks.logits import Model, logits_of
+from pyengm.attacks.model_state import attack_mode
+from pyengm.data import ImageDataset, Loader, as_dataset
+from pyengm.errors import ConfigError, DataError
+from pyengm.evaluation.attack_registry import DISTANCES, NATURAL, check_attacks
+from pyengm.evaluation.model_sources import find_source
+from pyengm.evaluation.one_threat import evaluate_one_threat
+from pyengm.models import Classifier, Output
+from pyengm.utils.device import pick_device
 
-AFTER = "after_"  # prefix of the accuracy under a member of AutoAttack and those before it
-
-OnAttack = Callable[[str], None]  # title of the attack that starts
-OnPass = Callable[[str, int, int, float], None]  # title, passes done, their total number, robust accuracy so far
+DEFAULT_ATTACKS = ("pgd20", "autoattack")
 
 
+@torch.inference_mode(False)
 def evaluate(
-    model: nn.Module, data: ImageDataset, threats: Sequence[ThreatModel], attacks: Sequence[str], **options
+    model: Model | str | os.PathLike,
+    data: Any,
+    *,
+    attacks: Sequence[str] = DEFAULT_ATTACKS,
+    threat: ThreatModel | Sequence[ThreatModel] | None = None,
+    output: Output | None = None,
+    bn: str = "eval",
+    device: str | torch.device = "auto",
+    weights: str | os.PathLike | None = None,
+    entry: str | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    trust_config: bool = False,
+    **options: Any,
 ) -> dict[str, float]:
     """Evaluates a model under attacks and threat models.
 
-    Warns of members of AutoAttack that do not apply to the images.
-
     Args:
-        model: classifier of images in [0, 1].
-        data: the images to attack.
-        threats: threat models, one per norm.
-        attacks: names of `attack_registry.ATTACKS`. A distance, such as "deepfool", is measured once.
-        **options: keyword arguments of `evaluate_one_threat`.
+        model: Maps images in [0, 1] to logits: a module or another function, which stays as it is; a run folder, whose
+            best weights are taken; a checkpoint of pyengm; or a name, as for `find_source`.
+        data: The images to attack, as for `as_dataset`.
+        attacks: Names of `ATTACKS`. A distance, such as "deepfool", is measured once.
+        threat: The threat model, or one per norm; None for that of the training, which checkpoints of pyengm name.
+        output: The place of the logits in what the model returns, see `Classifier`.
+        bn: Mode of the model, and of its dropout and norm layers, see `attack_mode`; AutoAttack takes "eval" only.
+        device: A name of torch, or "auto": the model's own, and for files and names a GPU if there is one.
+        weights, entry: The file of weights of a name, and the copy in it where there are several, see `load_weights`.
+        model_options: Further arguments of `pyengm.models.build` for a name, such as mean and std.
+        trust_config: Whether a function that a checkpoint names may be run.
+        **options: Keyword arguments of `evaluate_one_threat`, such as seed, autoattack_examples and surrogate.
 
     Returns:
         Accuracies in [0, 1] and distances in pixel units by name of the attack. The names under all but the first
         threat model end in its norm, as in "pgd20_l2".
 
     Raises:
-        ConfigError: an attack is unknown or does not apply, or two threat models have one norm.
-        NonFiniteError: outputs of the model are not finite.
+        ConfigError, CheckpointError, DataError: Options, files or data do not fit.
+        ModelError, NonFiniteError: The model returns anything but logits, or values that are not finite.
     """
+    images = as_dataset(data)
+    threats = [threat] if isinstance(threat, ThreatModel) else list(threat or ())
+    of_name = {"weights": weights, "entry": entry, "model_options": model_options}
+    if isinstance(model, (str, os.PathLike)):
+        network, trained_for = _load(model, images, threats, of_name, output=output, trust_config=trust_config)
+        threats = threats or trained_for
+        where = pick_device(str(device))
+    else:
+        network = _wrap(model, output, of_name)
+        where = _device_of(network) if str(device) == "auto" else pick_device(str(device))
+    network = network.to(where)
+    images = match_classes(images, count_classes(network, images, where))
     check_threats(threats)
-    check_attacks(attacks, data, threats)
+    check_attacks(attacks, images, threats)
     results = {
-        threat: evaluate_one_threat(model, data, threat, names, **options)
-        for threat, names in attacks_by_threat(threats, attacks).items()
+        one: evaluate_one_threat(network, images, one, names, device=where, bn=bn, **options)
+        for one, names in attacks_by_threat(threats, attacks).items()
     }
     return merge_threats(results)
 
 
-def evaluate_one_threat(
-    model: nn.Module,
+def _load(
+    target: str | os.PathLike,
     data: ImageDataset,
-    threat: ThreatModel,
-    attacks: Sequence[str],
-    *,
-    device: torch.device,
-    seed: int = 0,
-    autoattack_examples: int | None = None,
-    surrogate: nn.Module | None = None,
-    state: Path | None = None,
-    on_attack: OnAttack = lambda title: None,
-    on_pass: OnPass = lambda title, done, total, robust: None,
-) -> dict[str, float]:
-    """Evaluates a model under attacks of one threat model, which `check_attacks` has accepted.
+    threats: Sequence[ThreatModel],
+    of_name: Mapping[str, Any],
+    **options: Any,
+) -> tuple[nn.Module, list[ThreatModel]]:
+    """The model that a file or a name stands for, and the threat model of its training where that is known."""
+    source = find_source(target, data, **of_name, **options, norm=threats[0].norm if threats else None)
+    source.check(data)
+    return source.load(), source.threats()
 
-    Args:
-        model: classifier of images in [0, 1]; moved to `device`.
-        data: the images to attack.
-        threat: the threat model.
-        attacks: names of `attack_registry.ATTACKS`.
-        device: device of the evaluation.
-        seed: seed of random starts and of AutoAttack.
-        autoattack_examples: number of images, spread evenly, for AutoAttack and its members; None: all. The accuracy
-            under PGD-20 on the same images is reported as well.
-        surrogate: another model; adversarial examples of PGD-20 on it are tried on `model` ("transfer_pgd20").
-        state: folder of the state files of `run_autoattack`.
-        on_attack: called with the title of each attack before it starts.
-        on_pass: called with the title of an attack and the progress of `run_autoattack`.
 
-    Returns:
-        Accuracies in [0, 1] and distances in pixel units by name. AutoAttack's accuracy comes with that after each of
-        its members, as in "after_apgd_ce".
+def _wrap(model: Any, output: Output | None, of_name: Mapping[str, Any]) -> nn.Module:
+    """A module of a model that is at hand."""
+    if not callable(model):
+        raise ConfigError(f"expected a model, a function, a file or a name, got {type(model).__name__}")
+    if any(option is not None for option in of_name.values()):
+        raise ConfigError(
+            f"{', '.join(of_name)} are for models that are given by name; load the weights of this one before: "
+            "pyengm.models.load_weights(model, FILE)"
+        )
+    return Classifier(model, output)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    """The device of its parameters, the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def count_classes(model: nn.Module, data: ImageDataset, device: torch.device) -> int:
+    """The number of logits that a model returns for an image. Raises ModelError where it returns anything else."""
+    first = Loader(data.subset([0]), 1, device=device, seed=0, augment="none", shuffle=False)
+    with attack_mode(model, "eval"), torch.no_grad():
+        try:
+            return logits_of(model, next(first.epoch(0)).x).shape[1]
+        except RuntimeError as error:  # of torch: shapes or devices that do not fit
+            text = " ".join(str(error).split())
+            raise DataError(f"the model does not take images of shape {data.shape} on {device}: {text}") from error
+
+
+def match_classes(data: ImageDataset, classes: int) -> ImageDataset:
+    """The data with the number of classes of a model; names of classes that are given must be as many.
 
     Raises:
-        NonFiniteError: outputs of the model are not finite.
+        DataError: The data have another number of classes.
     """
-    model = model.to(device)
-    few = evenly_spread(len(data), autoattack_examples)
-    created = {name: create_attack(name, threat, seed) for name in attacks}
-    same_examples = len(few) < len(data) and any(isinstance(attack, AutoAttack) for attack in created.values())
-    results = _natural_and_transfer(model, data, threat, surrogate, on_attack, seed=seed, device=device)
-    for name, attack in created.items():
-        title = TITLES[name] if name in DISTANCES else f"{TITLES[name]} ({threat})"
-        on_attack(title)
-        if isinstance(attack, DeepFool):
-            results[name] = robustness_distance(model, data, device=device, attack=attack)
-        elif isinstance(attack, AutoAttack):
-            options = {"device": device, "state": state, "progress": partial(on_pass, title)}
-            results |= _autoattack_results(name, attack, model, data.subset(few), **options)
-        else:
-            is_correct = correct(model, data, attack, seed=seed, device=device)
-            results[name] = _mean(is_correct)
-            if name == "pgd20" and same_examples:
-                results[SAME_EXAMPLES] = _mean(is_correct[few])
-    return results
+    if data.num_classes == classes:
+        return data
+    numbered = data.classes == tuple(map(str, range(data.num_classes)))
+    if data.num_classes < classes and numbered and data.name == "arrays":
+        return ImageDataset(data.images, data.labels, range_names(classes), data.name, data.split, data.index)
+    raise DataError(f"the model has {classes} classes, and {data.name} has {data.num_classes}")
 
 
-def _natural_and_transfer(
-    model: nn.Module,
-    data: ImageDataset,
-    threat: ThreatModel,
-    surrogate: nn.Module | None,
-    on_attack: OnAttack,
-    *,
-    seed: int,
-    device: torch.device,
-) -> dict[str, float]:
-    """Accuracies on the images as they are, and on adversarial examples of the surrogate if there is one."""
-    on_attack(TITLES[NATURAL])
-    results = {NATURAL: accuracy(model, data, None, seed=seed, device=device)}
-    if surrogate is not None:
-        on_attack(f"{TITLES[TRANSFER]} ({threat})")
-        transfer = Transfer(create_attack("pgd20", threat), surrogate.to(device))
-        results[TRANSFER] = accuracy(model, data, transfer, seed=seed, device=device)
-    return results
-
-
-def _autoattack_results(
-    name: str, attack: AutoAttack, model: nn.Module, data: ImageDataset, **options
-) -> dict[str, float]:
-    """Accuracy under an attack, after those under its members if it is AutoAttack as a whole."""
-    attack.attacks, _ = attack.applicable_members(data.num_classes, data.shape)  # `check_attacks` warns of the others
-
-    def stages_survived(shard: ImageDataset) -> Tensor:
-        return run_autoattack(attack, model, shard, **options).stages_survived
-
-    verdicts = AutoAttackVerdicts(attack.attacks, sharded(data, stages_survived))
-    results = {}
-    if name == "autoattack":
-        accuracies = verdicts.accuracies()
-        results = {AFTER + member_key(member): accuracies[member] for member in verdicts.members}
-    return results | {name: _mean(verdicts.robust)}
+def range_names(count: int) -> tuple[str, ...]:
+    """Names of classes that have none."""
+    return tuple(map(str, range(count)))
 
 
 def attacks_by_threat(threats: Sequence[ThreatModel], attacks: Sequence[str]) -> dict[ThreatModel, list[str]]:
@@ -174,8 +160,10 @@ def check_threats(threats: Sequence[ThreatModel]) -> None:
     """Checks that threat models have different norms.
 
     Raises:
-        ConfigError: two have one norm, so that their results would have one name.
+        ConfigError: there is none, or two have one norm, so that their results would have one name.
     """
+    if not threats:
+        raise ConfigError("expected threat=, such as ThreatModel('linf', 8/255): the model does not say what it is for")
     if len({threat.norm for threat in threats}) < len(threats):
         raise ConfigError(f"expected one threat model per norm, got {', '.join(map(str, threats))}")
 
@@ -194,21 +182,3 @@ def robust_overfitting(best: float, last: float) -> float:
         Dabouei et al. 2022, Table 2.
     """
     return 100 * (best - last) / best if best > 0 else 0.0
-
-
-def evenly_spread(size: int, count: int | None) -> Tensor:
-    """Evenly spread positions, so that a data set sorted by class keeps its classes.
-
-    Args:
-        size: number of images.
-        count: number of positions, at most `size`; None: all.
-
-    Returns:
-        Positions (min(count, size),) int64 from 0 to size - 1, in ascending order.
-    """
-    count = size if count is None else min(count, size)
-    return torch.arange(count) * size // count
-
-
-def _mean(correct: Tensor) -> float:
-    return correct.double().mean().item()

@@ -7,7 +7,7 @@ from rich.table import Table
 from pyengm.attacks import ThreatModel
 from pyengm.attacks.autoattack import MEMBERS
 from pyengm.evaluation.attack_registry import DISTANCES, NATURAL, TITLES, member_key
-from pyengm.evaluation.evaluate import AFTER
+from pyengm.evaluation.one_threat import AFTER
 
 
 def results_table(results: dict[str, Any], title: str, spread: dict[str, Any] | None = None) -> Table:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyengm.attacks import ThreatModel, attack_mode
 from pyengm.attacks.input_grad import input_grad
+from pyengm.attacks.logits import CheckedModel
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.memory_format import dense
 from pyengm.attacks.model_state import BN_MODES
@@ -161,11 +162,11 @@ class ATAS(AttackMethod):
         return require_key(self, key)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
-        check_batch(x, y)
+        check_batch(x, y, soft=True)
         x, rows = dense(x.detach()), self.delta.rows(key.index)
         x_adv = self.threat.project_(x + self.delta.read(rows, transform, x), x)
         with attack_mode(model, self.bn):
-            grad, losses, _ = input_grad(model, x_adv, lambda logits: cross_entropy(logits, y))
+            grad, losses, _ = input_grad(CheckedModel(model, y), x_adv, lambda logits: cross_entropy(logits, y))
         check_finite(losses, grad)
         if key.epoch < self.warmup:
             self.threat.step_(x_adv, grad, x, self.threat.eps)

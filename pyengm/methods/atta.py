@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import PGD
+from pyengm.attacks.logits import logits_of
 from pyengm.attacks.losses import kl_divergence, log_softmax
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
@@ -113,9 +114,9 @@ class ATTA(AttackMethod):
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
         x_adv = self.as_input(x_adv)
         if self.loss == "ce":
-            logits = model(x_adv)
+            logits = logits_of(model, x_adv)
             return StepOutput(self.cross_entropy(logits, y), x_adv, logits)
-        natural, logits = model(x), model(x_adv)
+        natural, logits = logits_of(model, x), logits_of(model, x_adv)
         robust = kl_divergence(logits, log_softmax(natural))
         return StepOutput(self.cross_entropy(natural, y) + self.beta * robust, x_adv, logits)
 

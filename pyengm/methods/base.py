@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import ThreatModel
+from pyengm.attacks.logits import check_labels, logits_of
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.validation import check_extras
 from pyengm.data import Transform
@@ -76,7 +77,8 @@ class Method(ABC):
         self._label_smoothing = share
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
-        """(n,) losses for labels y (n,), smoothed by `label_smoothing`, for training the weights."""
+        """(n,) losses, for training the weights, of labels (n,) or probabilities (n, k), with `label_smoothing`."""
+        check_labels(logits, y)
         return cross_entropy(logits, y, self.label_smoothing)
 
     def as_input(self, x: Tensor) -> Tensor:
@@ -92,7 +94,8 @@ class Method(ABC):
         Args:
             model: The model, in training mode.
             x: (n, ...) images in [0, 1].
-            y: (n,) int64 labels.
+            y: (n,) int64 labels, or (n, k) probabilities of the classes, as of mixup, where the losses are
+                cross-entropies.
             key: The random numbers to use and the identities of the images; None for anonymous images.
             transform: The augmentation that made x from the stored images; None for no augmentation.
         """
@@ -194,7 +197,7 @@ class AttackMethod(SinglePassMethod):
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
         """The losses of images x and adversarial images x_adv for the current weights: L_i = CE(f(x'_i), y_i)."""
         x_adv = self.as_input(x_adv)
-        logits = model(x_adv)
+        logits = logits_of(model, x_adv)
         return StepOutput(self.cross_entropy(logits, y), x_adv, logits)
 
     def key_for(self, x: Tensor, key: Key | None) -> Key:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import FGSM, ThreatModel, attack_mode
 from pyengm.attacks.fosc import FOSCPGD, fosc_of
+from pyengm.attacks.logits import logits_of
+from pyengm.attacks.losses import cross_entropy
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, StepOutput
@@ -119,9 +120,9 @@ class Dynamic(EpochAttack):
         weights = None
         if self.as_published and self.epoch > 0:
             with attack_mode(model, self.attack.bn), torch.no_grad():
-                weights = F.cross_entropy(model(x_adv), y, reduction="none")
+                weights = cross_entropy(logits_of(model, x_adv, y), y)
         x_adv = self.as_input(x_adv)
-        logits = model(x_adv)
+        logits = logits_of(model, x_adv)
         losses = self.cross_entropy(logits, y)
         return StepOutput(losses if weights is None else weights * losses, x_adv, logits)
 

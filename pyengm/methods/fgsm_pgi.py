@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import ThreatModel
 from pyengm.attacks.input_grad import HALF_SCALE
+from pyengm.attacks.logits import logits_of
+from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.memory_format import dense
 from pyengm.attacks.threat_model import unit
 from pyengm.attacks.validation import check_batch, check_finite
@@ -111,18 +112,18 @@ class FGSMPGI(SinglePassMethod):
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> StepOutput:
         key = require_key(self, key)
-        check_batch(x, y)
+        x, y = check_batch(x, y, soft=True)
         x, rows = dense(x.detach()), self.delta.rows(key.index)
         transform = None if self.as_published else transform
         start = (x + self._read(rows, transform, x)).requires_grad_()
-        before = model(start)
+        before = logits_of(model, start, y)
         grad = self._gradient(before, start, y)
         momentum = grad / self._mean_abs(grad) + self.decay * self.momentum.read(rows, transform, x)
         self.momentum.write(rows, momentum, transform)
         next_start = self.threat.step_(start.detach().clone(), momentum, x, self.step_size)
         self.delta.write(rows, next_start - x, transform)
         x_adv = self.as_input(self.threat.step_(start.detach().clone(), grad, x, self.step_size))
-        logits = model(x_adv)
+        logits = logits_of(model, x_adv)
         drift = (_wide(logits) - _wide(before)).square().mean(dim=1)
         return StepOutput(self._smoothed(logits, y) + self.reg_weight * drift, x_adv, logits)
 
@@ -144,7 +145,7 @@ class FGSMPGI(SinglePassMethod):
     def _smoothed(self, logits: Tensor, y: Tensor) -> Tensor:
         classes = logits.shape[1]
         smoothing = (1 - self.confidence) * classes / (classes - 1)  # torch divides it among all classes
-        return F.cross_entropy(_wide(logits), y, reduction="none", label_smoothing=smoothing)
+        return cross_entropy(logits, y, smoothing)
 
     def _gradient(self, logits: Tensor, start: Tensor, y: Tensor) -> Tensor:
         """That of sum_i LS_i in start, times a constant that cancels in the steps; the graph of the logits stays."""

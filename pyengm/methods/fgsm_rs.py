@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pyengm.attacks import PGD, attack_mode
 from pyengm.attacks.input_grad import input_grad
+from pyengm.attacks.logits import CheckedModel
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.memory_format import empty_dense
 from pyengm.attacks.validation import check_batch, check_extras, check_finite
@@ -80,12 +81,12 @@ class FGSMRS(AttackMethod):
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         if not self.adaptive:
             return self.attack(model, x, y, key=key)
-        check_batch(x, y)
+        check_batch(x, y, soft=True)
         check_extras(x, None, key, None)
         x = x.detach()
         x_adv = self.threat.project_(torch.add(x, self.threat.uniform(x, key), out=empty_dense(x)), x)
         with attack_mode(model, self.attack.bn):
-            grad, losses, _ = input_grad(model, x_adv, partial(cross_entropy, y=y))
+            grad, losses, _ = input_grad(CheckedModel(model, y), x_adv, partial(cross_entropy, y=y))
         check_finite(losses, grad)
         rows = self.v.rows(key.index)
         v = self.v.read_scalars(rows, x)

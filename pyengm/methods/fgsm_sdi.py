@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pyengm.attacks import BN_MODES, ThreatModel, attack_mode
 from pyengm.attacks.input_grad import input_grad
+from pyengm.attacks.logits import CheckedModel, logits_of
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.memory_format import dense
 from pyengm.attacks.threat_model import unit
@@ -118,7 +118,7 @@ class FGSMSDI(AttackMethod):
         self.batches = 0
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
-        check_batch(x, y)
+        x, y = check_batch(x, y, soft=True)
         check_extras(x, None, key, None)
         if self._learner is None:
             self._learner = self._build(x.shape[1], key.seed, x.device)
@@ -133,7 +133,7 @@ class FGSMSDI(AttackMethod):
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
         x_adv = self.as_input(x_adv)
-        logits = model(x_adv)
+        logits = logits_of(model, x_adv, y)
         return StepOutput(self._smoothed(logits, y), x_adv, logits)
 
     def _update_generator(self, learner: _Learner, model: nn.Module, x: Tensor, y: Tensor, inputs: Tensor) -> None:
@@ -141,7 +141,7 @@ class FGSMSDI(AttackMethod):
         generator = learner.generator.train()
         with torch.enable_grad():
             x_adv = self._attack(generator, model, x, y, inputs)
-            loss = self._smoothed(model(x_adv if self.as_published else x_adv.clamp(0, 1)), y).mean()
+            loss = self._smoothed(logits_of(model, x_adv if self.as_published else x_adv.clamp(0, 1), y), y).mean()
             check_finite(loss)
             loss.backward(inputs=list(generator.parameters()))
         average_gradients(generator, len(x))
@@ -156,7 +156,7 @@ class FGSMSDI(AttackMethod):
         return x + self._clip(start + move)
 
     def _gradient(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        grad, losses, _ = input_grad(model, x, partial(cross_entropy, y=y))
+        grad, losses, _ = input_grad(CheckedModel(model, y), x, partial(cross_entropy, y=y))
         check_finite(losses, grad)
         return grad
 
@@ -181,7 +181,7 @@ class FGSMSDI(AttackMethod):
         share = 1 - 1 / classes
         if self.smoothing >= share:
             raise ConfigError(f"smoothing is {self.smoothing}; expected less than {share:.4g} for {classes} classes")
-        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing / share)
+        return cross_entropy(logits, y, self.smoothing / share)
 
     def _build(self, channels: int, seed: int, device: torch.device | str) -> _Learner:
         with torch.random.fork_rng(devices=[]):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import ThreatModel
+from pyengm.attacks.logits import logits_of
 from pyengm.attacks.validation import check_batch
 from pyengm.data import Transform
 from pyengm.errors import CheckpointError, ConfigError
@@ -80,13 +81,13 @@ class FreeAT(Method):
     def passes(
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> Iterator[StepOutput]:
-        check_batch(x, y)
+        x, y = check_batch(x, y, soft=True)
         x = x.detach()
         delta = self._rows(x)
         for _ in range(self.replays):
             perturbed = x + delta
             x_adv = perturbed.clamp(0, 1).requires_grad_()
-            logits = model(x_adv)
+            logits = logits_of(model, x_adv)
             yield StepOutput(self.cross_entropy(logits, y), x_adv, logits)
             if x_adv.grad is None:
                 raise RuntimeError("FreeAT steps along the gradient in x_adv: call backward(losses, inputs=x_adv)")

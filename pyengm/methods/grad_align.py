@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from pyengm.attacks import ThreatModel, attack_mode
 from pyengm.attacks.input_grad import input_grad
+from pyengm.attacks.logits import CheckedModel, logits_of
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.memory_format import empty_dense
 from pyengm.attacks.model_state import BN_MODES, running_statistics_kept
@@ -96,7 +97,7 @@ class GradAlign(SinglePassMethod):
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> StepOutput:
         key = Key.fresh(len(x), x.device) if key is None else key
-        check_batch(x, y)
+        x, y = check_batch(x, y, soft=True)
         check_extras(x, None, key, None)
         x = x.detach()
         start = x + self.threat.uniform(x, key) if self.random_start else x
@@ -105,7 +106,7 @@ class GradAlign(SinglePassMethod):
         with torch.no_grad():
             self.threat.step_(x_adv, first, x, self.step_size)
         x_adv = self.as_input(x_adv)
-        logits = model(x_adv)  # before the second gradient, as in the authors' code
+        logits = logits_of(model, x_adv)  # before the second gradient, as in the authors' code
         losses = self.cross_entropy(logits, y)
         near = x + self.threat.uniform(x, key, purpose=Purpose.SECOND)
         second = self._gradient(model, near, y)
@@ -116,7 +117,7 @@ class GradAlign(SinglePassMethod):
         if not self.as_published:
             return self._gradient(model, x_adv, y)
         with attack_mode(model, self.bn):
-            grad, losses, _ = input_grad(model, x_adv, partial(cross_entropy, y=y))
+            grad, losses, _ = input_grad(CheckedModel(model, y), x_adv, partial(cross_entropy, y=y))
         check_finite(losses, grad)
         above, below = (start > 0).to(grad) + (start >= 0).to(grad), (start < 1).to(grad) + (start <= 1).to(grad)
         return grad * (above * below / 4)
@@ -126,7 +127,7 @@ class GradAlign(SinglePassMethod):
         leaf = x.clone().requires_grad_()
         with mode_with_weights(model, self.bn), fast_double_backward(model), torch.enable_grad():
             # Not scaled up for float16, as an attack's would be: derivatives of scaled derivatives overflow there.
-            total = cross_entropy(model(leaf), y).sum()
+            total = cross_entropy(logits_of(model, leaf, y), y).sum()
             (grad,) = torch.autograd.grad(total, leaf, create_graph=True)
         check_finite(total, grad)
         return grad

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyengm.attacks import PGD
+from pyengm.attacks.logits import logits_of
 from pyengm.attacks.losses import kl_divergence, log_softmax
+from pyengm.attacks.validation import check_batch
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, StepOutput
@@ -77,12 +79,13 @@ class MART(AttackMethod):
         self.threat, self.beta = self.attack.threat, beta
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
+        check_batch(x, y)  # the attack would take probabilities
         return self.attack(model, x, y, start=gaussian_start(x, key))
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
         x_adv = self.as_input(x_adv)
-        natural = log_softmax(model(x))
-        logits = model(x_adv)
+        natural = log_softmax(logits_of(model, x))
+        logits = logits_of(model, x_adv)
         unsure = 1e-7 + complement(natural.gather(1, y[:, None]).squeeze(1))
         losses = boosted_cross_entropy(log_softmax(logits), y) + self.beta * unsure * kl_divergence(logits, natural)
         return StepOutput(losses, x_adv, logits)

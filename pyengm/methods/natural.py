@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from pyengm.attacks.logits import logits_of
 from pyengm.data import Transform
 from pyengm.methods.base import SinglePassMethod, StepOutput
 from pyengm.methods.info import MethodInfo
@@ -19,5 +20,5 @@ class Natural(SinglePassMethod):
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> StepOutput:
         x = self.as_input(x)
-        logits = model(x)
+        logits = logits_of(model, x)
         return StepOutput(self.cross_entropy(logits, y), x, logits)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyengm.attacks import BN_MODES, ThreatModel, attack_mode
 from pyengm.attacks.input_grad import input_grad
+from pyengm.attacks.logits import CheckedModel, logits_of
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.validation import check_batch, check_extras, check_finite
 from pyengm.data import Transform
@@ -110,7 +111,7 @@ class NuAT(AttackMethod):
         return super().key_for(x, key)
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
-        check_batch(x, y)
+        x, y = check_batch(x, y, soft=True)
         check_extras(x, None, key, None)
         x = x.detach()
         target = self._target(model, x)
@@ -119,14 +120,14 @@ class NuAT(AttackMethod):
         with attack_mode(model, self.bn), torch.no_grad():
             for k in range(self.steps):
                 losses_of = self._attack_losses(y, None if self.steps > 1 and k % 2 else target)
-                grad, losses, _ = input_grad(model, x_adv, losses_of)
+                grad, losses, _ = input_grad(CheckedModel(model, y), x_adv, losses_of)
                 check_finite(losses, grad)
                 self.threat.step_(x_adv, grad, x, self.step_size)
         return x_adv
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
         x_adv = self.as_input(x_adv)
-        natural, logits = model(x), model(x_adv)
+        natural, logits = logits_of(model, x), logits_of(model, x_adv)
         losses = self.cross_entropy(natural, y) + self._smoothness(natural - logits)
         return StepOutput(losses, x_adv, logits)
 
@@ -150,7 +151,7 @@ class NuAT(AttackMethod):
             return None
         mode = self.bn if self.steps > 1 else "train" if counted else "batch_stats"
         with attack_mode(model, mode), torch.no_grad():
-            logits = model(x)
+            logits = logits_of(model, x)
         return logits if needed else None
 
     def _attack_losses(self, y: Tensor, target: Tensor | None) -> Callable[[Tensor], Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pyengm.attacks import PGD, attack_mode
 from pyengm.attacks.input_grad import input_grad
+from pyengm.attacks.logits import CheckedModel, logits_of
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.memory_format import empty_dense
 from pyengm.attacks.validation import check_batch, check_extras, check_finite
@@ -64,12 +65,12 @@ class SSAT(AttackMethod):
         self.threat, self.checkpoints = self.attack.threat, checkpoints
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
-        check_batch(x, y)
+        x, y = check_batch(x, y)
         check_extras(x, None, key, None)
         x = x.detach()
         x_adv = self.threat.project_(torch.add(x, self.threat.uniform(x, key), out=empty_dense(x)), x)
         with attack_mode(model, self.attack.bn), torch.no_grad():
-            grad, losses, logits = input_grad(model, x_adv, partial(cross_entropy, y=y))
+            grad, losses, logits = input_grad(CheckedModel(model, y), x_adv, partial(cross_entropy, y=y))
             check_finite(losses, grad)
             self.threat.step_(x_adv, grad, x, self.attack.step_size)
             return self._shorten(model, x, x_adv, y, logits.argmax(dim=1) == y)
@@ -83,7 +84,7 @@ class SSAT(AttackMethod):
             if not right.any():
                 break
             point = x[rows] + delta[rows] * (k / self.checkpoints)
-            fooled = (model(point).argmax(dim=1) != y[rows]) & right[rows]
+            fooled = (logits_of(model, point).argmax(dim=1) != y[rows]) & right[rows]
             out[rows[fooled]] = point[fooled]
             right = right.index_fill(0, rows[fooled], False)
         return out

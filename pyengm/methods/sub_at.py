@@ -133,6 +133,11 @@ class SubAT(PGDAT):
     def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if self.basis is None:
             return
+        if not isinstance(optimizer, torch.optim.SGD):
+            raise ConfigError(
+                f"Sub-AT steps within a subspace, by SGD with momentum, and {type(optimizer).__name__} would leave it: "
+                "use torch.optim.SGD or an optimiser of pyengm.optim"
+            )
         if not self.momentum_cleared:
             optimizer.state.clear()
             self.momentum_cleared = True

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import ThreatModel, attack_mode
+from pyengm.attacks.logits import logits_of
 from pyengm.attacks.memory_format import dense
 from pyengm.attacks.validation import check_batch, check_extras
 from pyengm.data import Transform
@@ -77,7 +78,7 @@ class YOPO(Method):
     def passes(
         self, model: nn.Module, x: Tensor, y: Tensor, key: Key | None = None, transform: Transform | None = None
     ) -> Iterator[StepOutput]:
-        check_batch(x, y)
+        x, y = check_batch(x, y, soft=True)
         check_extras(x, None, key, None)
         x = dense(x.detach())
         key = Key.fresh(len(x), x.device) if key is None else key
@@ -86,7 +87,7 @@ class YOPO(Method):
             gradients = _OutputGradients()
             inputs = self.as_input(x_adv)
             with at_first_layer(model, self.first_layer, gradients.hook):
-                logits = model(inputs)
+                logits = logits_of(model, inputs)
             losses = self.cross_entropy(logits, y)
             gradients.hook_losses(losses)
             yield StepOutput(losses, inputs, logits, update=False)

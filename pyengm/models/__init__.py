@@ -8,19 +8,26 @@ from pyengm.models.checkpoint import (
     read_info,
     save_checkpoint,
 )
+from pyengm.models.classifier import Classifier, Output
+from pyengm.models.from_robustbench import load as load_from_robustbench
 from pyengm.models.memory_format import memory_format_of, to_fast_memory_format
 from pyengm.models.norm import NORM_LAYERS
 from pyengm.models.normalize import Normalize
-from pyengm.models.registry import build, list_models
+from pyengm.models.registry import ZOO, build, code_of, list_models
 
 __all__ = [
     "NORM_LAYERS",
+    "ZOO",
     "CheckpointInfo",
+    "Classifier",
     "Normalize",
+    "Output",
     "build",
     "check_state",
+    "code_of",
     "list_models",
     "load_checkpoint",
+    "load_from_robustbench",
     "load_weights",
     "memory_format_of",
     "read_info",

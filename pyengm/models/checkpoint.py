@@ -1,17 +1,21 @@
-"""Weights on disk: a safetensors file that describes its model in the header."""
+"""Weights on disk: a safetensors file that describes its model in the header, and files made elsewhere."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from pyengm.errors import CheckpointError, ConfigError
-from pyengm.models.registry import build
+from pyengm.models.match_weights import match_weights
+from pyengm.models.registry import build, code_of
+from pyengm.models.weights_file import is_torch_file, read_weights
+from pyengm.utils.import_object import check_trusted
 from pyengm.utils.io import atomic_write, sha256_of_tensors
 
 
@@ -53,19 +57,22 @@ def save_checkpoint(path: Path, model: nn.Module, info: CheckpointInfo) -> None:
     atomic_write(path, lambda temporary: save_file(tensors, str(temporary), metadata))
 
 
-def load_checkpoint(path: Path) -> tuple[nn.Module, CheckpointInfo]:
+def load_checkpoint(path: Path, *, trust_config: bool = False) -> tuple[nn.Module, CheckpointInfo]:
     """Loads a checkpoint.
 
     Args:
         path: a file that `save_checkpoint` wrote.
+        trust_config: whether a function that the file names as its model (MODULE:FUNCTION) may be run.
 
     Returns:
         The model on the CPU, in eval mode, and its description.
 
     Raises:
         CheckpointError: the file is missing, damaged or not pyengm's, or its model cannot be built here.
+        ConfigError: the file names code, and `trust_config` is False.
     """
     info = read_info(path)
+    check_trusted({"model": code_of(info.model.get("name"))}, path, trust_config)
     try:
         model = build(**info.model)
     except (ConfigError, TypeError) as error:
@@ -94,31 +101,34 @@ def read_info(path: Path) -> CheckpointInfo:
         return CheckpointInfo(**values)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path} has no description of its model; load its weights into a model of yours with "
-            "pyengm.models.load_weights(model, path)"
+            f"{path} has no description of its model: name the model and give the file as its weights, as in pyengm "
+            f"evaluate MODEL --weights {path}; in Python pyengm.models.load_weights(model, path)"
         ) from error
 
 
-def load_weights(model: nn.Module, path: Path) -> nn.Module:
-    """Loads a safetensors file into a model whose parameters and buffers have the same names and shapes.
+def load_weights(model: nn.Module, path: str | os.PathLike, *, entry: str | None = None) -> nn.Module:
+    """Loads a file of weights, of pyengm or made elsewhere, into a model. No code of the file is run.
 
     Args:
         model: changed in place.
-        path: the file; one that pyengm did not write is loaded without a check of its SHA-256.
+        path: a safetensors file, or one that torch.save wrote. The names in it may have the prefixes of wrappers, and
+            the weights may be an entry of it, see `match_weights`. Only files of pyengm have a SHA-256 that is checked.
+        entry: the copy of the weights to take where the file holds several, such as "state_dict_ema".
 
     Returns:
         The model.
 
     Raises:
-        CheckpointError: the file is damaged or of another architecture; the model is unchanged then.
+        CheckpointError: the file is damaged, holds objects that could run code, or is of another architecture; the
+            model is unchanged then.
     """
-    try:
-        weights = load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
-    check_state(model, weights, str(path))
-    if _read_header(path).get("sha256", digest := sha256_of_tensors(weights)) != digest:
+    path = Path(path)
+    content = read_weights(path)
+    expected = _read_header(path).get("sha256")
+    if expected is not None and sha256_of_tensors(content) != expected:
         raise CheckpointError(f"{path} is damaged: its weights are not those that were written")
+    weights = match_weights(model, content, str(path), entry)
+    check_state(model, weights, str(path))
     model.load_state_dict(weights, strict=False)  # names that share one tensor are in the file once
     return model
 
@@ -161,6 +171,8 @@ def _without_duplicates(state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 def _read_header(path: Path) -> dict[str, Any]:
     """The entry of `save_checkpoint` in the header, {} in a file of another origin."""
+    if is_torch_file(path):
+        return {}
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

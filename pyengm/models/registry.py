@@ -1,4 +1,4 @@
-"""Models by name: pyengm's own, torchvision's and timm's."""
+"""Models by name: pyengm's own, torchvision's, timm's and those of functions of the user."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from pyengm.errors import ConfigError
-from pyengm.models import from_timm, from_torchvision
+from pyengm.models import from_timm, from_torchvision, from_user
+from pyengm.models.classifier import Classifier, Output
 from pyengm.models.cnn import cnn4, cnn8
 from pyengm.models.norm import NORM_LAYERS, replace_batch_norm
 from pyengm.models.normalize import Normalize
@@ -18,11 +19,13 @@ from pyengm.models.preact_resnet import preact_resnet18
 from pyengm.models.resnet import resnet18, resnet50
 from pyengm.models.vgg import vgg8
 from pyengm.models.wide_resnet import wrn_28_10, wrn_34_10
+from pyengm.utils.import_object import is_object_spec
 
 OWN: dict[str, Callable[..., nn.Module]] = {
     model.__name__: model for model in (cnn4, cnn8, vgg8, resnet18, resnet50, preact_resnet18, wrn_28_10, wrn_34_10)
 }
 LIBRARIES = {"torchvision": from_torchvision, "timm": from_timm}
+ZOO = "robustbench"  # its models are trained ones, see `from_robustbench`
 
 
 def list_models() -> list[str]:
@@ -39,12 +42,14 @@ def build(
     width: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    output: Output | None = None,
 ) -> nn.Module:
     """A freshly initialised classifier.
 
     Args:
         name: one of `list_models()`, else a name of torchvision, else of timm, sought in this order;
             "torchvision:resnet18" and "timm:resnet18" name the library. Pretrained weights are never loaded.
+            "my_module:make_model" calls a function of the user, which gets those of the other arguments that it has.
         num_classes: at least 2.
         in_channels: 1 for grey, 3 for colour.
         image_size: side of the square images in pixels, at least 8. It sizes the dense layers of cnn4, cnn8 and
@@ -57,6 +62,7 @@ def build(
             bottleneck resnets: width_per_group.
         mean: one value per channel, in units of pixels in [0, 1], of a `Normalize` layer in front; None for no layer.
         std: like mean; both are given or neither.
+        output: the place of the logits in what the network returns, for networks that return more, see `Classifier`.
 
     Returns:
         A model that maps pixels in [0, 1] (n, in_channels, image_size, image_size) to logits (n, num_classes).
@@ -66,17 +72,37 @@ def build(
     """
     _check(num_classes, in_channels, image_size, norm_layer, width)
     normalize = _normalize(mean, std, in_channels)
+    network = _network(name, num_classes, in_channels, image_size, norm_layer, width, output)
+    if normalize is None:
+        return network
+    return nn.Sequential(OrderedDict(normalize=normalize, network=network))
+
+
+def code_of(name: object) -> str | None:
+    """MODULE:FUNCTION if the name of a model is one, as `build` runs that code; None for other names."""
+    return str(name) if is_object_spec(name) and str(name).partition(":")[0] not in (*LIBRARIES, ZOO) else None
+
+
+def _network(
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    norm_layer: str,
+    width: int | None,
+    output: Output | None,
+) -> nn.Module:
+    """The model without a layer for mean and std; arguments as for `build`."""
+    if code_of(name) is not None:
+        return from_user.build(name, num_classes, in_channels, image_size, norm_layer, width, output)
     library, bare = _find(name)
     if library is None:
         options: dict[str, Any] = {} if width is None else {"width": width}
         network = OWN[bare](num_classes, in_channels, image_size, norm_layer, **options)
     else:
         network = library.build(bare, num_classes, in_channels, image_size, width)
-        if norm_layer == "gn":
-            network = replace_batch_norm(network)
-    if normalize is None:
-        return network
-    return nn.Sequential(OrderedDict(normalize=normalize, network=network))
+        network = replace_batch_norm(network) if norm_layer == "gn" else network
+    return network if output is None else Classifier(network, output)
 
 
 def _check(num_classes: int, in_channels: int, image_size: int, norm_layer: str, width: int | None) -> None:
@@ -128,5 +154,6 @@ def _unknown(name: str, bare: str, known: list[tuple[str, str]]) -> str:
     timm = "" if from_timm.installed() else f" {from_timm.INSTALL}."
     return (
         f"unknown model {name!r}.{suggestion} Own models: {', '.join(OWN)}. Others: torchvision:NAME with a name from "
-        f"torchvision.models.list_models(), timm:NAME with a name from timm.list_models().{timm}"
+        f"torchvision.models.list_models(), timm:NAME with a name from timm.list_models(), MODULE:FUNCTION for one of "
+        f"your own.{timm}"
     )

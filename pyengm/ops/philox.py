@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     SIGN = 8  # corner of an L-infinity ball
     SECOND = 9  # second random point, beside the start of an attack
     STEP = 10  # step size of an attack
+    TARGET = 11  # class that a targeted attack aims at
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,8 @@ class EntropySGD(PerExampleSGD):
         buffer_rule: "average" averages the buffers like mu; "restore" resets them to their values from before the inner
             loop, for callers who estimate them anew (torch.optim.swa_utils.update_bn).
         seed: Seed of the noise, the same in all processes of a run.
+        t: Outer steps that were taken before.
+        epoch: The current epoch, which `start_epoch` sets; None before that.
         sgd_options: The other arguments of torch.optim.SGD.
 
     Raises:
@@ -117,6 +119,8 @@ class EntropySGD(PerExampleSGD):
         buffers: Iterable[Tensor] = (),
         buffer_rule: str = "average",
         seed: int = 0,
+        t: int = 0,
+        epoch: int | None = None,
         **sgd_options: Any,
     ):
         super().__init__(params, lr, momentum, weight_decay, nesterov=nesterov, **sgd_options)
@@ -126,9 +130,9 @@ class EntropySGD(PerExampleSGD):
             )
         if buffer_rule not in BUFFER_RULES:
             raise ConfigError(f"buffer_rule is {buffer_rule!r}; known: {', '.join(BUFFER_RULES)}")
-        self._define(inner_steps=inner_steps, t=0, as_published=as_published, inner_lr=inner_lr)
+        self._define(inner_steps=inner_steps, t=t, as_published=as_published, inner_lr=inner_lr)
         self._define(averaging=averaging, noise=noise)
-        self._define(gamma0=gamma0, gamma1=gamma1, epoch=None, from_epoch=from_epoch, until_epoch=until_epoch)
+        self._define(gamma0=gamma0, gamma1=gamma1, epoch=epoch, from_epoch=from_epoch, until_epoch=until_epoch)
         if until_epoch is not None and from_epoch >= until_epoch:
             raise ConfigError(
                 f"from_epoch and until_epoch are {from_epoch} and {until_epoch}; expected the epoch that begins with "
@@ -171,7 +175,7 @@ class EntropySGD(PerExampleSGD):
         self._clear_momentum()
 
     @torch.no_grad()
-    def step(self, closure: Closure | None = None, *, inner_steps: int | None = None) -> Tensor:
+    def step(self, closure: Closure | None = None, *, inner_steps: int | None = None) -> Tensor | None:
         """One outer step from inner_steps mini-batches.
 
         Where closure raises, the parameters and the given buffers are reset to their values before the step.
@@ -184,12 +188,15 @@ class EntropySGD(PerExampleSGD):
                 an epoch; 0 makes it a step of plain SGD. Epochs of plain SGD allow only 0.
 
         Returns:
-            The mean loss, detached.
+            The mean loss, detached; None without a closure.
 
         Raises:
-            RuntimeError: There is no closure.
+            RuntimeError: There is no closure, and gradients that are not all 0, or none.
             ValueError: inner_steps is negative, or not 0 in an epoch of plain SGD.
         """
+        if closure is None and self._at_rest():
+            self._torch_step()  # along 0, by which torch.distributed.checkpoint creates the state
+            return None
         if closure is None:
             raise RuntimeError(
                 f"{type(self).__name__} draws its own mini-batches: call step(closure), "
@@ -205,6 +212,11 @@ class EntropySGD(PerExampleSGD):
         self._torch_step()
         self.t += self._has_inner_loop(self.epoch)
         return loss
+
+    def _at_rest(self) -> bool:
+        """Whether there are gradients, and all are 0."""
+        grads = [p.grad for p in self._parameters()]
+        return any(g is not None for g in grads) and not any(g is not None and g.any() for g in grads)
 
     def _check_inner_steps(self, given: int | None) -> int:
         current = self.current_inner_steps
@@ -245,9 +257,13 @@ class EntropySGD(PerExampleSGD):
     def _open(self, closure: Closure) -> Tensor:
         loss = self._descend(closure)
         for p in self._parameters():
-            if p.grad is not None and "momentum_buffer" not in self.state[p]:
+            if p.grad is not None and not self._has_momentum(p):
                 self.state[p]["momentum_buffer"] = p.grad.clone()
         return loss
+
+    def _has_momentum(self, p: Tensor) -> bool:
+        momentum = self.state[p].get("momentum_buffer")
+        return momentum is not None and bool(momentum.any())  # of 0 after a step along 0, see `_at_rest`
 
     def _inner_loop(self, closure: Closure, steps: int) -> Tensor:
         """Leaves theta - mu in .grad, and the parameters at theta; returns the mean loss of the inner steps."""

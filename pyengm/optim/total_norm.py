@@ -17,20 +17,19 @@ class TotalNormSGD(PerExampleSGD):
         options: Other arguments of `PerExampleSGD`.
     """
 
-    _total_norm: Tensor | None = None
-
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self._step_supports_amp_scaling = False  # else a fused update gets scaled gradients, after we have changed them
 
     def statistics(self) -> dict[str, float]:
         """As of every optimiser, and "total_norm": the norm of the last step's gradient before it was changed."""
-        own = {} if self._total_norm is None else {"total_norm": self._total_norm.item()}
+        norm = self._calls.total_norm
+        own = {} if norm is None else {"total_norm": norm.item()}
         return super().statistics() | own
 
     def _measure(self) -> Tensor:
         """The norm of the whole gradient, over the shards of all processes where it is sharded; kept for a log."""
-        self._total_norm = norm = full_tensor(torch.nn.utils.get_total_norm(self._gradients()))
+        self._calls.total_norm = norm = full_tensor(torch.nn.utils.get_total_norm(self._gradients()))
         return norm
 
     def _gradients(self) -> list[Tensor]:

@@ -12,11 +12,13 @@ from pyengm.pergrad.autograd_graph import trace
 from pyengm.pergrad.engine import PerExampleBackward, prepare
 from pyengm.pergrad.fsdp import check_reduced, gathered
 from pyengm.pergrad.hooks import DDP_SINK, disable_ddp_sink
+from pyengm.pergrad.loss_scale import refuse_scaled
 from pyengm.pergrad.norm_estimator import NormEstimator
 from pyengm.pergrad.per_example_grad import PerExampleGrad
 from pyengm.pergrad.rules.weights import to_float32
 from pyengm.pergrad.validation import Params, check_losses, check_visible, named_params
 from pyengm.utils.checks import require
+from pyengm.utils.distributed import prepare_reducer
 
 # weigh(norms, input_norms) -> weights, (n,) each and detached; norms that were not requested are None
 WeightFn = Callable[[Tensor | None, Tensor | None], Tensor]
@@ -41,7 +43,14 @@ class PerExampleStats:
 
 
 def clipped_backward(
-    losses: Tensor, params: Params, alpha: float, *, norms: "str | NormEstimator" = "auto"
+    losses: Tensor,
+    params: Params,
+    alpha: float,
+    *,
+    norms: "str | NormEstimator" = "auto",
+    inputs: Tensor | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    accumulate: int = 1,
 ) -> PerExampleStats:
     """Adds (1/n) sum_i min(alpha / ||g_i||, 1) g_i to .grad of the parameters: example clipping under any optimiser.
 
@@ -51,18 +60,30 @@ def clipped_backward(
         params: a module, named parameters, or an iterable of leaf tensors.
         alpha: the largest norm that the gradient of an example may have, > 0.
         norms: as for `weighted_backward`.
+        inputs: as for `weighted_backward`.
+        scaler: as for `weighted_backward`.
+        accumulate: the number of such calls that make up one step.
 
     Returns:
         Norms and weights of the examples.
 
     Raises:
         NonFiniteError: where a norm is not finite.
+        ValueError: for losses that are multiplied by the scale of a GradScaler; give it as scaler.
         Exception: what `per_example_grad_norms` raises.
 
     References:
         Dabouei et al. 2022, Eq. 5.
     """
-    return weighted_backward(losses, params, lambda found: clip_weights(found, alpha), norms=norms)
+    return weighted_backward(
+        losses,
+        params,
+        lambda found: clip_weights(found, alpha),
+        norms=norms,
+        inputs=inputs,
+        scaler=scaler,
+        accumulate=accumulate,
+    )
 
 
 def weighted_backward(
@@ -71,6 +92,9 @@ def weighted_backward(
     weights: Callable[[Tensor], Tensor],
     *,
     norms: "str | NormEstimator" = "auto",
+    inputs: Tensor | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    accumulate: int = 1,
 ) -> PerExampleStats:
     """Adds (1/n) sum_i w_i g_i to .grad of the parameters, with weights w computed from the norms of the gradients g.
 
@@ -86,6 +110,10 @@ def weighted_backward(
         weights: maps the norms ||g_i||, (n,) and detached, to weights (n,) of any sign; these are held constant.
         norms: as for `per_example_grad_norms`; or a `pergrad.NormEstimator`, which keeps from call to call what it has
             fitted to a model with batch norm in training mode, where a call with a name fits anew.
+        inputs: (n, ...), a tensor that the losses depend on; its .grad becomes the gradient of the same weighted mean.
+        scaler: its scale is put on the gradients, as by `scaler.scale(loss).backward()`, and a norm that is not finite
+            makes all of them nan, so that it skips the step and backs off.
+        accumulate: the number of such calls that make up one step.
 
     Returns:
         Norms and weights of the examples.
@@ -103,8 +131,11 @@ def weighted_backward(
             raise ValueError(f"expected weights of shape {tuple(found.shape)}, got {tuple(chosen.shape)}")
         return chosen.detach()
 
+    if losses.requires_grad:
+        refuse_scaled(losses)
+        prepare_reducer(losses)
     estimator = norms if isinstance(norms, NormEstimator) else NormEstimator(norms, shared=False)
-    return backward_by_weights(losses, params, weigh, estimator)
+    return backward_by_weights(losses, params, weigh, estimator, inputs=inputs, scaler=scaler, accumulate=accumulate)
 
 
 def backward_by_weights(

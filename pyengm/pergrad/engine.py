@@ -2,9 +2,8 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Container, Hashable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ from pyengm.pergrad.batch_norm.projection import Bases, LayerSketch, correct_bia
 from pyengm.pergrad.hooks import full_precision, visit_gradients
 from pyengm.pergrad.per_example_grad import DenseGrad, PerExampleGrad, StackedGrads, merge, row_squares
 from pyengm.pergrad.probe import probe
-from pyengm.pergrad.proof import Proof
 from pyengm.pergrad.row_layout import RowLayout
 from pyengm.pergrad.rules.fallback import NodeCallGrad
 from pyengm.pergrad.rules.weights import to_float32
@@ -32,8 +30,8 @@ from pyengm.pergrad.validation import (
     check_visible,
     named_params,
 )
-from pyengm.pergrad.verify import is_verified, verify
-from pyengm.pergrad.weight_usage import TiedParams, WeightUsage, WeightUse, error_context, with_way_out
+from pyengm.pergrad.verify import ExactNorms, is_verified, verify
+from pyengm.pergrad.weight_usage import Remembered, TiedParams, WeightUsage, WeightUse, error_context, with_way_out
 
 CHUNK = 16  # examples of a batched pass on a GPU
 
@@ -56,27 +54,18 @@ def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
     try:
         check_plain(graph, tensors, names)
         key = graph.key(tensors), len(losses)
-        usage, proof = weight_usage.get(key, graph), None
-        if usage is None:
+        known = weight_usage.get(key, graph)
+        if known is None:
             keep_freed_memory()
             usage, proof = weight_usage.find_usage(graph, len(losses), tensors, names, frozen)
-        probed = probe(graph, losses, names, usage, frozen)
+            known = weight_usage.put(key, usage, proof)
+            known.verified = bool(frozen) or is_verified(graph, tensors)
+            if usage.probed:
+                warn_of_probing(usage, len(losses))
+        usage = probe(graph, losses, names, known.usage, frozen)
     except (UnsupportedOperationError, CheckpointError) as error:
         raise UnsupportedOperationError(with_way_out(str(error))) from error
-    found = PerExampleBackward(losses, tensors, names, graph, probed, frozen)
-    if proof is not None:
-        found.remember = partial(remember, key, usage, proof, len(losses))
-    if found.remember is not None and (frozen or is_verified(graph, tensors)):
-        found.remember()
-        found.remember = None
-    return found
-
-
-def remember(key: Hashable, usage: WeightUsage, proof: Proof, n: int) -> None:
-    """What follows when the proof for a new graph has passed its check."""
-    weight_usage.put(key, usage, proof)
-    if usage.probed:
-        warn_of_probing(usage, n)
+    return PerExampleBackward(losses, tensors, names, graph, usage, frozen, known)
 
 
 def keep_freed_memory() -> None:
@@ -102,8 +91,8 @@ def warn_of_probing(usage: WeightUsage, n: int) -> None:
 class PerExampleBackward:
     """Losses with their graph, and where it uses the parameters; made by `prepare`.
 
-    frozen: batch norms whose statistics make the examples depend on each other. remember: to be called once the first
-    norms of this structure of graph have been verified; None where they are.
+    frozen: batch norms whose statistics make the examples depend on each other. known: whether norms of this structure
+    of graph have been verified.
     """
 
     losses: Tensor
@@ -112,7 +101,7 @@ class PerExampleBackward:
     graph: Graph
     usage: WeightUsage
     frozen: list[FrozenNorm]
-    remember: Callable[[], None] | None = None
+    known: Remembered
 
     def squares(
         self,
@@ -128,15 +117,14 @@ class PerExampleBackward:
         squares of layers; those of biases come out corrected.
         Raises UnsupportedOperationError where the first norms of a structure of graph are wrong.
         """
-        if self.remember is None:
+        if self.known.verified:
             return self._squares(inputs, kept, sketches)
         try:
+            exact = ExactNorms.of(self.losses, self.params, self.usage)
             total, input_gradient = self._squares(inputs, kept, sketches)
-            verify(self.losses, self.params, self.names, self.graph, self.usage, total)
+            self.known.verified = verify(exact, self.params, self.names, self.graph, self.usage, total)
         except (UnsupportedOperationError, CheckpointError) as error:
             raise UnsupportedOperationError(with_way_out(str(error))) from error
-        self.remember()
-        self.remember = None
         return total, input_gradient
 
     def _squares(
@@ -175,7 +163,7 @@ class PerExampleBackward:
 
     def gradients(self, inputs: Tensor | None) -> tuple[dict[int, PerExampleGrad], Tensor | None]:
         """The gradients of every weight for `deliver`, without norms, and that of the inputs; activations are freed."""
-        if self.remember is not None:
+        if not self.known.verified:
             self.squares()
         kept: dict[int, PerExampleGrad] = {}
         with full_precision(self.losses.device):
@@ -236,9 +224,9 @@ class PerExampleBackward:
         sketches: "Sketches | None",
     ) -> Tensor | None:
         """Calls done(weight, gradient) as soon as a weight's last use has been visited."""
-        frees = keep and not self.frozen and self.remember is None
-        collector = _Collector(self, done, frees, sketches)
-        called = {k for use in self.usage.uses if use.rule is None for k in use.slots.values()}
+        collector = _Collector(self, done, keep and not self.frozen, sketches)
+        children = self.graph.children
+        called = {children[use.place][slot] for use in self.usage.uses if use.rule is None for slot in use.slots}
         input_gradient = visit_gradients(
             self.graph,
             self.losses,
@@ -247,7 +235,7 @@ class PerExampleBackward:
             collector.visit,
             frozen=self.frozen,
             inputs=inputs,
-            also=[(self.usage.weights[k].place, self.usage.weights[k].output) for k in called],
+            also=[child for child in called if child is not None],
             retain_graph=not collector.frees,
         )
         collector.finish()

@@ -86,6 +86,16 @@ def locate(layout: Layout, shape: Shape) -> tuple[int, int]:
     raise UnprovenError("the examples lie across several axes")
 
 
+def element_list(layout: Layout, size: int) -> np.ndarray:
+    """The owners of so many elements, one by one, for layouts that are not shared.
+
+    Raises UnprovenError where that would be a long list.
+    """
+    if size > MAX_PERIOD:
+        raise UnprovenError(f"the owners of {size} elements would have to be listed one by one")
+    return np.asarray(layout.owners)[np.arange(size) // layout.step % len(layout.owners)]
+
+
 def owners_along(layout: Layout, shape: Shape, axis: int) -> np.ndarray | None:
     """The owners of the indices of an axis, or None where the examples lie along another one."""
     if layout.is_constant:
@@ -128,7 +138,7 @@ def carry(layout: Layout, source: Shape, target: Shape, axes: Mapping[int, int])
     return Layout(run * inner_size(target, to), layout.owners)
 
 
-def place(layout: Layout, source: Shape, target: Shape, axis: int, positions: np.ndarray) -> Layout:
+def put(layout: Layout, source: Shape, target: Shape, axis: int, positions: np.ndarray) -> Layout:
     """The layout of a tensor of which source[..., j, ...] = target[..., positions[j], ...] along an axis of both.
 
     Elements of the target that the source does not show belong to nobody. Raises UnprovenError where two examples
@@ -142,6 +152,14 @@ def place(layout: Layout, source: Shape, target: Shape, axis: int, positions: np
     if (found[positions] != owners)[owners >= 0].any():
         return SHARED
     return along_axis(found, target, axis)
+
+
+def take(layout: Layout, source: Shape, target: Shape, axis: int, positions: np.ndarray) -> Layout:
+    """The layout of a tensor of which target[..., j, ...] = source[..., positions[j], ...], along an axis of both."""
+    owners = owners_along(layout, source, axis)
+    if layout.is_constant or owners is None:
+        return carry(layout, source, target, {a: a for a in range(len(source)) if a != axis})
+    return along_axis(owners[positions], target, axis)
 
 
 def merge(first: Layout, second: Layout) -> Layout | None:

@@ -199,17 +199,27 @@ class NormEstimator:
         return all_reduce_sum_many(sums) if self._among_others() else sums
 
     def state_dict(self) -> dict[str, Any]:
-        fit = None if self._fit is None else vars(self._fit)
-        learned = {"leaves": self._leaves, "bases": dict(self._bases), "fit": fit, "errors": dict(self._errors_after)}
-        return {name: getattr(self, name) for name in STATE} | learned
+        fit = None if self._fit is None else {name: _named(value) for name, value in vars(self._fit).items()}
+        learned = {"bases": _named(self._bases), "fit": fit, "errors": _named(self._errors_after)}
+        return {name: getattr(self, name) for name in STATE} | {"leaves": self._leaves} | learned
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in STATE:
             setattr(self, name, state[name])
-        self._leaves, self._bases = state["leaves"], Bases(state["bases"])
-        self._errors_after = dict(state["errors"])
-        self._fit = None if state["fit"] is None else Fit(**state["fit"])
+        self._leaves, self._bases = state["leaves"], Bases(_numbered(state["bases"]))
+        self._errors_after = _numbered(state["errors"])
+        fit = state["fit"]
+        self._fit = None if fit is None else Fit(**{name: _numbered(value) for name, value in fit.items()})
         self._gaps = None
+
+
+def _named(values: Any) -> Any:
+    """The dictionary with names in place of numbers, which a state in JSON does not keep; other values as they are."""
+    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else values
+
+
+def _numbered(values: Any) -> Any:
+    return {int(key): value for key, value in values.items()} if isinstance(values, dict) else values
 
 
 def _running(mean: float | None, value: float) -> float:

@@ -12,7 +12,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
-SMALL = 4096  # elements of a weight that is computed together with others
+SMALL = {"cuda": 4096, "cpu": 128}  # elements of a weight that is computed together with others
 STORED = 2  # gradients of up to this many times the elements of their operands are stored, not computed twice
 CHUNK_ELEMENTS = 2**24  # of products or gradients held at a time: 64 MiB in float32
 
@@ -110,13 +110,17 @@ class StackedGrads:
     def takes(gradient: PerExampleGrad) -> TypeGuard[DenseGrad]:
         if not isinstance(gradient, DenseGrad):
             return False
-        return gradient.known_squares is None and gradient.shape.numel() <= SMALL
+        small = gradient.shape.numel() <= SMALL.get(gradient.values.device.type, 0)
+        return small and gradient.known_squares is None
 
     def squares(self) -> Tensor:
         """(weights, n) float64."""
-        squares = self._values.double().square().mT.contiguous()
-        lengths = _on_device(tuple(self._lengths), squares.device)
-        return torch.segment_reduce(squares, "sum", lengths=lengths, unsafe=True)  # else the host looks at lengths
+        squares = self._values.double().square_()
+        lengths = _on_device(tuple(self._lengths) * len(squares), squares.device)
+        sums = torch.segment_reduce(
+            squares.view(-1), "sum", lengths=lengths, unsafe=True
+        )  # else the host reads lengths
+        return sums.view(len(squares), -1).T
 
     def weighted(self, weights: Tensor) -> dict[int, Tensor]:
         """sum_i weights_i g_i by number of the weight."""

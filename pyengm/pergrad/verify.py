@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,45 +23,58 @@ def is_verified(graph: Graph, params: Iterable[Tensor]) -> bool:
     return graph.structure(params) in _verified
 
 
+@dataclass(frozen=True)
+class ExactNorms:
+    """Gradient norms of a few examples by group of parameters, (groups, m); the last group is of absent parameters."""
+
+    examples: list[int]
+    groups: list[Sequence[int]]
+    norms: Tensor
+
+    @staticmethod
+    def of(losses: Tensor, params: Sequence[Tensor], usage: WeightUsage) -> "ExactNorms":
+        """Those of the example with the largest loss and of that with the median one; the graph is kept."""
+        examples = losses.detach().argsort(descending=True)[[0, len(losses) // 2]].tolist()
+        absent = [k for k in range(len(params)) if not any(k in group.leaves for group in usage.groups)]
+        groups: list[Sequence[int]] = [*(group.leaves for group in usage.groups), absent]
+        return ExactNorms(
+            examples, groups, exact_squares(losses, [[params[k] for k in g] for g in groups], examples).sqrt()
+        )
+
+
 def verify(
-    losses: Tensor,
+    exact: ExactNorms,
     params: Sequence[Tensor],
     names: Sequence[str],
     graph: Graph,
     usage: WeightUsage,
     squares: Tensor,
-) -> None:
-    """Compares the squared norms (groups, n) of two examples, that of the largest and that of the median norm.
+) -> bool:
+    """Compares squared norms (groups, n) with exact ones, and returns whether these are finite and not all zero.
 
     Raises UnsupportedOperationError that names the parameters whose norms differ and the nodes that use them.
     """
-    norms = squares.sum(0).sqrt()
-    if not norms.isfinite().all():
-        return
-    chosen = norms.argsort(descending=True)[[0, len(norms) // 2]]
-    absent = [k for k in range(len(params)) if not any(k in group.leaves for group in usage.groups)]
-    leaves: list[Sequence[int]] = [*(group.leaves for group in usage.groups), absent]
-    exact = exact_squares(losses, [[params[k] for k in group] for group in leaves], chosen.tolist()).sqrt()
-    ours = torch.cat([squares, torch.zeros_like(norms)[None]])[:, chosen].sqrt()
-    outputs = (output for node in graph.nodes for output in getattr(node, "_input_metadata", ()))
-    half = any(output.dtype in (torch.float16, torch.bfloat16) for output in outputs)
-    length = exact.norm(dim=0)
-    allowed = (HALF_TOLERANCE if half else TOLERANCE) * (exact + length / 10)  # rounding shows in small groups
-    wrong = ((ours - exact).abs() > allowed + 1e-9).any(1)
+    length = exact.norms.norm(dim=0)
+    if not squares.isfinite().all() or not length.any():
+        return False
+    ours = torch.cat([squares, torch.zeros_like(squares[:1])])[:, exact.examples].sqrt()
+    half = any(dtype in (torch.float16, torch.bfloat16) for dtypes in graph.dtypes for dtype in dtypes)
+    allowed = (HALF_TOLERANCE if half else TOLERANCE) * (exact.norms + length / 10)  # rounding shows in small groups
+    wrong = ((ours - exact.norms).abs() > allowed + 1e-9).any(1)
     if wrong.any():
         where = [
             f"parameters {', '.join(names[k] for k in group)} by {', '.join(_users(graph, usage, group))}"
-            for group, bad in zip(leaves, wrong, strict=True)
+            for group, bad in zip(exact.groups, wrong, strict=True)
             if bad
         ]
         raise UnsupportedOperationError(
-            f"the gradient norms {ours.norm(dim=0).tolist()} of examples {chosen.tolist()} should be "
+            f"the gradient norms {ours.norm(dim=0).tolist()} of examples {exact.examples} should be "
             f"{length.tolist()}. Wrong: {'; '.join(where)}"
         )
-
     _verified[graph.structure(params)] = None
     while len(_verified) > MAX_REMEMBERED:
         _verified.popitem(last=False)
+    return True
 
 
 def _users(graph: Graph, usage: WeightUsage, leaves: Iterable[int]) -> list[str]:

@@ -230,21 +230,30 @@ def error_context(node: Node, names: Sequence[str], weights: Iterable[Weight]) -
         raise UnsupportedOperationError(message) from None
 
 
-# key of the graph -> how it uses the parameters, and the proof of it
-_remembered: OrderedDict[Hashable, tuple[WeightUsage, Proof]] = OrderedDict()
+@dataclass
+class Remembered:
+    """How a graph uses the parameters, the proof of it, and whether norms have been compared with exact ones."""
+
+    usage: WeightUsage
+    proof: Proof
+    verified: bool = False
 
 
-def get(key: Hashable, graph: Graph) -> WeightUsage | None:
+_remembered: OrderedDict[Hashable, Remembered] = OrderedDict()  # by the key of the graph
+
+
+def get(key: Hashable, graph: Graph) -> Remembered | None:
     """What `put` has remembered under this key, where the proof of it holds for the graph."""
-    usage, proof = _remembered.get(key, (None, None))
-    if usage is None or proof is None or not proof.holds_for(graph):
+    known = _remembered.get(key)
+    if known is None or not known.proof.holds_for(graph):
         return None
     _remembered.move_to_end(key)
-    return usage
+    return known
 
 
-def put(key: Hashable, usage: WeightUsage, proof: Proof) -> None:
+def put(key: Hashable, usage: WeightUsage, proof: Proof) -> Remembered:
     """Remembers a usage under the key of its graph and parameters, and forgets the one that was longest out of use."""
-    _remembered[key] = usage, proof
+    _remembered[key] = known = Remembered(usage, proof)
     while len(_remembered) > MAX_REMEMBERED:
         _remembered.popitem(last=False)
+    return known

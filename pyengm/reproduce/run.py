@@ -17,10 +17,11 @@ from pyengm.reproduce.render import as_markdown, as_table, heading, remarks
 from pyengm.reproduce.report import make_report
 from pyengm.reproduce.tables import PAPER_TABLES, PaperTable, load_table, table_names
 from pyengm.reproduce.timing import times_of
-from pyengm.training import RunFolder, TrainConfig, load_split, pick_device
+from pyengm.training import RunFolder, TrainConfig, load_split
 from pyengm.training.multi_run import complete_all
 from pyengm.training.multi_seed import seed_folder
 from pyengm.training.option_types import Choice, Count, OptionGroup, Unset
+from pyengm.utils.device import pick_device
 from pyengm.utils.distributed import on_rank0
 from pyengm.utils.io import atomic_write
 from pyengm.utils.terminal import log

@@ -1,6 +1,6 @@
 """Training runs: options, the loop, and the files of a run."""
 
-from pyengm.training.builders import TrainComponents, build_components, load_split, pick_device
+from pyengm.training.builders import TrainComponents, build_components, load_split
 from pyengm.training.config import TrainConfig
 from pyengm.training.environment import describe
 from pyengm.training.loggers import Logger
@@ -20,7 +20,6 @@ __all__ = [
     "describe",
     "fit",
     "load_split",
-    "pick_device",
     "train",
     "train_seeds",
 ]

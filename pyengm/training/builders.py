@@ -26,6 +26,7 @@ from pyengm.training.precision import in_precision, scaler_for
 from pyengm.training.recipes import LARGE
 from pyengm.training.schedule import build_schedule
 from pyengm.training.steps import Step, build_runner, build_step
+from pyengm.utils.device import pick_device
 from pyengm.utils.distributed import rank, world_size
 
 
@@ -280,25 +281,6 @@ def read_indices(path: Path) -> np.ndarray:
         return np.load(path) if path.suffix == ".npy" else np.loadtxt(path, dtype=np.int64, ndmin=1)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read whole numbers from {path}: {error}") from error
-
-
-def pick_device(name: str) -> torch.device:
-    """Finds the device of a name.
-
-    Args:
-        name: "auto" for a GPU if there is one and the CPU otherwise, or a name of torch such as "cuda:1".
-
-    Raises:
-        ConfigError: Where this machine has no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def build_method(config: TrainConfig) -> Method:

@@ -66,6 +66,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     attacks,
                     autoattack_examples=config.evaluation.autoattack_examples,
                     state=run.autoattack,
+                    trust_config=True,  # this process has built the model itself
                     seed=config.run.seed,
                     device=components.device,
                 )

@@ -8,6 +8,7 @@ checkpoints/        the state to resume from, written after the other files of a
 results.json        the final evaluation; results.txt its table, curves.png the learning curves
 environment.json    versions, machine, git state and command line, of the start and of each resume
 autoattack/         partial results of AutoAttack, from which an interrupted evaluation resumes
+evaluations/        the results of pyengm evaluate, by number, as .json and .txt
 """
 
 import json
@@ -26,7 +27,7 @@ from pyengm.training.config import TrainConfig
 from pyengm.training.environment import describe
 from pyengm.training.launcher import job_name
 from pyengm.utils.distributed import on_rank0
-from pyengm.utils.io import atomic_write
+from pyengm.utils.io import atomic_write, make_dirs
 from pyengm.utils.locks import file_lock
 
 
@@ -136,6 +137,19 @@ class RunFolder:
         atomic_write(self.table, lambda path: path.write_text(table))
         atomic_write(self.results, lambda path: path.write_text(text))
 
+    def add_evaluation(self, results: dict[str, Any], table: str) -> Path:
+        """Writes a further evaluation, and its table as text, under the next free number; returns the file."""
+        folder = self.path / "evaluations"
+        make_dirs(folder)
+        try:
+            path = next(path for i in count(1) if _is_new(path := folder / f"{i:03d}.json"))
+        except OSError as error:
+            raise StorageError(f"cannot write to {folder}: {error}") from error
+        text = json.dumps(results, indent=2) + "\n"
+        atomic_write(path.with_suffix(".txt"), lambda new: new.write_text(table))
+        atomic_write(path, lambda new: new.write_text(text))
+        return path
+
     def read_results(self) -> dict[str, Any]:
         """The final evaluation. Raises CheckpointError for a damaged file."""
         try:
@@ -176,6 +190,15 @@ def check_free(path: Path, again: str) -> None:
             f"the run folder {path} exists and is not overwritten; choose another --out, or resume the run in it: "
             f"{again}"
         )
+
+
+def _is_new(path: Path) -> bool:
+    """Makes an empty file, unless there is one: two processes get different files."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _is_of_a_killed_start(path: Path) -> bool:

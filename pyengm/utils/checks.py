@@ -64,6 +64,11 @@ class Checks:
 _collecting: ContextVar[Checks | None] = ContextVar("collecting", default=None)
 
 
+def are_collected() -> bool:
+    """Whether `require` collects the checks for later (`Checks.at`), so that the host waits for no device."""
+    return _collecting.get() is not None
+
+
 def require(passed: Tensor, error: Callable[..., PyengmError], *evidence: Tensor) -> None:
     """Raises an error unless a check passed; in `Checks.at`, not before the checks are read.
 

@@ -112,6 +112,23 @@ def average_gradients(module: nn.Module, images: int) -> None:
         _average([p for p in trained if p.dtype == dtype], images)
 
 
+def prepare_reducer(losses: Tensor) -> None:
+    """Prepares DistributedDataParallel for a backward pass of losses inside its forward pass.
+
+    It does so itself at the end of the forward pass, which is too late for those who run the whole step in it, and who
+    keep it from doing so once more, such as Lightning in manual optimisation.
+
+    Args:
+        losses: the losses, with their graph.
+    """
+    ddp = getattr(nn.parallel.DistributedDataParallel, "_active_ddp_module", None)
+    if ddp is None or not ddp.require_backward_grad_sync or not torch.is_grad_enabled():
+        return
+    ddp.require_forward_param_sync = True
+    ddp.reducer._rebuild_buckets()
+    ddp.reducer.prepare_for_backward([losses] if ddp.find_unused_parameters and not ddp.static_graph else [])
+
+
 def average_buffers(module: nn.Module) -> None:
     """Replaces the floating-point buffers of a module, such as running statistics, by their mean over all processes."""
     if world_size() == 1:  # before the walk over the module, which takes its time in every step

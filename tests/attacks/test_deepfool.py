@@ -10,7 +10,7 @@ from pyengm.attacks import PGD
 from pyengm.attacks.deepfool import DeepFool
 from pyengm.data import ImageDataset
 from pyengm.errors import ConfigError, DataError, NonFiniteError
-from pyengm.evaluation import evaluate, robustness_distance
+from pyengm.evaluation import robustness_distance
 from pyengm.models import build
 
 CPU = torch.device("cpu")
@@ -220,7 +220,6 @@ def test_robustness_distance_is_the_mean_over_a_set():
     assert expected[::4].eq(0).all()
     rho = robustness_distance(model, data, device=CPU)
     assert rho == pytest.approx(expected.double().mean().item(), rel=1e-4)
-    assert evaluate(model, data, [], [], device=CPU) == {}
     two = robustness_distance(model, data, device=CPU, attack=DeepFool(classes=2))
     assert two > 0
     assert two != rho

@@ -19,6 +19,7 @@ def test_losses_are_their_formulas(k, dtype):
     gap = torch.tensor(gap, dtype=torch.float64)
     entropy = [-math.log(math.exp(z[c]) / sum(map(math.exp, z))) for z, c in zip(logits.tolist(), y, strict=True)]
     expected = {"margin": gap, "cw": gap.clamp(max=0), "ce": torch.tensor(entropy, dtype=torch.float64)}
+    expected["targeted"] = -expected["ce"]
     wide = torch.promote_types(dtype, torch.float32)
     target = torch.randn(20, k, dtype=wide).log_softmax(1)
     divergence = target.exp().double() * (target.double() - logits.double().log_softmax(1))

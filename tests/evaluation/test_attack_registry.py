@@ -3,12 +3,13 @@
 import warnings
 
 import pytest
-from helpers.evaluation import CPU, L2, LINF, make_images, network
+from helpers.evaluation import CPU, L2, LINF, OPTIONS, make_images, network
 
 from pyengm.attacks import CW, FGSM, PGD, AutoAttack, DeepFool
 from pyengm.attacks.autoattack import MEMBERS
 from pyengm.errors import ConfigError
 from pyengm.evaluation import ATTACKS, ATTACKS_HELP, check_attacks, create_attack, evaluate, final_attacks
+from pyengm.models import build
 
 
 def test_attacks_by_name():
@@ -33,7 +34,7 @@ def test_unknown_attacks_are_errors_that_list_the_known_ones():
         lambda: create_attack("pgd7", LINF),
         lambda: final_attacks(["pgd7"]),
         lambda: check_attacks(["pgd7"], make_images(), [LINF]),
-        lambda: evaluate(network(), make_images(), [LINF], ["pgd7"], device=CPU),
+        lambda: evaluate(network(), make_images(), threat=[LINF], attacks=["pgd7"], device=CPU),
     ):
         with pytest.raises(ConfigError, match=f"'pgd7'; {known}"):
             call()
@@ -43,6 +44,10 @@ def test_attacks_are_ordered_from_weak_to_strong():
     assert final_attacks([]) == ["pgd20", "autoattack"]
     assert final_attacks(["cw", "pgd50", "fgsm", "pgd20", "cw"]) == ["fgsm", "pgd20", "pgd50", "cw", "autoattack"]
     assert final_attacks(["deepfool", "square", "apgd_t"]) == ["pgd20", "apgd_t", "square", "autoattack", "deepfool"]
+
+
+def sized(data):
+    return OPTIONS | {"num_classes": data.num_classes, "image_size": data.image_size}
 
 
 def test_attacks_that_cannot_run_on_the_data():
@@ -59,7 +64,7 @@ def test_attacks_that_cannot_run_on_the_data():
         with pytest.raises(ConfigError, match=r"(apgd-t|square) cannot run"):
             check_attacks(names, data, [LINF, L2])
         with pytest.raises(ConfigError, match=r"(apgd-t|square) cannot run"):
-            evaluate(network(), data, [LINF, L2], names, device=CPU)
+            evaluate(build(**sized(data)), data, threat=[LINF, L2], attacks=names, device=CPU)
 
 
 def test_the_help_lists_every_attack():

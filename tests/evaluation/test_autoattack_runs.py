@@ -29,7 +29,9 @@ def test_evaluate_gives_the_accuracy_of_the_package():
     labels = model(images / 255).argmax(dim=1)
     data = ImageDataset(images, labels, tuple("0123456789"), "made", "test")
     threat = ThreatModel("linf", EPS["linf"])
-    ours = evaluate(model, data, [threat], ["autoattack"], device=torch.device("cpu"), autoattack_examples=12)
+    ours = evaluate(
+        model, data, threat=[threat], attacks=["autoattack"], device=torch.device("cpu"), autoattack_examples=12
+    )
 
     direct = pyautoattack.AutoAttack(model, norm="Linf", eps=threat.eps, seed=0)
     x_adv, _ = direct.run_standard_evaluation(images[::2] / 255, labels[::2], batch_size=250)

@@ -9,7 +9,7 @@ from helpers.evaluation import CPU, L2, LINF, OPTIONS, data_for, info, make_imag
 from pyengm.attacks import ThreatModel
 from pyengm.errors import CheckpointError, DataError, NonFiniteError
 from pyengm.evaluation import evaluate, evaluate_checkpoints, parallel
-from pyengm.evaluation.checkpoints import check_matches_data
+from pyengm.evaluation.model_sources import check_matches_data
 from pyengm.models import build, save_checkpoint
 
 TRANSFERS = ("transfer_pgd20", "transfer_pgd20_l2")
@@ -33,9 +33,13 @@ def test_results_of_checkpoints(files, processes, monkeypatch):
     options = {"device": CPU, "on_attack": titles.append, "autoattack_examples": 5}
     results = evaluate_checkpoints(files, data, [LINF, L2], ["pgd20"], **options)
     assert list(results) == ["best", "last", "other", "robust_overfitting", "threats", "images"]
-    assert results["best"] == results["last"] == evaluate(network(), data, [LINF, L2], ["pgd20"], device=CPU)
+    assert (
+        results["best"]
+        == results["last"]
+        == evaluate(network(), data, threat=[LINF, L2], attacks=["pgd20"], device=CPU)
+    )
     # Another model of the same epoch is another model.
-    assert results["other"] == evaluate(network(seed=1), data, [LINF, L2], ["pgd20"], device=CPU)
+    assert results["other"] == evaluate(network(seed=1), data, threat=[LINF, L2], attacks=["pgd20"], device=CPU)
     assert results["other"] != results["best"]
     assert results["robust_overfitting"] == 0
     assert results["threats"] == [{"norm": "linf", "eps": 0.1}, {"norm": "l2", "eps": 0.6}]
@@ -64,7 +68,7 @@ def test_checkpoints_resume_where_they_stopped(processes, files, tmp_path, monke
     monkeypatch.setattr(parallel, "cores", lambda: 1)
     second = evaluate_checkpoints(files, data, weak, ["apgd_ce", "fab_t"], **options, surrogate=files["other"])
     assert second["other"] == first["other"] | {name: second["other"][name] for name in TRANSFERS}
-    black_box = evaluate(network(), data, weak, [], device=CPU, surrogate=network(seed=1))
+    black_box = evaluate(network(), data, threat=weak, attacks=[], device=CPU, surrogate=network(seed=1))
     assert {name: second["best"][name] for name in TRANSFERS} == {name: black_box[name] for name in TRANSFERS}
     assert messages == []
 

@@ -68,6 +68,14 @@ def mart(model: nn.Module, x: Tensor) -> Tensor:
     return boosted + 5 * robust * (1 - true)
 
 
+def input_gradients(model: nn.Module, x: Tensor) -> Tensor:
+    """The cross-entropy, and the square of its gradient in x."""
+    leaf = x.clone().requires_grad_()
+    losses = cross_entropy(model, leaf)
+    (g,) = torch.autograd.grad(losses.sum(), leaf, create_graph=True)
+    return losses + 100 * g.flatten(1).square().sum(1)
+
+
 def fresh(name: str) -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor], Tensor]:
     """A model, a function of (model, x) that returns the losses, and x: float64, and the same at every call.
 
@@ -112,6 +120,12 @@ def _conv(conv, x):
     """A convolution (or another layer), and a tanh and a linear layer after it, so that every output matters."""
     features = conv.double()(x[:1])[0].numel()
     return nn.Sequential(conv, nn.Tanh(), nn.Flatten(), nn.Linear(features, 3)), x
+
+
+def _stack(*layers, x):
+    """Layers, and a tanh and a linear layer after them."""
+    layers = nn.Sequential(*layers).double()
+    return nn.Sequential(layers, nn.Tanh(), nn.Flatten(), nn.Linear(layers(x[:2])[0].numel(), 3)), x, input_gradients
 
 
 def _heads(f, d=6, x=None, **parts):
@@ -290,6 +304,29 @@ TOY_MODELS = {
         nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), images(c=4, h=3, w=3)
     ),
     "transposed conv3d": lambda: _conv(nn.ConvTranspose3d(4, 3, 2, bias=False), torch.randn(4, 4, 3, 3, 2).double()),
+    "second derivatives of convolutions": lambda: _stack(
+        nn.Conv2d(4, 6, 3, 2, 1, groups=2), nn.GELU(), nn.ConvTranspose2d(6, 4, 3, dilation=2), nn.PReLU(),
+        x=images(c=4)
+    ),
+    "second derivatives of convolutions of one dimension": lambda: _stack(
+        nn.Flatten(2), nn.Conv1d(3, 4, 5, 2), nn.SiLU(), nn.Conv1d(4, 2, 3, padding="valid"), nn.Softplus(),
+        x=images()
+    ),
+    "second derivatives of norms": lambda: _stack(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4).eval(), nn.Tanh(), nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.ELU(),
+            nn.LayerNorm(4), x=images()
+    ),
+    "second derivatives of pools": lambda: _stack(
+        nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 1), nn.Softmax(1), nn.AvgPool2d(2), nn.LayerNorm(1),
+        x=images()
+    ),
+    "a node without a weight rule, twice": lambda: (
+        ToyModel(
+            lambda m, x: m.h(torch.maximum(m.a(torch.maximum(m.b(x), m.w.view(1, 6))), m.w.view(1, 6))),
+            a=nn.Linear(6, 6), b=nn.Linear(6, 6), h=nn.Linear(6, 3), w=weight(6),
+        ),
+        rows(),
+    ),
     "embedding": lambda: _sequence_layer(nn.Embedding(7, 6), x=token_ids()),
     "embedding with padding": lambda: _sequence_layer(nn.Embedding(7, 6, padding_idx=2), x=token_ids()),
     "embedding sequence first": lambda: (

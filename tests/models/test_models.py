@@ -1,6 +1,7 @@
 """Models: shapes, published parameter counts, options, and names from torchvision and timm."""
 
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyengm.errors import ConfigError, DataError
-from pyengm.models import Normalize, build, list_models
+from pyengm.models import Normalize, build, code_of, list_models
 from pyengm.models.norm import group_norm, replace_batch_norm
 
 # Small widths keep real forward passes fast; wrn multiplies its width by 10, 20 and 40.
@@ -211,7 +212,7 @@ def test_unknown_name_lists_names():
     assert "Close matches: resnet18" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["foo:resnet18", "torchvision:cnn4", "timm/resnet18", "", ":resnet18x", None, 3])
+@pytest.mark.parametrize("name", ["robustbench:a", "torchvision:cnn4", "timm/resnet18", "", ":resnet18x", None, 3])
 def test_unknown_names(name):
     with pytest.raises(ConfigError, match="unknown model"):
         build(name)
@@ -292,3 +293,52 @@ def test_missing_timm(monkeypatch):
     for name in ["timm:vit_tiny_patch16_224", "vit_tiny_patch16_224"]:
         with pytest.raises(ConfigError, match=r'pip install "pyengm\[timm\]"'):
             build(name)
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Writes a module of the user, and returns the name of a function in it as the name of a model."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(text, function="make_model"):
+        (tmp_path / "module_of_models.py").write_text("import torch\nfrom torch import nn\n" + text)
+        monkeypatch.delitem(sys.modules, "module_of_models", raising=False)
+        return f"module_of_models:{function}"
+
+    yield write
+    sys.modules.pop("module_of_models", None)
+
+
+LINEAR = """
+def make_model(num_classes, image_size):
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.LazyLinear(num_classes))
+"""
+
+
+def test_models_of_the_user(module):
+    model = build(module(LINEAR), num_classes=7, image_size=12)
+    assert model(torch.rand(2, 3, 12, 12)).shape == (2, 7)
+    assert model.training
+    normalized = build("module_of_models:make_model", mean=(0.5,) * 3, std=(0.25,) * 3, norm_layer="gn")
+    assert isinstance(normalized.normalize, Normalize)
+    assert isinstance(normalized.network[1], nn.GroupNorm)
+    assert code_of("module_of_models:make_model") == "module_of_models:make_model"
+    assert not any(map(code_of, ("resnet18", "timm:resnet18", "torchvision:x", "robustbench:x", None)))
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "says"),
+    [
+        ("def make_mode(): pass", {}, r"no function or class 'make_model' \(did you mean make_mode\?\)"),
+        ("def make_model(): return 3", {}, "expected a torch.nn.Module from module_of_models:make_model, got int"),
+        ("def make_model(depth): pass", {}, "'depth'; the arguments that it can have: num_classes, in_channels"),
+        ("def make_model(): return 1 / 0", {}, "failed with ZeroDivisionError"),
+        (LINEAR, {"width": 8}, "width is 8, and module_of_models:make_model has no such argument"),
+        (LINEAR, {"in_channels": 1}, r"does not take images of shape \(1, 32, 32\)"),
+        ("def make_model(): return nn.Flatten()", {}, "has 3072 classes, the data have 10; a function with"),
+        ("def make_model(): return nn.Identity()", {}, r"expected logits of shape \(2, classes\)"),
+    ],
+)
+def test_models_of_the_user_that_do_not_fit(module, text, options, says):
+    with pytest.raises(ConfigError, match=says):
+        build(module(text), **options)

@@ -562,7 +562,11 @@ def test_calibration_works_with_batch_norm():
     exact = exact_norms(losses, model.parameters())
     used = optimizer.backward(losses, inputs=x)
     assert torch.corrcoef(torch.stack([used.norms, exact]))[0, 1] > 0.5
-    assert torch.is_tensor(optimizer.state_dict()["norms"]["fit"]["moments"])
+    twin = AENGM(model.parameters(), tau=1)
+    twin.load_state_dict(optimizer.state_dict())
+    moments = twin.norms.state_dict()["fit"]["moments"]
+    assert torch.is_tensor(moments)
+    assert moments.equal(optimizer.norms.state_dict()["fit"]["moments"])
 
 
 def test_every_name_is_exported():

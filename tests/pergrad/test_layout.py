@@ -19,7 +19,8 @@ from pyengm.pergrad.layout import (
     of_one,
     one_per_loss,
     owners_along,
-    place,
+    put,
+    take,
 )
 
 
@@ -105,10 +106,12 @@ def test_merge_with_shared():
     assert merge(NOBODY, SHARED) == SHARED
 
 
-def test_place():
+def test_put_and_take():
     layout = along_axis(np.array([0, 1]), (2, 3), 0)
-    assert place(layout, (2, 3), (5, 3), 0, np.array([4, 1])) == along_axis(np.array([-1, 1, -1, -1, 0]), (5, 3), 0)
-    assert place(layout, (2, 3), (1, 3), 0, np.array([0, 0])) == SHARED
+    assert put(layout, (2, 3), (5, 3), 0, np.array([4, 1])) == along_axis(np.array([-1, 1, -1, -1, 0]), (5, 3), 0)
+    assert put(layout, (2, 3), (1, 3), 0, np.array([0, 0])) == SHARED
+    assert take(along_axis(np.array([-1, 1, 0]), (3, 3), 0), (3, 3), (2, 3), 0, np.array([2, 1])) == layout
+    assert take(layout, (2, 3), (2, 1), 1, np.array([2])) == one_per_loss(2)
 
 
 def test_element_owners():

@@ -1,13 +1,16 @@
-"""Norms and clipped gradients on a small model of every family of timm and torchvision, in float64.
+"""Norms and clipped gradients on a small model of every family of timm, torchvision and transformers, in float64.
 
 A slow proof: pytest -m slow tests/pergrad/test_model_zoo.py. Each model is called twice, the second time from what the
 first has remembered, and its clipped gradient is compared with that of the reweighted losses.
 """
 
 import functools
+import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
+from helpers import hugging_face
 from helpers.toy_models import norms_of
 from torch import nn
 from torch.nn import functional as F
@@ -123,3 +126,34 @@ def test_torchvision(name):
     model = torchvision.models.get_model(name, num_classes=5, **options).eval()
     sizes = {"inception_v3": 96, "vit_b_32": 224, "maxvit_t": 224, "alexnet": 64}
     check(model, sizes.get(name, 64))
+
+
+# Functions of the user, and writes in place to views, of which no proof knows what they do. All else is proven.
+PROBED_AT_EACH_CALL = {"Bloom", "DeepseekV3", "LongT5", "RecurrentGemma", "Rwkv", "Yoso"}
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="needs transformers")
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", hugging_face.FAMILIES)
+def test_hugging_face(family, attention):
+    """Sequences are padded, to other lengths in the second batch."""
+    try:
+        model = hugging_face.make(family, attention)
+    except (AttributeError, ValueError) as error:
+        pytest.skip(f"this version of transformers has no {family} with {attention}: {error}")
+    params = [p for p in model.parameters() if p.requires_grad]
+    with warnings.catch_warnings(record=True) as given, hugging_face.Float64():
+        warnings.simplefilter("always")
+        for batch in (0, 1, 0):
+            losses = hugging_face.losses(family, model, batch)
+            expected = norms_of(losses, params)
+            torch.testing.assert_close(per_example_grad_norms(losses, params), expected, rtol=TOLERANCE, atol=0)
+    assert any("further passes" in str(one.message) for one in given) == (family in PROBED_AT_EACH_CALL)
+    alpha = expected.median().item()
+    with hugging_face.Float64():
+        wanted = gradients((losses * (alpha / expected).clamp(max=1)).mean(), params)
+        clipped_backward(hugging_face.losses(family, model, 0), params, alpha)
+    largest = max(w.abs().max() for w in wanted).item()
+    for p, w in zip(params, wanted, strict=True):
+        found = torch.zeros_like(p) if p.grad is None else p.grad
+        torch.testing.assert_close(found, w, rtol=TOLERANCE, atol=TOLERANCE * largest)

@@ -8,6 +8,8 @@ from torch.utils import checkpoint
 
 from pyengm.pergrad import autograd_graph, hooks, rules, validation
 from pyengm.pergrad.batch_norm import frozen
+from pyengm.pergrad.layout import NOBODY, UnprovenError, one_per_loss
+from pyengm.pergrad.rules.registry import NodeView
 from pyengm.pergrad.rules.weights import weight_rule_of
 
 
@@ -81,6 +83,31 @@ def transposed():
     return y, {"input": IMAGES, "weight": weight, "transposed": True, "stride": (2, 2), "output_padding": (1, 0)}
 
 
+def input_gradient(y):
+    """The gradient of sum(sin(y)) in IMAGES or X, and that in y."""
+    inputs = IMAGES if y.dim() == 4 else X
+    return torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)[0], y.cos()
+
+
+def convolution_twice():
+    y, fields = convolution()
+    g, grad_output = input_gradient(y)
+    return g, {**{k: v for k, v in fields.items() if k != "input"}, "grad_output": grad_output}
+
+
+def batch_norm_twice():
+    y, fields = batch_norm(False)
+    g, grad_out = input_gradient(y)
+    return g, {"grad_out": grad_out, "train": False, "eps": 1e-5, "running_var": fields["running_var"]}
+
+
+def layer_norm_twice():
+    y, fields = layer_norm()
+    g, grad_out = input_gradient(y)
+    moments = {"mean": fields["result1"], "rstd": fields["result2"]}
+    return g, {"grad_out": grad_out, "input": X, "normalized_shape": (6,), **moments}
+
+
 def embedding():
     numbers = torch.tensor([[1, 2], [3, 1]])
     y = F.embedding(numbers, W, padding_idx=2)
@@ -93,14 +120,17 @@ MADE = {
     "AddmmBackward0": [lambda: (torch.addmm(B, X, W, alpha=2, beta=3), {"alpha": 2, "beta": 3, "mat1": X})],
     "BmmBackward0": [lambda: (torch.bmm(a := leaf(2, 3, 4), b := leaf(2, 4, 5)), {"self": a, "mat2": b})],
     "ConvolutionBackward0": [convolution, transposed],
+    "ConvolutionBackwardBackward0": [convolution_twice],
     "DivBackward0": [lambda: (X / (b := leaf(6)), {"self": X, "other": b})],
     "EmbeddingBackward0": [embedding],
     "MmBackward0": [lambda: (X @ W, {"self": X, "mat2": W})],
     "MulBackward0": [lambda: (X * (b := leaf(6)), {"self": X, "other": b})],
     "MvBackward0": [lambda: (X @ leaf(6), {"self": X})],
     "NativeBatchNormBackward0": [lambda: batch_norm(True), lambda: batch_norm(False)],
+    "NativeBatchNormBackwardBackward0": [batch_norm_twice],
     "NativeGroupNormBackward0": [group_norm],
     "NativeLayerNormBackward0": [layer_norm],
+    "NativeLayerNormBackwardBackward0": [layer_norm_twice],
     "PreluKernelBackward0": [lambda: (F.prelu(X, leaf(6)), {"self": X})],
     "RepeatBackward0": [lambda: (B.repeat(2, 3), {"repeats": (2, 3)})],
     "SubBackward0": [lambda: (torch.sub(X, leaf(6), alpha=3), {"alpha": 3})],
@@ -226,6 +256,15 @@ def test_name_of_the_sink():
     assert distributed._DDPSink.__name__ + "Backward" == hooks.DDP_SINK
 
 
+def test_layouts_pass_the_sink_of_data_parallel_models():
+    n, shape = one_per_loss(4), (4, 2)
+    rule = rules.LAYOUT_RULES[hooks.DDP_SINK]
+    view = NodeView(hooks.DDP_SINK, (shape, shape), (shape, shape), {}, "")
+    assert rule(view, {1: n}) == [NOBODY, n]
+    with pytest.raises(UnprovenError, match="no tensors"):
+        rule(NodeView(hooks.DDP_SINK, ((), shape), (shape,), {}, ""), {1: n})
+
+
 def test_instance_norm_is_a_batch_norm_of_one_image():
     y = F.instance_norm(IMAGES, weight=B, bias=leaf(4))
     names, node = set(), y.grad_fn
@@ -256,7 +295,7 @@ def test_fields_on_a_gpu():
         torch.testing.assert_close(rms.grad_fn._saved_result1.reshape(-1), rstd.reshape(-1))
 
 
-def _moves():
+def _indexed():
     x, i, mask = leaf(4, 3), torch.tensor([[0, 1, 2]]), torch.tensor([True, False, True, False])[:, None].expand(4, 3)
     row, y = torch.tensor([0, 2]), leaf(2, 3)
     return {
@@ -264,6 +303,7 @@ def _moves():
         "IndexAddBackward0": x.index_add(0, row, y),
         "IndexBackward0": x[row],
         "IndexCopyBackward0": x.index_copy(0, row, y),
+        "IndexFillBackward0": x.index_fill(0, row, 1.0),
         "IndexPutBackward0": x.index_put((row,), y),
         "IndexSelectBackward0": x.index_select(0, row),
         "MaskedScatterBackward0": x.masked_scatter(mask, y),
@@ -271,7 +311,12 @@ def _moves():
         "ScatterAddBackward0": x.scatter_add(0, i, y),
         "ScatterBackward0": x.scatter(0, i, y),
         "ScatterReduceBackward0": x.scatter_reduce(0, i, y, "sum"),
-        "SortBackward0": x.sort(0).values,
-        "TakeBackward0": x.take(row),
-        "TopkBackward0": x.topk(2, 0).values,
+        "SegmentReduceBackward0": torch.segment_reduce(x, "sum", lengths=torch.tensor([1, 3])),
     }
+
+
+@pytest.mark.parametrize("name", _indexed())
+def test_fields_whose_contents_are_read(name):
+    node = node_of(_indexed()[name], name)
+    for key in rules.LAYOUT_FIELDS[name]:
+        field(node, key)

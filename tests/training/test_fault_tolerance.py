@@ -34,7 +34,7 @@ from pyengm.cli import evaluate
 from pyengm.cli.train import parse_train
 from pyengm.errors import ConfigError, StorageError
 from pyengm.evaluation import autoattack_runs, parallel
-from pyengm.evaluation import checkpoints as evaluation
+from pyengm.evaluation import model_sources as evaluation
 from pyengm.models import load_checkpoint
 from pyengm.training import RunFolder, TrainConfig, checkpoints, loop
 from pyengm.training.checkpoints import Checkpoints, find_corruption

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pyengm.errors import UnsupportedOperationError
-from pyengm.pergrad.layout import Layout, Shape, carry
+from pyengm.pergrad.layout import Layout, Shape, UnprovenError, carry
 from pyengm.pergrad.per_example_grad import DenseGrad, OuterProductGrad, PerExampleGrad
 from pyengm.pergrad.row_layout import RowLayout
 from pyengm.pergrad.rules.elementwise import elementwise
-from pyengm.pergrad.rules.registry import Layouts, NodeView, layout_rule
+from pyengm.pergrad.rules.registry import Layouts, NodeView, layout_rule, single
 from pyengm.pergrad.rules.weights import Node, RowAxes, Slots, saved, to_float32, weight_rule
 
 
@@ -37,6 +37,50 @@ def matmul_layout(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
 def addmm_layout(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
     bias = elementwise(NodeView(node.name, node.outputs, node.inputs[:1], {}, ""), layouts)
     return [*bias, *_product(layouts[0], node.outputs[0], *node.inputs[1:])]
+
+
+@layout_rule("Addr")
+def addr_layout(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
+    """A matrix plus the outer product of two vectors."""
+    bias = elementwise(NodeView(node.name, node.outputs, node.inputs[:1], {}, ""), layouts)
+    vectors = enumerate(node.inputs[1:3])
+    return [*bias, *(None if to is None else carry(layouts[0], node.outputs[0], to, {a: 0}) for a, to in vectors)]
+
+
+@layout_rule("Addbmm")
+def addbmm_layout(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
+    """A matrix plus a sum of products (B, R, I) times (B, I, O)."""
+    bias = elementwise(NodeView(node.name, node.outputs, node.inputs[:1], {}, ""), layouts)
+    factors = zip(node.inputs[1:3], ({0: 1}, {1: 2}), strict=True)
+    return [*bias, *(None if to is None else carry(layouts[0], node.outputs[0], to, axes) for to, axes in factors)]
+
+
+@layout_rule("GroupedMm")
+def grouped_mm_layout(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
+    """(R, I) or (B, R, I) times (I, O) or (B, I, O); where one has no B, its rows or columns fall into B groups."""
+    layout, source = layouts[0], node.outputs[0]
+    left, right = node.inputs[:2]
+    found: Layouts = [None if left is None else carry(layout, source, left, {len(source) - 2: len(left) - 2})]
+    found.append(None if right is None else carry(layout, source, right, {len(source) - 1: len(right) - 1}))
+    return [*found, *[None] * (len(node.inputs) - 2)]
+
+
+@layout_rule("Cdist")
+def cdist_layout(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
+    """Distances (..., P, R) of points (..., P, D) and (..., R, D)."""
+    layout, source = layouts[0], node.outputs[0]
+    last = len(source) - 1
+    if any(to is not None and len(to) != len(source) for to in node.inputs):
+        raise UnprovenError("points with batch axes of different lengths")
+    axes = [{a: a for a in range(last)}, {a: a for a in range(last - 1)} | {last: last - 1}]
+    return [None if to is None else carry(layout, source, to, of) for to, of in zip(node.inputs, axes, strict=True)]
+
+
+@layout_rule("Cholesky LinalgCholeskyEx LinalgInvEx LinalgMatrixExp")
+@single
+def matrix_function(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout:
+    """Matrices in the last two axes."""
+    return carry(layout, source, target, {axis: axis for axis in range(len(target) - 2)})
 
 
 @layout_rule("Dot Vdot")

@@ -13,6 +13,13 @@ def nll_loss(node: NodeView, layout: Layout, source: Shape, target: Shape) -> La
     return carry(layout, source, target, {0: 0} | {axis: axis + 1 for axis in range(1, len(source))})
 
 
+@layout_rule("MultiMarginLoss MultilabelMarginLoss")
+@single
+def margin_loss(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout:
+    """Losses (N,) of scores (N, C)."""
+    return carry(layout, source, target, {0: 0} if len(target) == 2 and source else {})
+
+
 @layout_rule("CtcLoss CtcLossBackward1")
 @single
 def ctc_loss(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout:

@@ -52,7 +52,7 @@ LAYOUT_FIELDS: dict[str, tuple[str, ...]] = {}
 
 def full_name(name: str) -> str:
     """The name of a node type: "Relu" stands for "ReluBackward0"."""
-    return name if "Backward" in name or name == "CopySlices" else f"{name}Backward0"
+    return name if "Backward" in name or "::" in name else f"{name}Backward0"
 
 
 def layout_rule(names: str, fields: str = "") -> Callable[[LayoutRule], LayoutRule]:

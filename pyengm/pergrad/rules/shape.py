@@ -19,7 +19,8 @@ from pyengm.pergrad.layout import (
     merge,
     of_one,
     owners_along,
-    place,
+    put,
+    take,
 )
 from pyengm.pergrad.rules.elementwise import aligned_axes
 from pyengm.pergrad.rules.registry import Layouts, NodeView, axis_of, layout_rule, single
@@ -64,7 +65,7 @@ def transpose(node: NodeView, layout: Layout, source: Shape, target: Shape) -> L
 def slice_along(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout:
     axis = axis_of(node.fields["dim"], len(target))
     start, end, step = (node.fields[name] for name in ("start", "end", "step"))
-    return place(layout, source, target, axis, np.arange(target[axis])[start:end:step])
+    return put(layout, source, target, axis, np.arange(target[axis])[start:end:step])
 
 
 @layout_rule("Select", "dim index")
@@ -72,7 +73,7 @@ def slice_along(node: NodeView, layout: Layout, source: Shape, target: Shape) ->
 def select(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layout:
     axis = axis_of(node.fields["dim"], len(target))
     kept = (*source[:axis], 1, *source[axis:])
-    return place(layout, kept, target, axis, np.arange(target[axis])[[node.fields["index"]]])
+    return put(layout, kept, target, axis, np.arange(target[axis])[[node.fields["index"]]])
 
 
 @layout_rule("Diagonal", "offset dim1 dim2")
@@ -94,7 +95,7 @@ def _pieces(node: NodeView, layouts: Mapping[int, Layout], starts: list[int], ke
     for k, layout in layouts.items():
         source = node.outputs[k]
         source = source if keeps_axis else (*source[:axis], 1, *source[axis:])
-        piece = place(layout, source, target, axis, np.arange(starts[k], starts[k] + source[axis]))
+        piece = put(layout, source, target, axis, np.arange(starts[k], starts[k] + source[axis]))
         both = merge(found, piece)
         if both is None:
             raise UnprovenError("the pieces of a split belong to different examples")
@@ -222,7 +223,7 @@ def repeat(node: NodeView, layout: Layout, source: Shape, target: Shape) -> Layo
     if axis not in aligned_axes(source, target):
         return collect(layout)
     wide = (1,) * (len(source) - len(target)) + target
-    return place(layout, source, wide, axis, np.arange(source[axis]) % wide[axis])
+    return put(layout, source, wide, axis, np.arange(source[axis]) % wide[axis])
 
 
 @layout_rule("Unfold", "dimension")
@@ -247,7 +248,30 @@ def as_strided(node: NodeView, layout: Layout, source: Shape, target: Shape) -> 
     raise UnprovenError("the strides of the input are not saved")
 
 
-@layout_rule("CopySlices torch::autograd::CopySlices")
+@layout_rule("SliceScatter", "dim start end step")
+def slice_scatter(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
+    """A tensor, with another one in place of a slice."""
+    (base, values), layout, source = node.inputs, layouts[0], node.outputs[0]
+    axis = axis_of(node.fields["dim"], len(source))
+    start, end, step = (node.fields[name] for name in ("start", "end", "step"))
+    shown = np.arange(source[axis])[start:end:step]
+    return [
+        None if base is None else layout,
+        None if values is None else take(layout, source, values, axis, shown),
+    ]
+
+
+@layout_rule("SelectScatter", "dim index")
+def select_scatter(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
+    """A tensor, with another one in place of one index of an axis."""
+    (base, values), layout, source = node.inputs, layouts[0], node.outputs[0]
+    axis = axis_of(node.fields["dim"], len(source))
+    shown = np.arange(source[axis])[[node.fields["index"]]]
+    kept = (*source[:axis], 1, *source[axis + 1 :])
+    return [None if base is None else layout, None if values is None else take(layout, source, kept, axis, shown)]
+
+
+@layout_rule("torch::autograd::CopySlices")
 def copy_slices(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
     """A write in place to a view: what was written is not visible, and it may mix, as cumsum_ does."""
     layout = layouts[0]

@@ -16,9 +16,9 @@ def _mix_last(count: int) -> LayoutRule:
 
 layout_rule("UpsampleLinear1D UpsampleNearest1D UpsampleNearestExact1D")(_mix_last(1))
 layout_rule("""
-    AdaptiveAvgPool2D AdaptiveMaxPool2D AvgPool2D Col2Im FractionalMaxPool2D Im2Col MaxPool2DWithIndices MaxUnpool2D
-    MkldnnAdaptiveAvgPool2D MkldnnMaxPool2D UpsampleBicubic2D UpsampleBicubic2DAa UpsampleBilinear2D
-    UpsampleBilinear2DAa UpsampleNearest2D UpsampleNearestExact2D
+    AdaptiveAvgPool2D AdaptiveMaxPool2D AvgPool2D Col2Im FractionalMaxPool2D Im2Col MaxPool2D MaxPool2DWithIndices
+    MaxUnpool2D MkldnnAdaptiveAvgPool2D MkldnnMaxPool2D UpsampleBicubic2D UpsampleBicubic2DAa UpsampleBilinear2D
+    UpsampleBilinear2DAa UpsampleLanczos2DAa UpsampleNearest2D UpsampleNearestExact2D
 """)(_mix_last(2))
 layout_rule("""
     AdaptiveAvgPool3D AdaptiveMaxPool3D AvgPool3D ChannelShuffle FractionalMaxPool3D MaxPool3DWithIndices MaxUnpool3D
@@ -26,7 +26,7 @@ layout_rule("""
 """)(_mix_last(3))
 
 
-@layout_rule("GridSampler2D GridSampler3D")
+@layout_rule("GridSampler2D GridSampler2DCpuFallback GridSampler3D")
 def grid_sample(node: NodeView, layouts: Mapping[int, Layout]) -> Layouts:
     """Images (N, C, ...) sampled at positions (N, ..., 2 or 3)."""
     layout, source = layouts[0], node.outputs[0]

@@ -64,6 +64,7 @@ class CudaGraphStep:
             p.grad = grad
         self.average(len(batch.y))
         method.before_step(self.model, optimizer)
+        optimizer.accept_grads()
         optimizer.step()
         optimizer.zero_grad()
         return [(StepOutput(losses, x_adv, found.get("logits")), _example_weights(found))]

@@ -10,18 +10,20 @@ from pyengm.data import Batch, Transform
 from pyengm.methods import Method
 from pyengm.ops import Key
 from pyengm.optim import PerExampleSGD
+from pyengm.optim.any_optimizer import backward_for, check_alpha
 from pyengm.training.steps.base import AverageGradients, StepStats
 
 
 def train_step(
     method: Method,
     model: nn.Module,
-    optimizer: PerExampleSGD,
+    optimizer: torch.optim.Optimizer,
     x: Tensor,
     y: Tensor,
     key: Key | None = None,
     transform: Transform | None = None,
     *,
+    alpha: float | None = None,
     scaler: torch.amp.GradScaler | None = None,
     average: Callable[[], None] = lambda: None,
 ) -> StepStats:
@@ -30,11 +32,13 @@ def train_step(
     Args:
         method: Computes the per-example losses of a batch.
         model: Maps images to logits (n, k), in training mode.
-        optimizer: Has all parameters of the model.
+        optimizer: Has all parameters of the model: one of pyengm.optim, or any other, such as torch.optim.AdamW.
         x: (n, ...) images in [0, 1].
-        y: (n,) int64 labels.
+        y: (n,) int64 labels, or (n, k) probabilities of the classes (mixup, cutmix) for methods that take them.
         key: Selects the random numbers and identifies the images, as for `Method.passes`.
         transform: How augmentation made x of the stored images, as for `Method.passes`.
+        alpha: Largest norm of an example's gradient under an optimiser that is not of pyengm.optim, see
+            `pyengm.clipped_backward`; None takes the mean gradient.
         scaler: Scales the losses of mixed precision in fp16.
         average: Called when the gradients of an update are complete, to make them the mean over several processes.
 
@@ -42,9 +46,11 @@ def train_step(
         The outputs of the method, whose graphs are freed, each with the norms and weights that the optimiser used.
 
     Raises:
+        ConfigError: alpha is given to an optimiser of pyengm.optim.
         PyengmError: What the method and the optimiser raise. The parameters are then those of the last update.
     """
-    step = EagerStep(method, model, optimizer, lambda images: average(), scaler)
+    check_alpha(optimizer, alpha)
+    step = EagerStep(method, model, optimizer, lambda images: average(), scaler, alpha)
     index = torch.arange(len(y)) if key is None else key.index
     return step([Batch(x, y, index, transform, len(y))], [key])
 
@@ -59,13 +65,15 @@ class EagerStep:
         optimizer: As for `train_step`.
         average: Averages the gradients over the processes.
         scaler: As for `train_step`.
+        alpha: As for `train_step`.
     """
 
     method: Method
     model: nn.Module
-    optimizer: PerExampleSGD
+    optimizer: torch.optim.Optimizer
     average: AverageGradients
     scaler: torch.amp.GradScaler | None = None
+    alpha: float | None = None
     batches_per_update = 1
 
     def __call__(self, batches: Sequence[Batch], keys: Sequence[Key | None]) -> StepStats:
@@ -77,11 +85,13 @@ class EagerStep:
         for output in method.passes(model, batch.x, batch.y, key, batch.transform):
             inputs = output.x_adv if output.x_adv.requires_grad else None
             try:
-                weights = optimizer.backward(output.losses, inputs=inputs, scaler=scaler)
+                weights = backward_for(optimizer, output.losses, alpha=self.alpha, inputs=inputs, scaler=scaler)
                 stats.append((output, weights))
                 if output.update:
                     self.average(len(batch.y))
                     method.before_step(model, optimizer)
+                    if isinstance(optimizer, PerExampleSGD):
+                        optimizer.accept_grads()  # where another process alone had some
                     if scaler is None:
                         optimizer.step()
                     else:
