@@ -33,7 +33,7 @@ class Bases(dict[int, Tensor]):
     """Q (G, I, rank) of layers, by group of parameters."""
 
     def orthonormal(self) -> "Bases":
-        return Bases({row: torch.linalg.qr(basis).Q for row, basis in self.items()})
+        return Bases({row: torch.linalg.qr(basis).Q.contiguous() for row, basis in self.items()})
 
 
 @dataclass

@@ -49,7 +49,7 @@ class FitExamples:
 
 @dataclass(frozen=True)
 class Fit:
-    """What was fitted, and the sums that it came from.
+    """What was fitted, and the sums that it came from; contiguous, as products round by the order in memory.
 
     maps: W of layers, (2 rank, rank). products: of layers, the sums of X^T X and X^T A Q, X = (own, push), side by
     side. moments: (8, groups), the sums of a, x, t, xx, xt, tt, xa and ta, a the exact squares.
@@ -123,14 +123,14 @@ def fit(examples: FitExamples, last: Fit | None, keep: float, reduce: Reduce) ->
 def _products(layer: LayerSketch, along: Tensor, weights: Tensor) -> Tensor:
     x = torch.cat([layer.own, layer.push], 2).double()
     both = torch.cat([x, along.double()], 2)
-    return torch.einsum("ncp,n,ncq->pq", x, weights, both)
+    return torch.einsum("ncp,n,ncq->pq", x, weights, both).contiguous()
 
 
 def _solved(products: Tensor, before: Tensor) -> Tensor:
     x, y = products[:, : len(products)], products[:, len(products) :]
     ridge = RIDGE * x.diagonal()
     ridge = ridge + 1e-6 * ridge.mean() + torch.finfo(x.dtype).tiny  # where a direction has no gradient
-    return before + torch.linalg.solve(x + ridge.diag(), y - x @ before)
+    return (before + torch.linalg.solve(x + ridge.diag(), y - x @ before)).contiguous()
 
 
 def norm_errors(fit: Fit, examples: FitExamples) -> Tensor:
