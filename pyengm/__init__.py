@@ -12,7 +12,7 @@ from pyengm.errors import PyengmError, UnsupportedOperationError
 if TYPE_CHECKING:  # what `_HOMES` imports
     from pyengm import analysis, attacks, data, evaluation, methods, models, ops, optim, pergrad, training
     from pyengm.optim import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, EntropySGD2, scale_alpha
-    from pyengm.pergrad import clipped_backward, per_example_grad_norms
+    from pyengm.pergrad import clipped_backward, per_example_grad_norms, weighted_backward
     from pyengm.training.steps.train_step import train_step
 
 try:
@@ -46,10 +46,12 @@ __all__ = [
     "scale_alpha",
     "train_step",
     "training",
+    "weighted_backward",
 ]
 
 _PARTS = ("analysis", "attacks", "data", "evaluation", "methods", "models", "ops", "optim", "pergrad", "training")
-_HOMES = {"clipped_backward": "pergrad", "per_example_grad_norms": "pergrad", "train_step": "training.steps.train_step"}
+_HOMES = {"train_step": "training.steps.train_step"}
+_HOMES |= dict.fromkeys(("clipped_backward", "per_example_grad_norms", "weighted_backward"), "pergrad")
 _HOMES |= dict.fromkeys(("AENGM", "ENGM", "FENGM", "MGNC", "MSGD", "NENGM", "SNGM", "scale_alpha"), "optim")
 _HOMES |= dict.fromkeys(("EntropySGD", "EntropySGD2"), "optim")
 

@@ -151,7 +151,8 @@ class OptimizerConfig(OptionGroup):
     """Largest norm of the gradient that one example may contribute; for nengm of the gradient with respect to its
     input."""
     norms: Annotated[str, Choice(GRAD_NORMS)] = "auto"
-    """How norms of per-example gradients are computed. frozen, corrected and lowrank are estimates under batch norm."""
+    """How norms of per-example gradients are computed. corrected (the default) and lowrank are estimates under
+    batch norm."""
     tau: Count = 50
     """Steps between two fits of gradient norms to norms of input gradients (aengm)."""
     max_norm: Positive = 25.0

@@ -69,4 +69,4 @@ def test_kind_of_gradient_norms(tiny, tmp_path):
     for name, kind in (("engm", "corrected"), ("aengm", "exact"), ("msgd", "exact")):
         config = tiny.override(optimizer=name, norms=kind, out=tmp_path).resolve()
         optimizer = build_components(config).optimizer
-        assert name == "msgd" or optimizer.norms.kind == kind
+        assert name == "msgd" or optimizer.norms.mode == kind

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pyengm.pergrad.autograd_graph import Graph, Node
@@ -9,6 +10,7 @@ from pyengm.pergrad.rules.norm import channel_sums
 from pyengm.pergrad.rules.weights import saved, to_float32
 
 NAMES = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0"}
+Sums = tuple[Tensor, Tensor]  # S1, S2 of examples, (n, C) each, see `FrozenNorm.sums`
 LAYERS = {"AddmmBackward0", "ConvolutionBackward0", "MmBackward0"}
 
 
@@ -19,6 +21,11 @@ class FrozenNorm:
     place: int
     node: Node
 
+    def saved(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The input, and the mean and 1 / sigma of its channels."""
+        x, mean, rstd = (to_float32(saved(self.node, name)) for name in ("input", "result1", "result2"))
+        return x, mean, rstd
+
     def scale(self) -> Tensor:
         """gamma / sigma, (C,)."""
         rstd, weight = to_float32(saved(self.node, "result2")), saved(self.node, "weight")
@@ -28,25 +35,22 @@ class FrozenNorm:
         """sigma, (C,)."""
         return 1 / to_float32(saved(self.node, "result2"))
 
-    def input_gradient(self, g: Tensor) -> Tensor:
-        """The gradient of the input under constant statistics."""
-        return g * _along_channels(self.scale(), g)
-
-    def normalized(self) -> Tensor:
-        """xhat, (N, C, *)."""
-        x, mean, rstd = (to_float32(saved(self.node, name)) for name in ("input", "result1", "result2"))
-        return (x - _along_channels(mean, x)).mul_(_along_channels(rstd, x))
+    def input_gradient(self, g: Tensor, out: Tensor | None = None) -> Tensor:
+        """The gradient of the input under constant statistics; out: a tensor for it, where it fits."""
+        scale = along_channels(self.scale(), g)
+        fits = out is not None and (out.shape, out.dtype, out.stride()) == (g.shape, g.dtype, g.stride())
+        return torch.mul(g, scale, out=out) if fits and scale.dtype == g.dtype else g * scale
 
     def sums(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Per image and channel S1 = sum_t g_t and S2 = sum_t g_t xhat_t, g the gradient of the input, from g of the
         output: (N, C) each. What an image adds to the derivatives of the batch's mean and variance."""
-        x, mean, rstd = (to_float32(saved(self.node, name)) for name in ("input", "result1", "result2"))
+        x, mean, rstd = self.saved()
         total, dot = channel_sums(g, x)
         scale = self.scale()
         return total * scale, (dot - total * mean) * (rstd * scale)
 
 
-def _along_channels(t: Tensor, like: Tensor) -> Tensor:
+def along_channels(t: Tensor, like: Tensor) -> Tensor:
     return t.view(1, -1, *[1] * (like.dim() - 2))
 
 
