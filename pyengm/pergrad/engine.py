@@ -186,15 +186,15 @@ class PerExampleBackward:
     def edge(self, k: int) -> GradientEdge:
         """Where the gradient of weight k flows."""
         weight = self.usage.weights[k]
-        return GradientEdge(self.graph.nodes[weight.place], weight.output)
+        return GradientEdge(self.graph.nodes[weight.index], weight.output)
 
     def sketched(self) -> dict[int, int]:
         """Weights of layers whose gradients pass through batch statistics too, and their groups."""
         # A weight in slot 0 takes its input from behind, as in W x.
-        below = self.graph.below([norm.place for norm in self.frozen])
+        below = self.graph.below([norm.index for norm in self.frozen])
         uses = Counter(k for use in self.usage.uses for k in use.slots.values())
         layers = {
-            k for use in self.usage.uses if use.place in below and use.rule for slot, k in use.slots.items() if slot
+            k for use in self.usage.uses if use.index in below and use.rule for slot, k in use.slots.items() if slot
         }
         group_of = {group.weights[0]: row for row, group in enumerate(self.usage.groups) if self._is_plain(group)}
         return {k: group_of[k] for k in sorted(layers & group_of.keys()) if uses[k] == 1}
@@ -226,7 +226,7 @@ class PerExampleBackward:
         """Calls done(weight, gradient) as soon as a weight's last use has been visited."""
         collector = _Collector(self, done, keep and not self.frozen, sketches)
         children = self.graph.children
-        called = {children[use.place][slot] for use in self.usage.uses if use.rule is None for slot in use.slots}
+        called = {children[use.index][slot] for use in self.usage.uses if use.rule is None for slot in use.slots}
         input_gradient = visit_gradients(
             self.graph,
             self.losses,
@@ -245,7 +245,7 @@ class PerExampleBackward:
         self, use: WeightUse, grads: tuple[Tensor | None, ...], some: Container[int] | None = None
     ) -> dict[int, PerExampleGrad]:
         """The gradients of some weights that a node uses, or of all, from those of its outputs, by slot."""
-        node, weights, n = self.graph.nodes[use.place], self.usage.weights, len(self.losses)
+        node, weights, n = self.graph.nodes[use.index], self.usage.weights, len(self.losses)
         shapes = {slot: weights[k].shape for slot, k in use.slots.items() if some is None or k in some}
         with error_context(node, self.names, [weights[k] for k in use.slots.values()]):
             if use.rule is None:
@@ -258,13 +258,13 @@ class PerExampleBackward:
 
     def rows_of_norms(self, fed: dict[int, list[FrozenNorm]]) -> dict[int, RowLayout]:
         """The layouts of batch norms' outputs: their own, or that of a layer that feeds them, or batch first."""
-        uses = {use.place: use.rows for use in self.usage.uses if use.rows is not None}
-        rows = {norm.place: uses[layer] for layer, norms in fed.items() if layer in uses for norm in norms}
+        uses = {use.index: use.rows for use in self.usage.uses if use.rows is not None}
+        rows = {norm.index: uses[layer] for layer, norms in fed.items() if layer in uses for norm in norms}
         n = len(self.losses)
-        for place in (norm.place for norm in self.frozen if norm.place not in rows):
-            images = self.graph.shape(place)[0]
-            if place in uses or images % n == 0:
-                rows[place] = uses.get(place, RowLayout(n, images // n))
+        for index in (norm.index for norm in self.frozen if norm.index not in rows):
+            images = self.graph.shape(index)[0]
+            if index in uses or images % n == 0:
+                rows[index] = uses.get(index, RowLayout(n, images // n))
         return rows
 
     def _pulled_squares(self, group: TiedParams, gradients: dict[int, PerExampleGrad]) -> Tensor:
@@ -320,27 +320,27 @@ class _Collector:
     ):
         self.backward, self.done, self.frees, self.sketches = backward, done, frees, sketches
         usage, graph, frozen = backward.usage, backward.graph, backward.frozen
-        self.uses = {use.place: use for use in usage.uses}
+        self.uses = {use.index: use for use in usage.uses}
         self.fed = {} if sketches is None else upstream_layers(graph, frozen)
         self.rows = {} if sketches is None else backward.rows_of_norms(self.fed)
-        self.norms = {norm.place: norm for norm in frozen if norm.place in self.rows}
+        self.norms = {norm.index: norm for norm in frozen if norm.index in self.rows}
         self.group_of = {} if sketches is None else backward.sketched()
         if sketches is not None:
             sketches.rows |= self.rows
         self._missing = Counter(k for use in usage.uses for k in use.slots.values())
         self._arrived: dict[int, list[PerExampleGrad]] = {}
 
-    def visit(self, place: int, grads: tuple[Tensor | None, ...]) -> None:
-        use = self.uses.get(place)
+    def visit(self, index: int, grads: tuple[Tensor | None, ...]) -> None:
+        use = self.uses.get(index)
         gradients = {} if use is None else self.backward.rule_gradients(use, grads)
-        if self.sketches is not None and place in self.norms and grads[0] is not None:
-            self.sketches.sums[place] = self._sums(place, grads[0], gradients)
+        if self.sketches is not None and index in self.norms and grads[0] is not None:
+            self.sketches.sums[index] = self._sums(index, grads[0], gradients)
         if use is None:
             return
         for slot, gradient in gradients.items():
             k = use.slots[slot]
             if self.sketches is not None:
-                gradient = self._sketched(self.sketches, place, k, gradient)
+                gradient = self._sketched(self.sketches, index, k, gradient)
             if self.frees:
                 gradient.materialize()
             self._arrived.setdefault(k, []).append(gradient)
@@ -354,9 +354,9 @@ class _Collector:
             self.done(k, merge(gradients))
         self._arrived.clear()
 
-    def _sums(self, place: int, g: Tensor, affine: dict[int, PerExampleGrad]) -> Sums:
+    def _sums(self, index: int, g: Tensor, affine: dict[int, PerExampleGrad]) -> Sums:
         """S1 and S2 of a norm's examples: from the gradients of its own weights where it has both, else from g."""
-        norm, rows = self.norms[place], self.rows[place]
+        norm, rows = self.norms[index], self.rows[index]
         weight, bias = affine.get(1), affine.get(2)
         if isinstance(weight, DenseGrad) and isinstance(bias, DenseGrad):
             scale = norm.scale()
@@ -364,11 +364,11 @@ class _Collector:
         first, second = norm.sums(to_float32(g))
         return rows.sums(first), rows.sums(second)
 
-    def _sketched(self, sketches: Sketches, place: int, k: int, gradient: PerExampleGrad) -> PerExampleGrad:
+    def _sketched(self, sketches: Sketches, index: int, k: int, gradient: PerExampleGrad) -> PerExampleGrad:
         """Adds the sketch of a layer's gradient; returns the gradient, that of a bias before norms corrected."""
-        norms = [norm for norm in self.fed.get(place, ()) if norm.place in sketches.sums]
+        norms = [norm for norm in self.fed.get(index, ()) if norm.index in sketches.sums]
         if isinstance(gradient, DenseGrad):
-            return correct_bias(gradient, [sketches.sums[norm.place] for norm in norms])
+            return correct_bias(gradient, [sketches.sums[norm.index] for norm in norms])
         row = self.group_of.get(k)
         if row is not None and row in sketches.bases and is_layer(gradient):
             features = gradient.features(sketches.bases[row])

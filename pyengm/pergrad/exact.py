@@ -51,10 +51,10 @@ def exact_squares(
     params = [p for group in groups for p in group]
     row = [k for k, group in enumerate(groups) for _ in group]
     squares = torch.zeros(len(groups), len(examples), dtype=torch.float64, device=losses.device)
-    for place, grads in exact_gradients(losses, params, examples, chunk):
+    for index, grads in exact_gradients(losses, params, examples, chunk):
         for k, grad in zip(row, grads, strict=True):
             if grad is not None:
-                squares[k, place] += gradient_squares(grad).to(losses.device)
+                squares[k, index] += gradient_squares(grad).to(losses.device)
     return squares
 
 
@@ -68,7 +68,7 @@ def gradient_squares(grad: Tensor) -> Tensor:
 def exact_gradients(
     losses: Tensor, targets: Sequence[Tensor | GradientEdge], examples: Sequence[int], chunk: int | None = None
 ) -> Iterator[tuple[slice, list[Tensor | None]]]:
-    """Gradients (m, *shape) of some of the losses, m at a time with their place among the examples; the graph is kept.
+    """Gradients (m, *shape) of some of the losses, m at a time with their index among the examples; the graph is kept.
 
     None stands for targets that the losses do not depend on.
     """

@@ -152,12 +152,12 @@ class NormEstimator:
         edges = [found.edge(groups[row].weights[0]) for row in layers]
         exact = torch.zeros(len(groups), len(chosen), dtype=torch.float64, device=squares.device)
         along: dict[int, list[Tensor]] = {row: [] for row in layers}
-        for place, grads in exact_gradients(found.losses, [*(p for _, p in leaves), *edges], chosen):
+        for index, grads in exact_gradients(found.losses, [*(p for _, p in leaves), *edges], chosen):
             for (row, _), grad in zip(leaves, grads, strict=False):
                 if grad is not None:
-                    exact[row, place] += gradient_squares(grad).to(exact)
+                    exact[row, index] += gradient_squares(grad).to(exact)
             for (row, layer), grad in zip(layers.items(), grads[len(leaves) :], strict=True):
-                along[row].append(torch.zeros_like(layer.own[place]) if grad is None else layer.along(grad))
+                along[row].append(torch.zeros_like(layer.own[index]) if grad is None else layer.along(grad))
         return FitExamples(exact, squares[:, chosen], layers, {row: torch.cat(parts) for row, parts in along.items()})
 
     def _take_fit(self, examples: FitExamples, bases: Bases) -> bool:
@@ -230,8 +230,8 @@ def _spread(norms: Tensor, m: int) -> list[int]:
     """Up to m examples, the middles of m equal parts from the smallest norm to the largest."""
     n = len(norms)
     m = min(m, n)
-    places = ((torch.arange(m) + 0.5) * n / m).long()
-    return norms.argsort().cpu()[places].tolist()
+    indices = ((torch.arange(m) + 0.5) * n / m).long()
+    return norms.argsort().cpu()[indices].tolist()
 
 
 def per_example_grad_norms(losses: Tensor, params: Params, norms: str = "auto") -> Tensor:

@@ -18,7 +18,7 @@ LAYERS = {"AddmmBackward0", "ConvolutionBackward0", "MmBackward0"}
 class FrozenNorm:
     """A batch norm whose statistics are those of the batch; its input is (N, C, *)."""
 
-    place: int
+    index: int
     node: Node
 
     def saved(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,9 +57,9 @@ def along_channels(t: Tensor, like: Tensor) -> Tensor:
 def frozen_norms(graph: Graph) -> list[FrozenNorm]:
     """The batch norms that couple examples; one image of n C channels is an instance norm and couples none."""
     return [
-        FrozenNorm(place, node)
-        for place, node in enumerate(graph.nodes)
-        if node.name() in NAMES and getattr(node, "_saved_training", True) and graph.shape(place)[0] != 1
+        FrozenNorm(index, node)
+        for index, node in enumerate(graph.nodes)
+        if node.name() in NAMES and getattr(node, "_saved_training", True) and graph.shape(index)[0] != 1
     ]
 
 
@@ -67,8 +67,8 @@ def upstream_layers(graph: Graph, frozen: list[FrozenNorm]) -> dict[int, list[Fr
     """For each layer the batch norms that its output reaches through additions alone, once for every path."""
     found: dict[int, list[FrozenNorm]] = {}
     for norm in frozen:
-        shape = graph.shape(norm.place)
-        stack = [graph.children[norm.place][0]]
+        shape = graph.shape(norm.index)
+        stack = [graph.children[norm.index][0]]
         while stack:
             child = stack.pop()
             if child is None or graph.shape(child[0], child[1]) != shape:

@@ -37,8 +37,8 @@ class StatisticsField:
     part: Tensor
 
     @property
-    def place(self) -> int:
-        return self.norm.place
+    def index(self) -> int:
+        return self.norm.index
 
     @property
     def node(self):
@@ -74,21 +74,21 @@ def add_statistics(found: PerExampleBackward, sketches: Sketches) -> None:
 def _add_statistics(found: PerExampleBackward, sketches: Sketches) -> None:
     n, features = len(found.losses), sketches.features
     assert features is not None  # the pass before was asked for them
-    norms = [norm for norm in found.frozen if norm.place in sketches.sums]
+    norms = [norm for norm in found.frozen if norm.index in sketches.sums]
     v = _directions(norms, sketches, max(1, min(n // PART, MAX_RANK)))
     rank = v.shape[1]
     generator = torch.Generator().manual_seed(n)
     part = (torch.randperm(n, generator=generator) % rank).to(v.device)
     fields = []
     for norm in norms:
-        first, second = (v.mT.to(s) @ s for s in sketches.sums[norm.place])
-        fields.append(StatisticsField(norm, first, second, part[_owners(sketches.rows[norm.place], norm)]))
-    uses = {use.place: use for use in found.usage.uses if use.rule is not None and use.rows is not None}
+        first, second = (v.mT.to(s) @ s for s in sketches.sums[norm.index])
+        fields.append(StatisticsField(norm, first, second, part[_owners(sketches.rows[norm.index], norm)]))
+    uses = {use.index: use for use in found.usage.uses if use.rule is not None and use.rows is not None}
     rows = {k: row for k, row in found.sketched().items() if row in sketches.layers}
-    wanted = {place for place, use in uses.items() if not rows.keys().isdisjoint(use.slots.values())}
+    wanted = {index for index, use in uses.items() if not rows.keys().isdisjoint(use.slots.values())}
 
-    def visit(place: int, grads: tuple[Tensor | None, ...]) -> None:
-        use = uses[place]
+    def visit(index: int, grads: tuple[Tensor | None, ...]) -> None:
+        use = uses[index]
         for slot, layer in found.rule_gradients(use, grads, rows).items():
             row = rows[use.slots[slot]]
             assert is_layer(layer)  # as it was in the pass before
@@ -108,7 +108,7 @@ def _directions(norms: list[FrozenNorm], sketches: Sketches, rank: int) -> Tenso
     gram = torch.zeros((), dtype=torch.float64)
     for norm in norms:
         deviation = norm.deviation()
-        for s in sketches.sums[norm.place]:
+        for s in sketches.sums[norm.index]:
             u = (s * deviation).double()
             gram = u @ u.mT + gram.to(u)
     return torch.linalg.eigh(gram).eigenvectors[:, -rank:]
@@ -117,7 +117,7 @@ def _directions(norms: list[FrozenNorm], sketches: Sketches, rank: int) -> Tenso
 def _owners(rows: RowLayout, norm: FrozenNorm) -> Tensor:
     """The example of each image, (N,)."""
     x = norm.saved()[0]
-    places = rows.split(torch.arange(len(x), device=x.device))
+    indices = rows.split(torch.arange(len(x), device=x.device))
     owners = torch.zeros(len(x) + 1, dtype=torch.long, device=x.device)  # where order pads, it names one row more
-    examples = torch.arange(rows.n, device=x.device)[:, None].expand_as(places)
-    return owners.index_put_((places,), examples)[: len(x)]
+    examples = torch.arange(rows.n, device=x.device)[:, None].expand_as(indices)
+    return owners.index_put_((indices,), examples)[: len(x)]

@@ -90,9 +90,9 @@ def sketch(
     positions = layer.n * y.shape[2]
     mean = (y.sum((0, 2)) / positions)[:, None]  # (G, 1, rank)
     for norm in norms:
-        first, second = sums[norm.place]
+        first, second = sums[norm.index]
         x, center, rstd = norm.saved()
-        products = (layer.outputs(rows[norm.place].split(x)) @ y).sum(0) / positions  # (G, O / G, rank)
+        products = (layer.outputs(rows[norm.index].split(x)) @ y).sum(0) / positions  # (G, O / G, rank)
         means = (products - center.view(len(mean), -1, 1) * mean) * rstd.view(len(mean), -1, 1)
         push -= first[:, :, None] * mean.expand_as(means).flatten(0, 1) + second[:, :, None] * means.flatten(0, 1)
     return LayerSketch(own, push, partial(type(layer).along, basis=basis))
