@@ -17,8 +17,7 @@ from pyengm.optim.statistics import noise_scale, summarize
 from pyengm.pergrad import NormEstimator, PerExampleStats, check_losses, whole_params
 from pyengm.pergrad.loss_scale import refuse_scaled
 from pyengm.pergrad.validation import Params, named_params
-from pyengm.utils import foreach
-from pyengm.utils.distributed import prepare_reducer, world_size
+from pyengm.utils.distributed import full_tensor, prepare_reducer, world_size
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ class PerExampleSGD(torch.optim.SGD):
         grads = [p.grad for p in self._parameters() if p.grad is not None]
         if getattr(self, "grad_scale", None) is not None or any(g.is_sparse or g.is_complex() for g in grads):
             return None
-        return torch.stack([norm.double().to(grads[0].device) for norm in foreach.norm(grads)]).square().sum()
+        return full_tensor(torch.nn.utils.get_total_norm(grads)).double().square()
 
     def _check_graph(self, losses: Tensor, params: list[Tensor]) -> None:
         refuse_scaled(losses)

@@ -148,7 +148,7 @@ def test_distributed_checkpoints(alone, name, options):
     assert other.param_groups[0]["lr"] == 0.1
     if "norms" in optimizer.stateful_attributes:
         first, second = optimizer.norms.state_dict(), other.norms.state_dict()
-        assert first["age"] > 0
+        assert first["steps_since_fit"] > 0
         assert str(first) == str(second)
     for seed in range(3, 6):
         step(model, optimizer, seed)
