@@ -8,13 +8,12 @@ Libraries that are not installed have no row.
 """
 
 import argparse
-import copy
 import warnings
 
 import torch
 from baselines import per_example_libraries
+from baselines.per_example_models import Batch, Problem, class_losses
 from torch import Tensor
-from torch.nn import functional as F
 
 from pyengm.models import build
 from pyengm.pergrad import exact_norms
@@ -31,17 +30,18 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     model = build("resnet18", norm_layer="bn", width=options.width).train()
-    x, y = torch.rand(options.batch_size, 3, 32, 32), torch.arange(options.batch_size) % 10
-    norms = exact_norms(F.cross_entropy(model(x), y, reduction="none"), model.parameters())
+    batch = Batch((torch.rand(options.batch_size, 3, 32, 32),), torch.arange(options.batch_size) % 10)
+    problem = Problem(model, class_losses, lambda: batch, options.batch_size)
+    norms = exact_norms(class_losses(model(*batch.inputs), batch.targets), model.parameters())
     alpha = norms.median().item()
-    reference = _flat(per_example_libraries.paper_loop(copy.deepcopy(model), x, y, alpha)())
+    reference = _flat(per_example_libraries.paper_loop(problem, alpha)(batch))
     print("| by | outcome | error of the clipped gradient |")
     print("|---|---|---|", flush=True)
     for name, baseline in per_example_libraries.STEPS.items():
         if name == per_example_libraries.PLAIN:
             continue
         try:
-            gradient = _flat(baseline.build(copy.deepcopy(model), x, y, alpha)())
+            gradient = _flat(baseline.build(problem, alpha)(batch))
         except ModuleNotFoundError:
             continue
         except Exception as error:
