@@ -19,7 +19,12 @@ from pyengm.attacks.threat_model import ThreatModel
 from pyengm.attacks.validation import check_batch, finite_logits
 from pyengm.errors import ConfigError
 
-MEMBERS = ("apgd-ce", "apgd-t", "fab-t", "square")
+MEMBERS = ("apgd-ce", "apgd-t", "fab-t", "square")  # of the standard version
+VERSIONS = {
+    "standard": MEMBERS,
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
 _PACKAGE_NORMS: dict[str, Literal["Linf", "L2"]] = {"linf": "Linf", "l2": "L2"}
 
 # Called with images (n, c, h, w) that the model classifies correctly and their labels (n,). It returns the candidates
@@ -36,11 +41,14 @@ class AutoAttack:
     Args:
         eps: radius in pixel units.
         norm: "linf" or "l2".
-        attacks: names of MEMBERS, run in this order. Members that do not apply to a model and its images
-            (`applicable_members`) are skipped with a warning.
+        attacks: names of members, run in this order; None: those of the version. Members that do not apply to a model
+            and its images (`applicable_members`) are skipped with a warning.
         batch_size: number of images per batch.
         seed: seed of the random numbers. Every member starts from it in every batch, as in the authors' evaluation
             (version "standard"), so that the batches are independent.
+        version: "standard"; "plus", with untargeted APGD-DLR and FAB as well and 5 restarts of APGD and FAB; or "rand"
+            for models that are random at test time: APGD-CE and APGD-DLR on the mean gradient of 20 passes.
+        queries: number of queries of Square for an image; None: the authors' 5000.
 
     Raises:
         ConfigError: a member is unknown, none is given, or a value is out of range.
@@ -55,19 +63,27 @@ class AutoAttack:
         eps: float,
         *,
         norm: str = "linf",
-        attacks: str | Sequence[str] = MEMBERS,
+        attacks: str | Sequence[str] | None = None,
         batch_size: int = 250,
         seed: int = 0,
+        version: str = "standard",
+        queries: int | None = None,
     ):
         self.threat = ThreatModel(norm, eps)
+        if version not in VERSIONS:
+            raise ConfigError(f"version of AutoAttack is {version!r}; known: {', '.join(VERSIONS)}")
+        attacks = VERSIONS[version] if attacks is None else attacks
         self.attacks = (attacks,) if isinstance(attacks, str) else tuple(dict.fromkeys(attacks))
-        if unknown := [name for name in self.attacks if name not in MEMBERS]:
-            raise ConfigError(f"AutoAttack has no member {unknown[0]!r}; its members: {', '.join(MEMBERS)}")
+        known = VERSIONS["plus"]
+        if unknown := [name for name in self.attacks if name not in known]:
+            raise ConfigError(f"AutoAttack has no member {unknown[0]!r}; its members: {', '.join(known)}")
         if not self.attacks:
-            raise ConfigError(f"expected at least one member of AutoAttack: {', '.join(MEMBERS)}")
+            raise ConfigError(f"expected at least one member of AutoAttack: {', '.join(known)}")
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
-        self.batch_size, self.seed = batch_size, seed
+        if queries is not None and queries < 1:
+            raise ConfigError(f"queries is {queries}; expected at least 1")
+        self.batch_size, self.seed, self.version, self.queries = batch_size, seed, version, queries
 
     @torch.inference_mode(False)
     def __call__(self, model: Model, x: Tensor, y: Tensor) -> Tensor:
@@ -112,6 +128,8 @@ class AutoAttack:
             ConfigError: no member applies.
         """
         reasons = {}
+        if num_classes < 3:
+            reasons["apgd-dlr"] = f"its DLR loss needs at least 3 classes, there are {num_classes}"
         if num_classes < 4:
             reasons["apgd-t"] = f"its targeted DLR loss needs at least 4 classes, there are {num_classes}"
         if self.threat.norm == "l2" and not _first_squares_fit(*shape[-2:]):
@@ -166,14 +184,38 @@ class AutoAttack:
             eps=self.threat.eps,
             seed=self.seed,
             device=x.device,
+            version=self.version,  # pyright: ignore[reportArgumentType]  # checked
         )
-        package.apgd.loss, package.fab.targeted = "ce", True
         package.apgd_targeted.n_target_classes = package.fab.n_target_classes = min(9, num_classes - 1)
-        checks.check_randomized(net, x, y, logger=package.logger)
+        if self.queries is not None:
+            package.square.n_queries = self.queries
+        if self.version != "rand":
+            checks.check_randomized(net, x, y, logger=package.logger)
         checks.check_range_output(net, x, logger=package.logger)
         checks.check_dynamic(net, x, logger=package.logger)
-        attacks = (package.apgd, package.apgd_targeted, package.fab, package.square)
-        return dict(zip(MEMBERS, attacks, strict=True))
+        return {
+            "apgd-ce": _Settings(package.apgd, {"loss": "ce"}),
+            "apgd-dlr": _Settings(package.apgd, {"loss": "dlr"}),
+            "apgd-t": _Settings(package.apgd_targeted, {}),
+            "fab": _Settings(package.fab, {"targeted": False}),
+            "fab-t": _Settings(package.fab, {"targeted": True, "n_restarts": 1}),
+            "square": _Settings(package.square, {}),
+        }
+
+
+class _Settings:
+    """An attack of the package, which two members may share, with the settings of one of them."""
+
+    def __init__(self, attack: Any, settings: dict[str, Any]):
+        self.attack, self.settings = attack, settings
+
+    def perturb(self, x: Tensor, y: Tensor) -> Tensor:
+        before = {name: getattr(self.attack, name) for name in self.settings}
+        vars(self.attack).update(self.settings)
+        try:
+            return self.attack.perturb(x, y)
+        finally:
+            vars(self.attack).update(before)
 
 
 def is_correct(model: Model, x: Tensor, y: Tensor) -> Tensor:

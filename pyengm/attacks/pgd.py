@@ -99,6 +99,7 @@ class PGD:
 
     runner: Runner = EAGER
     keyed = True  # takes key=, which selects the random numbers
+    samples = 1  # passes for each step, see `EOTPGD`
 
     def __init__(
         self,
@@ -180,7 +181,7 @@ class PGD:
                 return self._best_of(net, out, x, y, target, key)
             self._initialize(out, x, start, key)
             runner = EAGER if self.early_stop else self.runner  # its batches shrink as the outputs of the model decide
-            settings = id(model), self.threat, self.step_size, self.steps, self.loss, self.bn
+            settings = id(model), self.threat, self.step_size, self.steps, self.loss, self.bn, self.samples
             finite, last = runner(partial(self._ascend, net), settings, out, x, y, target)
             if gradient is not None:
                 gradient.copy_(last)
@@ -208,7 +209,7 @@ class PGD:
         indices = None
         sums, grad = [], x_adv
         for _ in range(self.steps):
-            grad, losses, logits = input_grad(net, active[0], self.loss, active[3])
+            grad, losses, logits = self._gradient(net, active[0], active[3])
             # The gradient too: a nan in it moves nothing, and the example would pass for a robust one.
             sums.append(losses.sum() + grad.sum())
             if self.early_stop:
@@ -224,6 +225,10 @@ class PGD:
         if indices is not None:
             x_adv[indices] = active[0]
         return torch.stack(sums).sum(), grad
+
+    def _gradient(self, net: CheckedModel, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient, the losses and the logits at x; subclasses change it."""
+        return input_grad(net, x, self.loss, target)
 
     def _best_of(self, net: CheckedModel, out: Tensor, x: Tensor, y: Tensor, target: Tensor, key: Key) -> Tensor:
         """Writes the best point of every example among all restarts to out."""

@@ -6,15 +6,14 @@ from torch import Tensor, nn
 from pyengm.attacks import PGD
 from pyengm.attacks.logits import logits_of
 from pyengm.attacks.model_state import attack_mode
+from pyengm.attacks.targeted import TARGETS, wrong_labels
 from pyengm.attacks.validation import check_batch
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod
 from pyengm.methods.info import MethodInfo, PassCounts
 from pyengm.methods.registry import register_method
-from pyengm.ops import Key, Purpose, philox_uniform
-
-TARGETS = ("random", "least_likely")
+from pyengm.ops import Key
 
 
 @register_method
@@ -78,8 +77,5 @@ class PGDAT(AttackMethod):
         own = y.argmax(dim=1) if y.is_floating_point() else y
         with attack_mode(model, self.attack.bn):
             logits = logits_of(model, x if self.targets == "least_likely" else x[:1])
-        if self.targets == "least_likely":
-            return logits.scatter(1, own[:, None], torch.inf).argmin(dim=1)
-        uniform = philox_uniform(key.index, (), seed=key.seed, purpose=Purpose.TARGET, epoch=key.epoch)
-        others = logits.shape[1] - 1
-        return (own + 1 + (uniform * others).long().clamp(max=others - 1)) % (others + 1)
+        assert self.targets is not None
+        return wrong_labels(self.targets, logits, own, key)

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     SECOND = 9  # second random point, beside the start of an attack
     STEP = 10  # step size of an attack
     TARGET = 11  # class that a targeted attack aims at
+    DIVERSITY = 12  # size and place of an image before a gradient
 
 
 @dataclass(frozen=True)

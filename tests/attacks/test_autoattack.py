@@ -7,7 +7,7 @@ import warnings
 import pyautoattack
 import pytest
 import torch
-from helpers.autoattack import EPS, accuracy, linear, make_images
+from helpers.autoattack import EPS, accuracy, linear, make_images, shorten
 
 from pyengm.attacks import PGD, AutoAttack
 from pyengm.attacks.autoattack import _first_squares_fit
@@ -45,6 +45,60 @@ def test_autoattack_is_the_package(norm):
     assert size.max() <= eps + 1e-6
     assert ours.min() >= 0
     assert ours.max() <= 1
+
+
+class Noisy(torch.nn.Module):
+    """A model with a little noise of torch's generator at test time."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x + 1e-4 * torch.randn_like(x))
+
+
+@pytest.mark.parametrize("version", ["plus", "rand"])
+def test_versions_of_autoattack_are_those_of_the_package(version, monkeypatch):
+    ran = shorten(monkeypatch, apgd=6, fab=4, square=30)
+    net, eps = linear(), EPS["linf"]
+    x, y = make_images(net)
+    model = Noisy(net).eval() if version == "rand" else net.eval()
+    ours = AutoAttack(eps, seed=4, version=version)(model, x, y)
+    used = list(ran)
+    direct = pyautoattack.AutoAttack(model, norm="Linf", eps=eps, seed=4, version=version)
+    if version == "plus":
+        restarts = direct.fab.n_restarts, direct.apgd.n_restarts
+        assert restarts == (5, 5)
+    else:
+        assert direct.apgd.eot_iter == 20
+    theirs, _ = direct.run_standard_evaluation(x, y, batch_size=250)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    assert used == ran[len(used) :]
+    assert len(used) == {"plus": 6, "rand": 2}[version]
+    assert not ours.equal(x)
+    assert accuracy(net, ours, y) < accuracy(net, x, y)
+
+
+def test_rand_does_not_ask_whether_the_model_is_random(monkeypatch):
+    asked = []
+    monkeypatch.setattr(pyautoattack.checks, "check_randomized", lambda *_, **options: asked.append(1))
+    model = linear()
+    x, y = make_images(model)
+    for version, members in (("rand", ["apgd-ce", "apgd-dlr"]), ("standard", ["apgd-ce", "apgd-t", "fab-t", "square"])):
+        with AutoAttack(0.01, version=version).prepared_members(model, x, y) as prepared:
+            assert list(prepared) == members
+            assert bool(asked) == (version == "standard")
+
+
+def test_queries_of_square(monkeypatch):
+    seen = []
+    monkeypatch.setattr(pyautoattack.square.SquareAttack, "perturb", lambda one, x, y: seen.append(one.n_queries) or x)
+    model = linear()
+    x, y = make_images(model)
+    AutoAttack(0.01, attacks="square", queries=77)(model, x, y)
+    AutoAttack(0.01, attacks="square")(model, x, y)
+    assert seen == [77, 5000]
 
 
 def test_four_classes_are_enough():
@@ -100,8 +154,13 @@ def test_bad_inputs(x, y, error, message):
         ({"eps": -1}, "eps is -1"),
         ({"eps": 0.1, "norm": "l1"}, "norm is 'l1'"),
         ({"eps": 0.1, "batch_size": 0}, "batch_size is 0"),
-        ({"eps": 0.1, "attacks": ["apgd"]}, "no member 'apgd'; its members: apgd-ce, apgd-t, fab-t, square"),
+        (
+            {"eps": 0.1, "attacks": ["apgd"]},
+            "no member 'apgd'; its members: apgd-ce, apgd-dlr, fab, square, apgd-t, fab-t",
+        ),
         ({"eps": 0.1, "attacks": ()}, "at least one member"),
+        ({"eps": 0.1, "version": "fast"}, "version of AutoAttack is 'fast'; known: standard, plus, rand"),
+        ({"eps": 0.1, "queries": 0}, "queries is 0; expected at least 1"),
     ],
 )
 def test_bad_options(options, message):
