@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 from pyengm.errors import PyengmError, UnsupportedOperationError
 
 if TYPE_CHECKING:  # what `_HOMES` imports
-    from pyengm import analysis, attacks, data, evaluation, methods, models, ops, optim, pergrad, training
+    from pyengm import (
+        analysis,
+        attacks,
+        data,
+        evaluation,
+        kernels,
+        methods,
+        models,
+        ops,
+        optim,
+        pergrad,
+        training,
+    )
     from pyengm.optim import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, EntropySGD2, scale_alpha
     from pyengm.pergrad import clipped_backward, per_example_grad_norms, weighted_backward
     from pyengm.training.steps.train_step import train_step
@@ -37,6 +49,7 @@ __all__ = [
     "clipped_backward",
     "data",
     "evaluation",
+    "kernels",
     "methods",
     "models",
     "ops",
@@ -49,7 +62,10 @@ __all__ = [
     "weighted_backward",
 ]
 
-_PARTS = ("analysis", "attacks", "data", "evaluation", "methods", "models", "ops", "optim", "pergrad", "training")
+_PARTS = (
+    *("analysis", "attacks", "data", "evaluation", "kernels", "methods", "models", "ops", "optim"),
+    *("pergrad", "training"),
+)
 _HOMES = {"train_step": "training.steps.train_step"}
 _HOMES |= dict.fromkeys(("clipped_backward", "per_example_grad_norms", "weighted_backward"), "pergrad")
 _HOMES |= dict.fromkeys(("AENGM", "ENGM", "FENGM", "MGNC", "MSGD", "NENGM", "SNGM", "scale_alpha"), "optim")
