@@ -250,7 +250,7 @@ def test_numbers_keep_their_bits(value):
 
 
 def test_the_size_of_a_saved_fit():
-    model, optimizer = trained("engm")
+    _, optimizer = trained("engm")
     norms = optimizer.norms.state_dict()
     tensors = [
         t for t in [*norms["bases"].values(), *norms["fit"]["maps"].values(), *norms["fit"]["products"].values()]
