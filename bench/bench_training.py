@@ -187,14 +187,14 @@ def test_growth(benchmark, tabulate, setting, by):
     assert isinstance(engm.optimizer, ENGM)
     norms = engm.optimizer.norms
     engm.step()
-    norms.gap = norms.interval  # as after many steps: no round fits
+    norms.refit_interval = norms.max_refit_interval  # as after many steps: no round fits
     slow = setting.width == 64 and setting.device == "cpu"
     times = time_interleaved(benchmark, engm.step, msgd.step, rounds=3 if slow else 9)
     if not times:
         return
 
     def fit() -> None:
-        norms.age = norms.gap
+        norms.steps_since_fit = norms.refit_interval
         engm.step()
 
     fits = [time_call(fit) / time_call(msgd.step) for _ in range(2 if slow else 5)]

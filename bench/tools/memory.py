@@ -1,4 +1,4 @@
-"""Peak memory of a step in a fresh process: cd bench && python -m tools.memory "fastDP" --width 32 --n 32"""
+"""Peak memory of a step in a fresh process: cd bench && python -m tools.memory "fastDP" resnet18 width=32 n=32"""
 
 import argparse
 import json
@@ -12,23 +12,22 @@ from pathlib import Path
 
 import torch
 from baselines.per_example_libraries import STEPS
-
-from pyengm.models import build
+from baselines.per_example_models import MODELS, make
 
 BENCH = Path(__file__).parents[1]
 STEPS_RUN = 3  # the first step allocates, and a later one may find the memory fragmented
 
 
 @cache
-def measure(name: str, width: int, n: int) -> dict[str, float]:
+def measure(name: str, model: str, **sizes: int) -> dict[str, float]:
     """Runs `main` for a step of per_example_libraries.py, and returns what `report` prints there.
 
     Args:
         name: A name in `STEPS`.
-        width: Channels of the first stage of the ResNet-18.
-        n: Images of the batch.
+        model: A name in `MODELS`.
+        sizes: Arguments of the model's function, as n and width.
     """
-    return run_and_read("tools.memory", name, "--width", str(width), "--n", str(n))
+    return run_and_read("tools.memory", name, model, *(f"{key}={value}" for key, value in sizes.items()))
 
 
 def run_and_read(module: str, *arguments: str) -> dict[str, float]:
@@ -63,13 +62,20 @@ def report(step: Callable[[], object], device: str = "cpu") -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=STEPS)
-    parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--n", type=int, default=32)
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("sizes", nargs="*", type=parse_size, help="arguments of the model's function, as n=32")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = build("resnet18", norm_layer="gn", width=args.width)
-    report(STEPS[args.name].build(model, torch.rand(args.n, 3, 32, 32), torch.arange(args.n) % 10, 10.0))
+    problem = make(args.model, **dict(args.sizes))
+    batches = iter([problem.draw() for _ in range(STEPS_RUN)])
+    step = STEPS[args.name].build(problem, 10.0)
+    report(lambda: step(next(batches)))
+
+
+def parse_size(text: str) -> tuple[str, int]:
+    """("n", 32) from n=32."""
+    key, _, value = text.partition("=")
+    return key, int(value)
 
 
 def _peak(device: str) -> float:

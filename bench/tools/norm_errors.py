@@ -2,8 +2,9 @@
 
     cd bench && python -m tools.norm_errors --model resnet18 --width 16 --data digits
 
-The model trains with PGD-5 and clipped gradients. "fresh" estimators are fitted on the batch on which their errors are
-measured; the others were fitted that many steps ago during training, and their next fit is due.
+The model trains with PGD and clipped gradients. "fresh" estimators are fitted on the batch on which their errors are
+measured, and know nothing else. Others start at each stage, are fitted on training batches, and are measured once when
+2 and once when 8 steps have passed since their last fit, right before the next one.
 """
 
 import argparse
@@ -17,20 +18,25 @@ from pyengm.analysis import NormErrors, norm_errors
 from pyengm.attacks import PGD
 from pyengm.data import ImageDataset, load
 from pyengm.models import build
+from pyengm.models.preact_resnet import preact_network
 from pyengm.ops import clip_weights
 from pyengm.pergrad import NormEstimator
 
 STAGES = (0, 50, 150, 400)  # steps before which errors are measured
+INTERVALS = (2, 8)  # steps from one fit to the next at whose end errors are measured
+MEASURED = 24  # steps from a stage on in which this happens, while intervals grow
 ALPHA = 5.0
 EPS = {"digits": 0.2}  # 8 / 255 for other data
+MODES = ("corrected", "lowrank")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", default="digits", help="a data set of pyengm, or a folder of images")
-    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--model", default="resnet18", help="a model of pyengm, or wrn_16_2")
     parser.add_argument("--width", type=int)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--attack-steps", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -38,35 +44,40 @@ def main() -> None:
     data = load(options.data, "train")
     order = torch.randperm(len(data.labels)).tolist()
     held_out, order = order[: options.batch_size], order[options.batch_size :]
-    model = build(
-        options.model, data.num_classes, in_channels=data.channels, image_size=data.image_size, width=options.width
-    )
-    training = MeasuredTraining(model, data, EPS.get(options.data, 8 / 255), held_out)
+    if options.model == "wrn_16_2":
+        model = preact_network(16, [32, 64, 128], 2, data.num_classes, data.channels, "bn")
+    else:
+        model = build(
+            options.model, data.num_classes, in_channels=data.channels, image_size=data.image_size, width=options.width
+        )
+    eps = EPS.get(options.data, 8 / 255)
+    attack = PGD(eps=eps, step_size=eps / 4 if options.attack_steps > 3 else eps / 2, steps=options.attack_steps)
+    training = MeasuredTraining(model, data, attack, held_out)
     print(f"| {options.model} at step | norms | fit | median error | bias | correlation | error of the update |")
     print("|---|---|---|---|---|---|---|", flush=True)
     generator = torch.Generator().manual_seed(1)
-    for step in range(max(STAGES) + 101):
+    for step in range(max(STAGES) + MEASURED):
         training.print_errors(step)
         training.step([order[k] for k in torch.randperm(len(order), generator=generator)[: options.batch_size]])
 
 
 class MeasuredTraining:
-    """PGD-5 training of a model with clipped gradients, and the errors of the norm estimators meanwhile.
+    """Training of a model under attack with clipped gradients, and the errors of norm estimators meanwhile.
 
     Args:
         model: The model.
         data: Training images.
-        eps: Radius of the L-infinity ball, in pixel units.
-        held_out: Positions of the images on which errors are training.
+        attack: The attack of the training.
+        held_out: Positions of the images on which errors are measured.
     """
 
-    def __init__(self, model: nn.Module, data: ImageDataset, eps: float, held_out: list[int]):
-        self.model, self.data, self.held_out = model, data, held_out
+    def __init__(self, model: nn.Module, data: ImageDataset, attack: PGD, held_out: list[int]):
+        self.model, self.data, self.attack, self.held_out = model, data, attack, held_out
         self.params: list[torch.Tensor] = list(model.parameters())
-        self.attack = PGD(eps=eps, step_size=eps / 4, steps=5)
         self.optimizer = torch.optim.SGD(self.params, lr=0.05, momentum=0.9, weight_decay=5e-4)
-        self.estimators = {kind: NormEstimator(kind) for kind in ("frozen", "corrected")}
-        self.to_measure: set[str] = set()
+        self.norms = NormEstimator()  # of the training
+        self.measured: dict[str, NormEstimator] = {}
+        self.waiting: set[tuple[str, int]] = set()  # modes and intervals that are not measured yet
 
     def losses(self, indices: list[int]) -> torch.Tensor:
         """Cross-entropy of the images at these positions under attack, (n,)."""
@@ -76,24 +87,27 @@ class MeasuredTraining:
         return F.cross_entropy(self.model.train()(self.attack(self.model, x, y)), y, reduction="none")
 
     def print_errors(self, step: int) -> None:
-        """Prints the rows of fresh estimators at each stage, and of each other once before its next fit."""
+        """Prints the rows of fresh estimators at each stage, and of others once before the end of each interval."""
         if step in STAGES:
-            _print_rows(step, "fresh", norm_errors(self.losses(self.held_out), self.params))
-            self.to_measure = set(self.estimators)
-        for name in [*self.to_measure]:
-            estimator = self.estimators[name]
-            if estimator.age and estimator.age == estimator.gap - 1:
-                self.to_measure.remove(name)
-                errors = norm_errors(self.losses(self.held_out), self.params, {name: copy.deepcopy(estimator)})
-                _print_rows(step, f"{estimator.age} steps", errors)
+            estimators = {mode: NormEstimator(mode) for mode in MODES}
+            _print_rows(step, "fresh", norm_errors(self.losses(self.held_out), self.params, estimators))
+            self.measured = {mode: NormEstimator(mode) for mode in MODES}
+            self.waiting = {(mode, interval) for mode in MODES for interval in INTERVALS}
+        for mode, interval in sorted(self.waiting):
+            estimator = self.measured[mode]
+            if estimator.refit_interval == interval == estimator.steps_since_fit + 1:
+                self.waiting.remove((mode, interval))
+                errors = norm_errors(self.losses(self.held_out), self.params, {mode: copy.deepcopy(estimator)})
+                _print_rows(step, f"{interval} steps", errors)
 
     def step(self, indices: list[int]) -> None:
         """Takes one training step on the images at these positions."""
-        losses, norms = self.losses(indices), {}
-        for name, estimator in self.estimators.items():
-            norms[name] = estimator.norms(losses, self.params, estimator.prepare(losses, self.params))
+        losses = self.losses(indices)
+        for estimator in self.measured.values() if self.waiting else ():
+            estimator.norms(losses, self.params, estimator.prepare(losses, self.params))
+        norms = self.norms.norms(losses, self.params, self.norms.prepare(losses, self.params))
         self.optimizer.zero_grad()
-        losses.backward(clip_weights(norms["frozen"], ALPHA) / len(losses))
+        losses.backward(clip_weights(norms, ALPHA) / len(losses))
         self.optimizer.step()
 
 

@@ -19,11 +19,11 @@ import torch
 
 from pyengm.cli.train import parse_train
 from pyengm.data import Batch, Loader
+from pyengm.errors import Interrupted
 from pyengm.evaluation import accuracy, create_attack
 from pyengm.training.builders import build_components
 from pyengm.training.loop import fit
 from pyengm.training.run_folder import RunFolder
-from pyengm.training.signals import Interrupted
 
 
 def main() -> int:

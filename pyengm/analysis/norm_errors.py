@@ -39,7 +39,7 @@ def norm_errors(
     Args:
         losses: losses L (n,) with their graph, which is kept. The exact norms take n backward passes.
         params: the parameters; those that require no gradient are ignored.
-        estimators: estimators by name. By default one for each of "frozen", "corrected" and "lowrank", fitted on this
+        estimators: estimators by name. By default one for each of "corrected" and "lowrank", fitted on this
             batch; one that was fitted on an earlier batch shows how its fit ages.
         alpha: threshold of the clipping, in units of the norms; by default the median of the exact norms.
 
@@ -51,7 +51,7 @@ def norm_errors(
     """
     trained = [p for p in whole_params(list(params)) if p.requires_grad]
     if estimators is None:
-        estimators = {kind: NormEstimator(kind) for kind in ("frozen", "corrected", "lowrank")}
+        estimators = {mode: NormEstimator(mode) for mode in ("corrected", "lowrank")}
     with gathered(losses):
         return _errors(losses, trained, estimators, alpha)
 

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 from torch import Tensor
 
 from pyengm.errors import ConfigError
 from pyengm.ops import Key, Purpose, pgd_l2_step_, pgd_linf_step_, philox_normal, philox_uniform, row_norms
+from pyengm.utils.pixels import format_pixels
 
 THREAT_NORMS = ("linf", "l2")
 
@@ -18,7 +20,7 @@ class ThreatModel:
 
     Args:
         norm: "linf" or "l2" (Euclidean over all channels and pixels).
-        eps: radius in pixel units, >= 0 (8/255, say).
+        eps: radius in pixel units, >= 0 (8/255, say), and at most 1 in L-infinity.
 
     Raises:
         ConfigError: the norm is unknown or the radius is out of range.
@@ -30,11 +32,14 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in THREAT_NORMS:
             raise ConfigError(f"threat norm is {self.norm!r}; known norms: {', '.join(THREAT_NORMS)}")
-        if not (math.isfinite(self.eps) and self.eps >= 0):
-            raise ConfigError(f"eps is {self.eps}; expected a finite number >= 0 in pixel units, such as 8/255")
+        if not (isinstance(self.eps, Real) and math.isfinite(self.eps) and self.eps >= 0):
+            raise ConfigError(f"eps is {self.eps!r}; expected a finite number >= 0 in pixel units, such as 8/255")
+        if self.norm == "linf" and self.eps > 1:
+            meant = f"; {self.eps:g}/255?" if self.eps <= 255 else ""
+            raise ConfigError(f"eps is {self.eps:g}, more than all of a pixel in [0, 1]; expected at most 1{meant}")
 
     def __str__(self) -> str:
-        return f"{'L-infinity' if self.norm == 'linf' else 'L2'}, eps = {self.eps:.4g}"
+        return f"{'L-infinity' if self.norm == 'linf' else 'L2'}, eps = {format_pixels(self.eps)}"
 
     def step_(
         self, x_adv: Tensor, grad: Tensor, x: Tensor, step: float | Tensor, *, mask: Tensor | None = None

@@ -160,10 +160,22 @@ def _find(options: EvaluateConfig) -> tuple[_Target, ImageDataset]:
     if options.target.is_file():
         _refuse_options_of_names(options)
         info = read_info(options.target)
-        trained = TrainConfig.from_flat(data=info.data).resolve()
+        trained = _options_beside(options.target) or _recipe_options(info.data)
         target = _Target({_column(options.target): options.target}, ThreatModel(info.norm, info.eps), trained, None)
         return target, _load(options, info.data, trained)
     return _find_named(options)
+
+
+def _options_beside(checkpoint: Path) -> TrainConfig | None:
+    """The options of the run whose best or last weights a file in its folder is; None for other files."""
+    run = RunFolder(checkpoint.parent)
+    is_of_run = checkpoint.name in (run.best.name, run.last.name) and run.config.is_file()
+    return TrainConfig.load(run.config) if is_of_run else None
+
+
+def _recipe_options(data: str) -> TrainConfig:
+    """The options of the recipe for data, of which short runs alone take fewer images for AutoAttack."""
+    return TrainConfig.from_flat(data=data).resolve().override(autoattack_examples=None)
 
 
 def _find_named(options: EvaluateConfig) -> tuple[_Target, ImageDataset]:
@@ -174,7 +186,7 @@ def _find_named(options: EvaluateConfig) -> tuple[_Target, ImageDataset]:
             f"there is no checkpoint {name}, nor a run folder; if it is the name of a model, give --data, and "
             "--weights unless it has its own"
         )
-    trained = TrainConfig.from_flat(data=options.data).resolve()
+    trained = _recipe_options(options.data)
     data = _load(options, None, trained)
     root = options.data_dir or trained.data.data_dir
     source = find_source(

@@ -2,9 +2,10 @@
 
 from pyengm.data.crop_flip import CropFlip
 from pyengm.data.flip import FLIP_ALLOWED
+from pyengm.data.from_user import load_from_user
 from pyengm.data.image_dataset import ImageDataset
 from pyengm.data.loader import AUGMENTATIONS, Batch, Loader, to_float
-from pyengm.data.registry import DATASETS, load
+from pyengm.data.registry import DATASETS, data_name, data_root, load, user_data
 from pyengm.data.resized_crop import ResizedCrop, margin_for
 from pyengm.data.sources import as_dataset
 from pyengm.data.split import split_validation
@@ -21,8 +22,12 @@ __all__ = [
     "ResizedCrop",
     "Transform",
     "as_dataset",
+    "data_name",
+    "data_root",
     "load",
+    "load_from_user",
     "margin_for",
     "split_validation",
     "to_float",
+    "user_data",
 ]

@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
 from pyengm.data.resized_crop import margin_for
 from pyengm.errors import DataError
+from pyengm.utils.io import format_size
 from pyengm.utils.locks import file_lock
+from pyengm.utils.terminal import is_quiet, log
 
 BLOCK = 64  # images per task of the thread pool
 DEFAULT_SIZE = 224
@@ -70,8 +70,12 @@ def _decode_into(path: Path, paths: Sequence[str], image_size: int | None, margi
 def _fingerprint(folder: Path, paths: Sequence[str], image_size: int | None, margin: int) -> str:
     digest = hashlib.sha256(f"pyengm 2 {image_size}{f' + {margin}' if margin else ''}\n".encode())
     for path in paths:
-        status = os.stat(path)
-        digest.update(f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot read this image ({error.strerror}): repair or remove it") from error
+        name = os.fsencode(os.path.relpath(path, folder))  # file names need not be UTF-8
+        digest.update(name + f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
 
 
@@ -95,7 +99,7 @@ def _decode(paths: Sequence[str], size: tuple[int, int], path: Path, *, shorter:
     try:
         if needed > free:  # a memmap on a full disk ends the process
             raise DataError(
-                f"{needed / 1e9:.1f} GB are needed for decoded images in {path.parent}, {free / 1e9:.1f} GB are free:"
+                f"{format_size(needed)} are needed for decoded images in {path.parent}, {format_size(free)} are free:"
                 " make room, name another folder (PYENGM_DATA), or use a smaller image_size"
             )
         images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
@@ -105,8 +109,12 @@ def _decode(paths: Sequence[str], size: tuple[int, int], path: Path, *, shorter:
                 images[position] = _pixels(paths[position], size, shorter)
 
         starts = range(0, len(paths), BLOCK)
-        title, console = f"decoding {len(paths):,} images", Console(stderr=True)
-        for _ in track(pool.map(decode_block, starts), title, total=len(starts), console=console, transient=True):
+        log(f"decoding {len(paths):,} images once into {path} ({format_size(needed)}), from which later runs read them")
+        title, console = "decoding", Console(stderr=True)
+        hidden = is_quiet() or not console.is_terminal
+        for _ in track(
+            pool.map(decode_block, starts), title, len(starts), console=console, transient=True, disable=hidden
+        ):
             pass
         images.flush()
         os.replace(temporary, path)
@@ -126,6 +134,9 @@ def _pixels(path: str, size: tuple[int, int], shorter: int | None) -> np.ndarray
     if image.size != size[::-1]:
         if shorter is None:
             raise _SizeMismatch
+        from torchvision.transforms import InterpolationMode  # here: it takes a second
+        from torchvision.transforms import functional as transforms
+
         resized = transforms.resize(image, shorter, InterpolationMode.BICUBIC)  # pyright: ignore[reportArgumentType]
         image = transforms.center_crop(resized, size)  # pyright: ignore[reportArgumentType]
     return np.asarray(image).transpose(2, 0, 1)

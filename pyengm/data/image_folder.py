@@ -1,15 +1,14 @@
 """Folders of images: ImageFolder's layout (ImageNet's too), and Tiny-ImageNet's list of validation labels."""
 
+import os
 from pathlib import Path
+from types import ModuleType
 
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, has_file_allowed_extension, make_dataset
 
 from pyengm.data.image_cache import decode_cached, shorter_side
 from pyengm.data.image_dataset import ImageDataset
 from pyengm.errors import DataError
-
-NO_IMAGE = f"has no image ({', '.join(sorted(IMG_EXTENSIONS))})"
 
 
 def load_folder(folder: Path, split: str, image_size: int | None, cache: Path, margin: int = 0) -> ImageDataset:
@@ -27,13 +26,20 @@ def load_folder(folder: Path, split: str, image_size: int | None, cache: Path, m
     """
     train = folder / "train"
     classes = tuple(_class_folders(train)) if train.is_dir() else ()
-    if not classes:
-        raise DataError(f"expected images in {train}/<class>/, found no class folder there")
+    if len(classes) < 2:
+        raise DataError(
+            f"expected images of two classes or more in {train}/<class>/, found {len(classes)} folders there"
+        )
+    unprintable = [name for name in classes if not _is_utf8(name)]
+    if unprintable:
+        raise DataError(
+            f"{train}: the class folder {os.fsencode(unprintable[0])!r} has a name that is not UTF-8: rename it"
+        )
     if split == "train":
         samples = _by_class(train, classes)
         missing = sorted(set(range(len(classes))) - {label for _, label in samples})
         if missing:
-            raise DataError(f"{train / classes[missing[0]]} {NO_IMAGE}: add some or remove it")
+            raise DataError(f"{train / classes[missing[0]]} {_no_image()}: add some or remove it")
     else:
         samples = _test_samples(folder, classes)
     paths, labels = zip(*samples, strict=True)
@@ -58,13 +64,13 @@ def _by_class(where: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
     to_label = {name: label for label, name in enumerate(classes)}
     samples = []
     to_position = {name: position for position, name in enumerate(folders)}
-    for path, position in make_dataset(where, to_position, is_valid_file=_is_image, allow_empty=True):
+    for path, position in _torchvision().make_dataset(where, to_position, is_valid_file=_is_image, allow_empty=True):
         name = folders[position]
         if name not in to_label:
             raise DataError(f"{where / name}: the class {name!r} is not in train/: add it there or remove it here")
         samples.append((path, to_label[name]))
     if not samples:
-        raise DataError(f"{where} {NO_IMAGE}")
+        raise DataError(f"{where} {_no_image()}")
     return sorted(samples, key=lambda sample: sample[::-1])
 
 
@@ -88,10 +94,25 @@ def _by_annotation(where: Path, classes: tuple[str, ...]) -> list[tuple[str, int
 
 def _class_folders(where: Path) -> list[str]:
     try:
-        return [name for name in find_classes(where)[0] if not name.startswith(".")]
+        return [name for name in _torchvision().find_classes(where)[0] if not name.startswith(".")]
     except FileNotFoundError:  # no class folder
         return []
 
 
 def _is_image(path: str) -> bool:
-    return has_file_allowed_extension(path, IMG_EXTENSIONS) and not Path(path).name.startswith(".")
+    folder = _torchvision()
+    return folder.has_file_allowed_extension(path, folder.IMG_EXTENSIONS) and not Path(path).name.startswith(".")
+
+
+def _no_image() -> str:
+    return f"has no image ({', '.join(sorted(_torchvision().IMG_EXTENSIONS))})"
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)  # how Python has bytes that are not UTF-8
+
+
+def _torchvision() -> ModuleType:
+    from torchvision.datasets import folder  # here: it takes a second
+
+    return folder

@@ -21,7 +21,9 @@ def split_validation(data: ImageDataset) -> tuple[ImageDataset, ImageDataset]:
         DataError: there are fewer than 10 images.
     """
     if len(data) < 10:
-        raise DataError(f"a validation split needs 10 images or more, {data.name} has {len(data)}: train without one")
+        raise DataError(
+            f"{data.name} has {len(data)} images, a validation split needs 10: train without one (--select-on none)"
+        )
     held_out = min(1000, len(data) // 10)
     order = random_permutation(data.index, seed=0, purpose=Purpose.SPLIT)
     train = data.subset(order[held_out:].sort().values, split="train")

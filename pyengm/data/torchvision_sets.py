@@ -1,22 +1,14 @@
 """The downloadable data sets, read through torchvision."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from torchvision import datasets
 
 from pyengm.data.image_dataset import ImageDataset
 from pyengm.errors import DataError
 
-SETS: dict[str, Callable[..., Any]] = {
-    "cifar10": datasets.CIFAR10,
-    "cifar100": datasets.CIFAR100,
-    "svhn": datasets.SVHN,
-    "mnist": datasets.MNIST,
-    "fashionmnist": datasets.FashionMNIST,
-}
+SETS = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "svhn": "SVHN", "mnist": "MNIST", "fashionmnist": "FashionMNIST"}
+"""The names of the classes in torchvision.datasets."""
 
 
 def load_torchvision(name: str, split: str, root: Path, download: bool) -> ImageDataset:
@@ -31,16 +23,16 @@ def load_torchvision(name: str, split: str, root: Path, download: bool) -> Image
     Raises:
         DataError: the files are missing or damaged.
     """
+    from torchvision import datasets  # here: it takes a second
+
     which = {"split": split} if name == "svhn" else {"train": split == "train"}
     try:
-        source = SETS[name](root=str(root), download=download, **which)
+        source = getattr(datasets, SETS[name])(root=str(root), download=download, **which)
     except (RuntimeError, OSError) as error:  # an unreachable server is an OSError
-        advice = (
-            "check the network, or copy the files there by hand"
-            if download
-            else "download it (download=True, or --download), or name the folder that holds it (root=, or PYENGM_DATA)"
-        )
-        raise DataError(f"{name}: no intact copy in {root}: {advice}. torchvision says: {error}") from error
+        advice = f"check the network, or copy the files there by hand ({error})"
+        if not download:
+            advice = "download it (--download), or name the folder that holds it (--data-dir, or PYENGM_DATA)"
+        raise DataError(f"{name}: no intact copy in {root}: {advice}") from error
     images = torch.as_tensor(source.data)
     if images.ndim == 3:  # MNIST and its like: (N, H, W)
         images = images.unsqueeze(1)

@@ -22,6 +22,7 @@ from pyengm.models import memory_format_of
 from pyengm.ops import Key
 from pyengm.utils.distributed import all_gather_object, rank, world_size
 
+OnBatch = Callable[[int, int], None]  # images done, their total number
 BATCH_SIZE = 250  # AutoAttack's own: 256 would run as 250 and 6
 
 
@@ -80,6 +81,7 @@ def predict(
     device: torch.device,
     bn: str = "eval",
     resumable: Resumable | None = None,
+    on_batch: OnBatch = lambda done, total: None,
 ) -> Predictions:
     """Predictions for all images under an attack.
 
@@ -95,6 +97,7 @@ def predict(
         bn: mode of the model, and of its dropout and norm layers, for the predictions, see `attack_mode`. An attack has
             a mode of its own.
         resumable: where the predictions of each batch are kept, so that a later call goes on from them.
+        on_batch: called after each batch with the number of images done and their total number in this process.
 
     Returns:
         The predictions for all N images.
@@ -114,7 +117,7 @@ def predict(
             shard, BATCH_SIZE, device=device, seed=seed, augment="none", shuffle=False, memory_format=memory_format
         )
         saved = None if resumable is None else resumable.run(attack=settings_of(attack), **settings)
-        return compute_batches(loader, partial(_predict, model, attack, seed, bn, data.name), saved)
+        return compute_batches(loader, partial(_predict, model, attack, seed, bn, data.name), saved, on_batch)
 
     correct, confidence, loss = sharded(data, rows).unbind(1)
     return Predictions(correct.bool(), confidence, loss)

@@ -1,7 +1,7 @@
 """Evaluation of the models of checkpoints."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from pyengm.attacks import ThreatModel
 from pyengm.data import ImageDataset
 from pyengm.evaluation.attack_spec import attacks_by_threat, check_attacks, curves_of
+from pyengm.evaluation.autoattack_runs import warn_of_square
 from pyengm.evaluation.evaluate import (
     check_threats,
     count_classes,
@@ -22,7 +23,10 @@ from pyengm.evaluation.evaluate import (
 from pyengm.evaluation.model_sources import CheckpointSource, ModelSource
 from pyengm.evaluation.one_threat import OnAttack, OnPass, evaluate_one_threat, evenly_spread
 from pyengm.evaluation.parallel import run_in_workers, send_message, worker_count
+from pyengm.evaluation.work import Work, parts_of
 from pyengm.models import to_fast_memory_format
+
+OnShare = Callable[[float], None]  # share of the work that is done
 
 
 def evaluate_checkpoints(
@@ -39,6 +43,7 @@ def evaluate_checkpoints(
     trust_config: bool = False,
     on_attack: OnAttack = lambda title: None,
     on_pass: OnPass = lambda title, done, total, robust: None,
+    on_share: OnShare = lambda share: None,
 ) -> dict[str, Any]:
     """Evaluates models; the result is the content of results.json.
 
@@ -57,6 +62,7 @@ def evaluate_checkpoints(
         trust_config: whether functions that the files name as their models may be run.
         on_attack: called with the title of each attack before it starts.
         on_pass: called with the progress of AutoAttack; the title begins with the checkpoint's name.
+        on_share: called with the share of all work that is done, in [0, 1], before each attack and after each pass.
 
     Returns:
         A dict of results of `evaluate` per model, and "threats" and "images", which they were measured on. With "best"
@@ -71,19 +77,36 @@ def evaluate_checkpoints(
     contents = {name: source.identity() for name, source in sources.items()}
     names = {content: name for name, content in reversed(contents.items())}
     options = {"device": device, "seed": seed, "autoattack_examples": autoattack_examples, "state": state}
+    selected = attacks_by_threat(threats, attacks)
     jobs = {
-        (name, threat): partial(evaluate_source, sources[name], other, data, threat, selected, **options)
-        for name, (threat, selected) in product(names.values(), attacks_by_threat(threats, attacks).items())
+        (name, threat): partial(evaluate_source, sources[name], other, data, threat, some, **options)
+        for name, (threat, some) in product(names.values(), selected.items())
     }
-    evaluated = _run_jobs(jobs, worker_count(len(jobs), device), on_attack, on_pass)
-    results: dict[str, Any] = {}
-    for name, content in contents.items():
-        results[name] = merge_threats({threat: evaluated[names[content], threat] for threat in threats})
-    if {"best", "last"} <= results.keys() and "pgd20" in attacks:
-        results["robust_overfitting"] = robust_overfitting(results["best"]["pgd20"], results["last"]["pgd20"])
+    few = len(evenly_spread(len(data), autoattack_examples))
+    parts = {one: parts_of(some, one, len(data), few, transfer=other is not None) for one, some in selected.items()}
+    relay = partial(_relay, Work({key: parts[key[1]] for key in jobs}), on_attack, on_pass, on_share)
+    evaluated = _run_jobs(jobs, worker_count(len(jobs), device), relay)
+    results = _by_model({name: names[content] for name, content in contents.items()}, threats, evaluated, few)
     results |= _curves({name: results[name] for name in contents})
     results["threats"] = [{"norm": threat.norm, "eps": threat.eps} for threat in threats]
-    results["images"] = {"all": len(data), "autoattack": len(evenly_spread(len(data), autoattack_examples))}
+    return results | {"images": {"all": len(data), "autoattack": few}}
+
+
+def _by_model(
+    evaluated_as: Mapping[str, str],
+    threats: Sequence[ThreatModel],
+    evaluated: Mapping[tuple[str, ThreatModel], dict[str, float]],
+    few: int,
+) -> dict[str, Any]:
+    """The results by model, where `evaluated_as` names the one of identical models that was evaluated."""
+    results: dict[str, Any] = {
+        name: merge_threats({threat: evaluated[one, threat] for threat in threats})
+        for name, one in evaluated_as.items()
+    }
+    for name in dict.fromkeys(evaluated_as.values()):
+        warn_of_square(results[name], name, few)
+    if {"best", "last"} <= results.keys() and "pgd20" in results["best"]:
+        results["robust_overfitting"] = robust_overfitting(results["best"]["pgd20"], results["last"]["pgd20"])
     return results
 
 
@@ -115,21 +138,36 @@ def _check_compatible(
 def _run_jobs(
     jobs: Mapping[tuple[str, ThreatModel], partial[dict[str, float]]],
     workers: int,
-    on_attack: OnAttack,
-    on_pass: OnPass,
+    relay: Callable[..., None],
 ) -> dict[tuple[str, ThreatModel], dict[str, float]]:
     """The results of evaluations by checkpoint and threat model, computed in this process or in workers."""
     if workers < 2:
-        return {
-            (name, threat): job(on_attack=on_attack, on_pass=partial(_with_name, on_pass, name))
-            for (name, threat), job in jobs.items()
-        }
-    on_attack(f"{len(jobs)} jobs at a time")
+        return {key: job(on_attack=partial(relay, key), on_pass=partial(relay, key)) for key, job in jobs.items()}
     remote = {
-        (name, threat): partial(job, on_pass=partial(_with_name, send_message, name))
-        for (name, threat), job in jobs.items()
+        key: partial(job, on_attack=partial(send_message, key), on_pass=partial(send_message, key))
+        for key, job in jobs.items()
     }
-    return run_in_workers(remote, workers, on_pass)
+    return run_in_workers(remote, workers, relay)
+
+
+def _relay(
+    work: Work,
+    on_attack: OnAttack,
+    on_pass: OnPass,
+    on_share: OnShare,
+    key: tuple[str, Any],
+    title: str,
+    *progress: Any,
+) -> None:
+    """Passes the messages of a job on: the title of an attack that begins, or that of AutoAttack with its progress."""
+    if progress:
+        done, total, robust = progress
+        work.advance(key, done, total)
+        on_pass(f"{key[0]}: {title}", done, total, robust)
+    else:
+        work.begin(key)
+        on_attack(title)
+    on_share(work.share())
 
 
 def evaluate_source(
@@ -154,7 +192,3 @@ def evaluate_source(
         other = None if surrogate is None else surrogate.load()
         model = to_fast_memory_format(source.load(), options["device"])
     return evaluate_one_threat(model, *arguments, surrogate=other, **options)
-
-
-def _with_name(on_pass: OnPass, name: str, title: str, done: int, total: int, robust: float) -> None:
-    on_pass(f"{name}: {title}", done, total, robust)

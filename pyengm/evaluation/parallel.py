@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -53,7 +55,8 @@ def run_in_workers(
         Exception: the first error of a job; the other jobs are ended.
     """
     with _worker_pool(workers) as (pool, messages):
-        futures = {key: pool.submit(job) for key, job in jobs.items()}
+        with _without_main_module():
+            futures = {key: pool.submit(job) for key, job in jobs.items()}
         waiting = set(futures.values())
         while waiting:
             finished, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -92,6 +95,21 @@ def _worker_pool(workers: int) -> Iterator[tuple[ProcessPoolExecutor, SimpleQueu
             held.close()  # ends the workers amid their work, which may be hours of it
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextmanager
+def _without_main_module() -> Iterator[None]:
+    """A context in which processes are started that do not run the script of this process again.
+
+    Workers need the modules of their jobs alone. Without this, a script that does not ask for __name__ == "__main__"
+    would train once more in each of them.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _start_worker(threads: int, messages: SimpleQueue, watched: Connection) -> None:

@@ -85,13 +85,19 @@ class SavedBatches:
         self._written = time.monotonic()
 
 
-def compute_batches(loader: Loader, compute: Callable[[Batch], Tensor], saved: SavedBatches | None) -> Tensor:
+def compute_batches(
+    loader: Loader,
+    compute: Callable[[Batch], Tensor],
+    saved: SavedBatches | None,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
     """Computes values of all images.
 
     Args:
         loader: the batches, always the same ones.
         compute: the values (n, ...) of a batch, on the CPU.
         saved: where the values are kept; None: nowhere.
+        on_batch: called after each batch with the number of images done and their total number.
 
     Returns:
         (N, ...) the values.
@@ -106,6 +112,7 @@ def compute_batches(loader: Loader, compute: Callable[[Batch], Tensor], saved: S
             parts.append(compute(batch))
             if saved is not None:
                 saved.save(parts, last=len(parts) == len(loader))
+            on_batch(sum(map(len, parts)), len(loader.data))
     except KeyboardInterrupt:
         if saved is not None and parts:
             saved.save(parts, last=True)

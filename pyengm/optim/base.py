@@ -13,11 +13,11 @@ from pyengm.optim.grad_origin import GradOrigin
 from pyengm.optim.hyperparameter import hyperparameters_of
 from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.saved_state import check_state, merge_state, split_state
-from pyengm.optim.statistics import summarize
-from pyengm.pergrad import PerExampleStats, check_losses, whole_params
+from pyengm.optim.statistics import noise_scale, summarize
+from pyengm.pergrad import NormEstimator, PerExampleStats, check_losses, whole_params
 from pyengm.pergrad.loss_scale import refuse_scaled
 from pyengm.pergrad.validation import Params, named_params
-from pyengm.utils.distributed import prepare_reducer
+from pyengm.utils.distributed import full_tensor, prepare_reducer, world_size
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class _Calls:
     origin: GradOrigin = field(default_factory=GradOrigin)
     used: tuple[PerExampleStats, ...] = ()  # since the last step
     last: tuple[PerExampleStats, ...] = ()  # of the last step
+    grad_square: Tensor | None = None  # of the last step, where the norms of all its examples are known
     checked: frozenset[int] = frozenset()  # parameters that were compared with a graph
     total_norm: Tensor | None = None  # of the last step's gradient, where it was needed
 
@@ -158,6 +159,9 @@ class PerExampleSGD(torch.optim.SGD):
             with torch.enable_grad():
                 result = closure()
         self._check_grads()
+        used = self._calls.used
+        norms_known = bool(used) and all(one.norms is not None for one in used)
+        self._calls.grad_square = self._square_of_grads() if norms_known else None
         self._transform_grads()
         self._torch_step()
         self._calls.last, self._calls.used = self._calls.used, ()
@@ -171,9 +175,18 @@ class PerExampleSGD(torch.optim.SGD):
 
         Returns:
             "clipped" (the share of examples with a weight below 1); "weight", "norm" and "input_norm" with "_mean",
-            "_p10", "_p50" and "_p90", for what the optimiser computes; empty where all weights are 1.
+            "_p10", "_p50" and "_p90", for what the optimiser computes; after a step with norms "noise_scale", the
+            gradient noise scale of the weighted gradients (`noise_scale`); under batch norm in training mode
+            "norm_error", the running mean of |estimate / exact - 1| over the fits of the norms. Empty where all
+            weights are 1.
         """
-        return summarize(self._calls.used or self._calls.last)
+        found = summarize(self._calls.used or self._calls.last)
+        if not self._calls.used and self._calls.grad_square is not None:
+            found |= noise_scale(self._calls.last, self._calls.grad_square, world_size())
+        norms = getattr(self, "norms", None)
+        if isinstance(norms, NormEstimator) and norms.running_error is not None:
+            found["norm_error"] = norms.running_error
+        return found
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
@@ -193,6 +206,13 @@ class PerExampleSGD(torch.optim.SGD):
     def _torch_step(self) -> None:
         step = torch.optim.SGD.step  # torch wraps it with the step hooks, which must run once, around ours
         (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
+
+    def _square_of_grads(self) -> Tensor | None:
+        """|.grad|^2; None within a fused step of a GradScaler, which leaves gradients scaled."""
+        grads = [p.grad for p in self._parameters() if p.grad is not None]
+        if getattr(self, "grad_scale", None) is not None or any(g.is_sparse or g.is_complex() for g in grads):
+            return None
+        return full_tensor(torch.nn.utils.get_total_norm(grads)).double().square()
 
     def _check_graph(self, losses: Tensor, params: list[Tensor]) -> None:
         refuse_scaled(losses)

@@ -10,7 +10,7 @@ from pyengm.optim.base import BackwardCall, PerExampleSGD, require_norms
 from pyengm.optim.hyperparameter import Hyperparameter
 from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.registry import register_optimizer
-from pyengm.pergrad import NormEstimator, PerExampleStats, weighted_backward
+from pyengm.pergrad import NormEstimator, PerExampleStats, backward_by_weights
 
 
 @register_optimizer
@@ -67,7 +67,7 @@ class ENGM(PerExampleSGD):
     def _accumulate_grads(self, call: BackwardCall) -> PerExampleStats | None:
         if math.isinf(self.alpha):
             return super()._accumulate_grads(call)
-        return weighted_backward(
+        return backward_by_weights(
             call.losses,
             call.params,
             self._weigh,

@@ -10,7 +10,7 @@ from pyengm.optim.base import BackwardCall, PerExampleSGD, require_norms
 from pyengm.optim.hyperparameter import Hyperparameter
 from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.registry import register_optimizer
-from pyengm.pergrad import NormEstimator, PerExampleStats, weighted_backward
+from pyengm.pergrad import NormEstimator, PerExampleStats, backward_by_weights
 
 
 @register_optimizer
@@ -61,7 +61,7 @@ class FENGM(PerExampleSGD):
         self.norms = NormEstimator(norms)
 
     def _accumulate_grads(self, call: BackwardCall) -> PerExampleStats:
-        return weighted_backward(
+        return backward_by_weights(
             call.losses,
             call.params,
             self._weigh,

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyengm.errors import NonFiniteError
 from pyengm.optim.base import BackwardCall, PerExampleSGD, require_norms
 from pyengm.optim.info import OptimizerInfo
-from pyengm.pergrad import NormEstimator, PerExampleStats, check_losses, weighted_backward
+from pyengm.pergrad import NormEstimator, PerExampleStats, backward_by_weights, check_losses
 
 WeightFn = Callable[[Tensor | None, Tensor], Tensor]
 """weigh(norms, input_norms) -> weights, (n,) each."""
@@ -23,7 +23,7 @@ class InputGradientSGD(PerExampleSGD):
 
     def _weighted(self, call: BackwardCall, weigh: WeightFn, estimator: NormEstimator | None) -> PerExampleStats:
         """weigh(norms, input_norms) returns the weights (n,); norms are None without an estimator."""
-        run = partial(weighted_backward, call.losses, call.params, scaler=call.scaler, accumulate=call.accumulate)
+        run = partial(backward_by_weights, call.losses, call.params, scaler=call.scaler, accumulate=call.accumulate)
         if call.input_gradient is None:
             if call.inputs is None:
                 raise ValueError(

@@ -1,9 +1,11 @@
 """The state of an optimiser in the form that torch's tools keep: all of it in \"state\" and \"param_groups\"."""
 
+import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +20,8 @@ def merge_state(plain: dict[str, Any], name: str, parts: Mapping[str, Mapping[st
     """Puts the optimiser's name and the state of its parts into the first group.
 
     Distributed checkpoints keep nothing but the state of parameters and the values of groups, which they take apart
-    and load only where there is a value of the same structure; so the state of a part is one text, in JSON.
+    and load only where there is a value of the same structure; so the state of a part is one text, in JSON. Tensors
+    are their bytes in it, in base64: exact, and a quarter of the decimal numbers.
 
     Args:
         plain: What torch.optim.Optimizer.state_dict returned.
@@ -68,7 +71,8 @@ def check_state(merged: Mapping[str, Any], name: str) -> None:
 def _to_json(value: Any) -> Any:
     """The value with tensors and tuples, which JSON has not, as {type: contents}."""
     if torch.is_tensor(value):
-        return {str(value.dtype): value.tolist()}
+        content = value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+        return {str(value.dtype): [*value.shape, base64.b64encode(content).decode()]}
     if isinstance(value, dict):
         return {"dict": {key: _to_json(one) for key, one in value.items()}}
     if isinstance(value, list | tuple):
@@ -84,4 +88,6 @@ def _from_json(value: Any, device: torch.device) -> Any:
         return {key: _from_json(one, device) for key, one in contents.items()}
     if kind in ("list", "tuple"):
         return {"list": list, "tuple": tuple}[kind](_from_json(one, device) for one in contents)
-    return torch.tensor(contents, dtype=getattr(torch, kind.removeprefix("torch.")), device=device)
+    *shape, text = contents
+    content = torch.from_numpy(np.frombuffer(bytearray(base64.b64decode(text)), dtype=np.uint8))
+    return content.view(getattr(torch, kind.removeprefix("torch."))).reshape(shape).to(device)

@@ -33,6 +33,33 @@ def summarize(used: Sequence[PerExampleStats]) -> dict[str, float]:
     return dict(zip(summary, torch.stack(list(summary.values())).tolist(), strict=True))  # one transfer
 
 
+def noise_scale(used: Sequence[PerExampleStats], grad_square: Tensor, processes: int) -> dict[str, float]:
+    """The gradient noise scale tr(Sigma) / |G|^2 of the weighted gradients w_i g_i, from their norms and their mean.
+
+    It is the batch size near which larger batches begin to bring less. Sigma is the covariance over examples, G the
+    true mean; both are estimated without bias, so a mean gradient within its own noise gives none.
+
+    Args:
+        used: What the backward calls of a step returned, each with norms.
+        grad_square: |.grad|^2 of all parameters, the mean of the w_i g_i over the examples of all processes.
+        processes: The number of processes with as many examples each.
+
+    Returns:
+        "noise_scale", or nothing where it cannot be estimated.
+
+    References:
+        McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", Eq. 2.9 and Appendix A.1.
+    """
+    squares = torch.cat([(one.weights.double() * one.norms.double()).square() for one in used if one.norms is not None])
+    n = len(squares) * processes
+    mean_square, grad_square = torch.stack([squares.mean(), grad_square.to(squares)]).tolist()
+    if n < 2:
+        return {}
+    trace = (mean_square - grad_square) * n / (n - 1)
+    true = grad_square - trace / n
+    return {"noise_scale": trace / true} if trace > 0 and true > 0 else {}
+
+
 def _describe(name: str, values: Tensor) -> dict[str, Tensor]:
     values = values.double()
     quantiles = values.quantile(torch.tensor(QUANTILES, dtype=values.dtype, device=values.device))

@@ -90,49 +90,49 @@ class Graph:
         axes = tuple(tuple((f, v) for f, v in fields.items() if f in AXES) for fields in self.fields)
         return names, tuple(self.children), axes, self.root
 
-    def leaf(self, place: int) -> Tensor | None:
+    def leaf(self, index: int) -> Tensor | None:
         """The leaf tensor of a node that only collects a leaf's gradient."""
-        node = self.nodes[place]
+        node = self.nodes[index]
         return node.variable if node.name() == LEAF else None
 
-    def leaf_below(self, place: int) -> tuple[Tensor | None, tuple]:
+    def leaf_below(self, index: int) -> tuple[Tensor | None, tuple]:
         """The leaf that only transparent nodes separate from here, if there is one, and a description of them."""
         chain = []
-        while self.nodes[place].name() in TRANSPARENT and (child := self.children[place][0]) is not None:
-            chain.append(_transparent(self.nodes[place]))
-            place = child[0]
-        return self.leaf(place), tuple(chain)
+        while self.nodes[index].name() in TRANSPARENT and (child := self.children[index][0]) is not None:
+            chain.append(_transparent(self.nodes[index]))
+            index = child[0]
+        return self.leaf(index), tuple(chain)
 
-    def shape(self, place: int, output: int = 0) -> torch.Size:
+    def shape(self, index: int, output: int = 0) -> torch.Size:
         """Shape of a node's output (of the tensor that the forward pass made there)."""
-        return torch.Size(self.shapes[place][output])
+        return torch.Size(self.shapes[index][output])
 
-    def input_shapes(self, place: int) -> tuple[Shape | None, ...]:
+    def input_shapes(self, index: int) -> tuple[Shape | None, ...]:
         """Shapes of a node's inputs, None for constants."""
-        return tuple(None if child is None else self.shapes[child[0]][child[1]] for child in self.children[place])
+        return tuple(None if child is None else self.shapes[child[0]][child[1]] for child in self.children[index])
 
-    def above(self, places: Iterable[int]) -> set[int]:
+    def above(self, indices: Iterable[int]) -> set[int]:
         """All nodes from which one of these is reached, themselves excluded; backward passes to them run just those."""
         parents: list[list[int]] = [[] for _ in self.nodes]
         for parent, slots in enumerate(self.children):
             for slot in slots:
                 if slot is not None:
                     parents[slot[0]].append(parent)
-        return _reached(places, parents)
+        return _reached(indices, parents)
 
-    def below(self, places: Iterable[int]) -> set[int]:
+    def below(self, indices: Iterable[int]) -> set[int]:
         """All nodes that one of these sends gradients to, themselves excluded."""
-        return _reached(places, [[slot[0] for slot in slots if slot is not None] for slots in self.children])
+        return _reached(indices, [[slot[0] for slot in slots if slot is not None] for slots in self.children])
 
 
-def _reached(places: Iterable[int], edges: list[list[int]]) -> set[int]:
+def _reached(indices: Iterable[int], edges: list[list[int]]) -> set[int]:
     found: set[int] = set()
-    stack = list(places)
+    stack = list(indices)
     while stack:
-        for place in edges[stack.pop()]:
-            if place not in found:
-                found.add(place)
-                stack.append(place)
+        for index in edges[stack.pop()]:
+            if index not in found:
+                found.add(index)
+                stack.append(index)
     return found
 
 
@@ -152,9 +152,9 @@ def trace(losses: Tensor) -> Graph:
             if node.name() not in PASSED
         }
     order = _topological(losses.grad_fn, slots)
-    place = {node: k for k, node in enumerate(order)}
+    index = {node: k for k, node in enumerate(order)}
     children = [
-        tuple(None if child is None else (place[child], output) for child, output in slots[node]) for node in order
+        tuple(None if child is None else (index[child], output) for child, output in slots[node]) for node in order
     ]
     outputs = [getattr(node, "_input_metadata", ()) for node in order]
     shapes = [tuple(_shape(output) for output in of_node) for of_node in outputs]

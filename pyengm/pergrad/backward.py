@@ -47,7 +47,7 @@ def clipped_backward(
     params: Params,
     alpha: float,
     *,
-    norms: str = "auto",
+    norms: "str | NormEstimator" = "auto",
     inputs: Tensor | None = None,
     scaler: torch.amp.GradScaler | None = None,
     accumulate: int = 1,
@@ -59,7 +59,7 @@ def clipped_backward(
             parameters jointly.
         params: a module, named parameters, or an iterable of leaf tensors.
         alpha: the largest norm that the gradient of an example may have, > 0.
-        norms: as for `per_example_grad_norms`.
+        norms: as for `weighted_backward`.
         inputs: as for `weighted_backward`.
         scaler: as for `weighted_backward`.
         accumulate: the number of such calls that make up one step.
@@ -75,19 +75,70 @@ def clipped_backward(
     References:
         Dabouei et al. 2022, Eq. 5.
     """
+    return weighted_backward(
+        losses,
+        params,
+        lambda found: clip_weights(found, alpha),
+        norms=norms,
+        inputs=inputs,
+        scaler=scaler,
+        accumulate=accumulate,
+    )
 
-    def clip(found: Tensor | None, _: Tensor | None) -> Tensor:
-        assert found is not None
-        return clip_weights(found, alpha)
+
+def weighted_backward(
+    losses: Tensor,
+    params: Params,
+    weights: Callable[[Tensor], Tensor],
+    *,
+    norms: "str | NormEstimator" = "auto",
+    inputs: Tensor | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    accumulate: int = 1,
+) -> PerExampleStats:
+    """Adds (1/n) sum_i w_i g_i to .grad of the parameters, with weights w computed from the norms of the gradients g.
+
+    Norms go in and weights come out: other functions for clipping, 1 / (||g_i|| + c) of automatic clipping (Bu et al.
+    2023), or weights that a method computes from something else (GAIRAT, from the steps of an attack) times a clip.
+
+        weighted_backward(losses, model, lambda norms: 1 / (norms + 0.01))
+
+    Args:
+        losses: (n,), one per example, with their graph, which is freed. g_i is the gradient of loss i over all
+            parameters jointly.
+        params: a module, named parameters, or an iterable of leaf tensors.
+        weights: maps the norms ||g_i||, (n,) and detached, to weights (n,) of any sign; these are held constant.
+        norms: as for `per_example_grad_norms`; or a `pergrad.NormEstimator`, which keeps from call to call what it has
+            fitted to a model with batch norm in training mode, where a call with a name fits anew.
+        inputs: (n, ...), a tensor that the losses depend on; its .grad becomes the gradient of the same weighted mean.
+        scaler: its scale is put on the gradients, as by `scaler.scale(loss).backward()`, and a norm that is not finite
+            makes all of them nan, so that it skips the step and backs off.
+        accumulate: the number of such calls that make up one step.
+
+    Returns:
+        Norms and weights of the examples.
+
+    Raises:
+        ValueError: for weights of another shape.
+        NonFiniteError: where a norm is not finite.
+        Exception: what `per_example_grad_norms` raises.
+    """
+
+    def weigh(found: Tensor | None, _: Tensor | None) -> Tensor:
+        assert found is not None  # an estimator is given
+        chosen = weights(found)
+        if chosen.shape != found.shape:
+            raise ValueError(f"expected weights of shape {tuple(found.shape)}, got {tuple(chosen.shape)}")
+        return chosen.detach()
 
     if losses.requires_grad:
         refuse_scaled(losses)
         prepare_reducer(losses)
-    estimator = NormEstimator(norms, shared=False)
-    return weighted_backward(losses, params, clip, estimator, inputs=inputs, scaler=scaler, accumulate=accumulate)
+    estimator = norms if isinstance(norms, NormEstimator) else NormEstimator(norms, shared=False)
+    return backward_by_weights(losses, params, weigh, estimator, inputs=inputs, scaler=scaler, accumulate=accumulate)
 
 
-def weighted_backward(
+def backward_by_weights(
     losses: Tensor,
     params: Params,
     weigh: WeightFn,

@@ -130,31 +130,44 @@ class ConvGrad(PerExampleGrad):
         x, g = (torch.cat([getattr(use, name) for use in uses], 1) for name in "xg")
         return cls(x, g, first.weight, first.geometry)
 
-    def one_by_one(self) -> bool:
-        """Whether single examples' gradients are cheaper than what `row_dots` takes."""
-        flat = self._flat()
-        return flat is None or not (self.x.is_cuda or flat.gram_is_cheaper())  # a GPU starves on single examples
+    def input_shape(self) -> tuple[int, int]:
+        """Groups of input channels, and the elements of a patch of one."""
+        return self.geometry.groups, self.shape[1:].numel()
 
-    def row_dots(self, rows: Tensor) -> Tensor:
-        """<g_ic, rows_c> for rows (O or 1, I): the part of each example's gradient along a given weight; (n, O)."""
-        k, x, g = self.geometry, _wide(self.x).flatten(0, 1), _wide(self.g)
-        rows = rows.reshape(len(rows), *self.shape[1:])
+    def features(self, basis: Tensor) -> Tensor:
+        """patch Q, (n, G, T, rank), for a basis Q (G, I, rank); T positions of all images of an example."""
+        k, x = self.geometry, _wide(self.x)
+        rows = basis.mT.reshape(-1, *self.shape[1:])
         y = torch.ops.aten.convolution(
-            x, rows, None, k.stride, k.padding, k.dilation, False, k.output_padding, k.groups
+            x.flatten(0, 1), rows, None, k.stride, k.padding, k.dilation, False, k.output_padding, k.groups
         )
-        return torch.linalg.vecdot(g.flatten(3), y.view(*g.shape[:2], -1, *g.shape[3:]).flatten(3)).sum(1)
+        return self._by_group(y.view(*x.shape[:2], *y.shape[1:])).mT
 
-    def mean_row(self) -> Tensor:
-        """The mean patch, (1, I), or (O, I) for groups: that of the mean image."""
-        x, groups = _wide(self.x).mean((0, 1))[None], self.geometry.groups
-        positions = self.g.shape[3:]
-        g = x.new_full((1, groups, *positions), 1 / positions.numel())
-        rows = self._weight_gradient(g, x, self.weight[:groups]).flatten(1)
-        return rows.repeat_interleave(self.shape[0] // groups, 0) if groups > 1 else rows
+    def input_products(self, y: Tensor) -> Tensor:
+        """The sum over all positions of patch^T y, (G, I, rank), for y (n, G, T, rank)."""
+        rank, channels = y.shape[3], y.shape[1] * y.shape[3]
+        images = y.mT.reshape(self.n, channels, self.x.shape[1], *self.g.shape[3:]).transpose(1, 2).flatten(0, 1)
+        weight = self.weight.new_empty(channels, *self.shape[1:])
+        rows = self._weight_gradient(images, _wide(self.x).flatten(0, 1), weight)
+        return rows.reshape(self.geometry.groups, rank, -1).mT
 
-    def mean_rows(self, xhat: Tensor) -> Tensor:
-        """The mean of patch times xhat_c, (O, I), for xhat (n U, O, *positions out)."""
-        return self._weight_gradient(xhat, _wide(self.x).flatten(0, 1)).flatten(1) / (xhat.numel() / xhat.shape[1])
+    def along_features(self, y: Tensor) -> Tensor:
+        """The gradients times Q, (n, O, rank), for the input times Q (n, G, T, rank)."""
+        return (self.outputs(self.g) @ y).flatten(1, 2)
+
+    @staticmethod
+    def along(values: Tensor, basis: Tensor) -> Tensor:
+        """Given gradients (m, *shape) times Q, (m, O, rank)."""
+        groups, inputs, _ = basis.shape
+        return (values.to(basis).reshape(len(values), groups, -1, inputs) @ basis).flatten(1, 2)
+
+    def outputs(self, t: Tensor) -> Tensor:
+        """(m, U, O, *positions) -> (m, G, O / G, T)."""
+        return self._by_group(_wide(t))
+
+    def _by_group(self, t: Tensor) -> Tensor:
+        """(m, U, channels, *positions) -> (m, G, channels / G, T)."""
+        return t.flatten(3).transpose(1, 2).flatten(2).unflatten(1, (self.geometry.groups, -1))
 
     def _weight_gradient(self, g: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Summed over the batch, by torch."""

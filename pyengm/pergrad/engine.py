@@ -2,8 +2,8 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,15 +13,23 @@ from torch.utils.checkpoint import CheckpointError
 from pyengm.errors import UnsupportedOperationError
 from pyengm.pergrad import weight_usage
 from pyengm.pergrad.autograd_graph import Graph, trace
-from pyengm.pergrad.batch_norm.corrected import Sums, correct
-from pyengm.pergrad.batch_norm.frozen import FrozenNorm, frozen_norms, upstream_layers
+from pyengm.pergrad.batch_norm.frozen import FrozenNorm, Sums, frozen_norms, upstream_layers
+from pyengm.pergrad.batch_norm.projection import Bases, LayerSketch, correct_bias, first_basis, is_layer, refine, sketch
 from pyengm.pergrad.hooks import full_precision, visit_gradients
 from pyengm.pergrad.per_example_grad import DenseGrad, PerExampleGrad, StackedGrads, merge, row_squares
 from pyengm.pergrad.probe import probe
 from pyengm.pergrad.row_layout import RowLayout
 from pyengm.pergrad.rules.fallback import NodeCallGrad
 from pyengm.pergrad.rules.weights import to_float32
-from pyengm.pergrad.validation import Params, check_losses, check_plain, check_reached, check_visible, named_params
+from pyengm.pergrad.validation import (
+    Params,
+    check_losses,
+    check_own_statistics,
+    check_plain,
+    check_reached,
+    check_visible,
+    named_params,
+)
 from pyengm.pergrad.verify import ExactNorms, is_verified, verify
 from pyengm.pergrad.weight_usage import Remembered, TiedParams, WeightUsage, WeightUse, error_context, with_way_out
 
@@ -40,6 +48,7 @@ def prepare(losses: Tensor, params: Params) -> "PerExampleBackward":
     tensors, names = named_params(params)
     graph = trace(losses)
     check_visible(graph)
+    check_own_statistics(graph)
     check_reached(graph, tensors)
     frozen = frozen_norms(graph)
     try:
@@ -99,22 +108,20 @@ class PerExampleBackward:
         *,
         inputs: Tensor | None = None,
         kept: dict[int, PerExampleGrad] | None = None,
-        corrected: bool = False,
-        sums: list[Tensor] | None = None,
+        sketches: "Sketches | None" = None,
     ) -> tuple[Tensor, Tensor | None]:
         """||dL_i / d group||^2 for the groups of parameters, (groups, n) float64, and the gradient of given inputs.
 
         Batch statistics count as constants. kept: takes the gradients of every weight, for `deliver`; the graph's
-        activations are then freed on the way, unless they may be needed once more. corrected: statistics count
-        between a layer and the batch norms that its output reaches through additions alone. sums: takes the
-        derivatives of every batch norm's mean and deviation, (n, C) each.
+        activations are then freed on the way, unless they may be needed once more. sketches: takes what corrects the
+        squares of layers; those of biases come out corrected.
         Raises UnsupportedOperationError where the first norms of a structure of graph are wrong.
         """
         if self.known.verified:
-            return self._squares(inputs, kept, corrected, sums)
+            return self._squares(inputs, kept, sketches)
         try:
             exact = ExactNorms.of(self.losses, self.params, self.usage)
-            total, input_gradient = self._squares(inputs, kept, corrected, sums)
+            total, input_gradient = self._squares(inputs, kept, sketches)
             self.known.verified = verify(exact, self.params, self.names, self.graph, self.usage, total)
         except (UnsupportedOperationError, CheckpointError) as error:
             raise UnsupportedOperationError(with_way_out(str(error))) from error
@@ -124,16 +131,14 @@ class PerExampleBackward:
         self,
         inputs: Tensor | None,
         kept: dict[int, PerExampleGrad] | None,
-        corrected: bool,
-        sums: list[Tensor] | None,
+        sketches: "Sketches | None",
     ) -> tuple[Tensor, Tensor | None]:
         groups = self.usage.groups
         total = torch.zeros(len(groups), len(self.losses), dtype=torch.float64, device=self.losses.device)
         pending: dict[int, PerExampleGrad] = {}
         small: dict[int, DenseGrad] = {}
         group_of = {k: row for row, group in enumerate(groups) for k in group.weights}
-        hooked = {k for k, p in enumerate(self.params) if p._backward_hooks}  # which may change a gradient
-        plain = [group.plain and hooked.isdisjoint(group.leaves) for group in groups]
+        plain = [self._is_plain(group) for group in groups]
 
         def done(k: int, gradient: PerExampleGrad) -> None:
             group = group_of[k]
@@ -147,7 +152,7 @@ class PerExampleBackward:
                 pending[k] = gradient
 
         with full_precision(self.losses.device):
-            input_gradient = self._collect(done, inputs, kept is not None, corrected, sums)
+            input_gradient = self._collect(done, inputs, kept is not None, sketches)
             if small:
                 for k, squares in zip(small, StackedGrads(small).squares().to(total), strict=True):
                     total[group_of[k]] += squares
@@ -162,7 +167,7 @@ class PerExampleBackward:
             self.squares()
         kept: dict[int, PerExampleGrad] = {}
         with full_precision(self.losses.device):
-            input_gradient = self._collect(kept.__setitem__, inputs, True, False, None)
+            input_gradient = self._collect(kept.__setitem__, inputs, True, None)
         return kept, input_gradient
 
     def deliver(self, kept: dict[int, PerExampleGrad], weights: Tensor) -> None:
@@ -181,20 +186,47 @@ class PerExampleBackward:
     def edge(self, k: int) -> GradientEdge:
         """Where the gradient of weight k flows."""
         weight = self.usage.weights[k]
-        return GradientEdge(self.graph.nodes[weight.place], weight.output)
+        return GradientEdge(self.graph.nodes[weight.index], weight.output)
+
+    def sketched(self) -> dict[int, int]:
+        """Weights of layers whose gradients pass through batch statistics too, and their groups."""
+        # A weight in slot 0 takes its input from behind, as in W x.
+        below = self.graph.below([norm.index for norm in self.frozen])
+        uses = Counter(k for use in self.usage.uses for k in use.slots.values())
+        layers = {
+            k for use in self.usage.uses if use.index in below and use.rule for slot, k in use.slots.items() if slot
+        }
+        group_of = {group.weights[0]: row for row, group in enumerate(self.usage.groups) if self._is_plain(group)}
+        return {k: group_of[k] for k in sorted(layers & group_of.keys()) if uses[k] == 1}
+
+    def _is_plain(self, group: TiedParams) -> bool:
+        """Whether the gradients of the parameter are those of its one weight; hooks may change them."""
+        return group.plain and not any(self.params[k]._backward_hooks for k in group.leaves)
+
+    def refine(self, old: Bases) -> Bases:
+        """Takes a step from the old bases of layers, or from random ones, toward those of the batch's inputs."""
+        group_of, bases = self.sketched(), Bases()
+
+        def done(k: int, gradient: PerExampleGrad) -> None:
+            if k in group_of and is_layer(gradient):
+                row = group_of[k]
+                bases[row] = refine(gradient, old[row] if row in old else first_basis(gradient))
+
+        with full_precision(self.losses.device):
+            self._collect(done, None, False, None)
+        return bases
 
     def _collect(
         self,
         done: Callable[[int, PerExampleGrad], None],
         inputs: Tensor | None,
         keep: bool,
-        corrected: bool,
-        statistics: list[Tensor] | None,
+        sketches: "Sketches | None",
     ) -> Tensor | None:
         """Calls done(weight, gradient) as soon as a weight's last use has been visited."""
-        collector = _Collector(self, done, keep and not self.frozen, corrected, statistics)
+        collector = _Collector(self, done, keep and not self.frozen, sketches)
         children = self.graph.children
-        called = {children[use.place][slot] for use in self.usage.uses if use.rule is None for slot in use.slots}
+        called = {children[use.index][slot] for use in self.usage.uses if use.rule is None for slot in use.slots}
         input_gradient = visit_gradients(
             self.graph,
             self.losses,
@@ -209,15 +241,30 @@ class PerExampleBackward:
         collector.finish()
         return input_gradient
 
+    def rule_gradients(
+        self, use: WeightUse, grads: tuple[Tensor | None, ...], some: Container[int] | None = None
+    ) -> dict[int, PerExampleGrad]:
+        """The gradients of some weights that a node uses, or of all, from those of its outputs, by slot."""
+        node, weights, n = self.graph.nodes[use.index], self.usage.weights, len(self.losses)
+        shapes = {slot: weights[k].shape for slot, k in use.slots.items() if some is None or k in some}
+        with error_context(node, self.names, [weights[k] for k in use.slots.values()]):
+            if use.rule is None:
+                owners = [torch.zeros(1, dtype=torch.long) if o is None else o for o in use.owners]
+                return {slot: NodeCallGrad(node, slot, shape, grads, owners, n) for slot, shape in shapes.items()}
+            g = grads[0]
+            if g is None or use.rows is None:
+                return {}
+            return use.rule.gradients(node, shapes, g if use.rule.accepts_half else to_float32(g), use.rows)
+
     def rows_of_norms(self, fed: dict[int, list[FrozenNorm]]) -> dict[int, RowLayout]:
         """The layouts of batch norms' outputs: their own, or that of a layer that feeds them, or batch first."""
-        uses = {use.place: use.rows for use in self.usage.uses if use.rows is not None}
-        rows = {norm.place: uses[layer] for layer, norms in fed.items() if layer in uses for norm in norms}
+        uses = {use.index: use.rows for use in self.usage.uses if use.rows is not None}
+        rows = {norm.index: uses[layer] for layer, norms in fed.items() if layer in uses for norm in norms}
         n = len(self.losses)
-        for place in (norm.place for norm in self.frozen if norm.place not in rows):
-            images = self.graph.shape(place)[0]
-            if place in uses or images % n == 0:
-                rows[place] = uses.get(place, RowLayout(n, images // n))
+        for index in (norm.index for norm in self.frozen if norm.index not in rows):
+            images = self.graph.shape(index)[0]
+            if index in uses or images % n == 0:
+                rows[index] = uses.get(index, RowLayout(n, images // n))
         return rows
 
     def _pulled_squares(self, group: TiedParams, gradients: dict[int, PerExampleGrad]) -> Tensor:
@@ -243,6 +290,21 @@ class PerExampleBackward:
         return torch.cat(totals)
 
 
+@dataclass
+class Sketches:
+    """bases: of groups of parameters, see `PerExampleBackward.refine`.
+
+    layers, sums, rows: what a pass finds: by group of parameters, and by place of a norm what an example adds to its
+    derivatives, and the layout of its images. features: takes the layers' inputs along their bases, where not None.
+    """
+
+    bases: Bases
+    layers: dict[int, LayerSketch] = field(default_factory=dict)
+    sums: dict[int, Sums] = field(default_factory=dict)
+    rows: dict[int, RowLayout] = field(default_factory=dict)
+    features: dict[int, Tensor] | None = None
+
+
 class _Collector:
     """Gathers the gradients of weights on their way through one backward pass.
 
@@ -254,27 +316,31 @@ class _Collector:
         backward: PerExampleBackward,
         done: Callable[[int, PerExampleGrad], None],
         frees: bool,
-        corrected: bool,
-        statistics: list[Tensor] | None,
+        sketches: Sketches | None,
     ):
-        self.backward, self.done, self.frees, self.statistics = backward, done, frees, statistics
+        self.backward, self.done, self.frees, self.sketches = backward, done, frees, sketches
         usage, graph, frozen = backward.usage, backward.graph, backward.frozen
-        self.uses = {use.place: use for use in usage.uses}
-        self.fed = upstream_layers(graph, frozen) if corrected else {}
-        self.rows = backward.rows_of_norms(self.fed) if corrected else {}
-        self.norms = {norm.place: norm for norm in frozen if norm.place in self.rows}
-        self._sums: dict[int, Sums] = {}
+        self.uses = {use.index: use for use in usage.uses}
+        self.fed = {} if sketches is None else upstream_layers(graph, frozen)
+        self.rows = {} if sketches is None else backward.rows_of_norms(self.fed)
+        self.norms = {norm.index: norm for norm in frozen if norm.index in self.rows}
+        self.group_of = {} if sketches is None else backward.sketched()
+        if sketches is not None:
+            sketches.rows |= self.rows
         self._missing = Counter(k for use in usage.uses for k in use.slots.values())
         self._arrived: dict[int, list[PerExampleGrad]] = {}
 
-    def visit(self, place: int, grads: tuple[Tensor | None, ...]) -> None:
-        if place in self.norms and grads[0] is not None:
-            self._count_statistics(place, grads[0])
-        if place not in self.uses:
+    def visit(self, index: int, grads: tuple[Tensor | None, ...]) -> None:
+        use = self.uses.get(index)
+        gradients = {} if use is None else self.backward.rule_gradients(use, grads)
+        if self.sketches is not None and index in self.norms and grads[0] is not None:
+            self.sketches.sums[index] = self._sums(index, grads[0], gradients)
+        if use is None:
             return
-        use = self.uses[place]
-        for slot, gradient in correct(self._gradients(use, grads), self.fed.get(place, ()), self._sums).items():
+        for slot, gradient in gradients.items():
             k = use.slots[slot]
+            if self.sketches is not None:
+                gradient = self._sketched(self.sketches, index, k, gradient)
             if self.frees:
                 gradient.materialize()
             self._arrived.setdefault(k, []).append(gradient)
@@ -288,23 +354,25 @@ class _Collector:
             self.done(k, merge(gradients))
         self._arrived.clear()
 
-    def _gradients(self, use: WeightUse, grads: tuple[Tensor | None, ...]) -> dict[int, PerExampleGrad]:
-        backward, node = self.backward, self.backward.graph.nodes[use.place]
-        weights = backward.usage.weights
-        shapes = {slot: weights[k].shape for slot, k in use.slots.items()}
-        n = len(backward.losses)
-        with error_context(node, backward.names, [weights[k] for k in use.slots.values()]):
-            if use.rule is None:
-                owners = [torch.zeros(1, dtype=torch.long) if o is None else o for o in use.owners]
-                return {slot: NodeCallGrad(node, slot, shape, grads, owners, n) for slot, shape in shapes.items()}
-            g = grads[0]
-            if g is None or use.rows is None:
-                return {}
-            return use.rule.gradients(node, shapes, g if use.rule.accepts_half else to_float32(g), use.rows)
+    def _sums(self, index: int, g: Tensor, affine: dict[int, PerExampleGrad]) -> Sums:
+        """S1 and S2 of a norm's examples: from the gradients of its own weights where it has both, else from g."""
+        norm, rows = self.norms[index], self.rows[index]
+        weight, bias = affine.get(1), affine.get(2)
+        if isinstance(weight, DenseGrad) and isinstance(bias, DenseGrad):
+            scale = norm.scale()
+            return bias.values * scale, weight.values * scale
+        first, second = norm.sums(to_float32(g))
+        return rows.sums(first), rows.sums(second)
 
-    def _count_statistics(self, place: int, g: Tensor) -> None:
-        first, second = (self.rows[place].sums(s) for s in self.norms[place].sums(to_float32(g)))
-        self._sums[place] = first, second
-        if self.statistics is not None:
-            deviation = self.norms[place].deviation()
-            self.statistics.extend(s * deviation for s in (first, second))
+    def _sketched(self, sketches: Sketches, index: int, k: int, gradient: PerExampleGrad) -> PerExampleGrad:
+        """Adds the sketch of a layer's gradient; returns the gradient, that of a bias before norms corrected."""
+        norms = [norm for norm in self.fed.get(index, ()) if norm.index in sketches.sums]
+        if isinstance(gradient, DenseGrad):
+            return correct_bias(gradient, [sketches.sums[norm.index] for norm in norms])
+        row = self.group_of.get(k)
+        if row is not None and row in sketches.bases and is_layer(gradient):
+            features = gradient.features(sketches.bases[row])
+            sketches.layers[row] = sketch(gradient, features, norms, self.rows, sketches.sums, sketches.bases[row])
+            if sketches.features is not None:
+                sketches.features[row] = features
+        return gradient

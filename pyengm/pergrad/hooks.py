@@ -24,7 +24,7 @@ def visit_gradients(
     graph: Graph,
     losses: Tensor,
     weights: Tensor | None,
-    places: Iterable[int],
+    indices: Iterable[int],
     visit: Visit,
     *,
     frozen: Iterable[FrozenNorm] = (),
@@ -35,37 +35,37 @@ def visit_gradients(
 ) -> Tensor | None:
     """One backward pass of sum_i weights_i L_i that computes no weight gradient.
 
-    visit(place, grads) is called once with the gradients of the outputs of each of the places, unless all are
-    undefined, which stands for zero. inputs: a tensor of the graph; its gradient is returned. also: places and outputs
+    visit(index, grads) is called once with the gradients of the outputs of each of the indices, unless all are
+    undefined, which stands for zero. inputs: a tensor of the graph; its gradient is returned. also: indices and outputs
     whose gradients are computed too, because a visitor calls backward functions, which leave out what the pass does not
     need. The nodes in frozen pass on the input gradients that they compute themselves. roots: nodes at which the pass
     begins in place of the losses, and the gradients of their outputs.
     """
-    places = list(places)
+    indices = list(indices)
     group = GraphExecGroup()  # one for the pass: checkpointed parts are recomputed once for all hooks
-    edges = {place: _outputs(graph.nodes[place]) for place in places}
+    edges = {index: _outputs(graph.nodes[index]) for index in indices}
     wanted = [] if inputs is None else [_edge_of(graph, inputs)]
-    running = graph.above([*places, *(k for k, _ in also), *(graph.nodes.index(edge.node) for edge in wanted)])
-    interior = [place for place in places if place in running]
-    frontier = [place for place in places if place not in running]
+    running = graph.above([*indices, *(k for k, _ in also), *(graph.nodes.index(edge.node) for edge in wanted)])
+    interior = [index for index in indices if index in running]
+    frontier = [index for index in indices if index not in running]
 
-    def quietly(place: int, grads: tuple[Tensor | None, ...]) -> None:
+    def quietly(index: int, grads: tuple[Tensor | None, ...]) -> None:
         first = next((g for g in grads if g is not None), None)
         if first is not None:
             with full_precision(first.device), _entered(group):
-                visit(place, grads)
+                visit(index, grads)
 
     hooks = [  # a prehook, so that a gradient is freed as soon as the pass is through
-        graph.nodes[place].register_prehook(lambda grads, place=place: quietly(place, tuple(grads)))
-        for place in interior
+        graph.nodes[index].register_prehook(lambda grads, index=index: quietly(index, tuple(grads)))
+        for index in interior
     ]
     hooks += [
-        graph.nodes[node.place].register_hook(lambda into, out, node=node: _frozen_gradients(node, into, out, group))
+        graph.nodes[node.index].register_hook(lambda into, out, node=node: _frozen_gradients(node, into, out, group))
         for node in frozen
-        if node.place in running
+        if node.index in running
     ]
-    targets = [edge for place in frontier for edge in edges[place]]
-    targets += [GradientEdge(graph.nodes[place], output) for place, output in also]
+    targets = [edge for index in frontier for edge in edges[index]]
+    targets += [GradientEdge(graph.nodes[index], output) for index, output in also]
     targets += wanted
     heads, given = (losses, weights) if roots is None else roots
     try:
@@ -76,8 +76,8 @@ def visit_gradients(
         for hook in hooks:
             hook.remove()
     left = iter(grads)
-    for place in frontier:
-        quietly(place, tuple(next(left) for _ in edges[place]))
+    for index in frontier:
+        quietly(index, tuple(next(left) for _ in edges[index]))
     return grads[-1] if wanted else None
 
 
@@ -86,7 +86,7 @@ def _frozen_gradients(node: FrozenNorm, into: tuple, out: tuple, group: Any) -> 
     if out[0] is None or into[0] is None:
         return None
     with full_precision(out[0].device), _entered(group):
-        g = node.input_gradient(out[0])
+        g = node.input_gradient(out[0], into[0])  # which nobody else has seen yet
     return (g.to(into[0].dtype), *into[1:])
 
 

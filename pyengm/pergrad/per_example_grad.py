@@ -161,21 +161,31 @@ class OuterProductGrad(PerExampleGrad):
         a, g = (t.transpose(0, 1).flatten(1, 2) for t in (a, g))  # (B, n T, ...)
         return (a.mT @ g).reshape(self.shape)
 
-    def one_by_one(self) -> bool:
-        """Whether single examples' gradients are cheaper than what `row_dots` takes: never, it is a small product."""
-        return False
+    def input_shape(self) -> tuple[int, int]:
+        """Groups of inputs, and inputs of one."""
+        return 1, self.a.shape[3]
 
-    def row_dots(self, rows: Tensor) -> Tensor:
-        """<g_io, rows_o> for rows (O or 1, I), the part of each example's gradient along a given weight; (n, O)."""
-        return (self.g[:, 0] * (self.a[:, 0] @ rows.mT)).sum(1)
+    def features(self, basis: Tensor) -> Tensor:
+        """a Q, (n, 1, T, rank), for a basis Q (1, I, rank)."""
+        return self.a @ basis
 
-    def mean_row(self) -> Tensor:
-        """The mean of a, (1, I)."""
-        return self.a.mean((0, 1, 2))[None]
+    def input_products(self, y: Tensor) -> Tensor:
+        """The sum over all positions of a^T y, (1, I, rank), for y (n, 1, T, rank)."""
+        return torch.einsum("nbti,nbtr->bir", self.a, y)
 
-    def mean_rows(self, xhat: Tensor) -> Tensor:
-        """The mean of a times xhat_o, (O, I), for xhat (n T, O)."""
-        return xhat.mT @ self.a[:, 0].flatten(0, 1) / len(xhat)
+    def along_features(self, y: Tensor) -> Tensor:
+        """The gradients times Q, (n, O, rank), for the input times Q (n, G, T, rank)."""
+        return (self.outputs(self.g) @ y).flatten(1, 2)
+
+    @staticmethod
+    def along(values: Tensor, basis: Tensor) -> Tensor:
+        """Given gradients (m, *shape) times Q, (m, O, rank)."""
+        _, inputs, _ = basis.shape
+        return values.to(basis).reshape(len(values), inputs, -1).mT @ basis[0]
+
+    def outputs(self, t: Tensor) -> Tensor:
+        """(m, 1, T, O), or (m, T, O) -> (m, 1, O, T)."""
+        return (t if t.dim() == 4 else t[:, None]).mT
 
     @classmethod
     def joined(cls, uses: Sequence["OuterProductGrad"]) -> "OuterProductGrad":

@@ -59,20 +59,20 @@ def probe(
     numbers = torch.arange(len(losses), device=losses.device)
     bits = (len(losses) - 1).bit_length()
     signs = torch.stack([torch.ones_like(numbers), *(1 - 2 * (numbers >> bit & 1) for bit in range(bits))])
-    waiting = {use.place: use for use in usage.probed}
+    waiting = {use.index: use for use in usage.probed}
     found: dict[int, WeightUse | None] = {}
     while waiting:
         seen = _projections(graph, losses, usage, frozen, entering, waiting, signs)
-        for place, use in list(waiting.items()):
+        for index, use in list(waiting.items()):
             try:
-                found[place] = _with_rows(graph, names, usage, use, seen[place], signs)
+                found[index] = _with_rows(graph, names, usage, use, seen[index], signs)
             except UnsupportedOperationError:
                 if use.rule is None:
                     raise
-                waiting[place] = replace(use, rule=None)  # its elements may have owners where whole rows have none
+                waiting[index] = replace(use, rule=None)  # its elements may have owners where whole rows have none
             else:
-                del waiting[place]
-    uses = [found[use.place] if use.is_probed else use for use in usage.uses]
+                del waiting[index]
+    uses = [found[use.index] if use.is_probed else use for use in usage.uses]
     return replace(usage, uses=[use for use in uses if use is not None])
 
 
@@ -89,10 +89,10 @@ def _projections(
     signs: Tensor,
 ) -> dict[int, Projections]:
     """What reaches the uses under each of the codes."""
-    seen: dict[int, Projections] = {place: [] for place in uses}
+    seen: dict[int, Projections] = {index: [] for index in uses}
 
-    def project(place: int, grads: tuple[Tensor | None, ...]) -> None:
-        seen[place].append([None if g is None else _project(graph, usage, uses[place], g) for g in grads])
+    def project(index: int, grads: tuple[Tensor | None, ...]) -> None:
+        seen[index].append([None if g is None else _project(graph, usage, uses[index], g) for g in grads])
 
     for code in signs:
         table = torch.cat([code, code.new_ones(1)])  # -1 takes the last
@@ -109,12 +109,12 @@ def _entering(
     found: list[tuple[GradientEdge, Tensor, Tensor]] = []
     generator = torch.Generator().manual_seed(0)
 
-    def take(place: int, grads: tuple[Tensor | None, ...]) -> None:
+    def take(index: int, grads: tuple[Tensor | None, ...]) -> None:
         for output, g in enumerate(grads):
-            owners = usage.entering[place].get(output)
+            owners = usage.entering[index].get(output)
             if g is not None and owners is not None:
                 factors = torch.rand(g.shape, generator=generator, dtype=torch.float32).add_(0.5).to(g)
-                found.append((GradientEdge(graph.nodes[place], output), g.detach() * factors, owners))
+                found.append((GradientEdge(graph.nodes[index], output), g.detach() * factors, owners))
 
     visit_gradients(graph, losses, torch.ones_like(losses), usage.entering, take, frozen=frozen)
     return found
@@ -125,7 +125,7 @@ def _project(graph: Graph, usage: WeightUsage, use: WeightUse, g: Tensor) -> Row
     if use.rule is None:
         return RowProjection.of(g, shape, range(len(shape)))
     shapes = {slot: usage.weights[k].shape for slot, k in use.slots.items()}
-    return RowProjection.of(g, *use.rule.rows(graph.nodes[use.place], shapes, shape))
+    return RowProjection.of(g, *use.rule.rows(graph.nodes[use.index], shapes, shape))
 
 
 def _with_rows(
@@ -140,7 +140,7 @@ def _with_rows(
     n = signs.shape[1]
     if len(by_code) < len(signs):
         return None
-    with error_context(graph.nodes[use.place], names, [usage.weights[k] for k in use.slots.values()]):
+    with error_context(graph.nodes[use.index], names, [usage.weights[k] for k in use.slots.values()]):
         owners = []
         for output in range(len(by_code[0])):
             projections = [code[output] for code in by_code]
@@ -150,7 +150,7 @@ def _with_rows(
             owners.append(_owners([p for p in projections if p is not None], signs, usage))
         if use.rule is not None:
             return replace(use, rows=RowLayout.of(owners[0].cpu().numpy(), n))
-        shapes = graph.shapes[use.place]
+        shapes = graph.shapes[use.index]
         return replace(use, owners=tuple(None if o is None else o.view(s) for o, s in zip(owners, shapes, strict=True)))
 
 

@@ -18,6 +18,8 @@ OPAQUE = {  # nodes that hide a model's own graph, though its gradients are righ
     "CompiledFunctionBackward": "run the model itself in the outer step and compile only the attack",
 }
 
+SHARED_STATISTICS = "SyncBatchNormBackward"
+
 
 def check_losses(losses: Tensor) -> None:
     """Raises ValueError unless losses are (n,) with a graph, NonFiniteError unless all are finite."""
@@ -90,6 +92,19 @@ def check_visible(graph: Graph, hiding: Mapping[str, str] = HIDDEN) -> None:
     for node in graph.nodes:
         if (way := hiding.get(node.name())) is not None:
             raise UnsupportedOperationError(f"{node.name()} hides the graph of the model: {way}")
+
+
+def check_own_statistics(graph: Graph) -> None:
+    """Raises UnsupportedOperationError where statistics are those of all processes.
+
+    A loss then depends on the images of all of them, a backward pass of one process sums over the losses of all, and
+    what passes through the images of others is added to their gradients.
+    """
+    if any(node.name() == SHARED_STATISTICS for node in graph.nodes):
+        raise UnsupportedOperationError(
+            "SyncBatchNorm makes the examples of all processes depend on each other, and no process has the gradient "
+            "of one of them; leave its conversion out, so that each process has its own statistics, or use group norm"
+        )
 
 
 def check_plain(graph: Graph, params: Iterable[Tensor], names: Iterable[str]) -> None:

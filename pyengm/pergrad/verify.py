@@ -79,5 +79,5 @@ def verify(
 
 def _users(graph: Graph, usage: WeightUsage, leaves: Iterable[int]) -> list[str]:
     weights = {k for k, weight in enumerate(usage.weights) if set(weight.leaves) & set(leaves)}
-    names = {graph.nodes[use.place].name() for use in usage.uses if set(use.slots.values()) & weights}
+    names = {graph.nodes[use.index].name() for use in usage.uses if set(use.slots.values()) & weights}
     return sorted(names) or ["nodes that were not found"]

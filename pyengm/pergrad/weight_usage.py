@@ -28,13 +28,13 @@ MAX_REMEMBERED = 64  # graphs
 
 @dataclass(frozen=True)
 class WeightUse:
-    """Node `place` holds weight number slots[k] in its slot k.
+    """Node `index` holds weight number slots[k] in its slot k.
 
     rule: None where the node's own backward function gives the gradients. rows: for a rule; None where they are probed
     at every call. owners: for the node's own function, of the elements of its outputs; None where these are undefined.
     """
 
-    place: int
+    index: int
     slots: dict[int, int]
     rule: WeightRule | None
     rows: RowLayout | None = None
@@ -47,9 +47,9 @@ class WeightUse:
 
 @dataclass(frozen=True)
 class Weight:
-    """Output number `output` of node `place`, made of the parameters numbered leaves."""
+    """Output number `output` of node `index`, made of the parameters numbered leaves."""
 
-    place: int
+    index: int
     output: int
     shape: torch.Size
     leaves: tuple[int, ...]
@@ -89,17 +89,17 @@ def find_usage(
 
     Raises UnsupportedOperationError for nodes whose gradients cannot be had, such as Python functions of the user.
     """
-    proof = prove(graph, n, [norm.place for norm in frozen])
+    proof = prove(graph, n, [norm.index for norm in frozen])
     wanted = {id(p): k for k, p in enumerate(params)}
     weights: list[Weight] = []
     number: dict[tuple, int] = {}
     slots: dict[int, dict[int, int]] = {}
-    for place, slot, child, key, leaves in _uses(graph, proof, wanted):
+    for index, slot, child, key, leaves in _uses(graph, proof, wanted):
         if key not in number:
             number[key] = len(weights)
             weights.append(Weight(*child, graph.shape(*child), leaves))
-        slots.setdefault(place, {})[slot] = number[key]
-    uses = [_use(graph, proof, n, names, place, of_node, weights) for place, of_node in slots.items()]
+        slots.setdefault(index, {})[slot] = number[key]
+    uses = [_use(graph, proof, n, names, index, of_node, weights) for index, of_node in slots.items()]
     computed = {number[key] for key in number if key[0] == "computed"}
     entering = _entering(graph, proof) if any(use.is_probed for use in uses) else {}
     return WeightUsage(uses, weights, _groups(weights, computed), proof.unproven, entering), proof
@@ -108,43 +108,43 @@ def find_usage(
 def _uses(
     graph: Graph, proof: Proof, wanted: dict[int, int]
 ) -> Iterator[tuple[int, int, tuple[int, int], tuple, tuple[int, ...]]]:
-    """(place, slot, child, key of the weight, its leaves) for every slot with a weight in it."""
+    """(index, slot, child, key of the weight, its leaves) for every slot with a weight in it."""
     reaches = graph.above(
         k for k, node in enumerate(graph.nodes) if node.name() == LEAF and id(node.variable) in wanted
     )
     pure = proof.pure
-    for place, node in enumerate(graph.nodes):
-        layouts = proof.layouts[place]
-        if node.name() == LEAF or (place not in proof.probed and not _has_owner(layouts)):
+    for index, node in enumerate(graph.nodes):
+        layouts = proof.layouts[index]
+        if node.name() == LEAF or (index not in proof.probed and not _has_owner(layouts)):
             continue
-        if place in proof.probed and pure[place]:
+        if index in proof.probed and pure[index]:
             continue
-        for slot, child in enumerate(graph.children[place]):
+        for slot, child in enumerate(graph.children[index]):
             if child is None or (child[0] not in reaches and graph.leaf(child[0]) is None):
                 continue
-            shared = proof.layouts[child[0]].get(child[1]) == SHARED and (place, slot) not in proof.unproven
+            shared = proof.layouts[child[0]].get(child[1]) == SHARED and (index, slot) not in proof.unproven
             leaf, chain = graph.leaf_below(child[0])
             if leaf is not None and (
-                shared or (pure[child[0]] and (place in proof.probed or graph.leaf(child[0]) is not None))
+                shared or (pure[child[0]] and (index in proof.probed or graph.leaf(child[0]) is not None))
             ):
                 if id(leaf) in wanted:
-                    yield place, slot, child, (wanted[id(leaf)], chain), (wanted[id(leaf)],)
-            elif shared or (place in proof.probed and pure[child[0]]):
-                yield place, slot, child, ("computed", *child), _leaves(graph, child[0], wanted)
+                    yield index, slot, child, (wanted[id(leaf)], chain), (wanted[id(leaf)],)
+            elif shared or (index in proof.probed and pure[child[0]]):
+                yield index, slot, child, ("computed", *child), _leaves(graph, child[0], wanted)
 
 
 def _entering(graph: Graph, proof: Proof) -> dict[int, dict[int, Tensor]]:
     above = [
-        place
-        for place, children in enumerate(graph.children)
-        if place not in proof.probed
-        and _has_owner(proof.layouts[place])
+        index
+        for index, children in enumerate(graph.children)
+        if index not in proof.probed
+        and _has_owner(proof.layouts[index])
         and any(child is not None and child[0] in proof.probed for child in children)
     ]
     found: dict[int, dict[int, Tensor]] = {}
-    for place in above:
-        owners = {output: _element_owners(proof, graph, place, output) for output in proof.layouts[place]}
-        found[place] = {output: tensor for output, tensor in owners.items() if tensor is not None}
+    for index in above:
+        owners = {output: _element_owners(proof, graph, index, output) for output in proof.layouts[index]}
+        found[index] = {output: tensor for output, tensor in owners.items() if tensor is not None}
     return found
 
 
@@ -152,9 +152,9 @@ def _has_owner(layouts: dict) -> bool:
     return bool(layouts) and SHARED not in layouts.values() and any(layout != NOBODY for layout in layouts.values())
 
 
-def _leaves(graph: Graph, place: int, wanted: dict[int, int]) -> tuple[int, ...]:
+def _leaves(graph: Graph, index: int, wanted: dict[int, int]) -> tuple[int, ...]:
     """The parameters that a node is computed from."""
-    leaves = (graph.leaf(k) for k in {place} | graph.below([place]))
+    leaves = (graph.leaf(k) for k in {index} | graph.below([index]))
     return tuple(sorted(wanted[id(leaf)] for leaf in leaves if leaf is not None and id(leaf) in wanted))
 
 
@@ -163,29 +163,29 @@ def _use(
     proof: Proof,
     n: int,
     names: Sequence[str],
-    place: int,
+    index: int,
     slots: dict[int, int],
     weights: Sequence[Weight],
 ) -> WeightUse:
-    node = graph.nodes[place]
+    node = graph.nodes[index]
     shapes = {slot: weights[k].shape for slot, k in slots.items()}
     rule = weight_rule_of(node, shapes)
     with error_context(node, names, [weights[k] for k in slots.values()]):
-        if place in proof.probed:
-            return WeightUse(place, slots, rule)
+        if index in proof.probed:
+            return WeightUse(index, slots, rule)
         if rule is not None:
-            layout = proof.layouts[place].get(0, NOBODY)
-            view, axes = rule.rows(node, shapes, graph.shapes[place][0])
+            layout = proof.layouts[index].get(0, NOBODY)
+            view, axes = rule.rows(node, shapes, graph.shapes[index][0])
             with contextlib.suppress(UnprovenError):
-                return WeightUse(place, slots, rule, RowLayout.of(element_owners(layout, view, axes), n))
+                return WeightUse(index, slots, rule, RowLayout.of(element_owners(layout, view, axes), n))
         if not callable(node):
             raise UnsupportedOperationError("there is no rule for it, and its backward function cannot be called")
-        owners = [_element_owners(proof, graph, place, k) for k in range(len(graph.shapes[place]))]
-        return WeightUse(place, slots, None, None, tuple(owners))
+        owners = [_element_owners(proof, graph, index, k) for k in range(len(graph.shapes[index]))]
+        return WeightUse(index, slots, None, None, tuple(owners))
 
 
-def _element_owners(proof: Proof, graph: Graph, place: int, output: int) -> Tensor | None:
-    layout, shape = proof.layouts[place].get(output), graph.shapes[place][output]
+def _element_owners(proof: Proof, graph: Graph, index: int, output: int) -> Tensor | None:
+    layout, shape = proof.layouts[index].get(output), graph.shapes[index][output]
     if layout is None:
         return None
     if layout.is_constant or not shape:

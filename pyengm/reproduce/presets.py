@@ -38,7 +38,7 @@ IN_EPOCHS = {"warmup_epochs": 1, "swa_start": 0, "patience": 1}  # options that 
 
 def full(options: Mapping[str, Any], where: str) -> TrainConfig:
     """Returns the row's own run. where: the row, for messages."""
-    return TrainConfig.from_plain(options, where).resolve()
+    return TrainConfig.from_plain(options, where).drop_idle(keep=()).resolve()
 
 
 def short(paper: TrainConfig, train: ImageDataset, indices: Path) -> TrainConfig:
@@ -91,14 +91,15 @@ def smoke(options: Mapping[str, Any], paper: TrainConfig) -> TrainConfig:
         elif name != "resolution" and (name in KEPT_OPTIONS or name not in set_by_recipe):
             words.append(name + equals + value)
     kept |= changes | {"method_options": tuple(words)}
-    return TrainConfig.from_flat(data=SMOKE_DATA, epochs=epochs, **kept).resolve()
+    return TrainConfig.from_flat(data=SMOKE_DATA, epochs=epochs, **kept).drop_idle(keep=()).resolve()
 
 
 def shorter(paper: TrainConfig, epochs: int) -> dict[str, Any]:
     """Returns the options that count epochs, scaled to a run of so many epochs."""
     share = epochs / paper.schedule.epochs
+    milestones = paper.schedule.milestones  # None without a piecewise schedule
     changes: dict[str, Any] = {
-        "milestones": scale_milestones(paper.schedule.milestones, share),
+        "milestones": None if milestones is None else scale_milestones(milestones, share),
         "method_options": _shorter_method(paper, share, epochs),
         "optimizer_options": _shorter_optimizer(paper, share, epochs),
     }

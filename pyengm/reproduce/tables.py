@@ -11,7 +11,7 @@ import yaml
 from pyengm.attacks import THREAT_NORMS
 from pyengm.errors import ConfigError
 from pyengm.training import TrainConfig
-from pyengm.utils.did_you_mean import did_you_mean
+from pyengm.utils.did_you_mean import did_you_mean, match_name
 
 # A table file has these keys.
 # title, source   one line each
@@ -99,12 +99,8 @@ class PaperTable:
             ConfigError: A row is unknown.
         """
         known = [row.name for row in self.rows]
-        for name in names:
-            if name not in known:
-                raise ConfigError(
-                    f"table {self.name} has no row {name!r}; its rows: {', '.join(known)}{did_you_mean(name, known)}"
-                )
-        rows = tuple(row for row in self.rows if not names or row.name in names)
+        picked = [match_name(name, known, "row") for name in names] or known
+        rows = tuple(row for row in self.rows if row.name in picked)
         return PaperTable(self.name, self.title, self.source, self.columns, rows, self.notes)
 
 
@@ -123,9 +119,7 @@ def load_table(name: str, folder: Path = PAPER_TABLES) -> PaperTable:
     Raises:
         ConfigError: There is no table of that name, or its file is malformed.
     """
-    known = table_names(folder)
-    if name not in known:
-        raise ConfigError(f"unknown table {name!r}; known: {', '.join(known) or 'none'}{did_you_mean(name, known)}")
+    name = match_name(name, table_names(folder), "table")
     path = folder / f"{name}.yaml"
     try:
         content = yaml.safe_load(path.read_text())
@@ -182,7 +176,7 @@ def _row(content: Any, shared: Mapping[str, Any], columns: list[str]) -> Row:
     for option in ("seed", "data_dir", "download", "device"):
         if option in options:
             raise ConfigError(f"row {name!r} has a {option}, which is not the table's but that of a call")
-    TrainConfig.from_plain(options, f"row {name!r}").resolve()
+    TrainConfig.from_plain(options, f"row {name!r}").drop_idle(keep=()).resolve()
     return Row(name, options, paper)
 
 

@@ -1,14 +1,15 @@
 """Training runs: options, the loop, and the files of a run."""
 
+from pyengm.errors import Interrupted
 from pyengm.training.builders import TrainComponents, build_components, load_split
 from pyengm.training.config import TrainConfig
 from pyengm.training.environment import describe
 from pyengm.training.loggers import Logger
 from pyengm.training.loop import fit
 from pyengm.training.multi_seed import train_seeds
+from pyengm.training.plan import plan
 from pyengm.training.run import train
 from pyengm.training.run_folder import RunFolder
-from pyengm.training.signals import Interrupted
 
 __all__ = [
     "Interrupted",
@@ -20,6 +21,7 @@ __all__ = [
     "describe",
     "fit",
     "load_split",
+    "plan",
     "train",
     "train_seeds",
 ]

@@ -11,14 +11,25 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyengm.attacks import PGD
-from pyengm.data import DATASETS, ImageDataset, Loader, load, margin_for, split_validation
+from pyengm.data import (
+    DATASETS,
+    ImageDataset,
+    Loader,
+    data_root,
+    load,
+    load_from_user,
+    margin_for,
+    split_validation,
+    user_data,
+)
 from pyengm.errors import ConfigError
 from pyengm.methods import AWP, METHODS, DatasetSpec, Method
-from pyengm.models import build, memory_format_of, to_fast_memory_format
+from pyengm.models import build, load_weights, memory_format_of, to_fast_memory_format
 from pyengm.optim import CLOSURE_OPTIMIZERS, PerExampleSGD, hyperparameters_of
 from pyengm.training.averaging import Averaging, build_averaging
 from pyengm.training.config import TrainConfig
 from pyengm.training.config_groups import ALL_OPTIMIZERS
+from pyengm.training.image_checks import check_test_images
 from pyengm.training.launcher import local_device
 from pyengm.training.loggers import logger_factory
 from pyengm.training.option_parsing import parse_options, takes
@@ -28,6 +39,7 @@ from pyengm.training.schedule import build_schedule
 from pyengm.training.steps import Step, build_runner, build_step
 from pyengm.utils.device import pick_device
 from pyengm.utils.distributed import rank, world_size
+from pyengm.utils.memory import memory_errors
 
 
 @dataclass
@@ -125,7 +137,7 @@ def load_images(config: TrainConfig) -> tuple[ImageDataset, ImageDataset | None,
 
     Training images are larger than that where crops are cut from them. Raises ConfigError and DataError.
     """
-    train, test = load_split(config, "train"), load_split(config, "test")
+    train, test = load_splits(config)
     held_out = test if config.evaluation.select_on == "test" else None
     if config.evaluation.select_on == "val":
         train, held_out = split_validation(train)
@@ -134,6 +146,7 @@ def load_images(config: TrainConfig) -> tuple[ImageDataset, ImageDataset | None,
     if height != width:
         raise ConfigError(f"the models take square images, {train.name} has {height}x{width}; give --image-size")
     side = config.data.image_size or height
+    check_test_images(config, train, test, side)
     if config.evaluation.select_on == "val" and held_out is not None:
         held_out = held_out.center_crop(side)
     return train, held_out, test, side
@@ -154,8 +167,15 @@ def model_options(config: TrainConfig, train: ImageDataset, side: int) -> dict[s
 
 
 def build_model(config: TrainConfig, options: dict[str, Any], device: torch.device) -> nn.Module:
-    """The model on the device, in the memory format that is fast there. Raises ConfigError."""
-    model = with_shared_statistics(config, build(**options).to(device))
+    """The model on the device, in the memory format that is fast there, with the weights of `init`.
+
+    Raises ConfigError, also where the memory is too small, and CheckpointError for weights that do not fit.
+    """
+    with memory_errors("give a smaller --width or --image-size"):
+        model = build(**options).to(device)
+    if config.model.init is not None and not config.run.resume:
+        load_weights(model, config.model.init)
+    model = with_shared_statistics(config, model)
     return to_fast_memory_format(model, device, half=config.machine.precision != "float32")
 
 
@@ -202,10 +222,12 @@ def with_shared_statistics(config: TrainConfig, model: nn.Module) -> nn.Module:
 
     Raises ConfigError on a CPU, and for optimisers whose per-example norms would miss the examples of other processes.
     """
-    if not config.machine.sync_bn or world_size() == 1:
+    if not config.machine.sync_bn:
         return model
     if next(model.parameters()).device.type != "cuda":
         raise ConfigError("sync_bn needs GPUs: torch supports batch norm over several processes only there")
+    if world_size() == 1:  # the statistics of this process are those of all
+        return model
     if "norms" in ALL_OPTIMIZERS[config.optimizer.name].stateful_attributes:
         raise ConfigError(
             f"under sync_bn the examples of all processes are not independent, and the gradient norms of "
@@ -253,6 +275,16 @@ def check_recipe(config: TrainConfig, data: ImageDataset) -> None:
             f"the images of {data.name} have {data.image_size} pixels, and {config.method.name} has a recipe for large "
             f"ones: give --image-size {data.image_size}, from which it is known"
         )
+
+
+def load_splits(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
+    """Loads the training and test images; a function of the user, which makes both, is called once."""
+    data = config.data
+    if user_data(data.name) is None:
+        return load_split(config, "train"), load_split(config, "test")
+    size = data.image_size
+    train, test = load_from_user(data.name, data_root(data.data_dir), download=data.download, image_size=size)
+    return train if data.train_indices is None else train.subset(read_indices(data.train_indices)), test
 
 
 def load_split(config: TrainConfig, split: str) -> ImageDataset:

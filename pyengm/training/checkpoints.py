@@ -178,8 +178,16 @@ def _read(path: Path, map_location: torch.device) -> SavedState:
             torch.load(path / STATE, map_location=map_location, weights_only=True),
             [torch.load(part, map_location="cpu", weights_only=True, mmap=True) for part in parts],
         )
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} was not written by this version of pyengm, or of torch: {error}") from error
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:  # torch's message proposes unsafe loading
+        raise CheckpointError(
+            f"{path} was not written by this version of pyengm, or of torch; the weights in "
+            f"{path.parent.parent / 'last.safetensors'} may be read"
+        ) from error
 
 
 class _DigestingFile(io.BufferedWriter):

@@ -1,6 +1,6 @@
 """The options of a training run, which the command line, config.yaml and Python share."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Self
 import yaml
 
 from pyengm.attacks import ThreatModel
+from pyengm.data import user_data
 from pyengm.errors import ConfigError
 from pyengm.methods import METHODS
+from pyengm.models import code_of, list_models
 from pyengm.optim import CLOSURE_OPTIMIZERS, defaults_of, hyperparameters_of
 from pyengm.training.config_groups import (
     ALL_OPTIMIZERS,
@@ -24,15 +26,18 @@ from pyengm.training.config_groups import (
     ScheduleConfig,
     WeightsConfig,
 )
+from pyengm.training.idle_options import idle_options
 from pyengm.training.option_parsing import arguments_of, merge_options, parse_options
 from pyengm.training.option_types import Option, OptionGroup, options_of
 from pyengm.training.recipes import recipe_for
 from pyengm.training.schedule import scale_milestones
 from pyengm.utils.did_you_mean import did_you_mean
+from pyengm.utils.import_object import is_object_spec
 
 # Options, by flat name, that may change when a run is resumed.
 MAY_CHANGE = ("device", "data_dir", "download", "attacks", "autoattack_examples", "loggers", "keep_checkpoints")
-PER_CALL = ("seeds", "out", "resume", "config", "nproc")  # options of one call, which config.yaml does not hold
+PER_CALL = ("seeds", "out", "resume", "config", "nproc", "trust_config", "dry_run", "quiet")
+"""Options of one call, which config.yaml does not hold."""
 
 
 @dataclass(frozen=True)
@@ -93,24 +98,48 @@ class TrainConfig:
         return {name: self.get(name) for name in self.options}
 
     def resolve(self) -> Self:
-        """Returns the same run with every option that was not given filled in from the recipe."""
+        """Returns the same run with every option that was not given filled in from the recipe.
+
+        Options without an effect stay None, or at their defaults.
+
+        Raises:
+            ConfigError: For options that do not fit together, and for given ones that have no effect under the others.
+        """
         given = self.flat()
         recipe = self._recipe()
+        idle = self._idle(recipe)
+        for name, reason in idle.items():
+            if given[name] != self._default(name):
+                raise ConfigError(f"{name} has no effect: {reason}; leave {name} out")
         defaults = {name: argument.default for name, argument in arguments_of(METHODS[self.method.name]).items()}
         if defaults.get("steps") != 10:  # the recipe's number is for attacks of many steps
             recipe["attack_steps"] = defaults.get("steps")
         if self.attack.steps is not None:
             recipe["step_size"] = None  # the recipe's belongs to its own number of steps
         recipe["attack_bn"] = defaults.get("bn")
+        if (self.model.name or recipe["model"]) not in list_models():
+            recipe.pop("width", None)  # the recipe's is one of our models
         recipe |= defaults_of(ALL_OPTIMIZERS[self.optimizer.name or recipe["optimizer"]])
         epochs = self.schedule.epochs or recipe["epochs"]
         recipe["milestones"] = scale_milestones(recipe["milestones"], epochs / recipe["epochs"])
         if self.weights.average == "swa":
             recipe["swa_start"] = epochs * 3 // 4
         recipe = {"eps": recipe["radii"][self.attack.threat], **recipe}
+        recipe = {name: value for name, value in recipe.items() if name not in idle}
         filled = {name: recipe[name] for name in given if given[name] is None and name in recipe}
         filled["method_options"] = merge_options(recipe["method_options"], self.method.options)
         return self.override(**filled)
+
+    def drop_idle(self, keep: Collection[str]) -> Self:
+        """Returns a copy in which options that have no effect have their defaults again, except those to keep."""
+        idle = self._idle(self._recipe()).keys() - set(keep)
+        return self.override(**{name: self._default(name) for name in idle})
+
+    def code(self) -> dict[str, str]:
+        """Returns what names code of the user, MODULE:NAME, by option."""
+        named = {"model": code_of(self.model.name), "data": user_data(self.data.name)}
+        named |= {f"logger {i}": name for i, name in enumerate(self.run.loggers, 1)}
+        return {option: name for option, name in named.items() if name is not None and is_object_spec(name)}
 
     def threats(self) -> list[ThreatModel]:
         """Returns the threat model of the run, then with `eval_both_threats` that of the other norm of the recipe."""
@@ -119,7 +148,7 @@ class TrainConfig:
 
     def save(self, path: Path) -> None:
         """Writes the options as YAML, nested by group."""
-        path.write_text(yaml.safe_dump(self.plain(), sort_keys=False))
+        path.write_text(yaml.safe_dump(self.plain(), sort_keys=False), encoding="utf-8")
 
     def plain(self) -> dict[str, dict[str, Any]]:
         """Returns the options as plain values, nested by group, without those of one call (`PER_CALL`)."""
@@ -137,12 +166,15 @@ class TrainConfig:
             ConfigError: For a missing file, unknown options or values of another type.
         """
         try:
-            given = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError) as error:
+            given = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys)
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # ValueError: no UTF-8, impossible dates
             raise ConfigError(f"cannot read the configuration {path}: {error}") from error
         if not isinstance(given, dict):
             raise ConfigError(f"{path} holds no options; expected groups of them, such as 'schedule: {{epochs: 30}}'")
-        return cls._from_nested(given, str(path))
+        try:
+            return cls._from_nested(given)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     @classmethod
     def from_plain(cls, given: Mapping[str, Any], where: str) -> Self:
@@ -159,31 +191,46 @@ class TrainConfig:
         for name in given:
             if name not in known:
                 raise ConfigError(f"{where} has the unknown option {name!r}{did_you_mean(name, known)}")
-        return cls.from_flat(**{name: cls.options[name].from_yaml(where, value) for name, value in given.items()})
+        try:
+            return cls.from_flat(**given)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
 
     @classmethod
-    def _from_nested(cls, given: Mapping[str, Any], where: str) -> Self:
+    def _from_nested(cls, given: Mapping[str, Any]) -> Self:
         flat = {}
         for group, values in given.items():
             if group not in _GROUPS:
                 place = f" (it belongs to {cls.options[group].group})" if group in cls.options else ""
                 raise ConfigError(
-                    f"{where} has the unknown group {group!r}{place or did_you_mean(group, _GROUPS)}; "
-                    f"groups: {', '.join(_GROUPS)}"
+                    f"unknown group {group!r}{place or did_you_mean(group, _GROUPS)}; groups: {', '.join(_GROUPS)}"
                 )
             if not isinstance(values, dict):
-                raise ConfigError(f"{where}: {group} is {values!r}; expected options and values")
+                raise ConfigError(f"{group} is {values!r}; expected options and values")
             own = {option.field: name for name, option in cls.options.items() if option.group == group}
             own = {name: flat_name for name, flat_name in own.items() if flat_name not in PER_CALL}
             for name, value in values.items():
                 if name not in own:
-                    raise ConfigError(f"{where} has the unknown option {name!r} in {group}{did_you_mean(name, own)}")
+                    raise ConfigError(f"unknown option {name!r} in {group}{did_you_mean(name, own)}")
                 flat[own[name]] = value
-        return cls.from_plain(flat, where)
+        return cls.from_flat(**flat)
 
     def differing(self, other: "TrainConfig") -> list[str]:
         """Returns the flat names of the options that differ, without those of one call."""
         return [name for name in self.options if name not in PER_CALL and self.get(name) != other.get(name)]
+
+    def _idle(self, recipe: Mapping[str, Any]) -> dict[str, str]:
+        return idle_options(
+            schedule=self.schedule.name or recipe["schedule"],
+            average=self.weights.average,
+            optimizer=self.optimizer.name or recipe["optimizer"],
+            method=self.method.name,
+            seeds=self.run.seeds,
+        )
+
+    def _default(self, name: str) -> Any:
+        option = self.options[name]
+        return getattr(type(getattr(self, option.group)), option.field)
 
     def _recipe(self) -> dict[str, Any]:
         return recipe_for(
@@ -232,6 +279,17 @@ def _flat_options() -> Iterable[tuple[str, Option]]:
         assert isinstance(kind, type)
         assert issubclass(kind, OptionGroup)
         yield from ((option.name, option) for option in options_of(kind).values())
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping with the same key twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} comes twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 TrainConfig.options = dict(_flat_options())

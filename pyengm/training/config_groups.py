@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pyengm.attacks import BN_MODES, THREAT_NORMS, ThreatModel
-from pyengm.data import AUGMENTATIONS
+from pyengm.data import AUGMENTATIONS, data_name
 from pyengm.errors import ConfigError
+from pyengm.evaluation import ATTACKS
 from pyengm.methods import METHODS
+from pyengm.models import list_models
 from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, PerExampleSGD
 from pyengm.pergrad import NORMS as GRAD_NORMS
 from pyengm.training.averaging import AVERAGES
-from pyengm.training.loggers import check_logger_name
+from pyengm.training.loggers import logger_name
 from pyengm.training.option_parsing import parse_options
 from pyengm.training.option_types import (
     FROM_RECIPE,
@@ -24,9 +26,10 @@ from pyengm.training.option_types import (
     NonNegative,
     OptionGroup,
     Pixels,
+    Positive,
     Share,
     Unset,
-    is_non_negative,
+    is_step_size,
 )
 from pyengm.training.precision import PRECISIONS
 from pyengm.training.schedule import SCHEDULES
@@ -40,18 +43,23 @@ class DataConfig(OptionGroup):
 
     group: ClassVar[str] = "data"
     name: Annotated[str, Flag("data")] = "digits"
-    """Data set: digits, cifar10, cifar100, svhn, mnist, fashionmnist, or a folder with train/CLASS and test/CLASS."""
+    """Data set: digits, cifar10, cifar100, svhn, mnist, fashionmnist, a folder with train/CLASS and test/CLASS, or
+    MODULE:FUNCTION of your own, which returns the training and the test images."""
     data_dir: Annotated[Path | None, Unset("$PYENGM_DATA, else ~/.cache/pyengm")] = None
     """Folder in which data sets and decoded images are kept."""
     download: bool = False
     """Download a data set that is missing."""
-    image_size: Annotated[int | None, Unset("as they are")] = None
+    image_size: Annotated[Count | None, Unset("as they are")] = None
     """Height and width in pixels to which the images of a folder are resized."""
     train_indices: Annotated[Path | None, Unset("all")] = None
     """Train on these images of the training split only: a .npy file or a text file of integers, counted from 0."""
     augment: Annotated[str, Choice(AUGMENTATIONS)] = FROM_RECIPE
     """Augmentation. shift: random shifts. resized: random resized crops, the default for folders with an image size of
     64 or more. Both flip images at random where a flipped image keeps its class."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "name", data_name(self.name))
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,8 @@ class ModelConfig(OptionGroup):
     group: ClassVar[str] = "model"
     name: Annotated[str, Flag("model")] = FROM_RECIPE
     """Architecture: cnn4, cnn8, vgg8, resnet18, preact_resnet18, wrn_28_10, wrn_34_10, resnet50, torchvision:NAME or
-    timm:NAME."""
-    width: Annotated[int | None, Unset("that of the architecture's paper")] = None
+    timm:NAME, or MODULE:FUNCTION of your own, which returns the model."""
+    width: Annotated[Count | None, Unset("that of the architecture's paper")] = None
     """Base number of channels."""
     norm_layer: Annotated[str, Choice(("bn", "gn"))] = FROM_RECIPE
     """Batch norm, or group norm, under which the examples of a batch are independent."""
@@ -71,6 +79,17 @@ class ModelConfig(OptionGroup):
     0.4914 0.4822 0.4465. Images, eps and step size stay in pixel units."""
     std: Annotated[tuple[float, ...] | None, Unset("no normalization")] = None
     """Standard deviation of each channel; see --mean."""
+    init: Annotated[Path | None, Unset("random weights")] = None
+    """Weights to start from (fine-tuning): a checkpoint of a run, or a state dict in a file of torch or safetensors."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name is not None and self.name.lower() in list_models():
+            object.__setattr__(self, "name", self.name.lower())
+        if () in (self.mean, self.std) or (self.mean is None) != (self.std is None):
+            raise ConfigError(
+                f"mean is {self.mean} and std is {self.std}; expected both or neither, a value per channel"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,7 +101,7 @@ class AttackConfig(OptionGroup):
     """Norm of the threat model."""
     eps: Pixels = FROM_RECIPE
     """Radius of the threat model in pixel units, such as 8/255."""
-    step_size: Annotated[Pixels | None, is_non_negative, Unset("the method's own multiple of eps")] = None
+    step_size: Annotated[Pixels | None, is_step_size, Unset("the method's own multiple of eps")] = None
     """Step size of the training attack in pixel units."""
     steps: Annotated[Count | None, Flag("attack_steps"), Unset("the method has none")] = None
     """Number of steps of the training attack."""
@@ -132,14 +151,15 @@ class OptimizerConfig(OptionGroup):
     """Largest norm of the gradient that one example may contribute; for nengm of the gradient with respect to its
     input."""
     norms: Annotated[str, Choice(GRAD_NORMS)] = "auto"
-    """How norms of per-example gradients are computed. frozen, corrected and lowrank are estimates under batch norm."""
-    tau: int = 50
+    """How norms of per-example gradients are computed. corrected (the default) and lowrank are estimates under
+    batch norm."""
+    tau: Count = 50
     """Steps between two fits of gradient norms to norms of input gradients (aengm)."""
-    max_norm: float = 25.0
+    max_norm: Positive = 25.0
     """Largest norm of the gradient of a batch (mgnc)."""
-    lr: NonNegative = FROM_RECIPE
+    lr: Positive = FROM_RECIPE
     """Maximum of the learning rate."""
-    momentum: NonNegative = FROM_RECIPE
+    momentum: Share = FROM_RECIPE
     """Momentum."""
     weight_decay: NonNegative = FROM_RECIPE
     """Weight decay."""
@@ -204,7 +224,7 @@ class EvaluationConfig(OptionGroup):
     is the best."""
     patience: Annotated[Count | None, Unset("no early stopping")] = None
     """Stop after this many epochs in a row without improvement on the images of --select-on."""
-    attacks: Annotated[tuple[str, ...], Unset("none")] = ()
+    attacks: Annotated[tuple[str, ...], Choice(ATTACKS), Unset("none")] = ()
     """Further attacks of the final evaluation: fgsm, pgd10, pgd50, cw, deepfool, apgd_ce, apgd_t, fab_t, square."""
     eval_both_threats: bool = True
     """Evaluate under the other norm too, with the radius of the recipe."""
@@ -234,7 +254,9 @@ class MachineConfig(OptionGroup):
     batch: not with AWP, fp16, or engm with batch norm."""
     compile: bool = False
     """Compile the training attack with torch.compile, which takes a minute or more at the start."""
-    cpu_threads: Annotated[Count | None, Unset("torch's choice")] = None
+    cpu_threads: Annotated[
+        int | None, Expect("1 to 1024", lambda threads: 1 <= threads <= 1024), Unset("torch's choice")
+    ] = None
     """Threads on the CPU; the last bits of a run on the CPU depend on it."""
     sync_bn: bool = False
     """With several processes, compute batch norm's statistics over all of them (GPUs only) instead of within each."""
@@ -251,13 +273,13 @@ class RunConfig(OptionGroup):
     """The run itself: its seeds, files and loggers."""
 
     group: ClassVar[str] = "run"
-    seed: Annotated[int, _is_seed] = 0
+    seed: Annotated[int, _is_seed] = FROM_RECIPE
     """Seed of the weights, the order, the augmentation and the noise."""
     seeds: Annotated[tuple[int, ...], Unset("--seed")] = ()
     """Several seeds in place of one: a run of each, in OUT/seed-0, OUT/seed-1, ..., and their mean and standard
     deviation in OUT/summary.json."""
     loggers: Annotated[tuple[str, ...], Unset("none")] = ()
-    """Loggers besides the terminal and metrics.jsonl: tensorboard, or MODULE:FACTORY of your own."""
+    """Loggers besides the terminal and metrics.jsonl: tensorboard, wandb, mlflow, or MODULE:NAME of your own."""
     keep_checkpoints: Count = 2
     """Number of checkpoints in the run folder; a run resumes from the newest that is intact."""
     out: Annotated[Path | None, Unset("the next free runs/DATA-METHOD-OPTIMIZER-NUMBER")] = None
@@ -266,6 +288,12 @@ class RunConfig(OptionGroup):
     """Resume the interrupted run in --out."""
     config: Annotated[Path | None, Unset("none")] = None
     """YAML file of options to start from, such as the config.yaml of a run; options on the command line override it."""
+    trust_config: bool = False
+    """Run the code that the file of --config, or the run of --resume, names by MODULE:FUNCTION."""
+    dry_run: bool = False
+    """Check everything, print the resolved options and what the run will cost, and write nothing."""
+    quiet: bool = False
+    """Print warnings, errors and the results alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -273,5 +301,4 @@ class RunConfig(OptionGroup):
             _is_seed.check("seed", seed)
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError(f"seeds are {self.seeds}; expected each of them once")
-        for name in self.loggers:
-            check_logger_name(name)
+        object.__setattr__(self, "loggers", tuple(map(logger_name, self.loggers)))

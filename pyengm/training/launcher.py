@@ -5,6 +5,8 @@ signal it raises SignalException without their statuses, and sends a second Ctrl
 one worker it kills the others within 30 seconds, whatever its shutdown_timeout.
 """
 
+import gc
+import importlib
 import os
 import signal
 import socket
@@ -19,22 +21,12 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from pyengm.errors import ConfigError
-from pyengm.training.signals import STATUS
+from pyengm.errors import ConfigError, Interrupted
+from pyengm.utils.launched import is_launched
 
 LAUNCHER = "PYENGM_LAUNCHER"  # in the environment: a pipe whose other end the launcher holds
 GRACE = 60  # seconds for processes to stop after another one failed
 TIMEOUT = timedelta(minutes=30)  # for one process to wait for another: the slowest part is an attack on its images
-
-
-def is_launched() -> bool:
-    """Whether torchrun, or `launch`, has started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def is_rank_zero() -> bool:
-    """Whether this is process 0, also before it has joined the group."""
-    return os.environ.get("RANK", "0") == "0" or not is_launched()
 
 
 def began_by_this_job(job: Path) -> bool:
@@ -60,12 +52,16 @@ def process_group() -> Iterator[None]:
         return
     if LAUNCHER in os.environ:
         threading.Thread(target=_stop_with_launcher, args=(int(os.environ[LAUNCHER]),), daemon=True).start()
+    # Imported with a group, these functions keep it as a default argument, and its threads alive until the interpreter
+    # ends; a thread that then still holds a tensor aborts the process.
+    importlib.import_module("torch.distributed.nn.functional")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield
     finally:
         distributed.destroy_process_group()
+        gc.collect()  # cycles may hold the group, too
 
 
 def local_device(device: torch.device) -> torch.device:
@@ -99,9 +95,15 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         processes: their number.
         arguments: of the command line.
 
+    Raises:
+        ConfigError: There are many more processes than cores.
+
     Returns:
-        The exit status: 0, `STATUS` where all stopped on request, else the status of the first failure.
+        The exit status: 0, 75 where all stopped on request, else the status of the first failure.
     """
+    most = max(8, 4 * (os.cpu_count() or 1))
+    if processes > most:
+        raise ConfigError(f"nproc is {processes}; expected at most {most} on this machine of {os.cpu_count()} cores")
     watched, held = os.pipe()
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
@@ -158,7 +160,7 @@ def _wait(children: Sequence[subprocess.Popen]) -> int:
                     child.kill()
                 continue
             running = [other for other in running if other is not child]
-            if status not in (0, STATUS) and failed is None:
+            if status not in (0, Interrupted.exit_status) and failed is None:
                 failed = status if status > 0 else 128 - status
                 if status < 0:  # it could not print an error itself
                     message = f"process {children.index(child)} was ended by signal {-status}, so all are"

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.data import Batch, ImageDataset
-from pyengm.errors import NonFiniteError, StorageError
+from pyengm.errors import Interrupted, NonFiniteError, StorageError
 from pyengm.evaluation import create_attack, predict
 from pyengm.models import CheckpointInfo
 from pyengm.ops import Key
 from pyengm.training.builders import TrainComponents
 from pyengm.training.catastrophic_overfitting import is_catastrophic, training_accuracy
 from pyengm.training.config import TrainConfig
-from pyengm.training.loggers import JsonLines, Logger, Loggers, Terminal, build_logger
+from pyengm.training.loggers import Guarded, JsonLines, Logger, Loggers, Terminal, build_logger
 from pyengm.training.metric_sums import means, measure, read_sums
 from pyengm.training.run_folder import RunFolder
-from pyengm.training.signals import Interrupted, StopRequest
+from pyengm.training.signals import StopRequest
 from pyengm.training.timing import EpochTimer
 from pyengm.training.train_state import TrainState, restore, save_state
 from pyengm.utils.checks import Checks
@@ -33,6 +33,7 @@ from pyengm.utils.distributed import (
     rank,
     world_size,
 )
+from pyengm.utils.terminal import is_quiet
 
 SYNC_INTERVAL = 20  # batches on a GPU
 
@@ -74,10 +75,12 @@ def fit(config: TrainConfig, components: TrainComponents, run: RunFolder, extra_
 def build_loggers(config: TrainConfig, run: RunFolder, extra: Iterable[Logger]) -> Iterator[Logger]:
     """The files of the run folder, the terminal, the extra loggers, then those that the options name."""
     yield JsonLines(run.metrics, run.timing)
-    yield Terminal()
-    yield from extra
+    if not is_quiet():
+        yield Terminal()
+    for logger in extra:
+        yield Guarded(type(logger).__name__, logger)
     for name in config.run.loggers:
-        yield build_logger(name, run.path, config.plain())
+        yield Guarded(name, build_logger(name, run.path, config.plain()))
 
 
 def sync_interval(device: torch.device) -> int:
@@ -176,7 +179,7 @@ def finish_epoch(
     components.averaging.after_epoch(state.epoch)
     model, score = components.averaging.evaluated, math.inf
     if components.held_out is not None:
-        row |= held_out_metrics(config, components, components.held_out, model)
+        row |= held_out_metrics(config, components, components.held_out, model, loggers)
         score = row["natural"] if config.method.name == "natural" else row["robust"]
     if config.method.name != "natural":
         row |= catastrophic_overfitting_metrics(config, components, state)
@@ -188,7 +191,7 @@ def finish_epoch(
     row["best"] = score > state.best or components.held_out is None
     on_rank0(lambda: loggers.epoch(row, timer.epoch(state.epoch)))
     save_weights(config, components, run, model, state.epoch, is_best=row["best"])
-    finish_method_epoch(config, components, model, row)
+    finish_method_epoch(config, components, model, row, loggers)
     state.advance_epoch()
     state.best = max(state.best, score)
     state.epochs_without_improvement = 0 if row["best"] else state.epochs_without_improvement + 1
@@ -222,24 +225,24 @@ def save_weights(
 
 
 def finish_method_epoch(
-    config: TrainConfig, components: TrainComponents, evaluated: nn.Module, row: dict[str, Any]
+    config: TrainConfig, components: TrainComponents, evaluated: nn.Module, row: dict[str, Any], loggers: Loggers
 ) -> None:
     """Passes the metrics of the epoch to the method; those of the trained weights where it uses held-out metrics."""
     model, method, held_out = components.model, components.method, components.held_out
     if method.info.uses_val_metrics and held_out is not None and evaluated is not model:
-        row = row | held_out_metrics(config, components, held_out, model)
+        row = row | held_out_metrics(config, components, held_out, model, loggers)
     if method.finish_epoch(model, row):
         components.averaging.restart()
 
 
 def held_out_metrics(
-    config: TrainConfig, components: TrainComponents, held_out: ImageDataset, model: nn.Module
+    config: TrainConfig, components: TrainComponents, held_out: ImageDataset, model: nn.Module, loggers: Loggers
 ) -> dict[str, float]:
     """Accuracy, loss and calibration error of a model on the held-out images, natural and under PGD-20."""
     attack = create_attack("pgd20", config.threats()[0])
     options = {"seed": config.run.seed, "device": components.device}
     natural = predict(model, held_out, None, **options).summary("natural")
-    return natural | predict(model, held_out, attack, **options).summary("robust")
+    return natural | predict(model, held_out, attack, **options, on_batch=loggers.held_out).summary("robust")
 
 
 def finish_early(
@@ -275,4 +278,5 @@ def evaluation_hint(run: RunFolder) -> str:
 
 def resume_hint(run: RunFolder) -> str:
     """Gives the command that resumes a run."""
-    return f"resume with: pyengm train --out {run.path} --resume"
+    trust = " --trust-config" if TrainConfig.load(run.config).code() else ""
+    return f"resume with: pyengm train --out {run.path} --resume{trust}"

@@ -4,11 +4,10 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from pyengm.errors import ConfigError, PyengmError
+from pyengm.errors import ConfigError, Interrupted, PyengmError
 from pyengm.training.config import MAY_CHANGE, TrainConfig
 from pyengm.training.run import train
 from pyengm.training.run_folder import RunFolder, out_of
-from pyengm.training.signals import Interrupted
 from pyengm.utils.distributed import on_rank0, world_size
 from pyengm.utils.terminal import log
 

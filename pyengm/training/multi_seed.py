@@ -23,7 +23,7 @@ def train_seeds(config: TrainConfig) -> dict[str, Any]:
     The runs are ordinary ones, which are started, resumed or read.
 
     Args:
-        config: Resolved options; its `seeds` count, not its `seed`.
+        config: Options, with `seeds`.
 
     Returns:
         The content of summary.json: "seeds" (of the complete runs), "mean" and "spread" as from `mean_and_spread`, and
@@ -35,6 +35,9 @@ def train_seeds(config: TrainConfig) -> dict[str, Any]:
         PyengmError: Where every run failed.
         Interrupted: After Ctrl-C.
     """
+    if not config.run.seeds:
+        raise ConfigError("seeds are empty; expected one or more")
+    config = config.resolve()
     out = on_rank0(lambda: config.run.out or next_free(config))
     again = f"pyengm train --seeds {' '.join(map(str, config.run.seeds))} --out {out} --resume"
     if not config.run.resume:
@@ -50,8 +53,8 @@ def train_seeds(config: TrainConfig) -> dict[str, Any]:
     summary = {"seeds": seeds, "mean": mean, "spread": spread, "failed": failed}
     text = json.dumps(summary, indent=2) + "\n"
     on_rank0(lambda: atomic_write(out / "summary.json", lambda path: path.write_text(text)))
-    terminal.log(f"mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}:")
-    terminal.log(results_table(mean, str(out), spread))
+    terminal.log(f"mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}:", always=True)
+    terminal.log(results_table(mean, str(out), spread), always=True)
     terminal.log(f"these values are in {out / 'summary.json'}")
     return summary
 

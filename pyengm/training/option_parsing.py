@@ -98,6 +98,8 @@ def parse_options(words: Sequence[str], kind: type, option: str) -> dict[str, An
                 f"{option} has {word!r}; expected NAME=VALUE with a name of {kind.__name__}: "
                 f"{', '.join(known) or 'it has none'}{did_you_mean(name, known)}"
             )
+        if name in parsed:
+            raise ConfigError(f"{option} has {name} twice; expected it once")
         try:
             parsed[name] = known[name].parse(text)
         except ValueError as error:

@@ -1,16 +1,18 @@
 """Types of options: annotations that the command line, YAML and Python share, and the texts that they accept."""
 
+import os
 import types
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 
 from pyengm.errors import ConfigError
-from pyengm.utils.did_you_mean import did_you_mean
+from pyengm.utils.did_you_mean import match_name
 from pyengm.utils.pixels import parse_number
 
 FROM_RECIPE: Any = None  # the default of an option that `TrainConfig.resolve` fills in: its type is that after it
@@ -43,11 +45,9 @@ class Choice:
 
     known: Collection[str]
 
-    def check(self, name: str, value: Any) -> None:
-        """Raises ConfigError for a value that is not one of them."""
-        if value not in self.known:
-            hint = did_you_mean(value, self.known)
-            raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(self.known)}{hint}")
+    def match(self, name: str, value: str) -> str:
+        """Returns the known name that a value is, in upper or lower case. Raises ConfigError where there is none."""
+        return match_name(value, self.known, name)
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,25 @@ class Expect:
             raise ConfigError(f"{name} {verb} {value}; expected {self.expected}")
 
 
+NAME_MAX = 255  # bytes of the name of a file
+LIMIT = 2**31  # of counts: more is a slip of the pen, and overflows somewhere
 is_non_negative = Expect("a finite number >= 0", lambda value: 0 <= value < float("inf"))
-Count = Annotated[int, Expect("at least 1", lambda value: value >= 1)]
+is_positive = Expect("a finite number > 0", lambda value: 0 < value < float("inf"))
+is_step_size = Expect(
+    "a number above 0 and at most 1 in units of pixels in [0, 1], such as 2/255", lambda value: 0 < value <= 1
+)
+Count = Annotated[int, Expect("at least 1, and less than 2**31", lambda value: 1 <= value < LIMIT)]
+Positive = Annotated[float, is_positive]
 NonNegative = Annotated[float, is_non_negative]
 Share = Annotated[float, Expect("a share from 0 to less than 1", lambda value: 0 <= value < 1)]
 Pixels = Annotated[float, Metavar("PIXELS")]
+
+
+def _parse_word(text: str) -> str:
+    longest = max(len(os.fsencode(part)) for part in text.split("/"))
+    if not text or "\0" in text or longest > NAME_MAX:
+        raise ValueError(text)
+    return text
 
 
 def _parse_bool(text: str) -> bool:
@@ -97,8 +111,8 @@ _KINDS: dict[Any, _Kind] = {
     bool: _Kind(_parse_bool, "true|false", "true or false"),
     int: _Kind(int, "INT", "an integer"),
     float: _Kind(parse_number, "FLOAT", "a number"),
-    str: _Kind(str, "STR", "a word"),
-    Path: _Kind(Path, "PATH", "a path"),
+    str: _Kind(_parse_word, "STR", "a word"),
+    Path: _Kind(lambda text: Path(_parse_word(text)), "PATH", "a path"),
     torch.dtype: _Kind(_parse_dtype, "DTYPE", "a floating-point type of torch, such as float16"),
 }
 
@@ -145,6 +159,19 @@ class ValueType:
         except (ValueError, ZeroDivisionError) as error:
             raise ValueError(f"{text!r} is not {self.words}") from error
 
+    def convert(self, value: Any) -> Any:
+        """Returns one value of Python or YAML as this type; texts are parsed, and a bool is no number.
+
+        Raises:
+            ValueError: For a value of another type.
+        """
+        if isinstance(value, (str, os.PathLike)) and self.kind is not bool:
+            return self.parse(os.fspath(value))
+        kinds: dict[Any, Any] = {bool: bool, int: Integral, float: Real}
+        if not isinstance(value, kinds.get(self.kind, ())) or isinstance(value, bool) != (self.kind is bool):
+            raise ValueError(f"{value!r} is not {self.words}")
+        return self.kind(value)
+
     @property
     def metavar(self) -> str:
         """The placeholder of one value in the help."""
@@ -154,7 +181,7 @@ class ValueType:
 
     @property
     def words(self) -> str:
-        """What a value must be, in words."""
+        """What one value must be, in words."""
         if get_origin(self.kind) is Literal:
             return f"one of {', '.join(get_args(self.kind))}"
         return _KINDS[self.kind].words
@@ -169,46 +196,55 @@ class Option:
         field: The name of the field in the group, such as "steps".
         name: The flat name, unique over all groups, such as "attack_steps".
         values: The type of its values.
+        required: Whether it has no default.
     """
 
     group: str
     field: str
     name: str
     values: ValueType
+    required: bool
+
+    @property
+    def item(self) -> str:
+        """What one value is called, such as "attack" for attacks."""
+        return self.name.removesuffix("s") if self.values.many else self.name
 
     def mark(self, kind: type) -> Any:
         """Returns the annotation of that class, or None."""
         return next((mark for mark in self.values.marks if isinstance(mark, kind)), None)
 
-    def check(self, value: Any) -> None:
-        """Raises ConfigError for a value that the annotations exclude."""
-        if value is None:
-            return
-        for mark in self.values.marks:
-            if isinstance(mark, (Choice, Expect)):
-                mark.check(self.name, value)
-
-    def from_yaml(self, where: str, value: Any) -> Any:
-        """Returns a value of YAML as the type of the field; fractions such as 8/255 are numbers too.
+    def convert(self, value: Any) -> Any:
+        """Returns a value of Python or YAML as the type of the field, with names as the registry has them.
 
         Raises:
-            ConfigError: For a value of another type; `where` names the source.
+            ConfigError: For a value of another type, and for one that the annotations exclude.
         """
         if value is None:
             return None
+        kind = self.values
+        converted: Any
         try:
-            if not self.values.many:
-                return self.values.parse(str(value))
-            if not isinstance(value, list):
+            if not kind.many:
+                converted = kind.convert(value)
+            elif isinstance(value, (list, tuple)):
+                converted = tuple(map(kind.convert, value))
+            else:
                 raise ValueError(value)
-            return tuple(self.values.parse(str(part)) for part in value)
         except ValueError as error:
-            expected = f"a list, each {self.values.words}" if self.values.many else self.values.words
-            raise ConfigError(f"{where}: {self.name} is {value!r}; expected {expected}") from error
+            expected = f"a list, each {kind.words}" if kind.many else kind.words
+            raise ConfigError(f"{self.name} is {value!r}; expected {expected}") from error
+        for mark in kind.marks:
+            if isinstance(mark, Choice):
+                parts = [mark.match(self.item, part) for part in (converted if kind.many else (converted,))]
+                converted = tuple(parts) if kind.many else parts[0]
+            elif isinstance(mark, Expect):
+                mark.check(self.name, converted)
+        return converted
 
 
 class OptionGroup:
-    """Base of the dataclasses of options: checks every value against the annotations of its field.
+    """Base of the dataclasses of options: converts and checks every value by the annotations of its field.
 
     Raises:
         ConfigError: For a value that is not allowed.
@@ -218,7 +254,10 @@ class OptionGroup:
 
     def __post_init__(self) -> None:
         for name, option in options_of(type(self)).items():
-            option.check(getattr(self, name))
+            value = getattr(self, name)
+            if value is None and type(self).__dict__.get(name) is not None:
+                raise ConfigError(f"{option.name} is None; expected {option.values.words}")
+            object.__setattr__(self, name, option.convert(value))  # the dataclasses are frozen
 
 
 @cache
@@ -230,5 +269,5 @@ def options_of(kind: type[OptionGroup]) -> dict[str, Option]:
             continue
         type_ = ValueType.of(hint)
         flag = next((mark.name for mark in type_.marks if isinstance(mark, Flag)), name)
-        found[name] = Option(kind.group, name, flag, type_)
+        found[name] = Option(kind.group, name, flag, type_, required=name not in vars(kind))
     return found

@@ -20,6 +20,7 @@ DEFAULT_RECIPE: dict[str, Any] = {
     "pct_start": 0.4,
     "epochs": 120,
     "milestones": (75, 90),
+    "seed": 0,
     "select_on": "val",
     "method_options": (),
     "optimizer_options": (),

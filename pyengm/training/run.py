@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pyengm.errors import ConfigError, StorageError
+from pyengm.errors import ConfigError, Interrupted, StorageError
 from pyengm.evaluation import check_attacks, evaluate_with_progress, final_attacks, plot_curves, results_table
 from pyengm.training.builders import build_components
 from pyengm.training.config import TrainConfig
+from pyengm.training.disk_space import check_disk_space, run_size
 from pyengm.training.loop import evaluation_hint, fit, resume_hint
-from pyengm.training.run_folder import RunFolder, out_of
-from pyengm.training.signals import Interrupted, sigterm_as_ctrl_c
-from pyengm.utils.distributed import on_rank0
-from pyengm.utils.terminal import log, log_warnings
+from pyengm.training.run_folder import RunFolder, next_free, out_of
+from pyengm.training.signals import sigterm_as_ctrl_c
+from pyengm.utils.distributed import on_rank0, world_size
+from pyengm.utils.memory import memory_errors
+from pyengm.utils.terminal import log, log_warnings, quieted
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -25,7 +27,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     All processes of a run call this.
 
     Args:
-        config: Resolved options. With `resume` the run in `out` is resumed; a complete one stays as it is.
+        config: Options; those that are not given follow the recipe. With `resume` the run in `out` is resumed; a
+            complete one stays as it is.
 
     Returns:
         The content of results.json, see `evaluate_checkpoints`.
@@ -37,14 +40,22 @@ def train(config: TrainConfig) -> dict[str, Any]:
         Interrupted: After Ctrl-C or SIGTERM.
         NonFiniteError: Where a loss is nan or infinite.
     """
-    if config.run.seeds:
-        raise ConfigError(f"train makes one run, of one seed, and seeds is {config.run.seeds}: use train_seeds")
+    config = config.resolve()
+    check_single_run(config)
+    with quieted(config.run.quiet), memory_errors("give a smaller --batch-size, --width or --image-size"):
+        return run_to_results(config)
+
+
+def run_to_results(config: TrainConfig) -> dict[str, Any]:
+    """The run of resolved options; see `train`."""
     if config.machine.cpu_threads is not None:
         torch.set_num_threads(config.machine.cpu_threads)
     with log_warnings():
         components = build_components(config)
         attacks = final_attacks(config.evaluation.attacks)
         check_attacks(attacks, components.test, config.threats())  # so that an error comes before the training
+    if not config.run.resume:
+        on_rank0(lambda: check_disk_space(run_size(config, components), config.run.out or next_free(config)))
     run = begin(config)
     with resume_hint_on_error(run), run.locked():
         log(f"run folder: {run.path}")
@@ -74,9 +85,22 @@ def train(config: TrainConfig) -> dict[str, Any]:
             raise Interrupted(evaluation_hint(run)) from None
         table = results_table(results, str(run.path))
         on_rank0(lambda: run.save_results(results, as_text(table)))
-        log(table)
+        log(table, always=True)
         log(f"weights, results.json and curves.png are in {run.path}")
     return results
+
+
+def check_single_run(config: TrainConfig) -> None:
+    """Raises ConfigError for options of the command line that `train` would not follow."""
+    if config.run.seeds:
+        raise ConfigError(f"train makes one run, of one seed, and seeds is {config.run.seeds}: use train_seeds")
+    if config.run.dry_run:
+        raise ConfigError("dry_run is for the command line; in Python print pyengm.training.plan(config)")
+    if (config.machine.nproc or 1) > 1 and world_size() == 1:
+        raise ConfigError(
+            f"nproc is {config.machine.nproc} in a single process: the command line starts the others; start a script "
+            "with torchrun"
+        )
 
 
 def begin(config: TrainConfig) -> RunFolder:
@@ -98,5 +122,5 @@ def resume_hint_on_error(run: RunFolder) -> Iterator[None]:
 def as_text(table: Any) -> str:
     """A table of rich as plain text of 120 columns."""
     text = io.StringIO()
-    Console(file=text, width=120, color_system=None).print(table)
+    Console(file=text, width=120, color_system=None, force_jupyter=False).print(table)
     return text.getvalue()

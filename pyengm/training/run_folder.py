@@ -70,9 +70,8 @@ class RunFolder:
                 run.job.unlink(missing_ok=True)
                 if is_new:
                     path.rmdir()
-            raise StorageError(
-                f"cannot start the run in {path}: {error}; free disk space or choose another --out"
-            ) from error
+            reason = error if isinstance(error, StorageError) else error.strerror
+            raise StorageError(f"cannot start the run in {path}: {reason}; choose another --out") from error
         return run
 
     def note_job(self) -> None:
@@ -162,7 +161,7 @@ class RunFolder:
 
 def next_free(config: TrainConfig) -> Path:
     """The next free folder below runs/ for a run whose options name none."""
-    stem = f"{Path(config.data.name).name}-{config.method.name}-{config.optimizer.name}"
+    stem = f"{Path(config.data.name).name.replace(':', '.')}-{config.method.name}-{config.optimizer.name}"
     return next(path for path in (Path("runs") / f"{stem}-{i:03d}" for i in count(1)) if not path.exists())
 
 
@@ -184,8 +183,13 @@ def check_free(path: Path, again: str) -> None:
 
     Raises:
         ConfigError: For a folder with other files.
+        StorageError: Where the path cannot be used.
     """
-    if path.exists() and (not path.is_dir() or not all(map(_is_of_a_killed_start, path.iterdir()))):
+    try:
+        is_free = not path.exists() or (path.is_dir() and all(map(_is_of_a_killed_start, path.iterdir())))
+    except OSError as error:  # a name that is too long, or a folder that this user may not read
+        raise StorageError(f"cannot start a run in {path}: {error.strerror}; choose another --out") from error
+    if not is_free:
         raise ConfigError(
             f"the run folder {path} exists and is not overwritten; choose another --out, or resume the run in it: "
             f"{again}"

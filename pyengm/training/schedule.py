@@ -2,10 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from pyengm.errors import ConfigError
+
+T = TypeVar("T")
 SCHEDULES = ("piecewise", "cyclic", "cosine", "constant", "nuat")
 
 
@@ -78,8 +82,8 @@ def build_schedule(
     optimizer: Optimizer,
     name: str,
     *,
-    milestones: Sequence[float],
-    pct_start: float,
+    milestones: Sequence[float] | None,
+    pct_start: float | None,
     epochs: int,
     steps_per_epoch: int,
     decay: float = 0.1,
@@ -90,19 +94,25 @@ def build_schedule(
     Args:
         optimizer: Its learning rate is the highest of the schedule.
         name: One of `SCHEDULES`.
-        milestones: Epochs, or fractions of them, at which "piecewise" multiplies the rate by `decay`.
-        pct_start: Share of the steps in which "cyclic" rises.
+        milestones: Epochs, or fractions of them, at which "piecewise" multiplies the rate by `decay`; None for others.
+        pct_start: Share of the steps in which "cyclic" rises; None for other schedules.
         epochs: Number of epochs of the run.
         steps_per_epoch: Number of batches of an epoch.
         decay: Of "piecewise".
         warmup_epochs: Epochs in which any schedule also rises linearly from near 0.
     """
     total = epochs * steps_per_epoch
-    factors = {
-        "piecewise": piecewise(milestones, steps_per_epoch, decay),
-        "cyclic": cyclic(total, pct_start),
-        "cosine": cosine(total),
-        "constant": lambda step: 1.0,
-        "nuat": nuat(total),
+    factors: dict[str, Callable[[], Callable[[int], float]]] = {
+        "piecewise": lambda: piecewise(_given("milestones", milestones), steps_per_epoch, decay),
+        "cyclic": lambda: cyclic(total, _given("pct_start", pct_start)),
+        "cosine": lambda: cosine(total),
+        "constant": lambda: lambda step: 1.0,
+        "nuat": lambda: nuat(total),
     }
-    return LambdaLR(optimizer, with_warmup(factors[name], warmup_epochs * steps_per_epoch))
+    return LambdaLR(optimizer, with_warmup(factors[name](), warmup_epochs * steps_per_epoch))
+
+
+def _given(name: str, value: T | None) -> T:
+    if value is None:
+        raise ConfigError(f"{name} is None; expected a value for this schedule")
+    return value

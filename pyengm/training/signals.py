@@ -7,14 +7,6 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from pyengm.errors import PyengmError
-
-STATUS = 75  # exit status of a process that was stopped and can be resumed: EX_TEMPFAIL, "try again"
-
-
-class Interrupted(PyengmError):
-    """Training was stopped by a signal; its state is saved."""
-
 
 @contextmanager
 def sigterm_as_ctrl_c() -> Iterator[None]:

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import reduce
 from importlib import import_module
 from types import ModuleType
@@ -70,20 +70,35 @@ def call_object(function: Callable[..., Any], spec: str, option: str, offered: M
     Raises:
         ConfigError: It needs arguments that are not offered, or it raised an error; errors of pyengm pass.
     """
+    check_arguments(function, spec, option, offered)
     given = _accepted(function, offered)
     try:
-        inspect.signature(function).bind(**given)
+        return function(**given)
+    except PyengmError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{option}: {spec} failed with {describe_error(error)}") from error
+
+
+def check_arguments(function: Callable[..., Any], spec: str, option: str, offered: Collection[str]) -> None:
+    """Checks that a function of the user can be called with arguments of these names, or with some of them.
+
+    Args:
+        function: What `import_object` returned.
+        spec: The text that named it, for messages.
+        option: The option that has the text, for messages.
+        offered: The names.
+
+    Raises:
+        ConfigError: It needs other arguments.
+    """
+    try:
+        inspect.signature(function).bind(**_accepted(function, dict.fromkeys(offered)))
     except TypeError as error:
         names = ", ".join(offered) or "none"
         raise ConfigError(f"{option}: {spec} has {error}; the arguments that it can have: {names}") from None
     except ValueError:
         pass  # a builtin without a signature
-    try:
-        return function(**given)
-    except PyengmError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{option}: {spec} failed with {_describe(error)}") from error
 
 
 def check_trusted(named: Mapping[str, object], source: object, trusted: bool) -> None:
@@ -113,13 +128,13 @@ def _import_module(name: str, option: str) -> ModuleType:
         return import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
-            raise ConfigError(f"{option}: cannot import {name}: {_describe(error)}") from error
+            raise ConfigError(f"{option}: cannot import {name}: {describe_error(error)}") from error
         raise ConfigError(
             f"{option}: there is no module {error.name!r}; it must be in the working directory, {directory}, be "
             "installed, or be in a folder of PYTHONPATH"
         ) from None
-    except Exception as error:  # any error of the user's module
-        raise ConfigError(f"{option}: cannot import {name}: {_describe(error)}") from error
+    except (Exception, SystemExit) as error:  # any error of the user's module
+        raise ConfigError(f"{option}: cannot import {name}: {describe_error(error)}") from error
 
 
 def _accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +148,7 @@ def _accepted(function: Callable[..., Any], offered: Mapping[str, Any]) -> dict[
     return {name: value for name, value in offered.items() if name in names}
 
 
-def _describe(error: Exception) -> str:
+def describe_error(error: BaseException) -> str:
     """Type, message and place of an error of the user's code."""
     frames = traceback.extract_tb(error.__traceback__)
     text = " ".join(f"{type(error).__name__}: {error}".split())

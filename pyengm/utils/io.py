@@ -41,6 +41,15 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def format_size(size: float) -> str:
+    """A number of bytes as people write it, such as 1.5 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.4g} {unit}"
+        size /= 1000
+    return f"{size:.4g} TB"
+
+
 def make_dirs(path: Path) -> None:
     """Makes a folder and its parents where they do not exist.
 

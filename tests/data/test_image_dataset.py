@@ -79,5 +79,5 @@ def test_validation_split_does_not_depend_on_order():
     data = arrays(200, (1, 1, 1))
     shuffled = data.subset(torch.randperm(200, generator=torch.Generator().manual_seed(0)))
     assert set(split_validation(shuffled)[1].index.tolist()) == set(split_validation(data)[1].index.tolist())
-    with pytest.raises(DataError, match="needs 10 images or more, cifar10 has 9"):
+    with pytest.raises(DataError, match="cifar10 has 9 images, a validation split needs 10"):
         split_validation(data.subset(range(9)))

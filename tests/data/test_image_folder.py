@@ -166,7 +166,7 @@ def test_tiny_imagenet_errors(tmp_path):
 
 
 def test_folder_errors(tmp_path, cache):
-    with pytest.raises(DataError, match=r"expected images in .*/train/<class>/"):
+    with pytest.raises(DataError, match=r"expected images of two classes or more in .*/train/<class>/"):
         load(tmp_path, "train")
     root = make_folder(tmp_path / "set", count=1)
     save(root / "test" / "cow" / "0.png", random_pixels(0, 8, 8))
@@ -175,7 +175,8 @@ def test_folder_errors(tmp_path, cache):
     (root / "train" / "emu").mkdir()
     with pytest.raises(DataError, match=r"train/emu has no image"):
         load(root, "train")
-    save(tmp_path / "half" / "train" / "cat" / "0.png", random_pixels(0, 8, 8))
+    for name in ("cat", "dog"):
+        save(tmp_path / "half" / "train" / name / "0.png", random_pixels(0, 8, 8))
     with pytest.raises(DataError, match=r"expected test images in .*/test/<class>/ or .*/val/<class>/"):
         load(tmp_path / "half", "test")
     (tmp_path / "half" / "val" / "cat").mkdir(parents=True)
@@ -204,6 +205,6 @@ def test_sixteen_bit_images_are_refused(tmp_path):
 def test_full_disk(tmp_path, cache, monkeypatch):
     root = make_folder(tmp_path / "set", count=1)
     monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(DataError, match=r"GB are needed .* make room"):
+    with pytest.raises(DataError, match=r" are needed for decoded images .* make room"):
         load(root, "train")
     assert not list((cache / "folders").glob("[!.]*"))

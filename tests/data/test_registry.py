@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torchvision
 from helpers.image_sets import random_pixels
 
 from pyengm.data import (
@@ -90,7 +91,7 @@ def test_failed_download(monkeypatch):
     def unreachable(root, train, download):
         raise OSError("no route")
 
-    monkeypatch.setitem(torchvision_sets.SETS, "cifar10", unreachable)
+    monkeypatch.setattr(torchvision.datasets, torchvision_sets.SETS["cifar10"], unreachable)
     with pytest.raises(DataError, match=r"check the network.*no route"):
         load("cifar10", "train", download=True)
 
@@ -105,7 +106,8 @@ def test_torchvision_layouts(name, monkeypatch):
     else:
         fake = SimpleNamespace(data=pixels, targets=labels, classes=list("abc"))
     calls = []
-    monkeypatch.setitem(torchvision_sets.SETS, name, lambda **options: calls.append(options) or fake)
+    make = lambda **options: calls.append(options) or fake  # noqa: E731
+    monkeypatch.setattr(torchvision.datasets, torchvision_sets.SETS[name], make)
     data = load(name, "test", root="~/somewhere", download=True)
     which = {"split": "test"} if name == "svhn" else {"train": False}
     assert calls == [{"root": os.path.expanduser("~/somewhere"), "download": True, **which}]

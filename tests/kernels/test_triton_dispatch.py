@@ -273,10 +273,12 @@ class TestOperandsOf16Bits:
             assert got.dtype == torch.float32
             atol = 2 * torch.finfo(dtype).eps * expected.abs().max().item()
             torch.testing.assert_close(got.double().cpu(), expected, rtol=0, atol=atol)
-        rows, xhat = torch.randn(20, 54), torch.randn(4, 20, 5, 8)
+        basis = torch.randn(1, 54, 3)
         with torch.backends.cudnn.flags(allow_tf32=False):
-            found = ours.row_dots(rows.to(device)), ours.mean_row(), ours.mean_rows(xhat.to(device))
-        truth = exact.row_dots(rows.double()), exact.mean_row(), exact.mean_rows(xhat.double())
+            features = ours.features(basis.to(device))
+            found = features, ours.input_products(features), ours.along_features(features)
+        features = exact.features(basis.double())
+        truth = features, exact.input_products(features), exact.along_features(features)
         for got, expected in zip(found, truth, strict=True):
             torch.testing.assert_close(got.double().cpu(), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 

@@ -83,7 +83,7 @@ class TestDoubleBackward:
     def test_falls_back_to_a_pass_per_example_under_batch_norm(self, indices):
         config = options_for("grad_align", "engm", train_indices=indices, norm_layer="bn").resolve()
         with pytest.warns(UserWarning, match="one backward pass per example"):
-            assert build_components(config).optimizer.norms.kind == "exact"
+            assert build_components(config).optimizer.norms.mode == "exact"
 
     def test_estimates_are_refused(self, indices):
         config = options_for("grad_align", "engm", train_indices=indices, norm_layer="bn", norms="corrected").resolve()

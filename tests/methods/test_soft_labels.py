@@ -169,7 +169,7 @@ class TestTargets:
         assert build_components(config).method.targets == "random"
 
     def test_unknown_targets(self):
-        with pytest.raises(ConfigError, match="targets is 'nearest'; known: random, least_likely, or None"):
+        with pytest.raises(ConfigError, match="targets is 'nearest'; known: least_likely, random, or None"):
             PGDAT(0.1, targets="nearest")
 
     def test_targeted_pgd_stops_and_restarts_at_the_target(self):

@@ -15,7 +15,8 @@ from pyengm import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, scal
 from pyengm.errors import ConfigError, NonFiniteError
 from pyengm.models import build
 from pyengm.optim import OPTIMIZERS
-from pyengm.pergrad import exact_norms
+from pyengm.optim.statistics import noise_scale
+from pyengm.pergrad import PerExampleStats, exact_norms
 
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
@@ -500,6 +501,41 @@ class TestStatistics:
         step(model, optimizer, *batch(21, seed=5))
         assert "norm_mean" not in optimizer.statistics()  # none are computed between refreshes
 
+    @pytest.mark.parametrize("calls", [1, 2])
+    def test_noise_scale_of_the_clipped_gradients(self, calls):
+        """tr(Sigma) / |G|^2 from the gradients of single examples, both without bias."""
+        model = network(dtype=torch.float64)
+        optimizer = ENGM(model.parameters(), alpha=0.7)
+        found, used = [], []
+        for seed in range(calls):
+            x, y = batch(20, torch.float64, seed)
+            found.append(rows(model, x, y))
+            used.append(optimizer.backward(losses_of(model, x, y), accumulate=calls).weights)
+        assert "noise_scale" not in optimizer.statistics()
+        clipped = torch.cat(used)[:, None] * torch.cat(found)
+        trace = clipped.var(0).sum()
+        optimizer.step()
+        expected = trace / (clipped.mean(0).square().sum() - trace / len(clipped))
+        assert expected > 0
+        assert optimizer.statistics()["noise_scale"] == pytest.approx(expected.item(), rel=1e-6)
+
+    def test_a_mean_gradient_within_its_noise_has_no_noise_scale(self):
+        used = PerExampleStats(torch.ones(4), torch.ones(4))
+        assert noise_scale([used], torch.tensor(0.2), 1) == {}
+        assert noise_scale([used], torch.tensor(0.5), 1) == {"noise_scale": pytest.approx(2.0)}
+        assert noise_scale([used], torch.tensor(0.2), 4) == {"noise_scale": pytest.approx(64 / 11)}  # of 16 examples
+
+    def test_errors_of_estimated_norms(self):
+        """They show from the second fit on, and only where norms are estimates."""
+        model, plain = network("bn"), network()
+        optimizer, other = ENGM(model.parameters(), lr=0.01), ENGM(plain.parameters(), lr=0.01)
+        for k in range(3):
+            step(model, optimizer, *batch(seed=k))
+            step(plain, other, *batch(seed=k))
+            assert ("norm_error" in optimizer.statistics()) == (k > 0)
+            assert "norm_error" not in other.statistics()
+        assert optimizer.statistics()["norm_error"] == optimizer.norms.running_error > 0
+
     def test_of_all_calls_of_a_step(self):
         model = network()
         optimizer = ENGM(model.parameters(), alpha=0.5)
@@ -528,8 +564,9 @@ def test_calibration_works_with_batch_norm():
     assert torch.corrcoef(torch.stack([used.norms, exact]))[0, 1] > 0.5
     twin = AENGM(model.parameters(), tau=1)
     twin.load_state_dict(optimizer.state_dict())
-    assert torch.is_tensor(twin.norms.state_dict()["exact"])
-    assert twin.norms.state_dict()["exact"].equal(optimizer.norms.state_dict()["exact"])
+    moments = twin.norms.state_dict()["fit"]["moments"]
+    assert torch.is_tensor(moments)
+    assert moments.equal(optimizer.norms.state_dict()["fit"]["moments"])
 
 
 def test_every_name_is_exported():

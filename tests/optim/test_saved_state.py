@@ -11,6 +11,7 @@ from torch import distributed
 
 from pyengm.errors import ConfigError
 from pyengm.optim import AENGM, CLOSURE_OPTIMIZERS, ENGM, FENGM, MSGD, OPTIMIZERS
+from pyengm.optim.saved_state import merge_state, split_state
 
 ALL = OPTIMIZERS | CLOSURE_OPTIMIZERS
 FOREIGN = [
@@ -148,7 +149,7 @@ def test_distributed_checkpoints(alone, name, options):
     assert other.param_groups[0]["lr"] == 0.1
     if "norms" in optimizer.stateful_attributes:
         first, second = optimizer.norms.state_dict(), other.norms.state_dict()
-        assert first["age"] > 0
+        assert first["steps_since_fit"] > 0
         assert str(first) == str(second)
     for seed in range(3, 6):
         step(model, optimizer, seed)
@@ -218,3 +219,42 @@ def test_names_of_unsaved_kinds():
     assert "optimizer" not in MSGD(network().parameters()).state_dict()["param_groups"][0]
     first, second = (kind(network().parameters()).state_dict()["param_groups"][0] for kind in (FENGM, AENGM))
     assert (first["optimizer"], second["optimizer"]) == ("fengm", "aengm")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3)])
+def test_tensors_in_a_text(dtype, shape):
+    values = torch.randn(6).to(dtype)[: math.prod(shape)].reshape(shape)
+    values = values.T if len(shape) == 2 else values
+    part = {"one": [values, (values, None)], "name": "x", "share": 0.1}
+    model = network()
+    plain = torch.optim.SGD(model.parameters()).state_dict()
+    merged = merge_state(plain, "engm", {"norms": part})
+    restored, found = split_state(merged, ["norms", "other"], list(model.parameters()))
+    assert restored == plain
+    got, (again, nothing) = found["norms"].pop("one")
+    assert found == {"norms": {"name": "x", "share": 0.1}}
+    assert nothing is None
+    for tensor in (got, again):
+        assert tensor.dtype == dtype
+        assert tensor.shape == values.shape
+        assert tensor.equal(values)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.0, 5e-324])
+def test_numbers_keep_their_bits(value):
+    part = {"value": torch.tensor([value], dtype=torch.float64)}
+    plain = torch.optim.SGD(network().parameters()).state_dict()
+    _, found = split_state(merge_state(plain, "", {"norms": part}), ["norms"], [])
+    assert found["norms"]["value"].view(torch.int64).equal(part["value"].view(torch.int64))
+
+
+def test_the_size_of_a_saved_fit():
+    _, optimizer = trained("engm")
+    norms = optimizer.norms.state_dict()
+    tensors = [
+        t for t in [*norms["bases"].values(), *norms["fit"]["maps"].values(), *norms["fit"]["products"].values()]
+    ]
+    content = sum(t.numel() * t.element_size() for t in tensors)
+    assert content > 0
+    assert len(optimizer.state_dict()["param_groups"][0]["norms"]) < 1.4 * content + 5000

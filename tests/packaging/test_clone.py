@@ -69,7 +69,9 @@ def test_commands_of_the_readme(venv, clone, command):
 
 def test_python_of_the_readme(venv, clone):
     assert len(BLOCKS) >= 2
-    python(venv, clone, "-c", "\n".join([PREAMBLE, *BLOCKS]))
+    blocks = [block for block in BLOCKS if "TrainConfig" not in block]  # a whole run on CIFAR-10
+    assert len(blocks) >= 2
+    python(venv, clone, "-c", "\n".join([PREAMBLE, *blocks]))
 
 
 def test_leftovers_of_earlier_builds_do_not_reach_a_wheel(venv, clone, tmp_path):

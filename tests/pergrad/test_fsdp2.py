@@ -598,7 +598,9 @@ class TestOneProcess:
         sharded = fully_shard(copy.deepcopy(model), mesh=alone)
         x, y = batch(0, slice(None))
         found, expected = (
-            norm_errors(losses_of(each, x, y), each.parameters(), {"frozen": NormEstimator("frozen")})["frozen"]
+            norm_errors(losses_of(each, x, y), each.parameters(), {"corrected": NormEstimator("corrected")})[
+                "corrected"
+            ]
             for each in (sharded, model)
         )
         assert found.update == pytest.approx(expected.update, rel=1e-9)

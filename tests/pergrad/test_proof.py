@@ -307,7 +307,7 @@ def test_proofs_of_changes_agree_with_brute_force(name):
 def compare_with_brute_force(losses):
     graph = trace(losses)
     frozen = frozen_norms(graph)
-    proof = prove(graph, len(losses), [norm.place for norm in frozen])
+    proof = prove(graph, len(losses), [norm.index for norm in frozen])
     places = [
         k for k, node in enumerate(graph.nodes) if node.name() != LEAF and proof.layouts[k] and k not in proof.probed
     ]
@@ -333,7 +333,7 @@ def test_every_path_to_a_parameter_crosses_a_use(name):
     graph, params = trace(losses), list(model.parameters())
     names = [str(k) for k in range(len(params))]
     usage, _ = weight_usage.find_usage(graph, len(losses), params, names, frozen_norms(graph))
-    uses = {(use.place, slot) for use in usage.uses for slot in use.slots}
+    uses = {(use.index, slot) for use in usage.uses for slot in use.slots}
     wanted, seen, stack = {id(p) for p in params}, {0}, [0]
     while stack:
         place = stack.pop()

@@ -24,10 +24,10 @@ from helpers.toy_models import (
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pyengm import per_example_grad_norms
+from pyengm import per_example_grad_norms, weighted_backward
 from pyengm.errors import ConfigError, NonFiniteError
 from pyengm.optim import ENGM
-from pyengm.pergrad import NormEstimator, backward, clipped_backward, weighted_backward
+from pyengm.pergrad import NormEstimator, backward, backward_by_weights, clipped_backward
 
 ROUNDING = 1e-10  # of the longest gradient, float64
 
@@ -139,7 +139,7 @@ def test_weights_of_any_kind(passes):
     model, loss, x = fresh("encoder layer")
     params = list(model.parameters())
     found = gradients(loss(model, x), params)
-    used = weighted_backward(loss(model, x), params, lambda norms, _: norms.argsort().to(norms) - 2, NormEstimator())
+    used = backward_by_weights(loss(model, x), params, lambda norms, _: norms.argsort().to(norms) - 2, NormEstimator())
     torch.testing.assert_close(filled(params), used.weights.double() @ found / len(x), rtol=1e-9, atol=1e-12)
     assert used.weights.tolist() == (found.norm(dim=1).argsort() - 2).tolist()
 
@@ -153,7 +153,7 @@ def test_micro_batches_add_up_to_the_mean(passes):
     for part in (x[:2], x[2:4]):
         y = torch.arange(4)[:2] + (0 if part.data_ptr() == x.data_ptr() else 2)
         losses = nn.functional.cross_entropy(model(part), y % 3, reduction="none")
-        weighted_backward(losses, params, lambda norms, _: torch.ones_like(norms), NormEstimator(), accumulate=2)
+        backward_by_weights(losses, params, lambda norms, _: torch.ones_like(norms), NormEstimator(), accumulate=2)
     torch.testing.assert_close(filled(params), whole, rtol=1e-10, atol=1e-13)
     model.zero_grad()
     clipped_backward(loss(model, x[:4]), params, 1e30)
@@ -179,7 +179,7 @@ def test_input_gradients(name, with_norms, passes):
     params, x = list(model.parameters()), x.requires_grad_()
     found, alpha, _, mean = expected(loss(model, x), params)
     (gradient,) = torch.autograd.grad(loss(model, x).sum(), x)
-    used = weighted_backward(
+    used = backward_by_weights(
         loss(model, x),
         params,
         lambda norms, _: (alpha / norms).clamp(max=1),
@@ -202,7 +202,7 @@ def test_input_norms_alone(name, passes):
     params, x = list(model.parameters()), x.requires_grad_()
     (gradient,) = torch.autograd.grad(loss(model, x).sum(), x)
     weigh = lambda _, input_norms: 1 / (1 + input_norms)  # noqa: E731
-    used = weighted_backward(loss(model, x), params, weigh, None, inputs=x, input_norms=True)
+    used = backward_by_weights(loss(model, x), params, weigh, None, inputs=x, input_norms=True)
     torch.testing.assert_close(used.input_norms, gradient.flatten(1).norm(dim=1), rtol=1e-10, atol=0)
     assert used.norms is None
     found = gradients(loss(model, x), params)
@@ -212,10 +212,10 @@ def test_input_norms_alone(name, passes):
 def test_inputs_that_do_not_fit():
     model, loss, x = fresh("residual, in place")
     with pytest.raises(ValueError, match="require grad"):
-        weighted_backward(loss(model, x), model.parameters(), lambda norms, _: norms, NormEstimator(), inputs=x)
+        backward_by_weights(loss(model, x), model.parameters(), lambda norms, _: norms, NormEstimator(), inputs=x)
     other = x.clone().requires_grad_()
     with pytest.raises(ValueError, match="do not depend on inputs"):
-        weighted_backward(loss(model, x), model.parameters(), lambda norms, _: norms, NormEstimator(), inputs=other)
+        backward_by_weights(loss(model, x), model.parameters(), lambda norms, _: norms, NormEstimator(), inputs=other)
 
 
 class TestGradScaler:
@@ -232,7 +232,7 @@ class TestGradScaler:
         params = list(model.parameters())
         found, alpha, weights, mean = expected(loss(model, x), params)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-        used = weighted_backward(
+        used = backward_by_weights(
             loss(model, x), params, lambda norms, _: (alpha / norms).clamp(max=1), NormEstimator(), scaler=scaler
         )
         torch.testing.assert_close(used.norms, found.norm(dim=1), rtol=1e-10, atol=0)
@@ -402,3 +402,63 @@ def test_sparse_gradients_stay_sparse():
     losses = cross_entropy(model, torch.arange(20).view(5, 4) % 7)
     clipped_backward(losses, model.parameters(), 1.0)
     assert table.weight.grad.is_sparse
+
+
+def automatic(norms):
+    """Automatic clipping (Bu et al. 2023)."""
+    return 1 / (norms + 0.01)
+
+
+def per_sample(norms):
+    """Per-sample clipping, to the mean norm."""
+    return (norms.mean() / norms).clamp(max=1)
+
+
+def geometry_aware(norms):
+    """GAIRAT-like (Zhang et al. 2021, Eq. 6): by the steps kappa of 10 that an attack took, normalised."""
+    kappa = torch.arange(len(norms)) % 11
+    weights = (1 + torch.tanh(-1 + 5 * (1 - 2 * kappa.double() / 10))) / 2
+    return weights / weights.mean()
+
+
+@pytest.mark.parametrize("weights", [automatic, per_sample, geometry_aware, lambda norms: -norms.square()])
+@pytest.mark.parametrize("name", ["encoder layer", "residual, in place"])
+def test_public_weights_from_norms(name, weights, passes):
+    model, loss, x = fresh(name)
+    params = list(model.parameters())
+    found = gradients(loss(model, x), params)
+    used = weighted_backward(loss(model, x), model, weights)
+    chosen = weights(found.norm(dim=1))
+    torch.testing.assert_close(used.norms, found.norm(dim=1), rtol=1e-10, atol=0)
+    torch.testing.assert_close(used.weights.double(), chosen.double(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(filled(params), chosen.double() @ found / len(x), rtol=1e-9, atol=1e-12)
+
+
+def test_public_weights_under_batch_norm():
+    """The gradient is exactly that of the losses with these weights, and an estimator fits once for several calls."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3)).double()
+    params, estimator = list(model.parameters()), NormEstimator()
+    for k in range(2):
+        x, seen = images(7), []
+        used = weighted_backward(
+            cross_entropy(model, x),
+            model,
+            lambda norms, seen=seen: seen.append(norms) or automatic(norms),
+            norms=estimator,
+        )
+        losses = cross_entropy(model, x)
+        expected_grads = torch.autograd.grad((losses * used.weights).mean(), params)
+        for p, g in zip(params, expected_grads, strict=True):
+            torch.testing.assert_close(p.grad, g, rtol=1e-9, atol=1e-12)
+        assert seen[0].equal(used.norms)
+        assert not seen[0].requires_grad
+        assert estimator.steps_since_fit == 1 + k * (estimator.refit_interval > 1)
+        estimator.refit_interval = 10
+        model.zero_grad()
+
+
+def test_weights_of_another_shape():
+    model, loss, x = fresh("encoder layer")
+    with pytest.raises(ValueError, match=r"expected weights of shape .*, got \(\)"):
+        weighted_backward(loss(model, x), model, lambda norms: norms.sum())

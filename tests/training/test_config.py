@@ -82,6 +82,9 @@ class TestResolve:
             "nproc",
             "out",
             "config",
+            "init",
+            "milestones",  # without a piecewise schedule
+            "pct_start",  # without a cyclic one
         }
         for data in ("digits", "cifar10", "mnist", "svhn", "/some/folder"):
             config = TrainConfig.from_flat(data=data).resolve()
@@ -108,7 +111,7 @@ class TestFlatNames:
         assert TrainConfig.from_flat(**config.flat()) == config
         changed = config.override(seed=3, method="pgd_at", method_options=())
         assert changed.differing(config) == ["method", "method_options", "seed"]
-        assert config.run.seed == 0
+        assert config.run.seed is None
 
     def test_unknown(self):
         for build in (TrainConfig.from_flat, TrainConfig().override):
@@ -223,13 +226,13 @@ class TestRecipes:
     @pytest.mark.parametrize("method", METHODS)
     def test_learning_rates_fall_within_the_run(self, method, data):
         config = TrainConfig.from_flat(data=data, method=method).resolve()
-        assert (
-            all(0 < epoch < config.schedule.epochs for epoch in config.schedule.milestones)
-            or config.schedule.name != "piecewise"
+        assert config.schedule.name != "piecewise" or all(
+            0 < epoch < config.schedule.epochs for epoch in config.schedule.milestones
         )
         short = TrainConfig.from_flat(data=data, method=method, epochs=2).resolve()
-        assert all(epoch > 0 for epoch in short.schedule.milestones)
-        assert len(set(short.schedule.milestones)) == len(short.schedule.milestones)
+        milestones = short.schedule.milestones or ()
+        assert all(epoch > 0 for epoch in milestones)
+        assert len(set(milestones)) == len(milestones)
 
     def test_given_options_leave_the_others_of_the_recipe(self):
         config = TrainConfig.from_flat(method="atas", method_options=("beta=0.9",)).resolve()

@@ -32,14 +32,13 @@ import pyengm
 from pyengm import cli
 from pyengm.cli import evaluate
 from pyengm.cli.train import parse_train
-from pyengm.errors import ConfigError, StorageError
+from pyengm.errors import ConfigError, Interrupted, StorageError
 from pyengm.evaluation import autoattack_runs, parallel
 from pyengm.evaluation import model_sources as evaluation
 from pyengm.models import load_checkpoint
 from pyengm.training import RunFolder, TrainConfig, checkpoints, loop
 from pyengm.training.checkpoints import Checkpoints, find_corruption
 from pyengm.training.loggers import JsonLines
-from pyengm.training.signals import STATUS
 
 # Stores, estimated norms under batch norm, and an average: all that a checkpoint can hold.
 OPTIONS = ["--method", "atas", "--method-options", "warmup=1", "reset=2", "c=0.05", "--optimizer", "engm"]
@@ -290,8 +289,8 @@ class TestSignals:
         ):
             with monkeypatch.context() as patch:
                 call_before(patch, owner, name, send(number), lambda epoch=epoch: len(run.read_metrics()) >= epoch)
-                assert cli.main(["train", *options]) == STATUS
-            assert said in (text := " ".join(capsys.readouterr().out.split()))
+                assert cli.main(["train", *options]) == Interrupted.exit_status
+            assert said in (text := " ".join(capsys.readouterr().err.split()))
             assert f"resume with: pyengm train --out {run.path} --resume" in text
             check_whole(run)
             options = ["--resume", "--out", str(run.path)]
@@ -304,7 +303,7 @@ class TestSignals:
         with monkeypatch.context() as patch:
             call_before(patch, loop, "update", twice, lambda: len(run.read_metrics()) == 1)
             assert cli.main(["train", *short, "--out", str(run.path)]) == 130
-        assert "interrupted" in capsys.readouterr().out
+        assert "interrupted" in capsys.readouterr().err
         assert [path.name for path in run.checkpoints(2).complete()] == ["epoch-0001-batch-000000"]
         assert cli.main(["train", "--resume", "--out", str(run.path)]) == 0
         assert_same_end(run, whole)
@@ -320,7 +319,7 @@ class TestSignals:
         family = below(process.pid)
         process.terminate()
         said, _ = process.communicate(timeout=30)
-        assert process.returncode == STATUS, said
+        assert process.returncode == Interrupted.exit_status, said
         assert f"resume with: pyengm train --out {run.path} --resume" in said
         assert "Traceback" not in said
         assert_gone(family, within=10)

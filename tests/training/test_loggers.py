@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -205,8 +206,8 @@ class TestClosed:
         recorder = Recorder()
         config = tiny.override(out=tmp_path / "run").resolve()
         components = build_components(config)
-        with pytest.raises(ConfigError, match=r"is_ returned a bool; expected a pyengm\.training\.Logger"):
-            fit(config.override(loggers=("operator:is_",)), components, RunFolder.create(config), [recorder])
+        with pytest.raises(ConfigError, match=r"globals returned a dict; expected a pyengm\.training\.Logger"):
+            fit(config.override(loggers=("builtins:globals",)), components, RunFolder.create(config), [recorder])
         assert recorder.calls == [("close",)]
 
     def test_where_the_saved_state_is_damaged(self, tiny, tmp_path):
@@ -233,9 +234,9 @@ class TestClosed:
 
 
 class TestNames:
-    @pytest.mark.parametrize("name", ["tensorbord", "", ":", "module:", ":factory"])
+    @pytest.mark.parametrize("name", ["tensorbord", ":", "module:", ":factory"])
     def test_unknown(self, name):
-        with pytest.raises(ConfigError, match=f"unknown logger '{name}'; known: tensorboard.*MODULE:FACTORY"):
+        with pytest.raises(ConfigError, match=f"unknown logger '{name}'; known: tensorboard.*MODULE:NAME"):
             TrainConfig.from_flat(loggers=(name,))
 
     def test_hint(self):
@@ -245,10 +246,10 @@ class TestNames:
     @pytest.mark.parametrize(
         ("name", "message"),
         [
-            ("nowhere_to_be_found:make", "cannot import 'nowhere_to_be_found'.*No module named.*PYTHONPATH"),
-            ("broken_logger:make", "cannot import 'broken_logger'.*ZeroDivisionError"),
-            ("own_logger:mkae", r"own_logger has no function or class 'mkae' \(did you mean make\?\)"),
-            ("own_logger:NUMBER", "no function or class 'NUMBER'"),
+            ("nowhere_to_be_found:make", "no module 'nowhere_to_be_found'.*working directory.*PYTHONPATH"),
+            ("broken_logger:make", "cannot import broken_logger: ZeroDivisionError: .*broken_logger.py, line 1"),
+            ("own_logger:mkae", r"own_logger.py has no function or class 'mkae' \(did you mean make\?\)"),
+            ("own_logger:NUMBER", "expected a function or class, got NUMBER of type int"),
         ],
     )
     def test_that_cannot_work_stop_the_run_before_it_has_a_folder(self, tiny, tmp_path, monkeypatch, name, message):
@@ -274,6 +275,51 @@ class TestNames:
         run = train(tmp_path / "run", tiny.override(epochs=2, loggers=("my_logger:Mine",)))
         assert (run.path / "mine.txt").read_text() == "pgd_at 0\npgd_at 1\n"
         assert TrainConfig.load(run.config).run.loggers == ("my_logger:Mine",)
+
+    @pytest.mark.parametrize("method", ["start", "step", "epoch", "close"])
+    def test_one_that_fails_is_left_out(self, tiny, tmp_path, monkeypatch, method):
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "failing.py").write_text(
+            "from pyengm.training import Logger\n"
+            "calls = []\n"
+            "def fail(*_):\n"
+            "    calls.append('failed')\n"
+            "    raise RuntimeError('out of ink')\n"
+            "def close(self): calls.append('closed')\n"
+            f"Failing = type('Failing', (Logger,), {{'close': close, '{method}': fail}})\n"
+        )
+        with pytest.warns(UserWarning, match=f"logger failing:Failing failed in {method} .*out of ink") as caught:
+            run = train(tmp_path / "run", tiny.override(epochs=2, loggers=("failing:Failing",)))
+        assert len(caught) == 1
+        assert sys.modules.pop("failing").calls == ["failed", *(["closed"] if method != "close" else [])]
+        assert len(run.read_metrics()) == 2
+        assert len(run.checkpoints(2).complete()) == 2
+
+    @pytest.mark.parametrize(
+        ("code", "message"),
+        [
+            ("def __init__(self, path): ...", "missing a required argument: 'path'; .* folder, config"),
+            ("def __init__(self): raise OSError('shut')", "failed with OSError: shut"),
+        ],
+    )
+    def test_constructors_that_cannot_work(self, tiny, tmp_path, monkeypatch, code, message):
+        monkeypatch.syspath_prepend(tmp_path)
+        head = "from pyengm.training import Logger\nclass Odd(Logger):\n"
+        (tmp_path / "odd_logger.py").write_text(f"{head}    {code}\n")
+        with pytest.raises(ConfigError, match=message):
+            train(tmp_path / "run", tiny.override(loggers=("odd_logger:Odd",)))
+        sys.modules.pop("odd_logger", None)
+
+    def test_a_default_constructor_is_enough(self, tiny, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "plain_logger.py").write_text(
+            "from pyengm.training import Logger\n"
+            "epochs = []\n"
+            "class Plain(Logger):\n"
+            "    def epoch(self, row, timing): epochs.append(row['epoch'])\n"
+        )
+        train(tmp_path / "run", tiny.override(epochs=1, loggers=("plain_logger:Plain",)))
+        assert sys.modules.pop("plain_logger").epochs == [0]
 
     def test_of_a_resumed_run_may_change(self, tiny, tmp_path):
         run = train(tmp_path / "run", tiny.override(epochs=1))
@@ -373,9 +419,39 @@ class TestTerminal:
 
     def test_lines(self, tiny, tmp_path, capsys):
         train(tmp_path / "run", tiny.override(epochs=2))
-        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
-        assert len(lines) == 2
-        assert all("loss" in line and "PGD-20" in line and "natural" in line for line in lines)
+        head, *lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"(epoch| +\d) ", line)]
+        assert re.findall(r"\S+(?: %)?", head) == ["epoch", "loss", "train %", "natural %", "PGD-20 %", "clipped %"]
+        assert [len(line.removesuffix("best").split()) for line in lines] == [6, 6]
+        assert all(len(line) <= 80 for line in lines)
+
+    def test_every_line_has_every_column(self, capsys):
+        log = Terminal()
+        log.start({"schedule": {"epochs": 3}}, 40, 1, 5)
+        log.epoch(self.ROW, {"seconds_to_finish": None})
+        log.close()
+        assert "    1   1.250     50.0          -         -       25.0  best\n" in capsys.readouterr().out
+
+    def test_held_out_images_have_a_bar(self, tiny, tmp_path):
+        calls = []
+
+        class Watch(Logger):
+            def held_out(self, done, total):
+                calls.append((done, total))
+
+        train(tmp_path / "run", tiny.override(epochs=2), Watch())
+        assert calls == [(12, 12)] * 2
+
+    @pytest.mark.parametrize("width", [40, 80, 200])
+    def test_bars_fit_the_terminal(self, width):
+        log, text = Terminal(), io.StringIO()
+        log._bars.live.console = Console(file=text, force_terminal=True, width=width, color_system=None)
+        log.start({"schedule": {"epochs": 3000}}, 40000, 1, 5)
+        log.step({**self.ROW, "batch": 20}, {"seconds_to_finish": 372500.4})
+        log._bars.refresh()
+        log.close()
+        lines = [re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", line) for line in text.getvalue().splitlines()]
+        assert any("batches" in line for line in lines)
+        assert all(len(line.strip("\r")) <= width for line in lines if "e" in line and "loss  train" not in line)
 
     def test_bars(self):
         terminal = Terminal()

@@ -14,7 +14,6 @@ from pyengm.evaluation import parallel, results_table
 from pyengm.training import Interrupted, TrainConfig, multi_run, train, train_seeds
 from pyengm.training.multi_seed import mean_and_spread
 from pyengm.training.run_folder import RunFolder
-from pyengm.training.signals import STATUS
 from pyengm.utils import terminal
 
 TINY = [
@@ -162,8 +161,8 @@ class TestCourse:
     def test_an_interrupted_call_goes_on(self, trainer, tmp_path, capsys):
         out = tmp_path / "out"
         trainer.stops = {1}
-        assert cli.main(["train", "--seeds", "0", "1", "2", "--out", str(out)]) == STATUS
-        text = capsys.readouterr().out
+        assert cli.main(["train", "--seeds", "0", "1", "2", "--out", str(out)]) == Interrupted.exit_status
+        text = capsys.readouterr().err
         assert "stopped in seed-1; 1 of 3 runs are complete" in text
         assert f"pyengm train --seeds 0 1 2 --out {out} --resume" in text
         assert not (out / "summary.json").exists()
@@ -176,8 +175,8 @@ class TestCourse:
 
     def test_ctrl_c_outside_of_the_training(self, trainer, tmp_path, capsys):
         trainer.fails = {0: KeyboardInterrupt()}
-        assert cli.main(["train", "--seeds", "0", "--out", str(tmp_path / "out")]) == STATUS
-        assert "stopped in seed-0" in capsys.readouterr().out
+        assert cli.main(["train", "--seeds", "0", "--out", str(tmp_path / "out")]) == Interrupted.exit_status
+        assert "stopped in seed-0" in capsys.readouterr().err
 
     @pytest.mark.parametrize("error", [NonFiniteError("the loss is nan"), RuntimeError("out of memory")])
     def test_a_failed_run_leaves_the_others(self, error, trainer, tmp_path, capsys):
@@ -247,7 +246,7 @@ class TestErrors:
 
     def test_train_makes_one_run(self):
         with pytest.raises(ConfigError, match="use train_seeds"):
-            train(TrainConfig().resolve().override(seeds=(0, 1)))
+            train(TrainConfig.from_flat(seeds=(0, 1)))
 
     def test_damaged_results(self, trainer, tmp_path, capsys):
         out = tmp_path / "out"

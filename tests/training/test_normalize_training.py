@@ -52,7 +52,7 @@ def test_evaluation_rebuilds_the_layer(optimizer, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": (0.3,)}, "give both mean and std or neither"),
+        ({"mean": (0.3,)}, "expected both or neither, a value per channel"),
         ({"mean": (0.3,) * 3, "std": (0.4,) * 3}, "one value for each of 1 channels, got 3"),
         ({"mean": (0.3,), "std": (0.0,)}, "std must be positive"),
     ],
@@ -67,7 +67,7 @@ def test_from_the_command_line(tiny, tmp_path, capsys):
     words += ["--autoattack-examples", "1", "--optimizer", "msgd", "--train-indices", str(tiny.data.train_indices)]
     words += ["--out", str(tmp_path / "run")]
     assert cli.main([*words, "--mean", "0.3"]) == 1
-    assert "give both mean and std" in capsys.readouterr().err
+    assert "expected both or neither" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert cli.main([*words, "--mean", "0.3", "--std", "0.4"]) == 0
     assert load_checkpoint(tmp_path / "run" / "best.safetensors")[1].model["std"] == [0.4]

@@ -39,7 +39,7 @@ class NodeView:
 
 
 def contents_of(fields: Mapping[str, Any], where: Contents) -> Tensor:
-    """The tensor at a place that a rule has read."""
+    """The tensor at an index that a rule has read."""
     name, position = where
     return fields[name] if position is None else fields[name][position]
 

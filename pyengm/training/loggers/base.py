@@ -72,6 +72,9 @@ class Logger:
     def step(self, row: Row, timing: Row) -> None:
         """Called after every batch on a CPU, every 20 on a GPU, and after the last one of an epoch."""
 
+    def held_out(self, done: int, total: int) -> None:
+        """Called while held-out images are attacked, with the number of images done and that of all in this process."""
+
     def epoch(self, row: Row, timing: Row) -> None:
         """Called after an epoch, when everything is measured and before its checkpoints are written."""
 

@@ -39,6 +39,11 @@ class Loggers:
         for logger in self._loggers:
             logger.step(row, timing)
 
+    def held_out(self, done: int, total: int) -> None:
+        """Calls `Logger.held_out` of each logger."""
+        for logger in self._loggers:
+            logger.held_out(done, total)
+
     def epoch(self, row: Row, timing: Row) -> None:
         """Calls `Logger.epoch` of each logger."""
         for logger in self._loggers:

@@ -1,4 +1,4 @@
-"""Loggers by name: those of the library, and MODULE:FACTORY for those of users."""
+"""Loggers by name: those of the library, and MODULE:NAME for those of users."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -8,49 +8,59 @@ from typing import Any
 from pyengm.errors import ConfigError
 from pyengm.training.loggers.base import Logger, Row
 from pyengm.utils.did_you_mean import did_you_mean
+from pyengm.utils.import_object import call_object, check_arguments, import_object, is_object_spec
 
-LOGGERS = {"tensorboard": "pyengm.training.loggers.tensorboard:TensorBoard"}  # imported on request
-INSTALL = {"tensorboard": 'pip install "pyengm[tensorboard]"'}
-Factory = Callable[[Path, dict[str, Any]], object]  # `build_logger` checks that it returns a Logger
+LOGGERS = {  # imported on request
+    "tensorboard": "pyengm.training.loggers.tensorboard:TensorBoard",
+    "wandb": "pyengm.training.loggers.wandb_runs:WandB",
+    "mlflow": "pyengm.training.loggers.mlflow_runs:MLflow",
+}
+OPTION = "--loggers"
+ARGUMENTS = ("folder", "config")  # that a factory may take
+Factory = Callable[..., object]  # `build_logger` checks that it returns a Logger
 
 
-def check_logger_name(name: str) -> None:
-    """Raises ConfigError for what is neither a known name nor MODULE:FACTORY."""
-    module, colon, attribute = name.partition(":")
-    if name not in LOGGERS and not (module and colon and attribute):
+def logger_name(name: str) -> str:
+    """The name of a logger as `LOGGERS` has it, in upper or lower case.
+
+    Raises:
+        ConfigError: The name is unknown, and has not the form MODULE:NAME.
+    """
+    if name.lower() in LOGGERS:
+        return name.lower()
+    if not is_object_spec(name):
         raise ConfigError(
             f"unknown logger {name!r}; known: {', '.join(LOGGERS)}{did_you_mean(name, LOGGERS)}, "
-            "and MODULE:FACTORY for one of your own"
+            "and MODULE:NAME for one of your own"
         )
+    return name
 
 
 def logger_factory(name: str) -> Factory:
     """Finds the factory of a logger.
 
     Args:
-        name: A key of `LOGGERS`, or MODULE:FACTORY.
+        name: A key of `LOGGERS`, or MODULE:NAME.
 
     Returns:
-        The function or class that makes the logger from the run folder and the options.
+        The function or class that makes the logger. It may take `folder`, the run folder, and `config`, the options.
 
     Raises:
-        ConfigError: For an unknown name, a module that cannot be imported, and one without that factory.
+        ConfigError: The name is unknown, the module cannot be imported, or it has no such factory; the factory has
+            other arguments without defaults.
     """
-    check_logger_name(name)
-    module, _, attribute = LOGGERS.get(name, name).partition(":")
+    name = logger_name(name)
+    if name not in LOGGERS:
+        factory = import_object(name, OPTION)
+        if isinstance(factory, type) and not issubclass(factory, Logger):
+            raise ConfigError(f"{OPTION}: {name} is a class of another kind; expected a pyengm.training.Logger")
+        check_arguments(factory, name, OPTION, ARGUMENTS)
+        return factory
+    module, _, attribute = LOGGERS[name].partition(":")
     try:
-        found = import_module(module)
-    except Exception as error:  # any error of the user's module
-        if name in INSTALL:
-            raise ConfigError(f"the logger {name} is not installed: {INSTALL[name]} ({error})") from error
-        raise ConfigError(
-            f"cannot import {module!r} for the logger {name!r}: {type(error).__name__}: {error}; "
-            "the folder that holds the module must be in PYTHONPATH"
-        ) from error
-    factory = getattr(found, attribute, None)
-    if not callable(factory):
-        raise ConfigError(f"{module} has no function or class {attribute!r}{did_you_mean(attribute, vars(found))}")
-    return factory
+        return getattr(import_module(module), attribute)
+    except ImportError as error:
+        raise ConfigError(f'the logger {name} is not installed: pip install "pyengm[{name}]" ({error})') from error
 
 
 def build_logger(name: str, folder: Path, config: Row) -> Logger:
@@ -62,9 +72,10 @@ def build_logger(name: str, folder: Path, config: Row) -> Logger:
         config: The options of the run.
 
     Raises:
-        ConfigError: As for `logger_factory`, and where the factory returns no Logger.
+        ConfigError: As for `logger_factory`, and where the factory fails or returns no Logger.
     """
-    logger = logger_factory(name)(folder, dict(config))
+    offered: dict[str, Any] = {"folder": folder, "config": dict(config)}
+    logger = call_object(logger_factory(name), name, OPTION, offered)
     if not isinstance(logger, Logger):
         raise ConfigError(f"{name} returned a {type(logger).__name__}; expected a pyengm.training.Logger")
     return logger

@@ -9,10 +9,11 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from pyengm.errors import StorageError
-from pyengm.training.loggers.base import Logger, Row
+from pyengm.training.loggers.base import Row
+from pyengm.training.loggers.curves import CurveLogger
 
 
-class TensorBoard(Logger):
+class TensorBoard(CurveLogger):
     """Writes curves to the folder tensorboard/ of the run, over the batches done: step/NAME and epoch/NAME.
 
     A thread of the writer does the writing.
@@ -25,11 +26,10 @@ class TensorBoard(Logger):
     def __init__(self, folder: Path, config: dict[str, Any]):
         self._folder = folder / "tensorboard"
         self._writer: SummaryWriter | None = None
-        self._batches = 0
 
     def start(self, config: Row, batches: int, epoch: int, batch: int) -> None:
         """Opens the writer, and drops what was logged for the batches to come."""
-        self._batches = batches
+        super().start(config, batches, epoch, batch)
         fresh = not self._folder.exists()
         next_step = epoch * batches + batch + 1  # readers drop what was logged for this step and later
         with self._storage_errors():
@@ -38,15 +38,17 @@ class TensorBoard(Logger):
                 options = yaml.safe_dump(dict(config), sort_keys=False)
                 writer.add_text("config", "".join(f"    {line}\n" for line in options.splitlines()))
 
-    def step(self, row: Row, timing: Row) -> None:
-        """Adds a point to the curves of the steps."""
-        self._add("step", {**row, **timing}, row["epoch"] * self._batches + row["batch"])
-
     def epoch(self, row: Row, timing: Row) -> None:
         """Adds a point to the curves of the epochs, and flushes them."""
-        self._add("epoch", {**row, **timing}, (row["epoch"] + 1) * self._batches)
+        super().epoch(row, timing)
         with self._storage_errors():
             self._open_writer.flush()
+
+    def add_points(self, values: dict[str, float], done: int) -> None:
+        """Adds a point to each of the curves."""
+        with self._storage_errors():
+            for name, value in values.items():
+                self._open_writer.add_scalar(name, value, done)
 
     def close(self) -> None:
         """Closes the writer."""
@@ -59,12 +61,6 @@ class TensorBoard(Logger):
         if self._writer is None:
             raise RuntimeError("the logger has no writer yet: call start before step and epoch")
         return self._writer
-
-    def _add(self, group: str, row: Row, done: int) -> None:
-        with self._storage_errors():
-            for name, value in row.items():
-                if name not in ("epoch", "batch") and value is not None:
-                    self._open_writer.add_scalar(f"{group}/{name}", value, done)
 
     @contextmanager
     def _storage_errors(self) -> Iterator[None]:

@@ -91,7 +91,7 @@ class TestNoWaiting:
         for k in range(3):
             loop.update(config, components, [batches[k]], 0)
         if hasattr(components.optimizer, "norms"):
-            components.optimizer.norms.gap = 100
+            components.optimizer.norms.refit_interval = 100
             loop.update(config, components, [batches[0]], 0)
         return components, config
 
@@ -467,7 +467,7 @@ class TestCuda:
         for k in range(WARM_UP + 1):
             loop.update(config, components, [batches[k % 3]], 0)
         if hasattr(components.optimizer, "norms"):
-            components.optimizer.norms.gap = 100
+            components.optimizer.norms.refit_interval = 100
             loop.update(config, components, [batches[0]], 0)
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -163,6 +163,27 @@ def test_results_go_to_the_run_folder(run_folder, expected, capsys):
     assert len(list((run_folder.path / "evaluations").glob("*.json"))) == 3
 
 
+def test_a_run_folder_and_its_files_give_the_same_results(run_folder, expected):
+    for target in ("run", "run/best.safetensors", "run/last.safetensors"):
+        found = run(target, "--threat", "linf")
+        assert found["images"] == {"all": 360, "autoattack": 2}
+        assert found["last" if target == "run" else Path(target).stem] == expected
+
+
+def test_a_file_on_its_own_is_attacked_on_all_images(run_folder, monkeypatch):
+    asked = []
+
+    def stopped(*arguments, **options):
+        asked.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pyengm.cli.evaluate.evaluate_with_progress", stopped)
+    run_folder.best.rename("best.safetensors")
+    for target in (["best.safetensors"], ["my_module:make_model", "--data", "digits"]):
+        assert cli.main(["evaluate", *target]) == 75
+    assert [options["autoattack_examples"] for options in asked] == [None, None]
+
+
 def test_a_run_folder_that_cannot_be_written_to(run_folder, monkeypatch, capsys):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write to every folder
     assert cli.main(["evaluate", "run", "--threat", "linf"]) == 0
