@@ -90,7 +90,7 @@ class TestTrain:
         assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
         names = {"config.yaml", "metrics.jsonl", "best.safetensors", "last.safetensors", "results.txt", "checkpoints"}
         assert names <= {path.name for path in finished.iterdir()}
-        states = [json.loads(path.read_text()) for path in (finished / "autoattack").iterdir()]
+        states = [json.loads(path.read_text()) for path in (finished / "autoattack").glob("*.json")]
         assert {state["norm"] for state in states} == {"linf", "l2"}
         assert all(state["passes_done"] == 4 and len(state["stages_survived"]) == 2 for state in states)
 

@@ -56,18 +56,25 @@ class Predictions:
         correct: (N,) bool, whether an image is classified correctly.
         confidence: (N,) probability of the predicted class.
         loss: (N,) cross-entropy of the true class.
+        images: (N, c, h, w) what the model was given, where that was asked for.
     """
 
     correct: Tensor
     confidence: Tensor
     loss: Tensor
+    images: Tensor | None = None
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error, in [0, 1]."""
+        return expected_calibration_error(self.confidence, self.correct)
 
     def summary(self, name: str) -> dict[str, float]:
         """Accuracy as `name`, mean loss as name_loss, expected calibration error as name_ece; accuracy in [0, 1]."""
         return {
             name: self.correct.double().mean().item(),
             f"{name}_loss": self.loss.double().mean().item(),
-            f"{name}_ece": expected_calibration_error(self.confidence, self.correct),
+            f"{name}_ece": self.ece,
         }
 
 
@@ -80,6 +87,7 @@ def predict(
     seed: int,
     device: torch.device,
     bn: str = "eval",
+    keep_images: bool = False,
     resumable: Resumable | None = None,
     on_batch: OnBatch = lambda done, total: None,
 ) -> Predictions:
@@ -96,6 +104,7 @@ def predict(
         device: device of the model.
         bn: mode of the model, and of its dropout and norm layers, for the predictions, see `attack_mode`. An attack has
             a mode of its own.
+        keep_images: whether the predictions come with the images that the model was given.
         resumable: where the predictions of each batch are kept, so that a later call goes on from them.
         on_batch: called after each batch with the number of images done and their total number in this process.
 
@@ -111,20 +120,27 @@ def predict(
     module = module_of(model)
     memory_format = torch.contiguous_format if module is None else memory_format_of(module)
     settings = {"seed": seed, "bn": bn, "batch_size": BATCH_SIZE, "of": "predictions"}
+    if keep_images:
+        settings["of"] = "predictions and images"
 
     def rows(shard: ImageDataset) -> Tensor:
         loader = Loader(
             shard, BATCH_SIZE, device=device, seed=seed, augment="none", shuffle=False, memory_format=memory_format
         )
         saved = None if resumable is None else resumable.run(attack=settings_of(attack), **settings)
-        return compute_batches(loader, partial(_predict, model, attack, seed, bn, data.name), saved, on_batch)
+        compute = partial(_predict, model, attack, seed, bn, data.name, keep_images)
+        return compute_batches(loader, compute, saved, on_batch)
 
-    correct, confidence, loss = sharded(data, rows).unbind(1)
-    return Predictions(correct.bool(), confidence, loss)
+    values = sharded(data, rows)
+    correct, confidence, loss = values[:, :3].unbind(1)
+    images = values[:, 3:].reshape(-1, *data.shape) if keep_images else None
+    return Predictions(correct.bool(), confidence, loss, images)
 
 
-def _predict(model: Model, attack: Attack | None, seed: int, bn: str, name: str, batch: Batch) -> Tensor:
-    """Correct or not, confidence and loss, (n, 3)."""
+def _predict(
+    model: Model, attack: Attack | None, seed: int, bn: str, name: str, keep_images: bool, batch: Batch
+) -> Tensor:
+    """Correct or not, confidence and loss, (n, 3), followed by the pixels of the images where these are kept."""
     x = batch.x
     if attack is not None:
         keyed = getattr(attack, "keyed", False)
@@ -136,7 +152,8 @@ def _predict(model: Model, attack: Attack | None, seed: int, bn: str, name: str,
         raise NonFiniteError(f"the model's outputs on {name} are nan or infinite")
     correct, confidence = logits.argmax(dim=1) == batch.y, log_softmax(logits).amax(dim=1).exp()
     loss = cross_entropy(logits, batch.y)
-    return torch.stack([correct.to(loss), confidence.to(loss), loss], dim=1).cpu()
+    values = torch.stack([correct.to(loss), confidence.to(loss), loss], dim=1)
+    return torch.cat([values, x.flatten(1)], dim=1).cpu() if keep_images else values.cpu()
 
 
 def correct(model: Model, data: ImageDataset, attack: Attack | None, **options: Any) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pyengm.attacks import AutoAttack, DeepFool, ThreatModel, Transfer
 from pyengm.data import ImageDataset
-from pyengm.evaluation.accuracy import accuracy, correct, sharded
-from pyengm.evaluation.attack_registry import NATURAL, SAME_EXAMPLES, TITLES, TRANSFER, Attack, member_key
+from pyengm.evaluation.accuracy import accuracy, predict, sharded
+from pyengm.evaluation.adversarial_file import AdversarialImages
+from pyengm.evaluation.attack_registry import ECE, NATURAL, SAME_EXAMPLES, TITLES, TRANSFER, Attack, member_key
 from pyengm.evaluation.attack_spec import SURROGATE, AttackSpec, create_attack, parse_spec
 from pyengm.evaluation.autoattack_runs import AutoAttackVerdicts, run_autoattack
 from pyengm.evaluation.distance import robustness_distance
@@ -35,6 +36,7 @@ def evaluate_one_threat(
     surrogate: nn.Module | None = None,
     state: Path | None = None,
     bn: str = "eval",
+    kept: list[AdversarialImages] | None = None,
     on_attack: OnAttack = lambda title: None,
     on_pass: OnPass = lambda title, done, total, robust: None,
 ) -> dict[str, float]:
@@ -52,12 +54,15 @@ def evaluate_one_threat(
         surrogate: another model; adversarial examples of PGD-20 on it are tried on `model` ("transfer_pgd20").
         state: folder of the files from which an interrupted evaluation resumes, for every attack.
         bn: mode of the model's dropout and norm layers, for predictions and attacks, see `attack_mode`.
+        kept: a list that gets the adversarial images of each attack that is no distance; AutoAttack then gives its
+            whole accuracy alone. Where it is given, `autoattack_examples` must be all.
         on_attack: called with the title of each attack before it starts.
         on_pass: called with the title of an attack and the progress of `run_autoattack`.
 
     Returns:
         Accuracies in [0, 1] and distances in pixel units by name, or by spec for each radius. AutoAttack's come with
-        those after each member, as in "after_apgd_ce".
+        those after each member, as in "after_apgd_ce", and the others with their expected calibration errors, as in
+        "ece_pgd20".
 
     Raises:
         ConfigError: an attack does not support the mode.
@@ -72,16 +77,19 @@ def evaluate_one_threat(
         name = str(spec)
         title = spec.title() if spec.info.is_distance else f"{spec.title()} ({one})"
         on_attack(title)
-        if isinstance(attack, AutoAttack):
-            kept = {"state": state, "progress": partial(on_pass, title)}
-            results |= _autoattack_results(name, attack, model, data.subset(few), device=device, **kept)
+        if isinstance(attack, AutoAttack) and kept is None:
+            options = {"device": device, "state": state, "progress": partial(on_pass, title)}
+            results |= _autoattack_results(name, attack, model, data.subset(few), **options)
         elif isinstance(attack, DeepFool):
             results[name] = robustness_distance(model, data, attack, device=device, resumable=shared["resumable"])
         else:
-            is_correct = correct(model, data, _on(spec.on, attack, surrogate, device), **shared)
-            results[name] = _mean(is_correct)
+            on = _on(spec.on, attack, surrogate, device)
+            predictions = predict(model, data, on, keep_images=kept is not None, **shared)
+            results |= {name: _mean(predictions.correct), ECE + name: predictions.ece}
+            if kept is not None and predictions.images is not None:
+                kept.append(AdversarialImages(name, one.norm, one.eps, predictions.images, predictions.correct))
             if name == "pgd20" and same_examples:
-                results[SAME_EXAMPLES] = _mean(is_correct[few])
+                results[SAME_EXAMPLES] = _mean(predictions.correct[few])
     return results
 
 
@@ -114,7 +122,8 @@ def _natural_and_transfer(
 ) -> dict[str, float]:
     """Accuracies on the images as they are, and on adversarial examples of the surrogate if there is one."""
     on_attack(TITLES[NATURAL])
-    results = {NATURAL: accuracy(model, data, None, device=device, **options)}
+    natural = predict(model, data, None, device=device, **options)
+    results = {NATURAL: _mean(natural.correct), ECE + NATURAL: natural.ece}
     if surrogate is not None:
         on_attack(f"{TITLES[TRANSFER]} ({threat})")
         transfer = Transfer(create_attack("pgd20", threat), surrogate.to(device))
