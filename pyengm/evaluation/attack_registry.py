@@ -67,6 +67,7 @@ _ATTACKS = (
     AttackInfo("deepfool", "DeepFool", lambda threat, seed: DeepFool(), is_distance=True),
 )
 ATTACKS = {info.name: info for info in _ATTACKS}
+AUTOATTACKS = ("autoattack", *(member.replace("-", "_") for member in MEMBERS))  # these attack fewer images if asked
 DISTANCES = tuple(info.name for info in _ATTACKS if info.is_distance)
 ATTACKS_HELP = "Further attacks of the final evaluation, besides {}: {}.".format(
     " and ".join(info.title for info in _ATTACKS if info.always),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pyengm.attacks import AutoAttack
 from pyengm.attacks.autoattack import is_correct
 from pyengm.data import ImageDataset, Loader
 from pyengm.errors import CheckpointError
+from pyengm.evaluation.autoattack_warnings import LOGGER, recorded_messages
 from pyengm.utils.io import atomic_write, make_dirs
 
 
@@ -27,10 +28,12 @@ class AutoAttackVerdicts:
         members: the members that ran, in order.
         stages_survived: (N,) int64 on the CPU. It is 0 for an image that is misclassified without an attack, otherwise
             1 plus the number of members before the first one that fooled the model.
+        messages: warnings of the package, see `autoattack_warnings`.
     """
 
     members: tuple[str, ...]
     stages_survived: Tensor
+    messages: tuple[str, ...] = ()
 
     @property
     def robust(self) -> Tensor:
@@ -76,10 +79,11 @@ def run_autoattack(
     """
     loader = Loader(data, attack.batch_size, device=device, seed=attack.seed, augment="none", shuffle=False)
     first = next(loader.epoch(0))
-    with attack.prepared_members(model, first.x, first.y) as members:
+    with recorded_messages() as messages, attack.prepared_members(model, first.x, first.y) as members:
         names, per_batch, total = tuple(members), len(members), len(loader) * len(members)
         saved = None if state is None else RunState(state, identity_of(attack, names, model, data))
         done, survived = (0, torch.zeros(len(data), dtype=torch.int64)) if saved is None else saved.load(len(data))
+        messages += [message for message in (saved.messages if saved else ()) if message not in messages]
         first_batch = done // per_batch
         for number, batch in enumerate(loader.epoch(0, start=first_batch), start=first_batch):
             offset = number * attack.batch_size
@@ -92,12 +96,12 @@ def run_autoattack(
                 current[active] += members[names[stage - 1]](batch.x[rows], batch.y[rows])[1].cpu()
                 done += 1
                 if saved is not None:
-                    saved.save(done, survived)
+                    saved.save(done, survived, messages)
                 robust = (survived[:offset] > per_batch).sum() + (current > stage).sum()
                 progress(done, total, robust.item() / (offset + len(current)))
-        verdicts = AutoAttackVerdicts(names, survived)
-        checks.check_square_sr(verdicts.accuracies(), logger=logging.getLogger("auto-attack"))
-    return verdicts
+        accuracies = AutoAttackVerdicts(names, survived).accuracies()
+        checks.check_square_sr(accuracies, logger=logging.getLogger(LOGGER))
+    return AutoAttackVerdicts(names, survived, tuple(messages))
 
 
 class RunState:
@@ -112,6 +116,7 @@ class RunState:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.path = Path(folder) / f"{identity['norm']}-{digest[:16]}.json"
         self.identity = identity
+        self.messages: list[str] = []  # the package's warnings during the passes that are done
 
     def load(self, size: int) -> tuple[int, Tensor]:
         """Reads the state, or starts a new one.
@@ -130,20 +135,27 @@ class RunState:
         try:
             saved = json.loads(self.path.read_text())
             done, survived = saved.pop("passes_done"), torch.tensor(saved.pop("stages_survived"), dtype=torch.int64)
+            self.messages = saved.pop("messages")
             if saved != self.identity or survived.shape != (size,):
                 raise ValueError("the file belongs to another run")
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path} is damaged; remove it, and its images are attacked anew") from error
         return done, survived
 
-    def save(self, done: int, survived: Tensor) -> None:
+    def save(self, done: int, survived: Tensor, messages: Sequence[str]) -> None:
         """Writes the state atomically.
+
+        Args:
+            done: number of passes done.
+            survived: stages survived by each image.
+            messages: the package's warnings so far.
 
         Raises:
             StorageError: it cannot be written.
         """
         make_dirs(self.path.parent)
-        text = json.dumps({**self.identity, "passes_done": done, "stages_survived": survived.tolist()}) + "\n"
+        state = {"passes_done": done, "stages_survived": survived.tolist(), "messages": list(messages)}
+        text = json.dumps(self.identity | state) + "\n"
         atomic_write(self.path, lambda path: path.write_text(text))
 
 

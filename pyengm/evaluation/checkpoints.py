@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch
 
 from pyengm.attacks import ThreatModel
 from pyengm.data import ImageDataset
-from pyengm.evaluation.attack_registry import check_attacks
+from pyengm.evaluation.attack_registry import AUTOATTACKS, check_attacks
+from pyengm.evaluation.autoattack_warnings import AutoAttackWarning
 from pyengm.evaluation.evaluate import (
     attacks_by_threat,
     check_threats,
@@ -23,7 +25,26 @@ from pyengm.evaluation.evaluate import (
 from pyengm.evaluation.model_sources import CheckpointSource, ModelSource
 from pyengm.evaluation.one_threat import OnAttack, OnPass, evaluate_one_threat, evenly_spread
 from pyengm.evaluation.parallel import run_in_workers, send_message, worker_count
+from pyengm.evaluation.standard_errors import standard_errors
+from pyengm.evaluation.trust import trust_block
 from pyengm.models import to_fast_memory_format
+
+DETAILS = ("standard_errors", "warnings", "trust")  # results about results
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The outcome for a model under a threat model.
+
+    Args:
+        accuracies: from `evaluate_one_threat`.
+        warnings: those of AutoAttack, each with the title of the attack.
+        trust: from `trust_block`.
+    """
+
+    accuracies: dict[str, float]
+    warnings: list[tuple[str, AutoAttackWarning]]
+    trust: dict[str, Any]
 
 
 def evaluate_checkpoints(
@@ -56,12 +77,13 @@ def evaluate_checkpoints(
         surrogate: the checkpoint of another model, for transfer attacks.
         state: folder of the state files from which an interrupted AutoAttack resumes, for all checkpoints.
         trust_config: whether functions that the files name as their models may be run.
-        on_attack: called with the title of each attack before it starts.
-        on_pass: called with the progress of AutoAttack; the title begins with the checkpoint's name.
+        on_attack, on_pass: as for `evaluate_one_threat`; titles of AutoAttack begin with the checkpoint's name.
 
     Returns:
         A dict of results of `evaluate` per model, and "threats" and "images", which they were measured on. With "best"
-        and "last" among the names and PGD-20 among the attacks also "robust_overfitting", in per cent.
+        and "last" among the names and PGD-20 among the attacks also "robust_overfitting", in per cent. The rest are
+        DETAILS: "standard_errors" by model and name, "warnings" of AutoAttack with the model, the threat and the
+        attack that each belongs to, and "trust" by model and norm, see `trust_block`.
 
     Raises:
         PyengmError: a worker process was killed, or for the reasons that `evaluate` lists.
@@ -77,15 +99,30 @@ def evaluate_checkpoints(
         for name, (threat, selected) in product(names.values(), attacks_by_threat(threats, attacks).items())
     }
     evaluated = _run_jobs(jobs, worker_count(len(jobs), device), on_attack, on_pass)
+    of_models = {name: {one: evaluated[names[key], one] for one in threats} for name, key in contents.items()}
     results: dict[str, Any] = {
-        name: merge_threats({threat: evaluated[names[content], threat] for threat in threats})
-        for name, content in contents.items()
+        name: merge_threats({threat: one.accuracies for threat, one in by_threat.items()})
+        for name, by_threat in of_models.items()
     }
     if {"best", "last"} <= results.keys() and "pgd20" in attacks:
         results["robust_overfitting"] = robust_overfitting(results["best"]["pgd20"], results["last"]["pgd20"])
     results["threats"] = [{"norm": threat.norm, "eps": threat.eps} for threat in threats]
     results["images"] = {"all": len(data), "autoattack": len(evenly_spread(len(data), autoattack_examples))}
-    return results
+    return results | {"standard_errors": standard_errors(results)} | _doubts(of_models)
+
+
+def _doubts(of_models: Mapping[str, Mapping[ThreatModel, Evaluated]]) -> dict[str, Any]:
+    """The warnings of AutoAttack and the outcomes of the checks, as plain values for JSON."""
+    warned = [
+        {"model": name, "threat": asdict(threat), "attack": attack, **asdict(warning)}
+        for name, by_threat in of_models.items()
+        for threat, one in by_threat.items()
+        for attack, warning in one.warnings
+    ]
+    checked = {
+        name: {threat.norm: one.trust for threat, one in by_threat.items()} for name, by_threat in of_models.items()
+    }
+    return {"warnings": warned, "trust": checked}
 
 
 def _source(found: Path | ModelSource, trust_config: bool) -> ModelSource:
@@ -105,11 +142,11 @@ def _check_compatible(
 
 
 def _run_jobs(
-    jobs: Mapping[tuple[str, ThreatModel], partial[dict[str, float]]],
+    jobs: Mapping[tuple[str, ThreatModel], partial[Evaluated]],
     workers: int,
     on_attack: OnAttack,
     on_pass: OnPass,
-) -> dict[tuple[str, ThreatModel], dict[str, float]]:
+) -> dict[tuple[str, ThreatModel], Evaluated]:
     """The results of evaluations by checkpoint and threat model, computed in this process or in workers."""
     if workers < 2:
         return {
@@ -125,18 +162,25 @@ def _run_jobs(
 
 
 def evaluate_source(
-    source: ModelSource, surrogate: ModelSource | None, *arguments: Any, **options: Any
-) -> dict[str, float]:
-    """`evaluate_one_threat` for the model of a source.
+    source: ModelSource,
+    surrogate: ModelSource | None,
+    data: ImageDataset,
+    threat: ThreatModel,
+    attacks: Sequence[str],
+    *,
+    device: torch.device,
+    seed: int,
+    autoattack_examples: int | None,
+    on_attack: OnAttack = lambda title: None,
+    **options: Any,
+) -> Evaluated:
+    """`evaluate_one_threat` and `trust_block` for the model of a source.
 
     Args:
         source: the model.
         surrogate: another model, for transfer attacks.
-        *arguments: data, threat and attacks of `evaluate_one_threat`.
-        **options: keyword arguments of `evaluate_one_threat`.
-
-    Returns:
-        Its results.
+        data, threat, attacks, device, seed, autoattack_examples, on_attack: arguments of `evaluate_one_threat`.
+        **options: further keyword arguments of it.
 
     Raises:
         CheckpointError: a file is damaged.
@@ -144,8 +188,17 @@ def evaluate_source(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the checks before the evaluation gave them
         other = None if surrogate is None else surrogate.load()
-        model = to_fast_memory_format(source.load(), options["device"])
-    return evaluate_one_threat(model, *arguments, surrogate=other, **options)
+        model = to_fast_memory_format(source.load(), device)
+    options |= {"device": device, "seed": seed, "autoattack_examples": autoattack_examples, "on_attack": on_attack}
+    found: list[tuple[str, AutoAttackWarning]] = []
+    accuracies = evaluate_one_threat(
+        model, data, threat, attacks, surrogate=other, on_warning=lambda *warning: found.append(warning), **options
+    )
+    on_attack(f"checks of the results ({threat})")
+    doubts = [warning for _, warning in found] if set(attacks) & set(AUTOATTACKS) else None
+    few = data.subset(evenly_spread(len(data), autoattack_examples))
+    trust = trust_block(model, few, threat, device=device, seed=seed, warnings=doubts)
+    return Evaluated(accuracies, found, trust)
 
 
 def _with_name(on_pass: OnPass, name: str, title: str, done: int, total: int, robust: float) -> None:

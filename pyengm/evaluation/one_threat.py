@@ -1,5 +1,6 @@
 """Evaluation of a model under the attacks of one threat model."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,15 @@ from pyengm.evaluation.attack_registry import (
     member_key,
 )
 from pyengm.evaluation.autoattack_runs import AutoAttackVerdicts, run_autoattack
+from pyengm.evaluation.autoattack_warnings import AutoAttackWarning, warnings_of
 from pyengm.evaluation.distance import robustness_distance
+from pyengm.utils.distributed import all_gather_object
 
 AFTER = "after_"  # prefix of the accuracy under a member of AutoAttack and those before it
 
 OnAttack = Callable[[str], None]  # title of the attack that starts
 OnPass = Callable[[str, int, int, float], None]  # title, passes done, their total number, robust accuracy so far
+OnWarning = Callable[[str, AutoAttackWarning], None]  # name of the attack, and why its result may be too high
 
 
 def evaluate_one_threat(
@@ -42,6 +46,7 @@ def evaluate_one_threat(
     bn: str = "eval",
     on_attack: OnAttack = lambda title: None,
     on_pass: OnPass = lambda title, done, total, robust: None,
+    on_warning: OnWarning | None = None,
 ) -> dict[str, float]:
     """Evaluates a model under attacks of one threat model, which `check_attacks` has accepted.
 
@@ -57,8 +62,8 @@ def evaluate_one_threat(
         surrogate: another model; adversarial examples of PGD-20 on it are tried on `model` ("transfer_pgd20").
         state: folder of the state files of `run_autoattack`.
         bn: mode of the model, and of its dropout and norm layers, for predictions and attacks, see `attack_mode`.
-        on_attack: called with the title of each attack before it starts.
-        on_pass: called with the title of an attack and the progress of `run_autoattack`.
+        on_attack, on_pass: called with the title of each attack before it starts; and with the progress of AutoAttack.
+        on_warning: called with the name of an attack and each warning of AutoAttack; None gives Python warnings.
 
     Returns:
         Accuracies in [0, 1] and distances in pixel units by name. AutoAttack's accuracy comes with that after each of
@@ -80,13 +85,23 @@ def evaluate_one_threat(
             results[name] = robustness_distance(model, data, device=device, attack=attack)
         elif isinstance(attack, AutoAttack):
             options = {"device": device, "state": state, "progress": partial(on_pass, title)}
-            results |= _autoattack_results(name, attack, model, data.subset(few), **options)
+            found, doubts = _autoattack_results(name, attack, model, data.subset(few), **options)
+            results |= found
+            _report(doubts, title, name, on_warning)
         else:
             is_correct = correct(model, data, attack, seed=seed, device=device, bn=bn)
             results[name] = _mean(is_correct)
             if name == "pgd20" and same_examples:
                 results[SAME_EXAMPLES] = _mean(is_correct[few])
     return results
+
+
+def _report(doubts: Sequence[AutoAttackWarning], title: str, name: str, on_warning: OnWarning | None) -> None:
+    for doubt in doubts:
+        if on_warning is None:
+            warnings.warn(f"{title}: {doubt.text}", stacklevel=2)
+        else:
+            on_warning(name, doubt)
 
 
 def _natural_and_transfer(
@@ -112,19 +127,23 @@ def _natural_and_transfer(
 
 def _autoattack_results(
     name: str, attack: AutoAttack, model: nn.Module, data: ImageDataset, **options
-) -> dict[str, float]:
-    """Accuracy under an attack, after those under its members if it is AutoAttack as a whole."""
+) -> tuple[dict[str, float], list[AutoAttackWarning]]:
+    """Accuracy under an attack, after those under its members if it is AutoAttack as a whole, and its warnings."""
+    messages: list[str] = []
     attack.attacks, _ = attack.applicable_members(data.num_classes, data.shape)  # `check_attacks` warns of the others
 
     def stages_survived(shard: ImageDataset) -> Tensor:
-        return run_autoattack(attack, model, shard, **options).stages_survived
+        verdicts = run_autoattack(attack, model, shard, **options)
+        messages.extend(verdicts.messages)
+        return verdicts.stages_survived
 
     verdicts = AutoAttackVerdicts(attack.attacks, sharded(data, stages_survived))
     results = {}
     if name == "autoattack":
         accuracies = verdicts.accuracies()
         results = {AFTER + member_key(member): accuracies[member] for member in verdicts.members}
-    return results | {name: _mean(verdicts.robust)}
+    all_messages = [message for part in all_gather_object(messages) for message in part]
+    return results | {name: _mean(verdicts.robust)}, warnings_of(all_messages)
 
 
 def evenly_spread(size: int, count: int | None) -> Tensor:
