@@ -221,7 +221,7 @@ class TestEvaluate:
 
         monkeypatch.setattr(work.Work, "advance", interrupt)
         assert cli.main(command) == Interrupted.exit_status
-        assert "the same command resumes where AutoAttack stopped" in " ".join(capsys.readouterr().err.split())
+        assert "the same command resumes where it stopped" in " ".join(capsys.readouterr().err.split())
         out = tmp_path / "again.json"
         assert cli.main([*command, "--out", str(out)]) == 0
         assert passes == [1, 2, 3, 4, 1, 2, 3, 4]  # L-infinity, then L2; best and last are one model

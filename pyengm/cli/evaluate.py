@@ -12,7 +12,14 @@ import tyro
 from pyengm.attacks import THREAT_NORMS, ThreatModel
 from pyengm.data import ImageDataset, load
 from pyengm.errors import ConfigError
-from pyengm.evaluation import ModelSource, evaluate_with_progress, final_attacks, find_source, results_table
+from pyengm.evaluation import (
+    DETAILS,
+    ModelSource,
+    evaluate_with_progress,
+    evaluation_tables,
+    final_attacks,
+    find_source,
+)
 from pyengm.models import read_info
 from pyengm.training import Interrupted, RunFolder, TrainConfig
 from pyengm.training.config import default_threats
@@ -31,6 +38,7 @@ RESERVED = (
     "curves",
     "evaluation",
     "robust_overfitting",
+    *DETAILS,
 )  # names in the results that are no models
 
 
@@ -137,7 +145,7 @@ def evaluate_command(options: EvaluateConfig) -> int:
     except KeyboardInterrupt:
         again = "interrupted" if state is None else "interrupted; the same command resumes where it stopped"
         raise Interrupted(again) from None
-    table = results_table(results, str(options.target))
+    table = evaluation_tables(results, str(options.target))
     log(table)
     results["evaluation"] = _description(options, test, attacks)
     if options.out is not None and rank() == 0:

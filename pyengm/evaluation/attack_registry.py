@@ -26,6 +26,7 @@ from pyengm.attacks import (
     ThreatModel,
     Within,
 )
+from pyengm.attacks.autoattack import MEMBERS
 
 Attack = Callable[..., Tensor]  # attack(model, x, y); where its attribute `keyed` is true, also key=
 
@@ -227,6 +228,7 @@ _ATTACKS = (
     AttackInfo("deepfool", "DeepFool", _make_deepfool, is_distance=True),
 )
 ATTACKS = {info.name: info for info in _ATTACKS}
+AUTOATTACKS = ("autoattack", *(member.replace("-", "_") for member in MEMBERS))  # these attack fewer images if asked
 DISTANCES = tuple(info.name for info in _ATTACKS if info.is_distance)
 ATTACKS_HELP = "Further attacks of the final evaluation, besides {}: {}.".format(
     " and ".join(info.title for info in _ATTACKS if info.always),

@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from pyengm.attacks import AutoAttack
 from pyengm.attacks.autoattack import is_correct
 from pyengm.data import ImageDataset, Loader
 from pyengm.errors import CheckpointError
+from pyengm.evaluation.autoattack_warnings import recorded_messages
 from pyengm.evaluation.hashes import hash_of_images, hash_of_model
 from pyengm.utils.io import atomic_write, make_dirs
-
-GRADIENT_MEMBERS = ("apgd_ce", "apgd_t", "fab_t")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +27,12 @@ class AutoAttackVerdicts:
         members: the members that ran, in order.
         stages_survived: (N,) int64 on the CPU. It is 0 for an image that is misclassified without an attack, otherwise
             1 plus the number of members before the first one that fooled the model.
+        messages: warnings of the package, see `autoattack_warnings`.
     """
 
     members: tuple[str, ...]
     stages_survived: Tensor
+    messages: tuple[str, ...] = ()
 
     @property
     def robust(self) -> Tensor:
@@ -78,10 +78,11 @@ def run_autoattack(
     """
     loader = Loader(data, attack.batch_size, device=device, seed=attack.seed, augment="none", shuffle=False)
     first = next(loader.epoch(0))
-    with attack.prepared_members(model, first.x, first.y) as members:
+    with recorded_messages() as messages, attack.prepared_members(model, first.x, first.y) as members:
         names, per_batch, total = tuple(members), len(members), len(loader) * len(members)
         saved = None if state is None else RunState(state, identity_of(attack, names, model, data))
         done, survived = (0, torch.zeros(len(data), dtype=torch.int64)) if saved is None else saved.load(len(data))
+        messages += [message for message in (saved.messages if saved else ()) if message not in messages]
         first_batch = done // per_batch
         for number, batch in enumerate(loader.epoch(0, start=first_batch), start=first_batch):
             offset = number * attack.batch_size
@@ -94,37 +95,10 @@ def run_autoattack(
                 current[active] += members[names[stage - 1]](batch.x[rows], batch.y[rows])[1].cpu()
                 done += 1
                 if saved is not None:
-                    saved.save(done, survived)
+                    saved.save(done, survived, messages)
                 robust = (survived[:offset] > per_batch).sum() + (current > stage).sum()
                 progress(done, total, robust.item() / (offset + len(current)))
-        verdicts = AutoAttackVerdicts(names, survived)
-    return verdicts
-
-
-SQUARE_MARGIN = 0.002  # of pyautoattack
-SQUARE_IMAGES = 3  # fewer are chance
-
-
-def warn_of_square(results: Mapping[str, float], name: str, images: int) -> None:
-    """Warns where Square, which needs no gradients, lowers the accuracy after the attacks that use them.
-
-    Args:
-        results: accuracies by name, those after each member of AutoAttack among them.
-        name: the name of the model.
-        images: the number of images that AutoAttack attacked.
-    """
-    margin = max(SQUARE_MARGIN, (SQUARE_IMAGES - 0.5) / images)
-    for key, accuracy in results.items():
-        _, found, suffix = key.partition("after_square")
-        before = [
-            results[other] for other in (f"after_{name}{suffix}" for name in GRADIENT_MEMBERS) if other in results
-        ]
-        if found and before and accuracy < min(before) - margin:
-            warnings.warn(
-                f"{name}: Square lowers the accuracy from {100 * min(before):.1f} to {100 * accuracy:.1f} %, so "
-                "attacks by gradients are not reliable on this model; the robust accuracy may be lower still",
-                stacklevel=3,
-            )
+    return AutoAttackVerdicts(names, survived, tuple(messages))
 
 
 class RunState:
@@ -139,6 +113,7 @@ class RunState:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.path = Path(folder) / f"{identity['norm']}-{digest[:16]}.json"
         self.identity = identity
+        self.messages: list[str] = []  # the package's warnings during the passes that are done
 
     def load(self, size: int) -> tuple[int, Tensor]:
         """Reads the state, or starts a new one.
@@ -157,20 +132,27 @@ class RunState:
         try:
             saved = json.loads(self.path.read_text())
             done, survived = saved.pop("passes_done"), torch.tensor(saved.pop("stages_survived"), dtype=torch.int64)
+            self.messages = saved.pop("messages")
             if saved != self.identity or survived.shape != (size,):
                 raise ValueError("the file belongs to another run")
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path} is damaged; remove it, and its images are attacked anew") from error
         return done, survived
 
-    def save(self, done: int, survived: Tensor) -> None:
+    def save(self, done: int, survived: Tensor, messages: Sequence[str]) -> None:
         """Writes the state atomically.
+
+        Args:
+            done: number of passes done.
+            survived: stages survived by each image.
+            messages: the package's warnings so far.
 
         Raises:
             StorageError: it cannot be written.
         """
         make_dirs(self.path.parent)
-        text = json.dumps({**self.identity, "passes_done": done, "stages_survived": survived.tolist()}) + "\n"
+        state = {"passes_done": done, "stages_survived": survived.tolist(), "messages": list(messages)}
+        text = json.dumps(self.identity | state) + "\n"
         atomic_write(self.path, lambda path: path.write_text(text))
 
 

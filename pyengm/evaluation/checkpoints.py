@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 
 from pyengm.attacks import ThreatModel
 from pyengm.data import ImageDataset
-from pyengm.evaluation.attack_spec import attacks_by_threat, check_attacks, curves_of
-from pyengm.evaluation.autoattack_runs import warn_of_square
+from pyengm.evaluation.attack_registry import AUTOATTACKS
+from pyengm.evaluation.attack_spec import attacks_by_threat, check_attacks, curves_of, parse_spec
+from pyengm.evaluation.autoattack_warnings import AutoAttackWarning
 from pyengm.evaluation.evaluate import (
     check_threats,
     count_classes,
@@ -23,10 +25,28 @@ from pyengm.evaluation.evaluate import (
 from pyengm.evaluation.model_sources import CheckpointSource, ModelSource
 from pyengm.evaluation.one_threat import OnAttack, OnPass, evaluate_one_threat, evenly_spread
 from pyengm.evaluation.parallel import run_in_workers, send_message, worker_count
+from pyengm.evaluation.standard_errors import standard_errors
+from pyengm.evaluation.trust import trust_block
 from pyengm.evaluation.work import Work, parts_of
 from pyengm.models import to_fast_memory_format
 
 OnShare = Callable[[float], None]  # share of the work that is done
+DETAILS = ("standard_errors", "warnings", "trust")  # results about results
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The outcome for a model under a threat model.
+
+    Args:
+        accuracies: from `evaluate_one_threat`.
+        warnings: those of AutoAttack, each with the title of the attack.
+        trust: from `trust_block`.
+    """
+
+    accuracies: dict[str, float]
+    warnings: list[tuple[str, AutoAttackWarning]]
+    trust: dict[str, Any]
 
 
 def evaluate_checkpoints(
@@ -60,13 +80,14 @@ def evaluate_checkpoints(
         surrogate: the checkpoint of another model, for transfer attacks.
         state: folder of the state files from which an interrupted evaluation resumes, for all checkpoints.
         trust_config: whether functions that the files name as their models may be run.
-        on_attack: called with the title of each attack before it starts.
-        on_pass: called with the progress of AutoAttack; the title begins with the checkpoint's name.
+        on_attack, on_pass: as for `evaluate_one_threat`; titles of AutoAttack begin with the checkpoint's name.
         on_share: called with the share of all work that is done, in [0, 1], before each attack and after each pass.
 
     Returns:
         A dict of results of `evaluate` per model, and "threats" and "images", which they were measured on. With "best"
-        and "last" among the names and PGD-20 among the attacks also "robust_overfitting", in per cent.
+        and "last" among the names and PGD-20 among the attacks also "robust_overfitting", in per cent. The rest are
+        DETAILS: "standard_errors" by model and name, "warnings" of AutoAttack with the model, the threat and the
+        attack that each belongs to, and "trust" by model and norm, see `trust_block`.
 
     Raises:
         PyengmError: a worker process was killed, or for the reasons that `evaluate` lists.
@@ -86,28 +107,36 @@ def evaluate_checkpoints(
     parts = {one: parts_of(some, one, len(data), few, transfer=other is not None) for one, some in selected.items()}
     relay = partial(_relay, Work({key: parts[key[1]] for key in jobs}), on_attack, on_pass, on_share)
     evaluated = _run_jobs(jobs, worker_count(len(jobs), device), relay)
-    results = _by_model({name: names[content] for name, content in contents.items()}, threats, evaluated, few)
-    results |= _curves({name: results[name] for name in contents})
-    results["threats"] = [{"norm": threat.norm, "eps": threat.eps} for threat in threats]
-    return results | {"images": {"all": len(data), "autoattack": few}}
+    of_models = {name: {one: evaluated[names[key], one] for one in threats} for name, key in contents.items()}
+    counts = {"all": len(data), "autoattack": few}
+    return _merge(of_models, {"threats": [asdict(threat) for threat in threats], "images": counts})
 
 
-def _by_model(
-    evaluated_as: Mapping[str, str],
-    threats: Sequence[ThreatModel],
-    evaluated: Mapping[tuple[str, ThreatModel], dict[str, float]],
-    few: int,
-) -> dict[str, Any]:
-    """The results by model, where `evaluated_as` names the one of identical models that was evaluated."""
+def _merge(of_models: Mapping[str, Mapping[ThreatModel, Evaluated]], shared: dict[str, Any]) -> dict[str, Any]:
+    """The results of all models, with what they have in common, the threat models and the numbers of images."""
     results: dict[str, Any] = {
-        name: merge_threats({threat: evaluated[one, threat] for threat in threats})
-        for name, one in evaluated_as.items()
+        name: merge_threats({threat: one.accuracies for threat, one in by_threat.items()})
+        for name, by_threat in of_models.items()
     }
-    for name in dict.fromkeys(evaluated_as.values()):
-        warn_of_square(results[name], name, few)
+    curves = _curves(results)
     if {"best", "last"} <= results.keys() and "pgd20" in results["best"]:
         results["robust_overfitting"] = robust_overfitting(results["best"]["pgd20"], results["last"]["pgd20"])
-    return results
+    results |= curves | shared
+    return results | {"standard_errors": standard_errors(results)} | _doubts(of_models)
+
+
+def _doubts(of_models: Mapping[str, Mapping[ThreatModel, Evaluated]]) -> dict[str, Any]:
+    """The warnings of AutoAttack and the outcomes of the checks, as plain values for JSON."""
+    warned = [
+        {"model": name, "threat": asdict(threat), "attack": attack, **asdict(warning)}
+        for name, by_threat in of_models.items()
+        for threat, one in by_threat.items()
+        for attack, warning in one.warnings
+    ]
+    checked = {
+        name: {threat.norm: one.trust for threat, one in by_threat.items()} for name, by_threat in of_models.items()
+    }
+    return {"warnings": warned, "trust": checked}
 
 
 def _curves(results: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -136,10 +165,10 @@ def _check_compatible(
 
 
 def _run_jobs(
-    jobs: Mapping[tuple[str, ThreatModel], partial[dict[str, float]]],
+    jobs: Mapping[tuple[str, ThreatModel], partial[Evaluated]],
     workers: int,
     relay: Callable[..., None],
-) -> dict[tuple[str, ThreatModel], dict[str, float]]:
+) -> dict[tuple[str, ThreatModel], Evaluated]:
     """The results of evaluations by checkpoint and threat model, computed in this process or in workers."""
     if workers < 2:
         return {key: job(on_attack=partial(relay, key), on_pass=partial(relay, key)) for key, job in jobs.items()}
@@ -171,18 +200,25 @@ def _relay(
 
 
 def evaluate_source(
-    source: ModelSource, surrogate: ModelSource | None, *arguments: Any, **options: Any
-) -> dict[str, float]:
-    """`evaluate_one_threat` for the model of a source.
+    source: ModelSource,
+    surrogate: ModelSource | None,
+    data: ImageDataset,
+    threat: ThreatModel,
+    attacks: Sequence[str],
+    *,
+    device: torch.device,
+    seed: int,
+    autoattack_examples: int | None,
+    on_attack: OnAttack = lambda title: None,
+    **options: Any,
+) -> Evaluated:
+    """`evaluate_one_threat` and `trust_block` for the model of a source.
 
     Args:
         source: the model.
         surrogate: another model, for transfer attacks.
-        *arguments: data, threat and attacks of `evaluate_one_threat`.
-        **options: keyword arguments of `evaluate_one_threat`.
-
-    Returns:
-        Its results.
+        data, threat, attacks, device, seed, autoattack_examples, on_attack: arguments of `evaluate_one_threat`.
+        **options: further keyword arguments of it.
 
     Raises:
         CheckpointError: a file is damaged.
@@ -190,5 +226,16 @@ def evaluate_source(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the checks before the evaluation gave them
         other = None if surrogate is None else surrogate.load()
-        model = to_fast_memory_format(source.load(), options["device"])
-    return evaluate_one_threat(model, *arguments, surrogate=other, **options)
+        model = to_fast_memory_format(source.load(), device)
+    options |= {"device": device, "seed": seed, "autoattack_examples": autoattack_examples, "on_attack": on_attack}
+    found: list[tuple[str, AutoAttackWarning]] = []
+    accuracies = evaluate_one_threat(
+        model, data, threat, attacks, surrogate=other, on_warning=lambda *warning: found.append(warning), **options
+    )
+    on_attack(f"checks of the results ({threat})")
+    doubts = (
+        [warning for _, warning in found] if any(parse_spec(text).name in AUTOATTACKS for text in attacks) else None
+    )
+    few = data.subset(evenly_spread(len(data), autoattack_examples))
+    trust = trust_block(model, few, threat, device=device, seed=seed, warnings=doubts)
+    return Evaluated(accuracies, found, trust)

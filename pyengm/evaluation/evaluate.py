@@ -15,9 +15,8 @@ from pyengm.data import ImageDataset, Loader, as_dataset
 from pyengm.errors import ConfigError, DataError
 from pyengm.evaluation.attack_registry import ECE, NATURAL
 from pyengm.evaluation.attack_spec import attacks_by_threat, check_attacks, with_norm
-from pyengm.evaluation.autoattack_runs import warn_of_square
 from pyengm.evaluation.model_sources import find_source
-from pyengm.evaluation.one_threat import evaluate_one_threat, evenly_spread
+from pyengm.evaluation.one_threat import evaluate_one_threat
 from pyengm.models import Classifier, Output
 from pyengm.utils.device import pick_device
 
@@ -81,9 +80,7 @@ def evaluate(
     check_threats(threats)
     check_attacks(attacks, images, threats, surrogate=options.get("surrogate") is not None)
     run = partial(evaluate_one_threat, network, images, device=where, bn=bn, **options)
-    results = merge_threats({one: run(one, names) for one, names in attacks_by_threat(threats, attacks).items()})
-    warn_of_square(results, "the model", len(evenly_spread(len(images), options.get("autoattack_examples"))))
-    return results
+    return merge_threats({one: run(one, names) for one, names in attacks_by_threat(threats, attacks).items()})
 
 
 def _load(

@@ -1,5 +1,6 @@
 """Evaluation of a model under the attacks of one threat model."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,16 @@ from pyengm.evaluation.adversarial_file import AdversarialImages
 from pyengm.evaluation.attack_registry import ECE, NATURAL, SAME_EXAMPLES, TITLES, TRANSFER, Attack, member_key
 from pyengm.evaluation.attack_spec import SURROGATE, AttackSpec, create_attack, parse_spec
 from pyengm.evaluation.autoattack_runs import AutoAttackVerdicts, run_autoattack
+from pyengm.evaluation.autoattack_warnings import AutoAttackWarning, square_warnings, warnings_of
 from pyengm.evaluation.distance import robustness_distance
 from pyengm.evaluation.resumable import Resumable
+from pyengm.utils.distributed import all_gather_object
 
 AFTER = "after_"  # prefix of the accuracy under a member of AutoAttack and those before it
 
 OnAttack = Callable[[str], None]  # title of the attack that starts
 OnPass = Callable[[str, int, int, float], None]  # title, passes done, their total number, robust accuracy so far
+OnWarning = Callable[[str, AutoAttackWarning], None]  # name of the attack, and why its result may be too high
 
 
 def evaluate_one_threat(
@@ -39,6 +43,7 @@ def evaluate_one_threat(
     kept: list[AdversarialImages] | None = None,
     on_attack: OnAttack = lambda title: None,
     on_pass: OnPass = lambda title, done, total, robust: None,
+    on_warning: OnWarning | None = None,
 ) -> dict[str, float]:
     """Evaluates a model under attacks of one threat model, which `check_attacks` has accepted.
 
@@ -58,6 +63,7 @@ def evaluate_one_threat(
             whole accuracy alone. Where it is given, `autoattack_examples` must be all.
         on_attack: called with the title of each attack before it starts.
         on_pass: called with the title of an attack and the progress of `run_autoattack`.
+        on_warning: called with the name of an attack and each warning of AutoAttack; None gives Python warnings.
 
     Returns:
         Accuracies in [0, 1] and distances in pixel units by name, or by spec for each radius. AutoAttack's come with
@@ -79,7 +85,9 @@ def evaluate_one_threat(
         on_attack(title)
         if isinstance(attack, AutoAttack) and kept is None:
             options = {"device": device, "state": state, "progress": partial(on_pass, title)}
-            results |= _autoattack_results(name, attack, model, data.subset(few), **options)
+            found, doubts = _autoattack_results(name, attack, model, data.subset(few), **options)
+            results |= found
+            _report(doubts, title, name, on_warning)
         elif isinstance(attack, DeepFool):
             results[name] = robustness_distance(model, data, attack, device=device, resumable=shared["resumable"])
         else:
@@ -109,6 +117,14 @@ def _on(place: str, attack: Attack, surrogate: nn.Module | None, device: torch.d
     return Transfer(attack, surrogate.to(device))
 
 
+def _report(doubts: Sequence[AutoAttackWarning], title: str, name: str, on_warning: OnWarning | None) -> None:
+    for doubt in doubts:
+        if on_warning is None:
+            warnings.warn(f"{title}: {doubt.text}", stacklevel=2)
+        else:
+            on_warning(name, doubt)
+
+
 def _natural_and_transfer(
     model: nn.Module,
     data: ImageDataset,
@@ -133,19 +149,23 @@ def _natural_and_transfer(
 
 def _autoattack_results(
     name: str, attack: AutoAttack, model: nn.Module, data: ImageDataset, **options
-) -> dict[str, float]:
-    """Accuracy under an attack, after those under its members if it is AutoAttack as a whole."""
+) -> tuple[dict[str, float], list[AutoAttackWarning]]:
+    """Accuracy under an attack, after those under its members if it is AutoAttack as a whole, and its warnings."""
+    messages: list[str] = []
     attack.attacks, _ = attack.applicable_members(data.num_classes, data.shape)  # `check_attacks` warns of the others
 
     def stages_survived(shard: ImageDataset) -> Tensor:
-        return run_autoattack(attack, model, shard, **options).stages_survived
+        verdicts = run_autoattack(attack, model, shard, **options)
+        messages.extend(verdicts.messages)
+        return verdicts.stages_survived
 
     verdicts = AutoAttackVerdicts(attack.attacks, sharded(data, stages_survived))
-    results = {}
+    results, accuracies = {}, verdicts.accuracies()
     if name == "autoattack":
-        accuracies = verdicts.accuracies()
         results = {AFTER + member_key(member): accuracies[member] for member in verdicts.members}
-    return results | {name: _mean(verdicts.robust)}
+    found = warnings_of([message for part in all_gather_object(messages) for message in part])
+    found += square_warnings(accuracies, len(data))
+    return results | {name: _mean(verdicts.robust)}, found
 
 
 def evenly_spread(size: int, count: int | None) -> Tensor:

@@ -9,6 +9,7 @@ from pyengm.attacks.autoattack import MEMBERS
 from pyengm.evaluation.attack_registry import DISTANCES, ECE, NATURAL, TITLES, member_key
 from pyengm.evaluation.attack_spec import AttackSpec, parse_spec
 from pyengm.evaluation.one_threat import AFTER
+from pyengm.evaluation.standard_errors import standard_errors
 
 
 def results_table(results: dict[str, Any], title: str, spread: dict[str, Any] | None = None) -> Table:
@@ -19,14 +20,17 @@ def results_table(results: dict[str, Any], title: str, spread: dict[str, Any] | 
     Args:
         results: results of `evaluate_checkpoints`, or means of them over runs.
         title: title of the table.
-        spread: standard deviations in the same shape; each is shown after its mean, as in "51.20 ± 0.31".
+        spread: standard deviations of means over runs, in the same shape; each is shown after its mean, as in
+            "51.20 ± 0.31". By default standard errors over the images.
 
     Returns:
         A table of rich's.
     """
-    spread = spread or {}
+    over_images = spread is None
+    spread = standard_errors(results) if spread is None else spread
     columns = _checkpoints(results)
-    table = Table(title=title, title_justify="left", caption=_caption(results, spread), caption_justify="left")
+    caption = _caption(results, spread, over_images)
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     table.add_column("attack")
     table.add_column("threat model")
     for name in columns:
@@ -73,15 +77,23 @@ def _cell(key: str, value: float, spread: float | None) -> str:
     return f"{100 * value:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
 
 
-def _caption(results: dict[str, Any], spread: dict[str, Any]) -> str:
+def _caption(results: dict[str, Any], spread: dict[str, Any], over_images: bool) -> str:
     counts = results["images"]
     lines = [f"{counts['all']} test images, AutoAttack on {counts['autoattack']} of them"]
+    if over_images:
+        lines.append("± standard error over the images")
+    lines += map(_warning, results.get("warnings", ()))
     lines += _inapplicable_members(results)
     if "robust_overfitting" in results:
         lost, deviation = results["robust_overfitting"], spread.get("robust_overfitting")
         lost = f"{lost:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
         lines.append(f"robust overfitting: {lost} % of the best PGD-20 accuracy lost")
     return "\n".join(lines)
+
+
+def _warning(warning: dict[str, Any]) -> str:
+    attack = f"{TITLES[warning['attack']]} ({ThreatModel(**warning['threat'])})"
+    return f"warning: {warning['model']}, {attack}: {warning['text']}"
 
 
 def _inapplicable_members(results: dict[str, Any]) -> list[str]:

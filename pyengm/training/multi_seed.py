@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pyengm.errors import ConfigError, DataError, PyengmError
-from pyengm.evaluation import results_table
+from pyengm.evaluation import DETAILS, results_table
 from pyengm.training.config import TrainConfig
 from pyengm.training.multi_run import complete_all
 from pyengm.training.run_folder import RunFolder, check_free, next_free
@@ -85,7 +85,7 @@ def mean_and_spread(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], 
 
     Args:
         results: The content of results.json of each run. Its values are numbers and dicts of numbers; other values, and
-            the numbers of images, must be the same in all runs.
+            the numbers of images, must be the same in all runs. DETAILS are left out.
 
     Returns:
         The means, with the values that all runs share, and the sample standard deviations, in the shape of the results.
@@ -94,6 +94,7 @@ def mean_and_spread(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], 
     Raises:
         ConfigError: For runs that were not evaluated in the same way.
     """
+    results = [{name: value for name, value in result.items() if name not in DETAILS} for result in results]
     mean: dict[str, Any] = {}
     spread: dict[str, Any] = {}
     for name, first in results[0].items():

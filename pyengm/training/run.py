@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from pyengm.errors import ConfigError, Interrupted, StorageError
-from pyengm.evaluation import check_attacks, evaluate_with_progress, final_attacks, plot_curves, results_table
+from pyengm.evaluation import check_attacks, evaluate_with_progress, evaluation_tables, final_attacks, plot_curves
 from pyengm.training.builders import build_components
 from pyengm.training.config import TrainConfig
 from pyengm.training.disk_space import check_disk_space, run_size
@@ -83,7 +83,7 @@ def run_to_results(config: TrainConfig) -> dict[str, Any]:
                 )
         except KeyboardInterrupt:
             raise Interrupted(evaluation_hint(run)) from None
-        table = results_table(results, str(run.path))
+        table = evaluation_tables(results, str(run.path))
         on_rank0(lambda: run.save_results(results, as_text(table)))
         log(table, always=True)
         log(f"weights, results.json and curves.png are in {run.path}")
@@ -119,8 +119,8 @@ def resume_hint_on_error(run: RunFolder) -> Iterator[None]:
         raise StorageError(f"{error}. Free disk space, or make the folder writable, and {resume_hint(run)}") from error
 
 
-def as_text(table: Any) -> str:
-    """A table of rich as plain text of 120 columns."""
+def as_text(tables: Any) -> str:
+    """Tables of rich as plain text of 120 columns."""
     text = io.StringIO()
-    Console(file=text, width=120, color_system=None, force_jupyter=False).print(table)
+    Console(file=text, width=120, color_system=None, force_jupyter=False).print(tables)
     return text.getvalue()

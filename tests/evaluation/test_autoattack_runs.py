@@ -13,7 +13,6 @@ from pyengm.attacks.autoattack import MEMBERS
 from pyengm.data import ImageDataset
 from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
 from pyengm.evaluation import evaluate, run_autoattack
-from pyengm.evaluation.autoattack_runs import warn_of_square
 from pyengm.models import build
 
 CPU = torch.device("cpu")
@@ -234,22 +233,3 @@ def test_a_model_that_is_not_finite():
         model[2].bias[0] = torch.nan
     with pytest.raises(NonFiniteError):
         run_autoattack(AutoAttack(0.1), model, data, device=CPU)
-
-
-def test_square_that_finds_more_than_the_gradients():
-    results = {
-        "after_apgd_ce": 0.6,
-        "after_fab_t": 0.5,
-        "after_square": 0.4,
-        "after_fab_t_l2": 0.5,
-        "after_square_l2": 0.5,
-    }
-    with pytest.warns(UserWarning, match=r"best: Square lowers the accuracy from 50.0 to 40.0 %") as caught:
-        warn_of_square(results, "best", 100)
-    assert len(caught) == 1
-
-
-@pytest.mark.parametrize("square", [0.5, 0.499, 0.48])
-def test_square_that_finds_what_may_be_chance(square, recwarn):
-    warn_of_square({"after_fab_t": 0.5, "after_square": square}, "best", 100)
-    assert not recwarn.list

@@ -1,10 +1,12 @@
 """Evaluation of checkpoints, in this process and in workers."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
 from helpers.evaluation import CPU, L2, LINF, OPTIONS, data_for, info, make_images, network
+from torch import nn
 
 from pyengm.attacks import ThreatModel
 from pyengm.errors import CheckpointError, DataError, NonFiniteError
@@ -32,7 +34,13 @@ def test_results_of_checkpoints(files, processes, monkeypatch):
     titles = []
     options = {"device": CPU, "on_attack": titles.append, "autoattack_examples": 5}
     results = evaluate_checkpoints(files, data, [LINF, L2], ["pgd20"], **options)
-    assert list(results) == ["best", "last", "other", "robust_overfitting", "threats", "images"]
+    names = ["best", "last", "other"]
+    details = ["standard_errors", "warnings", "trust"]
+    assert list(results) == [*names, "robust_overfitting", "threats", "images", *details]
+    assert [list(results["trust"][name]) for name in names] == [["linf", "l2"]] * 3
+    assert "at least 20" in results["trust"]["best"]["linf"]["reason"]
+    accuracy = results["best"]["pgd20_l2"]
+    assert results["standard_errors"]["best"]["pgd20_l2"] == pytest.approx((accuracy * (1 - accuracy) / 40) ** 0.5)
     assert (
         results["best"]
         == results["last"]
@@ -71,6 +79,57 @@ def test_checkpoints_resume_where_they_stopped(processes, files, tmp_path, monke
     black_box = evaluate(network(), data, threat=weak, attacks=[], device=CPU, surrogate=network(seed=1))
     assert {name: second["best"][name] for name in TRANSFERS} == {name: black_box[name] for name in TRANSFERS}
     assert messages == []
+
+
+class Noisy(nn.Module):
+    """A random defence, whose probabilities are returned in place of logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x):
+        return self.net(x + 0.2 * torch.rand_like(x)).softmax(dim=1)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_warnings_name_model_and_threat(files, processes, monkeypatch, capfd):
+    monkeypatch.setattr(parallel, "cores", lambda: processes * torch.get_num_threads())
+    models = {"best": files["best"], "noisy": MadeSource()}
+    data = data_for(network())
+    results = evaluate_checkpoints(models, data, [LINF, L2], ["apgd_ce"], device=CPU)
+    found = {(one["model"], one["threat"]["norm"], one["attack"], one["kind"]) for one in results["warnings"]}
+    expected = {
+        ("noisy", norm, "apgd_ce", kind) for norm in ("linf", "l2") for kind in ("randomized", "softmax_output")
+    }
+    assert expected <= found
+    assert {model for model, *_ in found} == {"noisy"}
+    text = capfd.readouterr()
+    assert "WARNING" not in text.out + text.err
+    assert "randomized defense" not in text.out + text.err
+    for norm in ("linf", "l2"):
+        passed = {check["name"]: check["passed"] for check in results["trust"]["noisy"][norm]["checks"]}
+        assert not passed["outputs_repeat"]
+        assert not passed["autoattack"]
+        assert {check["name"] for check in results["trust"]["best"][norm]["checks"]} == passed.keys()
+    assert json.loads(json.dumps(results)) == results
+
+
+@dataclass(frozen=True)
+class MadeSource:
+    """A source of the random defence."""
+
+    def load(self):
+        return Noisy().eval()
+
+    def check(self, data):
+        """It takes all data of the tests."""
+
+    def threats(self):
+        return []
+
+    def identity(self):
+        return "noisy"
 
 
 def test_a_surrogate_that_does_not_fit(files, tmp_path):

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from pyengm.evaluation import results_table
+from pyengm.evaluation import evaluation_tables, results_table
 from pyengm.evaluation.attack_registry import SAME_EXAMPLES
 
 
@@ -25,17 +25,18 @@ def test_table_has_the_values():
         return [line.split("│")[-3:-1] for line in lines if all(word in line for word in words)]
 
     assert "runs/one" in lines[0]
-    for words, best, last in (
-        (("natural",), "91.23", "91.23"),
-        (("PGD-20 ", "L-infinity, eps = 0.05"), "50.00", "40.00"),
-        (("AutoAttack's images", "L-infinity"), "52.00", "52.00"),
-        (("AutoAttack ", "L-infinity"), "45.67", "45.67"),
-        (("PGD-20 ", "L2, eps = 0.3"), "25.00", "25.00"),
+    for words, best, last in (  # standard errors by hand: 100 sqrt(p (1 - p) / n) for n = 360 or 100
+        (("natural",), "91.23 ± 1.49", "91.23 ± 1.49"),
+        (("PGD-20 ", "L-infinity, eps = 0.05"), "50.00 ± 2.64", "40.00 ± 2.58"),
+        (("AutoAttack's images", "L-infinity"), "52.00 ± 5.00", "52.00 ± 5.00"),
+        (("AutoAttack ", "L-infinity"), "45.67 ± 4.98", "45.67 ± 4.98"),
+        (("PGD-20 ", "L2, eps = 0.3"), "25.00 ± 2.28", "25.00 ± 2.28"),
     ):
         assert [[cell.strip() for cell in cells] for cells in row(*words)] == [[best, last]]
     text = "\n".join(lines)
     assert "360 test images, AutoAttack on 100 of them" in text
     assert "20.0 % of the best PGD-20 accuracy lost" in text
+    assert "± standard error over the images" in text
 
 
 def test_table_of_distances_members_and_transfers():
@@ -53,13 +54,51 @@ def test_table_of_distances_members_and_transfers():
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
     linf, l2 = "L-infinity, eps = 0.05", "L2, eps = 0.3"
     assert rows == [
-        ["natural", "", "90.00"],
-        ["transfer PGD-20", linf, "80.00"],
-        ["APGD-CE", linf, "50.00"],
-        ["AutoAttack", linf, "39.00"],
+        ["natural", "", "90.00 ± 1.58"],
+        ["transfer PGD-20", linf, "80.00 ± 2.11"],
+        ["APGD-CE", linf, "50.00 ± 5.00"],
+        ["AutoAttack", linf, "39.00 ± 4.88"],
         ["DeepFool", "mean distance in L2", "rho = 0.8432"],
-        ["AutoAttack", l2, "30.00"],
+        ["AutoAttack", l2, "30.00 ± 4.58"],
     ]
     text = " ".join(text.split())
     assert f"AutoAttack ({linf}) is only APGD-CE, FAB-T, Square here" in text
     assert f"AutoAttack ({l2}) is only" not in text
+
+
+def test_warnings_and_checks_are_in_the_tables():
+    check = {
+        "name": "noise",
+        "title": "random noise is harmless",
+        "passed": False,
+        "figure": "12.0 % at the worst point",
+    }
+    warning = {
+        "model": "one",
+        "threat": {"norm": "l2", "eps": 0.3},
+        "attack": "apgd_t",
+        "kind": "other",
+        "text": "doubt",
+    }
+    results = {
+        "one": {"natural": 0.9},
+        "threats": [{"norm": "linf", "eps": 0.05}, {"norm": "l2", "eps": 0.3}],
+        "images": {"all": 360, "autoattack": 100},
+        "warnings": [warning],
+        "trust": {
+            "one": {
+                "linf": {"images": 100, "checks": [check, check | {"passed": True, "title": "other"}], "curve": {}},
+                "l2": {"images": 0, "checks": [], "curve": {}, "reason": "too few images"},
+            }
+        },
+    }
+    console = Console(file=io.StringIO(), width=240)
+    console.print(evaluation_tables(results, "one"))
+    lines = console.file.getvalue().splitlines()
+    assert any("warning: one, APGD-T (L2, eps = 0.3): doubt" in line for line in lines)
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.count("│") == 6]
+    assert cells == [
+        ["one", "L-infinity, eps = 0.05, 100 images", "random noise is harmless", "WARNS", "12.0 % at the worst point"],
+        ["", "", "other", "passes", "12.0 % at the worst point"],
+        ["one", "L2, eps = 0.3", "none", "", "too few images"],
+    ]

@@ -448,7 +448,7 @@ class TestFullDisk:
         out = tmp_path / "found.json"
         options = ["evaluate", str(whole.last), "--autoattack-examples", "1", "--threat", "linf", "--out", str(out)]
         with monkeypatch.context() as patch, room_again():
-            call_before(patch, evaluate, "results_table", fill_disk)
+            call_before(patch, evaluate, "evaluation_tables", fill_disk)
             assert cli.main(options) == 1
         assert f"cannot write {out}: " in error_of(capsys)
         assert not out.exists()
