@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from pyengm.cli.completion import CompletionConfig, completion_command
-from pyengm.cli.evaluate import EvaluateConfig, evaluate_command
+from pyengm.cli.evaluate import evaluate_command
+from pyengm.cli.evaluate_options import EvaluateConfig
 from pyengm.cli.parser import parse
 from pyengm.cli.reproduce import reproduce_command
 from pyengm.cli.train import parse_train, train_command

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from pyengm.cli.evaluate import EvaluateConfig
+from pyengm.cli.evaluate_options import EvaluateConfig
 from pyengm.cli.parser import print_completion
 from pyengm.reproduce import ReproduceConfig
 from pyengm.training import TrainConfig

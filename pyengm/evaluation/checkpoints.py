@@ -12,6 +12,7 @@ import torch
 
 from pyengm.attacks import ThreatModel
 from pyengm.data import ImageDataset
+from pyengm.evaluation.adversarial_file import AdversarialImages
 from pyengm.evaluation.attack_registry import AUTOATTACKS
 from pyengm.evaluation.attack_spec import attacks_by_threat, check_attacks, curves_of, parse_spec
 from pyengm.evaluation.autoattack_warnings import AutoAttackWarning
@@ -60,6 +61,7 @@ def evaluate_checkpoints(
     autoattack_examples: int | None = None,
     surrogate: Path | None = None,
     state: Path | None = None,
+    kept: list[AdversarialImages] | None = None,
     trust_config: bool = False,
     on_attack: OnAttack = lambda title: None,
     on_pass: OnPass = lambda title, done, total, robust: None,
@@ -74,30 +76,28 @@ def evaluate_checkpoints(
         data: the images to attack.
         threats: threat models, one per norm.
         attacks: names of `attack_registry.ATTACKS` or specs, see `parse_spec`.
-        device: device of the evaluation.
-        seed: seed of random starts and of AutoAttack.
-        autoattack_examples: number of images for AutoAttack and its members; None: all.
+        device, seed, autoattack_examples: as for `evaluate_one_threat`.
         surrogate: the checkpoint of another model, for transfer attacks.
         state: folder of the state files from which an interrupted evaluation resumes, for all checkpoints.
+        kept: as for `evaluate_one_threat`, for one model under one threat model.
         trust_config: whether functions that the files name as their models may be run.
         on_attack, on_pass: as for `evaluate_one_threat`; titles of AutoAttack begin with the checkpoint's name.
         on_share: called with the share of all work that is done, in [0, 1], before each attack and after each pass.
 
     Returns:
-        A dict of results of `evaluate` per model, and "threats" and "images", which they were measured on. With "best"
-        and "last" among the names and PGD-20 among the attacks also "robust_overfitting", in per cent. The rest are
-        DETAILS: "standard_errors" by model and name, "warnings" of AutoAttack with the model, the threat and the
-        attack that each belongs to, and "trust" by model and norm, see `trust_block`.
+        Results of `evaluate` per model; "threats" and "images", which they were measured on; with "best" and "last"
+        and PGD-20 also "robust_overfitting", in per cent; and DETAILS: "standard_errors" by model and name, "warnings"
+        of AutoAttack with model, threat and attack, and "trust" by model and norm, see `trust_block`.
 
     Raises:
         PyengmError: a worker process was killed, or for the reasons that `evaluate` lists.
     """
-    sources = {name: _source(found, trust_config) for name, found in checkpoints.items()}
-    other = surrogate and _source(surrogate, trust_config)
+    sources = {name: as_source(found, trust_config) for name, found in checkpoints.items()}
+    other = surrogate and as_source(surrogate, trust_config)
     _check_compatible([*sources.values(), other], data, threats, attacks)
     contents = {name: source.identity() for name, source in sources.items()}
     names = {content: name for name, content in reversed(contents.items())}
-    options = {"device": device, "seed": seed, "autoattack_examples": autoattack_examples, "state": state}
+    options = {"device": device, "seed": seed, "autoattack_examples": autoattack_examples, "state": state, "kept": kept}
     selected = attacks_by_threat(threats, attacks)
     jobs = {
         (name, threat): partial(evaluate_source, sources[name], other, data, threat, some, **options)
@@ -148,7 +148,8 @@ def _curves(results: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     return {"curves": curves} if any(curves.values()) else {}
 
 
-def _source(found: Path | ModelSource, trust_config: bool) -> ModelSource:
+def as_source(found: Path | ModelSource, trust_config: bool = False) -> ModelSource:
+    """The source itself, or that of a checkpoint of pyengm."""
     return CheckpointSource(found, trust_config) if isinstance(found, Path) else found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyengm.attacks import AutoAttack, DeepFool, ThreatModel, Transfer
 from pyengm.data import ImageDataset
-from pyengm.evaluation.accuracy import accuracy, predict, sharded
+from pyengm.evaluation.accuracy import Predictions, accuracy, predict, sharded
 from pyengm.evaluation.adversarial_file import AdversarialImages
 from pyengm.evaluation.attack_registry import ECE, NATURAL, SAME_EXAMPLES, TITLES, TRANSFER, Attack, member_key
 from pyengm.evaluation.attack_spec import SURROGATE, AttackSpec, create_attack, parse_spec
@@ -52,23 +52,19 @@ def evaluate_one_threat(
         data: the images to attack.
         threat: the threat model.
         attacks: names of `attack_registry.ATTACKS` or specs, see `parse_spec`.
-        device: device of the evaluation.
-        seed: seed of random starts and of AutoAttack.
-        autoattack_examples: number of images, spread evenly, for AutoAttack and its members, on which PGD-20 is
-            reported as well; None: all.
+        device, seed: those of the evaluation; the seed is that of random starts and of AutoAttack.
+        autoattack_examples: number of images, spread evenly, for AutoAttack, and for PGD-20 once more; None: all.
         surrogate: another model; adversarial examples of PGD-20 on it are tried on `model` ("transfer_pgd20").
         state: folder of the files from which an interrupted evaluation resumes, for every attack.
         bn: mode of the model's dropout and norm layers, for predictions and attacks, see `attack_mode`.
-        kept: a list that gets the adversarial images of each attack that is no distance; AutoAttack then gives its
-            whole accuracy alone. Where it is given, `autoattack_examples` must be all.
-        on_attack: called with the title of each attack before it starts.
-        on_pass: called with the title of an attack and the progress of `run_autoattack`.
+        kept: a list that gets the adversarial images of each attack but distances. It goes with AutoAttack on all
+            images, which then gives its whole accuracy alone.
+        on_attack, on_pass: called with the title of each attack before it starts; and with AutoAttack's progress.
         on_warning: called with the name of an attack and each warning of AutoAttack; None gives Python warnings.
 
     Returns:
-        Accuracies in [0, 1] and distances in pixel units by name, or by spec for each radius. AutoAttack's come with
-        those after each member, as in "after_apgd_ce", and the others with their expected calibration errors, as in
-        "ece_pgd20".
+        Accuracies in [0, 1] and distances in pixel units by name, or by spec for each radius; those after each member
+        of AutoAttack, as in "after_apgd_ce"; and expected calibration errors, as in "ece_pgd20".
 
     Raises:
         ConfigError: an attack does not support the mode.
@@ -93,11 +89,17 @@ def evaluate_one_threat(
         else:
             on = _on(spec.on, attack, surrogate, device)
             predictions = predict(model, data, on, keep_images=kept is not None, **shared)
-            results |= {name: _mean(predictions.correct), ECE + name: predictions.ece}
+            results |= _summary(name, predictions, few if same_examples else None)
             if kept is not None and predictions.images is not None:
                 kept.append(AdversarialImages(name, one.norm, one.eps, predictions.images, predictions.correct))
-            if name == "pgd20" and same_examples:
-                results[SAME_EXAMPLES] = _mean(predictions.correct[few])
+    return results
+
+
+def _summary(name: str, predictions: Predictions, few: Tensor | None) -> dict[str, float]:
+    """The results of an attack; few: positions of AutoAttack's images, where these are not all."""
+    results = {name: _mean(predictions.correct), ECE + name: predictions.ece}
+    if name == "pgd20" and few is not None:
+        results[SAME_EXAMPLES] = _mean(predictions.correct[few])
     return results
 
 

@@ -82,18 +82,12 @@ def _caption(results: dict[str, Any], spread: dict[str, Any], over_images: bool)
     lines = [f"{counts['all']} test images, AutoAttack on {counts['autoattack']} of them"]
     if over_images:
         lines.append("± standard error over the images")
-    lines += map(_warning, results.get("warnings", ()))
     lines += _inapplicable_members(results)
     if "robust_overfitting" in results:
         lost, deviation = results["robust_overfitting"], spread.get("robust_overfitting")
         lost = f"{lost:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
         lines.append(f"robust overfitting: {lost} % of the best PGD-20 accuracy lost")
     return "\n".join(lines)
-
-
-def _warning(warning: dict[str, Any]) -> str:
-    attack = f"{TITLES[warning['attack']]} ({ThreatModel(**warning['threat'])})"
-    return f"warning: {warning['model']}, {attack}: {warning['text']}"
 
 
 def _inapplicable_members(results: dict[str, Any]) -> list[str]:

@@ -4,13 +4,15 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from pyengm.attacks import ThreatModel
+from pyengm.evaluation.attack_spec import parse_spec
 from pyengm.evaluation.table import results_table
 
 
 def evaluation_tables(results: dict[str, Any], title: str) -> Group:
-    """The table of accuracies, and below it that of the checks on them.
+    """The table of accuracies, the warnings of AutoAttack, and the table of the checks.
 
     Args:
         results: results of `evaluate_checkpoints`.
@@ -19,7 +21,12 @@ def evaluation_tables(results: dict[str, Any], title: str) -> Group:
     Returns:
         Something that rich prints.
     """
-    return Group(results_table(results, title), trust_table(results))
+    return Group(results_table(results, title), *map(_warning, results["warnings"]), trust_table(results))
+
+
+def _warning(warning: dict[str, Any]) -> Text:
+    attack = f"{parse_spec(warning['attack']).title()} ({ThreatModel(**warning['threat'])})"
+    return Text(f"warning: {warning['model']}, {attack}: {warning['text']}")
 
 
 def trust_table(results: dict[str, Any]) -> Table:

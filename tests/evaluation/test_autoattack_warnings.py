@@ -68,7 +68,7 @@ def test_messages_are_recorded_and_not_printed(capfd):
 
 def test_a_resumed_run_has_the_warnings_of_its_beginning(tmp_path):
     model = Softmax(1e-3).eval()
-    attack, data = AutoAttack(LINF.eps, attacks="apgd-ce"), data_for(network())
+    attack, data = AutoAttack(LINF.eps, attacks="apgd-t"), data_for(network())
     first = run_autoattack(attack, model, data, device=CPU, state=tmp_path)
     kinds = {warning.kind for warning in warnings_of(first.messages)}
     assert kinds == {"softmax_output", "zero_gradients"}
