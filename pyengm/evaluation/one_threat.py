@@ -49,13 +49,12 @@ def evaluate_one_threat(
 
     Args:
         model: classifier of images in [0, 1]; moved to `device`.
-        data: the images to attack.
-        threat: the threat model.
+        data, threat: the images to attack, and the threat model.
         attacks: names of `attack_registry.ATTACKS` or specs, see `parse_spec`.
         device, seed: those of the evaluation; the seed is that of random starts and of AutoAttack.
         autoattack_examples: number of images, spread evenly, for AutoAttack, and for PGD-20 once more; None: all.
-        surrogate: another model; adversarial examples of PGD-20 on it are tried on `model` ("transfer_pgd20").
-        state: folder of the files from which an interrupted evaluation resumes, for every attack.
+        surrogate: another model, whose adversarial examples of PGD-20 are tried on `model` ("transfer_pgd20").
+        state: folder of the files from which an interrupted evaluation resumes.
         bn: mode of the model's dropout and norm layers, for predictions and attacks, see `attack_mode`.
         kept: a list that gets the adversarial images of each attack but distances. It goes with AutoAttack on all
             images, which then gives its whole accuracy alone.
@@ -71,28 +70,33 @@ def evaluate_one_threat(
         NonFiniteError: outputs of the model are not finite.
     """
     model = model.to(device)
-    few, created = evenly_spread(len(data), autoattack_examples), _create(attacks, threat, seed, bn)
+    few = evenly_spread(len(data), autoattack_examples)
+    created = _create(attacks, threat, seed, bn, surrogate and surrogate.to(device))
     same_examples = len(few) < len(data) and any(isinstance(attack, AutoAttack) for _, attack in created.values())
     shared = {"seed": seed, "device": device, "bn": bn, "resumable": Resumable.of(state, model, data)}
     results = _natural_and_transfer(model, data, threat, surrogate, on_attack, **shared)
     for spec, (one, attack) in created.items():
-        name = str(spec)
-        title = spec.title() if spec.info.is_distance else f"{spec.title()} ({one})"
+        name, title = str(spec), spec.title() if spec.info.is_distance else f"{spec.title()} ({one})"
         on_attack(title)
         if isinstance(attack, AutoAttack) and kept is None:
             options = {"device": device, "state": state, "progress": partial(on_pass, title)}
-            found, doubts = _autoattack_results(name, attack, model, data.subset(few), **options)
-            results |= found
-            _report(doubts, title, name, on_warning)
+            report = partial(_report, title, name, on_warning)
+            results |= _autoattack_results(name, attack, model, data.subset(few), report, **options)
         elif isinstance(attack, DeepFool):
             results[name] = robustness_distance(model, data, attack, device=device, resumable=shared["resumable"])
         else:
-            on = _on(spec.on, attack, surrogate, device)
-            predictions = predict(model, data, on, keep_images=kept is not None, **shared)
-            results |= _summary(name, predictions, few if same_examples else None)
-            if kept is not None and predictions.images is not None:
-                kept.append(AdversarialImages(name, one.norm, one.eps, predictions.images, predictions.correct))
+            predictions = predict(model, data, attack, keep_images=kept is not None, **shared)
+            results |= _summary(name, _keep(kept, name, one, predictions), few if same_examples else None)
     return results
+
+
+def _keep(
+    kept: list[AdversarialImages] | None, name: str, threat: ThreatModel, predictions: Predictions
+) -> Predictions:
+    """The predictions, whose images go into the list if there is one."""
+    if kept is not None and predictions.images is not None:
+        kept.append(AdversarialImages(name, threat.norm, threat.eps, predictions.images, predictions.correct))
+    return predictions
 
 
 def _summary(name: str, predictions: Predictions, few: Tensor | None) -> dict[str, float]:
@@ -104,22 +108,21 @@ def _summary(name: str, predictions: Predictions, few: Tensor | None) -> dict[st
 
 
 def _create(
-    attacks: Sequence[str], threat: ThreatModel, seed: int, bn: str
+    attacks: Sequence[str], threat: ThreatModel, seed: int, bn: str, surrogate: nn.Module | None
 ) -> dict[AttackSpec, tuple[ThreatModel, Any]]:
-    """The attacks by their specs, each with the threat model of its radius."""
+    """The attacks, or their transfers from the surrogate, by their specs, each with the threat model of its radius."""
     runs = (run for text in attacks for run in parse_spec(text).at_each_eps(threat))
-    return {spec: (one, spec.create(one, seed, bn=bn)) for spec, one in runs}
+    return {spec: (one, _on(spec.on, spec.create(one, seed, bn=bn), surrogate)) for spec, one in runs}
 
 
-def _on(place: str, attack: Attack, surrogate: nn.Module | None, device: torch.device) -> Attack:
-    """The attack, or its transfer from the surrogate."""
+def _on(place: str, attack: Attack, surrogate: nn.Module | None) -> Attack:
     if place != SURROGATE:
         return attack
     assert surrogate is not None  # `check_attacks`
-    return Transfer(attack, surrogate.to(device))
+    return Transfer(attack, surrogate)
 
 
-def _report(doubts: Sequence[AutoAttackWarning], title: str, name: str, on_warning: OnWarning | None) -> None:
+def _report(title: str, name: str, on_warning: OnWarning | None, doubts: Sequence[AutoAttackWarning]) -> None:
     for doubt in doubts:
         if on_warning is None:
             warnings.warn(f"{title}: {doubt.text}", stacklevel=2)
@@ -150,9 +153,14 @@ def _natural_and_transfer(
 
 
 def _autoattack_results(
-    name: str, attack: AutoAttack, model: nn.Module, data: ImageDataset, **options
-) -> tuple[dict[str, float], list[AutoAttackWarning]]:
-    """Accuracy under an attack, after those under its members if it is AutoAttack as a whole, and its warnings."""
+    name: str,
+    attack: AutoAttack,
+    model: nn.Module,
+    data: ImageDataset,
+    report: Callable[[Sequence[AutoAttackWarning]], None],
+    **options: Any,
+) -> dict[str, float]:
+    """Accuracy under an attack, after those under its members if it is AutoAttack as a whole; reports its warnings."""
     messages: list[str] = []
     attack.attacks, _ = attack.applicable_members(data.num_classes, data.shape)  # `check_attacks` warns of the others
 
@@ -167,7 +175,8 @@ def _autoattack_results(
         results = {AFTER + member_key(member): accuracies[member] for member in verdicts.members}
     found = warnings_of([message for part in all_gather_object(messages) for message in part])
     found += square_warnings(accuracies, len(data))
-    return results | {name: _mean(verdicts.robust)}, found
+    report(found)
+    return results | {name: _mean(verdicts.robust)}
 
 
 def evenly_spread(size: int, count: int | None) -> Tensor:
