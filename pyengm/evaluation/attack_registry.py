@@ -238,7 +238,6 @@ ATTACKS_HELP = "Further attacks of the final evaluation, besides {}: {}.".format
 # Results that are not those of one attack of the registry.
 NATURAL = "natural"
 TRANSFER = "transfer_pgd20"
-ECE = "ece_"  # prefix of the expected calibration error under an attack
 SAME_EXAMPLES = "pgd20_on_autoattack_examples"
 TITLES = {NATURAL: "natural", TRANSFER: "transfer PGD-20", SAME_EXAMPLES: "PGD-20, AutoAttack's images"}
 TITLES |= {info.name: info.title for info in _ATTACKS}

@@ -10,7 +10,7 @@ from pyengm.attacks import THREAT_NORMS, AutoAttack, ThreatModel
 from pyengm.attacks.model_state import check_bn_mode
 from pyengm.data import ImageDataset
 from pyengm.errors import ConfigError
-from pyengm.evaluation.attack_registry import ATTACKS, ECE, AttackInfo, ShareOfEps
+from pyengm.evaluation.attack_registry import ATTACKS, AttackInfo, ShareOfEps
 from pyengm.utils.did_you_mean import did_you_mean
 from pyengm.utils.pixels import parse_number
 
@@ -225,8 +225,6 @@ def check_attacks(
 
 def with_norm(key: str, norm: str) -> str:
     """The name of a result under a threat model other than the first, such as pgd20_l2 or pgd:steps=5,norm=l2."""
-    if key.startswith(ECE):
-        return ECE + with_norm(key.removeprefix(ECE), norm)
     if ":" not in key:
         return f"{key}_{norm}"
     return str(replace(parse_spec(key), norm=norm))
@@ -243,7 +241,7 @@ def curves_of(results: Mapping[str, float]) -> dict[str, dict[float, float]]:
     """
     curves: dict[str, dict[float, float]] = {}
     for key, value in results.items():
-        spec = parse_spec(key) if ":" in key and not key.startswith(ECE) else None
+        spec = parse_spec(key) if ":" in key else None
         if spec is not None and spec.eps:
             curves.setdefault(str(replace(spec, eps=())), {})[spec.eps[0]] = value
     return {text: dict(sorted(curve.items())) for text, curve in curves.items()}

@@ -32,7 +32,7 @@ from pyengm.evaluation.work import Work, parts_of
 from pyengm.models import to_fast_memory_format
 
 OnShare = Callable[[float], None]  # share of the work that is done
-DETAILS = ("standard_errors", "warnings", "trust")  # results about results
+DETAILS = ("standard_errors", "calibration", "warnings", "trust")  # results about results
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,13 @@ class Evaluated:
         accuracies: from `evaluate_one_threat`.
         warnings: those of AutoAttack, each with the title of the attack.
         trust: from `trust_block`.
+        calibration: expected calibration errors by attack.
     """
 
     accuracies: dict[str, float]
     warnings: list[tuple[str, AutoAttackWarning]]
     trust: dict[str, Any]
+    calibration: dict[str, float]
 
 
 def evaluate_checkpoints(
@@ -86,8 +88,8 @@ def evaluate_checkpoints(
 
     Returns:
         Results of `evaluate` per model; "threats" and "images", which they were measured on; with "best" and "last"
-        and PGD-20 also "robust_overfitting", in per cent; and DETAILS: "standard_errors" by model and name, "warnings"
-        of AutoAttack with model, threat and attack, and "trust" by model and norm, see `trust_block`.
+        and PGD-20 also "robust_overfitting", in per cent; and DETAILS: "standard_errors", "calibration" (by model and
+        name), "warnings" of AutoAttack, with model, threat and attack, and "trust" by model and norm (`trust_block`).
 
     Raises:
         PyengmError: a worker process was killed, or for the reasons that `evaluate` lists.
@@ -126,7 +128,7 @@ def _merge(of_models: Mapping[str, Mapping[ThreatModel, Evaluated]], shared: dic
 
 
 def _doubts(of_models: Mapping[str, Mapping[ThreatModel, Evaluated]]) -> dict[str, Any]:
-    """The warnings of AutoAttack and the outcomes of the checks, as plain values for JSON."""
+    """Calibration errors, the warnings of AutoAttack and the outcomes of the checks, as plain values for JSON."""
     warned = [
         {"model": name, "threat": asdict(threat), "attack": attack, **asdict(warning)}
         for name, by_threat in of_models.items()
@@ -136,7 +138,11 @@ def _doubts(of_models: Mapping[str, Mapping[ThreatModel, Evaluated]]) -> dict[st
     checked = {
         name: {threat.norm: one.trust for threat, one in by_threat.items()} for name, by_threat in of_models.items()
     }
-    return {"warnings": warned, "trust": checked}
+    calibration = {
+        name: merge_threats({threat: one.calibration for threat, one in by_threat.items()})
+        for name, by_threat in of_models.items()
+    }
+    return {"calibration": calibration, "warnings": warned, "trust": checked}
 
 
 def _curves(results: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
@@ -230,13 +236,13 @@ def evaluate_source(
         model = to_fast_memory_format(source.load(), device)
     options |= {"device": device, "seed": seed, "autoattack_examples": autoattack_examples, "on_attack": on_attack}
     found: list[tuple[str, AutoAttackWarning]] = []
-    accuracies = evaluate_one_threat(
-        model, data, threat, attacks, surrogate=other, on_warning=lambda *warning: found.append(warning), **options
-    )
+    calibration: dict[str, float] = {}
+    options |= {"calibration": calibration, "on_warning": lambda *warning: found.append(warning)}
+    accuracies = evaluate_one_threat(model, data, threat, attacks, surrogate=other, **options)
     on_attack(f"checks of the results ({threat})")
     doubts = (
         [warning for _, warning in found] if any(parse_spec(text).name in AUTOATTACKS for text in attacks) else None
     )
     few = data.subset(evenly_spread(len(data), autoattack_examples))
     trust = trust_block(model, few, threat, device=device, seed=seed, warnings=doubts)
-    return Evaluated(accuracies, found, trust)
+    return Evaluated(accuracies, found, trust, calibration)

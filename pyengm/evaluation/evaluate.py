@@ -13,7 +13,7 @@ from pyengm.attacks.logits import Model, logits_of
 from pyengm.attacks.model_state import attack_mode
 from pyengm.data import ImageDataset, Loader, as_dataset
 from pyengm.errors import ConfigError, DataError
-from pyengm.evaluation.attack_registry import ECE, NATURAL
+from pyengm.evaluation.attack_registry import NATURAL
 from pyengm.evaluation.attack_spec import attacks_by_threat, check_attacks, with_norm
 from pyengm.evaluation.model_sources import find_source
 from pyengm.evaluation.one_threat import evaluate_one_threat
@@ -150,7 +150,7 @@ def merge_threats(results: Mapping[ThreatModel, Mapping[str, float]]) -> dict[st
         merged |= {
             with_norm(name, threat.norm) if i else name: value
             for name, value in values.items()
-            if i == 0 or name not in (NATURAL, ECE + NATURAL)
+            if i == 0 or name != NATURAL
         }
     return merged
 

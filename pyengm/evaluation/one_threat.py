@@ -13,7 +13,7 @@ from pyengm.attacks import AutoAttack, DeepFool, ThreatModel, Transfer
 from pyengm.data import ImageDataset
 from pyengm.evaluation.accuracy import Predictions, accuracy, predict, sharded
 from pyengm.evaluation.adversarial_file import AdversarialImages
-from pyengm.evaluation.attack_registry import ECE, NATURAL, SAME_EXAMPLES, TITLES, TRANSFER, Attack, member_key
+from pyengm.evaluation.attack_registry import NATURAL, SAME_EXAMPLES, TITLES, TRANSFER, Attack, member_key
 from pyengm.evaluation.attack_spec import SURROGATE, AttackSpec, create_attack, parse_spec
 from pyengm.evaluation.autoattack_runs import AutoAttackVerdicts, run_autoattack
 from pyengm.evaluation.autoattack_warnings import AutoAttackWarning, square_warnings, warnings_of
@@ -41,6 +41,7 @@ def evaluate_one_threat(
     state: Path | None = None,
     bn: str = "eval",
     kept: list[AdversarialImages] | None = None,
+    calibration: dict[str, float] | None = None,
     on_attack: OnAttack = lambda title: None,
     on_pass: OnPass = lambda title, done, total, robust: None,
     on_warning: OnWarning | None = None,
@@ -56,25 +57,23 @@ def evaluate_one_threat(
         surrogate: another model, whose adversarial examples of PGD-20 are tried on `model` ("transfer_pgd20").
         state: folder of the files from which an interrupted evaluation resumes.
         bn: mode of the model's dropout and norm layers, for predictions and attacks, see `attack_mode`.
-        kept: a list that gets the adversarial images of each attack but distances. It goes with AutoAttack on all
-            images, which then gives its whole accuracy alone.
-        on_attack, on_pass: called with the title of each attack before it starts; and with AutoAttack's progress.
-        on_warning: called with the name of an attack and each warning of AutoAttack; None gives Python warnings.
+        kept: a list for the adversarial images of attacks; AutoAttack, on all images, then gives its accuracy alone.
+        calibration: a dict that gets the expected calibration error under each attack but AutoAttack, by name.
+        on_attack, on_pass, on_warning: see `OnAttack`, `OnPass` and `OnWarning`; without the last, Python warns.
 
     Returns:
-        Accuracies in [0, 1] and distances in pixel units by name, or by spec for each radius; those after each member
-        of AutoAttack, as in "after_apgd_ce"; and expected calibration errors, as in "ece_pgd20".
+        Accuracies in [0, 1] and distances in pixel units by name, or by spec for each radius. AutoAttack's come with
+        those after each member, as in "after_apgd_ce".
 
     Raises:
-        ConfigError: an attack does not support the mode.
-        NonFiniteError: outputs of the model are not finite.
+        ConfigError, NonFiniteError: an attack does not support the mode; outputs of the model are not finite.
     """
     model = model.to(device)
-    few = evenly_spread(len(data), autoattack_examples)
     created = _create(attacks, threat, seed, bn, surrogate and surrogate.to(device))
-    same_examples = len(few) < len(data) and any(isinstance(attack, AutoAttack) for _, attack in created.values())
+    few = evenly_spread(len(data), autoattack_examples)
+    has_autoattack = any(isinstance(attack, AutoAttack) for _, attack in created.values())
     shared = {"seed": seed, "device": device, "bn": bn, "resumable": Resumable.of(state, model, data)}
-    results = _natural_and_transfer(model, data, threat, surrogate, on_attack, **shared)
+    results = _natural_and_transfer(model, data, threat, surrogate, calibration, on_attack, **shared)
     for spec, (one, attack) in created.items():
         name, title = str(spec), spec.title() if spec.info.is_distance else f"{spec.title()} ({one})"
         on_attack(title)
@@ -86,22 +85,27 @@ def evaluate_one_threat(
             results[name] = robustness_distance(model, data, attack, device=device, resumable=shared["resumable"])
         else:
             predictions = predict(model, data, attack, keep_images=kept is not None, **shared)
-            results |= _summary(name, _keep(kept, name, one, predictions), few if same_examples else None)
+            _keep(kept, calibration, name, one, predictions)
+            results |= _summary(name, predictions, few if has_autoattack and len(few) < len(data) else None)
     return results
 
 
 def _keep(
-    kept: list[AdversarialImages] | None, name: str, threat: ThreatModel, predictions: Predictions
-) -> Predictions:
-    """The predictions, whose images go into the list if there is one."""
+    kept: list[AdversarialImages] | None,
+    calibration: dict[str, float] | None,
+    name: str,
+    threat: ThreatModel,
+    predictions: Predictions,
+) -> None:
+    if calibration is not None:
+        calibration[name] = predictions.ece
     if kept is not None and predictions.images is not None:
         kept.append(AdversarialImages(name, threat.norm, threat.eps, predictions.images, predictions.correct))
-    return predictions
 
 
 def _summary(name: str, predictions: Predictions, few: Tensor | None) -> dict[str, float]:
     """The results of an attack; few: positions of AutoAttack's images, where these are not all."""
-    results = {name: _mean(predictions.correct), ECE + name: predictions.ece}
+    results = {name: _mean(predictions.correct)}
     if name == "pgd20" and few is not None:
         results[SAME_EXAMPLES] = _mean(predictions.correct[few])
     return results
@@ -135,6 +139,7 @@ def _natural_and_transfer(
     data: ImageDataset,
     threat: ThreatModel,
     surrogate: nn.Module | None,
+    calibration: dict[str, float] | None,
     on_attack: OnAttack,
     *,
     device: torch.device,
@@ -144,7 +149,9 @@ def _natural_and_transfer(
     """Accuracies on the images as they are, and on adversarial examples of the surrogate if there is one."""
     on_attack(TITLES[NATURAL])
     natural = predict(model, data, None, device=device, **options)
-    results = {NATURAL: _mean(natural.correct), ECE + NATURAL: natural.ece}
+    if calibration is not None:
+        calibration[NATURAL] = natural.ece
+    results = {NATURAL: _mean(natural.correct)}
     if surrogate is not None:
         on_attack(f"{TITLES[TRANSFER]} ({threat})")
         transfer = Transfer(create_attack("pgd20", threat), surrogate.to(device))

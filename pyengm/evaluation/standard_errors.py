@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pyengm.evaluation.attack_registry import AUTOATTACKS, DISTANCES, ECE, NATURAL, SAME_EXAMPLES
+from pyengm.evaluation.attack_registry import AUTOATTACKS, DISTANCES, NATURAL, SAME_EXAMPLES
 from pyengm.evaluation.attack_spec import parse_spec
 from pyengm.evaluation.one_threat import AFTER
 
@@ -38,7 +38,7 @@ def standard_errors(results: dict[str, Any]) -> dict[str, dict[str, float]]:
         model: {
             key: standard_error(value, image_count(key, results))
             for key, value in values.items()
-            if not key.startswith(ECE) and key.partition(":")[0] not in DISTANCES
+            if key.partition(":")[0] not in DISTANCES
         }
         for model, values in models.items()
     }

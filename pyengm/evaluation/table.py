@@ -6,7 +6,7 @@ from rich.table import Table
 
 from pyengm.attacks import ThreatModel
 from pyengm.attacks.autoattack import MEMBERS
-from pyengm.evaluation.attack_registry import DISTANCES, ECE, NATURAL, TITLES, member_key
+from pyengm.evaluation.attack_registry import DISTANCES, NATURAL, TITLES, member_key
 from pyengm.evaluation.attack_spec import AttackSpec, parse_spec
 from pyengm.evaluation.one_threat import AFTER
 from pyengm.evaluation.standard_errors import standard_errors
@@ -37,7 +37,7 @@ def results_table(results: dict[str, Any], title: str, spread: dict[str, Any] | 
         table.add_column(f"{name} %", justify="right")
     threats = [ThreatModel(**threat) for threat in results["threats"]]
     for key in results[columns[0]]:
-        if not key.startswith((AFTER, ECE)):
+        if not key.startswith(AFTER):
             attack, threat = _parse(key, threats)
             cells = (_cell(key, results[name][key], spread.get(name, {}).get(key)) for name in columns)
             table.add_row(attack, threat, *cells)

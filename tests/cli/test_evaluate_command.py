@@ -97,6 +97,8 @@ def test_a_function_of_the_user_with_weights(expected):
     assert found["evaluation"] == {
         "target": "my_module:make_model",
         "data": "digits",
+        "split": "test",
+        "protocol": "engm",
         "attacks": ["pgd20", "autoattack"],
         "seed": 0,
         "weights": "w.pth",

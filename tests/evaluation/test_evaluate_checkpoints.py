@@ -10,7 +10,7 @@ from torch import nn
 
 from pyengm.attacks import ThreatModel
 from pyengm.errors import CheckpointError, DataError, NonFiniteError
-from pyengm.evaluation import evaluate, evaluate_checkpoints, parallel
+from pyengm.evaluation import evaluate, evaluate_checkpoints, expected_calibration_error, parallel
 from pyengm.evaluation.model_sources import check_matches_data
 from pyengm.models import build, save_checkpoint
 
@@ -35,18 +35,21 @@ def test_results_of_checkpoints(files, processes, monkeypatch):
     options = {"device": CPU, "on_attack": titles.append, "autoattack_examples": 5}
     results = evaluate_checkpoints(files, data, [LINF, L2], ["pgd20"], **options)
     names = ["best", "last", "other"]
-    details = ["standard_errors", "warnings", "trust"]
+    details = ["standard_errors", "calibration", "warnings", "trust"]
     assert list(results) == [*names, "robust_overfitting", "threats", "images", *details]
     assert [list(results["trust"][name]) for name in names] == [["linf", "l2"]] * 3
     assert "at least 20" in results["trust"]["best"]["linf"]["reason"]
     accuracy = results["best"]["pgd20_l2"]
     assert results["standard_errors"]["best"]["pgd20_l2"] == pytest.approx((accuracy * (1 - accuracy) / 40) ** 0.5)
     assert results["best"] == results["last"]
-    alone = evaluate(network(), data, threat=[LINF, L2], attacks=["pgd20"], device=CPU)
-    assert results["best"] == pytest.approx(alone, abs=1e-6)  # calibration errors are of float32 confidences
+    assert results["best"] == evaluate(network(), data, threat=[LINF, L2], attacks=["pgd20"], device=CPU)
+    assert results["calibration"]["best"].keys() == results["best"].keys()
+    confidence = network()(data.images / 255).softmax(1).amax(1)
+    is_correct = network()(data.images / 255).argmax(1) == data.labels
+    expected = expected_calibration_error(confidence, is_correct)
+    assert results["calibration"]["best"]["natural"] == pytest.approx(expected, abs=1e-6)
     # Another model of the same epoch is another model.
-    alone = evaluate(network(seed=1), data, threat=[LINF, L2], attacks=["pgd20"], device=CPU)
-    assert results["other"] == pytest.approx(alone, abs=1e-6)
+    assert results["other"] == evaluate(network(seed=1), data, threat=[LINF, L2], attacks=["pgd20"], device=CPU)
     assert results["other"] != results["best"]
     assert results["robust_overfitting"] == 0
     assert results["threats"] == [{"norm": "linf", "eps": 0.1}, {"norm": "l2", "eps": 0.6}]
