@@ -19,6 +19,7 @@ from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, require_key
 from pyengm.methods.dataset_spec import DatasetSpec
 from pyengm.methods.info import MethodInfo, PassCounts, ShortRun
+from pyengm.methods.instance_log import LogsInstances
 from pyengm.methods.per_example_buffer import BufferSlot, PerExampleBuffer
 from pyengm.methods.registry import register_method
 from pyengm.ops import Key, Purpose, atas_step_, row_norms
@@ -41,7 +42,7 @@ def _short_recipe(run: ShortRun) -> dict[str, tuple[str, ...]]:
 
 
 @register_method
-class ATAS(AttackMethod):
+class ATAS(LogsInstances, AttackMethod):
     """L_i = CE(f(x'_i), y_i), x' = clip(x + d_i + a_i sign g_i) with a step size a_i for each image.
 
     d_i is the perturbation that the image's last attack ended with, g_i the gradient of the cross-entropy at x + d_i,
@@ -169,23 +170,26 @@ class ATAS(AttackMethod):
             grad, losses, _ = input_grad(CheckedModel(model, y), x_adv, lambda logits: cross_entropy(logits, y))
         check_finite(losses, grad)
         if key.epoch < self.warmup:
-            self.threat.step_(x_adv, grad, x, self.threat.eps)
+            sizes = self.threat.eps
+            self.threat.step_(x_adv, grad, x, sizes)
         else:
             v = self.v.read_scalars(rows, x)
-            self._step(x_adv, grad, x, v)
+            sizes = self._step(x_adv, grad, x, v)
             self.v.write_scalars(rows, v)
-        self.delta.write(rows, x_adv - x, transform)
+        delta = x_adv - x
+        self.note_instances(key.index, grad, sizes, delta)
+        self.delta.write(rows, delta, transform)
         return x_adv
 
     def _random_delta(self, like: Tensor, key: Key) -> Tensor:
         return self.threat.uniform(like, key, purpose=Purpose.STORE)
 
-    def _step(self, x_adv: Tensor, grad: Tensor, x: Tensor, v: Tensor) -> None:
-        """Updates v with the gradient, and then x_adv with the step sizes that follow from v, both in place."""
+    def _step(self, x_adv: Tensor, grad: Tensor, x: Tensor, v: Tensor) -> Tensor:
+        """Updates v with the gradient, then x_adv with the step sizes (n,) that follow from v and are returned."""
         if self.threat.norm == "linf":
-            atas_step_(x_adv, grad, x, v, eps=self.threat.eps, **self.rule)
-            return
+            return atas_step_(x_adv, grad, x, v, eps=self.threat.eps, **self.rule)
         rule = self.rule
         v.mul_(rule["beta"]).add_((1 - rule["beta"]) * row_norms(grad).square())
         sizes = (rule["step_scale"] / (1 + v.sqrt() / rule["c"])).clamp(rule["min_step"], rule["max_step"])
         self.threat.step_(x_adv, grad, x, sizes)
+        return sizes

@@ -33,6 +33,7 @@ from pyengm.training.option_types import (
 )
 from pyengm.training.precision import PRECISIONS
 from pyengm.training.schedule import SCHEDULES
+from pyengm.training.snapshots import check_snapshots
 
 ALL_OPTIMIZERS: Mapping[str, type[PerExampleSGD]] = ChainMap(CLOSURE_OPTIMIZERS, OPTIMIZERS)
 
@@ -237,6 +238,27 @@ class EvaluationConfig(OptionGroup):
             raise ConfigError(
                 "patience counts epochs by held-out accuracy, and select_on is none: give --select-on val"
             )
+
+
+@dataclass(frozen=True)
+class RecordConfig(OptionGroup):
+    """What the run records for analyses, without changing the training."""
+
+    group: ClassVar[str] = "record"
+    snapshots: Annotated[tuple[str, ...], Unset("none")] = ()
+    """Keep the weights after these numbers of epochs, such as 10 60 100, or every=5, in RUN/snapshots."""
+    probe: Annotated[Count | None, Unset("no probe")] = None
+    """Measure the gradients of this many fixed training images after each epoch: mean norm and variance in
+    metrics.jsonl, norms by image in RUN/probe. Under batch norm estimates, exact every tenth epoch."""
+    instance_log: bool = False
+    """Keep the norm of the input gradient, the step size and the norm of the perturbation of every training image in
+    each epoch, in RUN/instances."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.snapshots, (list, tuple)):
+            object.__setattr__(self, "snapshots", tuple(map(str, self.snapshots)))  # numbers of Python and YAML
+        super().__post_init__()
+        check_snapshots(self.snapshots)
 
 
 @dataclass(frozen=True)

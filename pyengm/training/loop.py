@@ -13,15 +13,19 @@ from torch import Tensor, nn
 from pyengm.data import Batch, ImageDataset
 from pyengm.errors import Interrupted, NonFiniteError, StorageError
 from pyengm.evaluation import create_attack, predict
+from pyengm.methods import LogsInstances
 from pyengm.models import CheckpointInfo
 from pyengm.ops import Key
 from pyengm.training.builders import TrainComponents
 from pyengm.training.catastrophic_overfitting import is_catastrophic, training_accuracy
 from pyengm.training.config import TrainConfig
+from pyengm.training.instance_files import save_instances
 from pyengm.training.loggers import Guarded, JsonLines, Logger, Loggers, Terminal, build_logger
 from pyengm.training.metric_sums import means, measure, read_sums
+from pyengm.training.probe import measure_probe
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.signals import StopRequest
+from pyengm.training.snapshots import snapshot_epochs
 from pyengm.training.timing import EpochTimer
 from pyengm.training.train_state import TrainState, restore, save_state
 from pyengm.utils.checks import Checks
@@ -33,6 +37,7 @@ from pyengm.utils.distributed import (
     rank,
     world_size,
 )
+from pyengm.utils.io import make_dirs, write_arrays
 from pyengm.utils.terminal import is_quiet
 
 SYNC_INTERVAL = 20  # batches on a GPU
@@ -188,9 +193,12 @@ def finish_epoch(
             finish_early(config, components, run, state, loggers)
             return
         state.train_pgd = row["train_pgd"]
+    row |= probe_metrics(config, components, run, state.epoch)
     row["best"] = score > state.best or components.held_out is None
     on_rank0(lambda: loggers.epoch(row, timer.epoch(state.epoch)))
     save_weights(config, components, run, model, state.epoch, is_best=row["best"])
+    if config.record.instance_log and isinstance(components.method, LogsInstances):
+        save_instances(run.instances / f"epoch-{state.epoch + 1:04d}.npz", components.method)
     finish_method_epoch(config, components, model, row, loggers)
     state.advance_epoch()
     state.best = max(state.best, score)
@@ -212,15 +220,28 @@ def catastrophic_overfitting_metrics(
     return {"train_pgd": accuracy, "catastrophic_overfitting": is_catastrophic(before, accuracy)}
 
 
+def probe_metrics(config: TrainConfig, components: TrainComponents, run: RunFolder, epoch: int) -> dict[str, Any]:
+    """The gradients of the probe's images under the trained weights, which are written; empty without a probe."""
+    if components.probe is None:
+        return {}
+    found = measure_probe(config, components, components.probe, epoch)
+    on_rank0(lambda: write_arrays(run.probe / f"epoch-{epoch + 1:04d}.npz", found.arrays()))
+    return found.metrics()
+
+
 def save_weights(
     config: TrainConfig, components: TrainComponents, run: RunFolder, model: nn.Module, epoch: int, *, is_best: bool
 ) -> None:
-    """Writes the weights of the epoch as the last ones and, if they are, as the best ones."""
+    """Writes the weights of the epoch as the last ones and, where they are, as the best ones and as a snapshot."""
     test = components.test
     info = CheckpointInfo(
         components.model_options, config.data.name, test.classes, config.attack.threat, config.attack.eps, epoch
     )
-    for path in [run.best, run.last] if is_best else [run.last]:
+    paths = [run.best, run.last] if is_best else [run.last]
+    if epoch + 1 in snapshot_epochs(config.record.snapshots, config.schedule.epochs):
+        make_dirs(run.snapshots)
+        paths.append(run.snapshots / f"epoch-{epoch + 1:04d}.safetensors")
+    for path in paths:
         on_rank0(partial(run.save_weights, path, model, info))
 
 
