@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import FGSM, ThreatModel, attack_mode
-from pyengm.attacks.fosc import FOSCPGD, fosc_of
+from pyengm.attacks.fosc import FOSCPGD, FOSCRecord, fosc_of
 from pyengm.attacks.logits import logits_of
 from pyengm.attacks.losses import cross_entropy
 from pyengm.data import Transform
@@ -107,6 +107,7 @@ class Dynamic(EpochAttack):
         self.attack = FOSCPGD(eps, eps / 4 if step_size is None else step_size, steps, norm=norm, bn=bn)
         self.threat, self.as_published = self.attack.threat, as_published
         self.c_max, self.decay_epochs = c_max, decay_epochs
+        self._record: FOSCRecord | None = None  # of the last attack, until its outcome
 
     def threshold(self, epoch: int) -> float:
         """c_t of epoch t, counted from 0."""
@@ -114,17 +115,19 @@ class Dynamic(EpochAttack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         start = x + self.threat.uniform(x, key) if self.as_published else None
-        return self.attack(model, x, y, threshold=self.threshold(key.epoch), start=start, origin=start, key=key)
+        record = self._record = FOSCRecord.zeros(x)
+        threshold = self.threshold(key.epoch)
+        return self.attack(model, x, y, threshold=threshold, start=start, origin=start, key=key, record=record)
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
-        weights = None
+        weights, record, self._record = None, self._record, None
         if self.as_published and self.epoch > 0:
             with attack_mode(model, self.attack.bn), torch.no_grad():
                 weights = cross_entropy(logits_of(model, x_adv, y), y)
         x_adv = self.as_input(x_adv)
         logits = logits_of(model, x_adv)
         losses = self.cross_entropy(logits, y)
-        return StepOutput(losses if weights is None else weights * losses, x_adv, logits)
+        return StepOutput(losses if weights is None else weights * losses, x_adv, logits, fosc=record)
 
 
 def c_max_from(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str = "linf", bn: str = "eval") -> float:

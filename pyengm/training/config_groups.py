@@ -35,6 +35,7 @@ from pyengm.training.precision import PRECISIONS
 from pyengm.training.schedule import SCHEDULES
 from pyengm.training.snapshots import check_snapshots
 
+TRAIN_ATTACKS = tuple(name for name, info in ATTACKS.items() if not info.is_distance)
 ALL_OPTIMIZERS: Mapping[str, type[PerExampleSGD]] = ChainMap(CLOSURE_OPTIMIZERS, OPTIMIZERS)
 
 
@@ -227,6 +228,10 @@ class EvaluationConfig(OptionGroup):
     """Stop after this many epochs in a row without improvement on the images of --select-on."""
     attacks: Annotated[tuple[str, ...], Choice(ATTACKS), Unset("none")] = ()
     """Further attacks of the final evaluation: fgsm, pgd10, pgd50, cw, deepfool, apgd_ce, apgd_t, fab_t, square."""
+    train_attack: Annotated[str | None, Choice(TRAIN_ATTACKS), Unset("PGD-5")] = None
+    """Attack of the accuracy on training images after each epoch, such as pgd10, in adversarial training."""
+    train_attack_examples: Count = 128
+    """Number of these images, whole batches of them."""
     eval_both_threats: bool = True
     """Evaluate under the other norm too, with the radius of the recipe."""
     autoattack_examples: Annotated[Count | None, Unset("all")] = None

@@ -30,7 +30,8 @@ def idle_options(schedule: str, average: str, optimizer: str, method: str, seeds
         if optimizer not in takers:
             idle[name] = f"it is for optimizer {', '.join(takers)}, not {optimizer}"
     if method == "natural":
-        idle["on_catastrophic_overfitting"] = "it is for adversarial training, not method natural"
+        names = ("on_catastrophic_overfitting", "train_attack", "train_attack_examples")
+        idle |= dict.fromkeys(names, "it is for adversarial training, not method natural")
     loggers = [known for known, kind in METHODS.items() if issubclass(kind, LogsInstances)]
     if method not in loggers:
         idle["instance_log"] = f"it is for method {', '.join(loggers)}, not {method}"

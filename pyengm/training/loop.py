@@ -149,14 +149,14 @@ def update(config: TrainConfig, components: TrainComponents, batches: list[Batch
         epoch: The epoch, counted from 0.
 
     Returns:
-        The sums over the images of the batches, (9,) float64, see `SUMS`.
+        The sums over the images of the batches, (15,) float64, see `SUMS`.
     """
     stats = components.step(batches, [Key(config.run.seed, epoch, batch.index) for batch in batches])
     average_buffers(components.model)
     for _ in batches:
         components.schedule.step()
     components.averaging.after_step()
-    return measure(stats, torch.cat([batch.y for batch in batches]))
+    return measure(stats, torch.cat([batch.y for batch in batches]), components.optimizer.take_grad_squares())
 
 
 def report_step(

@@ -81,6 +81,8 @@ class TestResolve:
             "swa_start",
             "patience",
             "nproc",
+            "probe",
+            "train_attack",
             "out",
             "config",
             "init",

@@ -8,15 +8,19 @@ import torch
 from helpers.runs import always_stop, resume, start, train
 from torch import distributed
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pyengm.attacks import PGD
+from pyengm.attacks.fosc import FOSCPGD, FOSCRecord, fosc_of
 from pyengm.data import load
 from pyengm.errors import ConfigError
 from pyengm.evaluation import find_source
 from pyengm.methods import ATAS, ATTA, FGSMRS, DatasetSpec
 from pyengm.models import load_checkpoint
 from pyengm.ops import Key
+from pyengm.optim import MSGD
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components
+from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.disk_space import run_size
 from pyengm.training.probe import EXACT_EVERY, measure_probe
 from pyengm.training.snapshots import snapshot_epochs
@@ -274,3 +278,77 @@ def test_two_processes_are_one(recording, tmp_path, method):
             assert set(found) == set(expected)
             for key in found:
                 assert found[key] == pytest.approx(expected[key], rel=2e-3, abs=1e-5), (path, key)
+
+
+class TestBatchGradients:
+    @pytest.mark.parametrize("optimizer", sorted(ALL_OPTIMIZERS))
+    @pytest.mark.parametrize("method", ["pgd_at", "natural"])
+    def test_every_run_logs_them(self, tiny, tmp_path, optimizer, method):
+        config = tiny.override(optimizer=optimizer, method=method, epochs=1, attack_steps=None)
+        (row,) = train(tmp_path / "run", config).read_metrics()
+        assert 0 < row["batch_grad_square"] < float("inf")
+
+    @pytest.mark.parametrize("optimizer", ["msgd", "mgnc", "sngm", "engm", "nengm"])
+    def test_against_the_gradients_themselves(self, tiny, tmp_path, optimizer):
+        """Before the norm of the whole is changed."""
+        squares = []
+
+        def note(optimizer, args, options):
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            squares.append(sum(p.grad.double().square().sum().item() for p in params))
+
+        handle = register_optimizer_step_pre_hook(note)
+        (row,) = train(tmp_path / "run", tiny.override(optimizer=optimizer, epochs=1)).read_metrics()
+        handle.remove()
+        assert row["batch_grad_square"] == pytest.approx(np.mean(squares), rel=1e-5)
+
+    def test_are_taken_once(self):
+        weights = torch.nn.Parameter(torch.ones(2))
+        optimizer = MSGD([weights], lr=0.1)
+        for factor in (1.0, 2.0):
+            optimizer.zero_grad()
+            optimizer.backward(factor * weights.repeat(3, 1).sum(dim=1))
+            optimizer.step()
+        assert optimizer.take_grad_squares().tolist() == pytest.approx([2 + 8, 2])
+        assert optimizer.take_grad_squares() is None
+
+
+class TestDynamic:
+    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    @pytest.mark.parametrize("bn", ["eval", "batch_stats"])
+    def test_record_against_a_loop(self, norm, bn):
+        """One example after the other; at the median of their ends some stop, and some take all steps."""
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.Tanh(), torch.nn.Linear(16, 10)
+        ).double()
+        x, y = torch.rand(20, 1, 8, 8, dtype=torch.float64), torch.arange(20) % 10
+        attack = FOSCPGD(0.1, 0.03, 5, norm=norm, bn=bn)
+        key = Key(1, 0, torch.arange(20))
+        start = attack.threat.project_(x + attack.threat.uniform(x, key), x)
+        record = FOSCRecord.zeros(x)
+        attack(model, x, y, key=key, record=record)
+        assert record.steps.tolist() == 20 * [5]
+        threshold, record = record.fosc.median().item(), FOSCRecord.zeros(x)
+        x_adv = attack(model, x, y, threshold=threshold, key=key, record=record)
+        for i in range(20):
+            point, taken, stopped = start[i : i + 1].clone(), 0, 0.0
+            for _ in range(5):
+                value = fosc_of(model, point, x[i : i + 1], y[i : i + 1], attack.threat).item()
+                if taken and value <= threshold:
+                    stopped = 1.0
+                    break
+                one = PGD(0.1, 0.03, 1, norm=norm)(model, x[i : i + 1], y[i : i + 1], start=point)
+                point, taken = one, taken + 1
+            torch.testing.assert_close(x_adv[i : i + 1], point)
+            assert record.fosc[i].item() == pytest.approx(value, rel=1e-5)
+            assert (record.steps[i].item(), record.stopped[i].item()) == (taken, stopped)
+        assert 0 < record.stopped.sum() < 20
+        assert x_adv.equal(attack(model, x, y, threshold=threshold, key=key))
+
+    def test_metrics(self, tiny, tmp_path):
+        run = train(tmp_path / "run", tiny.override(method="dynamic", attack_steps=4, method_options=("c_max=100",)))
+        first, *_, last = run.read_metrics()
+        assert (first["attack_steps_mean"], first["stopped"]) == (1, 1)  # the threshold is above every FOSC
+        assert last["fosc_mean"] >= 0
+        assert "fosc_mean" not in train(tmp_path / "pgd", tiny.override(epochs=1)).read_metrics()[0]
