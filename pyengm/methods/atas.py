@@ -35,10 +35,15 @@ class _Rule(TypedDict):
     beta: float
 
 
-def _short_recipe(run: ShortRun) -> dict[str, tuple[str, ...]]:
+def _sizes(run: ShortRun) -> tuple[str, ...]:
+    """The published sizes of steps, which are for eps = 8/255, in proportion to eps."""
     eps = run.eps
     sizes = (f"step_scale={2 * eps:g}", f"min_step={eps / 2:g}", f"max_step={1.75 * eps:g}")
-    return {"method_options": (f"warmup={run.epochs // 6}", *(sizes if run.threat == "linf" else ()))}
+    return sizes if run.threat == "linf" else ()
+
+
+def _short_recipe(run: ShortRun) -> dict[str, tuple[str, ...]]:
+    return {"method_options": (f"warmup={run.epochs // 6}", *_sizes(run))}
 
 
 @register_method
@@ -73,7 +78,8 @@ class ATAS(LogsInstances, AttackMethod):
             perturbations that it never updates.
         resolution: Height and width at which perturbations are kept, see `PerExampleBuffer`; the paper keeps 32 x 32
             for ImageNet.
-        as_printed: Use the step sizes of Eq. 4, which are not clipped, from the first epoch on.
+        as_printed: Use the step sizes of Eq. 4, which are not clipped, from the first epoch on. c stays as it is given:
+            1.28 where Eq. 3 and 4 print 0.01, of which `c` says why; give c=0.01 for the printed number as well.
 
     Raises:
         ConfigError: A value or name is out of range, or an image comes without a key or before `prepare`.
@@ -98,6 +104,7 @@ class ATAS(LogsInstances, AttackMethod):
             "method_options": ("c=12.8", "min_step=4/255", "max_step=8/255", "resolution=32", "dtype=float16"),
         },
         short_recipe=_short_recipe,
+        mnist_recipe=lambda run: {"method_options": _sizes(run)},
         epoch_options={"warmup": 0, "reset": 1},
         pixel_options=("step_scale", "min_step", "max_step"),
     )

@@ -35,7 +35,8 @@ class FGSMRS(LogsInstances, AttackMethod):
         bn: Batch-norm mode of the attack: "train" as in the authors' code, "eval" or "batch_stats".
         adaptive: Give every image a step size of its own by the rule of `ATAS`, a_i = step_size / (1 + sqrt(v_i) /
             1.28), clipped to [step_size / 4, 7/8 step_size], where v_i <- v_i / 2 + ||g_i||^2 / 2 averages over the
-            epochs. That needs `prepare` and keys. There is no authors' code for it.
+            epochs. Eq. 3 and 4 print no bounds, and 0.01 in place of 1.28; these bounds, in proportion those of `ATAS`,
+            always hold. That needs `prepare` and keys. There is no authors' code for it.
 
     Raises:
         ConfigError: A value or name is out of range, or an image comes without a key or before `prepare` for adaptive

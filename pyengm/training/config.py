@@ -115,8 +115,6 @@ class TrainConfig:
             if given[name] != self._default(name):
                 raise ConfigError(f"{name} has no effect: {reason}; leave {name} out")
         defaults = {name: argument.default for name, argument in arguments_of(METHODS[self.method.name]).items()}
-        if defaults.get("steps") != 10:  # the recipe's number is for attacks of many steps
-            recipe["attack_steps"] = defaults.get("steps")
         if self.attack.steps is not None:
             recipe["step_size"] = None  # the recipe's belongs to its own number of steps
         recipe["attack_bn"] = defaults.get("bn")

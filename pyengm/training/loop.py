@@ -189,20 +189,25 @@ def finish_epoch(
     if config.method.name != "natural":
         row |= catastrophic_overfitting_metrics(config, components, state)
         if row["catastrophic_overfitting"] and config.method.on_catastrophic_overfitting == "stop":
-            on_rank0(lambda: loggers.epoch(row | {"best": False}, timer.epoch(state.epoch)))
+            on_rank0(
+                lambda: loggers.epoch(
+                    row | {"best": None if components.held_out is None else False}, timer.epoch(state.epoch)
+                )
+            )
             finish_early(config, components, run, state, loggers)
             return
         state.train_pgd = row["train_pgd"]
     row |= probe_metrics(config, components, run, state.epoch)
-    row["best"] = score > state.best or components.held_out is None
+    is_best = score > state.best or components.held_out is None  # where no images select, the last weights are the best
+    row["best"] = None if components.held_out is None else is_best
     on_rank0(lambda: loggers.epoch(row, timer.epoch(state.epoch)))
-    save_weights(config, components, run, model, state.epoch, is_best=row["best"])
+    save_weights(config, components, run, model, state.epoch, is_best=is_best)
     if config.record.instance_log and isinstance(components.method, LogsInstances):
         save_instances(run.instances / f"epoch-{state.epoch + 1:04d}.npz", components.method)
     finish_method_epoch(config, components, model, row, loggers)
     state.advance_epoch()
     state.best = max(state.best, score)
-    state.epochs_without_improvement = 0 if row["best"] else state.epochs_without_improvement + 1
+    state.epochs_without_improvement = 0 if is_best else state.epochs_without_improvement + 1
     state.stopped = (
         config.evaluation.patience is not None and state.epochs_without_improvement >= config.evaluation.patience
     )

@@ -87,6 +87,7 @@ def measure_probe(config: TrainConfig, components: TrainComponents, data: ImageD
         for rows, batch in _batches(config, components, data):
             losses, x_adv = _losses(config, components, batch)
             norms = estimator.norms(losses, params, estimator.prepare(losses, list(zip(names, params, strict=True))))
+            estimator.refit_interval = len(data)  # one fit serves all batches, as the weights stay as they are
             inputs, *grads = torch.autograd.grad(losses.sum(), [x_adv, *params], allow_unused=True)
             found[rows, 0], found[rows, 1] = norms.double(), inputs.double().flatten(1).norm(dim=1)
             for total, grad in zip(sums, grads, strict=True):

@@ -49,7 +49,7 @@ class Logger:
 
     And always:
 
-    - best: whether the weights of the epoch become the best ones.
+    - best: whether the weights of the epoch become the best ones; None where no images select.
 
     With a probe (`pyengm.training.probe.ProbeResult`), under the weights after the epoch:
 
