@@ -67,6 +67,40 @@ class _Batch(NamedTuple):
         return _Batch(self.x_adv[rows], self.x[rows], self.y[rows], origin)
 
 
+class FOSCRecord(NamedTuple):
+    """What `FOSCPGD` did to each of n examples.
+
+    Args:
+        fosc: (n,) the FOSC where the last gradient was taken that decided on the example: where it was stopped, or one
+            step before its last iterate.
+        steps: (n,) the steps that it took.
+        stopped: (n,) 1 where it was stopped before the last step, else 0.
+    """
+
+    fosc: Tensor
+    steps: Tensor
+    stopped: Tensor
+
+    @classmethod
+    def zeros(cls, x: Tensor) -> "FOSCRecord":
+        """A record of the images x (n, ...) that an attack fills in."""
+        return cls(*(torch.zeros(len(x), device=x.device) for _ in range(3)))
+
+    def note(self, rows: Tensor | None, values: Tensor, before: Tensor, active: Tensor) -> None:
+        """Enters a gradient.
+
+        Args:
+            rows: (m,) the examples that are attacked; None for all.
+            values: (m,) their FOSC.
+            before: (m,) bool, whether they were active.
+            active: (m,) bool, whether they still are, and step.
+        """
+        rows = torch.arange(len(self.fosc), device=self.fosc.device) if rows is None else rows
+        self.fosc[rows] = torch.where(before, values.to(self.fosc), self.fosc[rows])
+        self.steps[rows] += active
+        self.stopped[rows] = torch.where(before & ~active, 1.0, self.stopped[rows])
+
+
 class FOSCPGD:
     """PGD on the cross-entropy that stops each example once its FOSC is at most a threshold.
 
@@ -121,6 +155,7 @@ class FOSCPGD:
         start: Tensor | None = None,
         origin: Tensor | None = None,
         key: Key | None = None,
+        record: FOSCRecord | None = None,
     ) -> Tensor:
         """Attacks a model.
 
@@ -133,6 +168,7 @@ class FOSCPGD:
                 projects.
             origin: points (n, ...) from which the FOSC measures displacements, in place of x.
             key: key of the random numbers; by default one with a seed from torch's default generator.
+            record: filled in with what the attack did, see `FOSCRecord.zeros`.
 
         Returns:
             Adversarial examples like x, which need no gradient.
@@ -155,10 +191,11 @@ class FOSCPGD:
                 CheckedModel(model, y),
                 _Batch(x_adv, x.detach(), y, None if origin is None else origin.detach()),
                 threshold,
+                record,
             )
         return x_adv
 
-    def _ascend(self, net: CheckedModel, whole: _Batch, threshold: float) -> None:
+    def _ascend(self, net: CheckedModel, whole: _Batch, threshold: float, record: FOSCRecord | None) -> None:
         """Moves whole.x_adv in place."""
         batch, rows = whole, None  # the examples that are attacked, which are `rows` of the whole batch
         active = torch.ones(len(whole.y), dtype=torch.bool, device=whole.y.device)
@@ -166,10 +203,15 @@ class FOSCPGD:
         for k in range(self.steps):
             grad, losses, _ = input_grad(net, batch.x_adv, partial(cross_entropy, y=batch.y))
             sums.append(losses.sum() + grad.sum())  # checked once at the end, as a check waits for the device
+            noted = None if record is None else (self._fosc(batch, grad), active.clone())
             if k == 0:
                 self.threat.step_(batch.x_adv, grad, batch.x, self.step_size)
+            else:
+                self._step(batch, grad, active, threshold)
+            if record is not None and noted is not None:
+                record.note(rows, *noted, active)
+            if k == 0:
                 continue
-            self._step(batch, grad, active, threshold)
             count = int(active.sum())
             if count == 0:
                 break
@@ -187,6 +229,9 @@ class FOSCPGD:
         if self.threat.norm == "linf" and batch.origin is None:
             fosc_step_(batch.x_adv, grad, batch.x, active, self.step_size, self.threat.eps, threshold)
             return
-        origin = batch.x if batch.origin is None else batch.origin
-        active &= fosc(batch.x_adv, grad, origin, self.threat.eps, norm=self.threat.norm) > threshold
+        active &= self._fosc(batch, grad) > threshold
         self.threat.step_(batch.x_adv, grad, batch.x, self.step_size, mask=active)
+
+    def _fosc(self, batch: _Batch, grad: Tensor) -> Tensor:
+        origin = batch.x if batch.origin is None else batch.origin
+        return fosc(batch.x_adv, grad, origin, self.threat.eps, norm=self.threat.norm)

@@ -17,6 +17,7 @@ from pyengm.methods.fgsm_then_pgd import FGSMThenPGD
 from pyengm.methods.free_at import FreeAT
 from pyengm.methods.grad_align import GradAlign
 from pyengm.methods.info import MethodInfo, PassCounts, ShortRun
+from pyengm.methods.instance_log import LogsInstances
 from pyengm.methods.mart import MART
 from pyengm.methods.natural import Natural
 from pyengm.methods.nuat import NuAT
@@ -57,6 +58,7 @@ __all__ = [
     "FGSMThenPGD",
     "FreeAT",
     "GradAlign",
+    "LogsInstances",
     "Method",
     "MethodInfo",
     "Natural",

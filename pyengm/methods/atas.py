@@ -19,6 +19,7 @@ from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, require_key
 from pyengm.methods.dataset_spec import DatasetSpec
 from pyengm.methods.info import MethodInfo, PassCounts, ShortRun
+from pyengm.methods.instance_log import LogsInstances
 from pyengm.methods.per_example_buffer import BufferSlot, PerExampleBuffer
 from pyengm.methods.registry import register_method
 from pyengm.ops import Key, Purpose, atas_step_, row_norms
@@ -34,14 +35,19 @@ class _Rule(TypedDict):
     beta: float
 
 
-def _short_recipe(run: ShortRun) -> dict[str, tuple[str, ...]]:
+def _sizes(run: ShortRun) -> tuple[str, ...]:
+    """The published sizes of steps, which are for eps = 8/255, in proportion to eps."""
     eps = run.eps
     sizes = (f"step_scale={2 * eps:g}", f"min_step={eps / 2:g}", f"max_step={1.75 * eps:g}")
-    return {"method_options": (f"warmup={run.epochs // 6}", *(sizes if run.threat == "linf" else ()))}
+    return sizes if run.threat == "linf" else ()
+
+
+def _short_recipe(run: ShortRun) -> dict[str, tuple[str, ...]]:
+    return {"method_options": (f"warmup={run.epochs // 6}", *_sizes(run))}
 
 
 @register_method
-class ATAS(AttackMethod):
+class ATAS(LogsInstances, AttackMethod):
     """L_i = CE(f(x'_i), y_i), x' = clip(x + d_i + a_i sign g_i) with a step size a_i for each image.
 
     d_i is the perturbation that the image's last attack ended with, g_i the gradient of the cross-entropy at x + d_i,
@@ -72,7 +78,8 @@ class ATAS(AttackMethod):
             perturbations that it never updates.
         resolution: Height and width at which perturbations are kept, see `PerExampleBuffer`; the paper keeps 32 x 32
             for ImageNet.
-        as_printed: Use the step sizes of Eq. 4, which are not clipped, from the first epoch on.
+        as_printed: Use the step sizes of Eq. 4, which are not clipped, from the first epoch on. c stays as it is given:
+            1.28 where Eq. 3 and 4 print 0.01, of which `c` says why; give c=0.01 for the printed number as well.
 
     Raises:
         ConfigError: A value or name is out of range, or an image comes without a key or before `prepare`.
@@ -97,6 +104,7 @@ class ATAS(AttackMethod):
             "method_options": ("c=12.8", "min_step=4/255", "max_step=8/255", "resolution=32", "dtype=float16"),
         },
         short_recipe=_short_recipe,
+        mnist_recipe=lambda run: {"method_options": _sizes(run)},
         epoch_options={"warmup": 0, "reset": 1},
         pixel_options=("step_scale", "min_step", "max_step"),
     )
@@ -169,23 +177,26 @@ class ATAS(AttackMethod):
             grad, losses, _ = input_grad(CheckedModel(model, y), x_adv, lambda logits: cross_entropy(logits, y))
         check_finite(losses, grad)
         if key.epoch < self.warmup:
-            self.threat.step_(x_adv, grad, x, self.threat.eps)
+            sizes = self.threat.eps
+            self.threat.step_(x_adv, grad, x, sizes)
         else:
             v = self.v.read_scalars(rows, x)
-            self._step(x_adv, grad, x, v)
+            sizes = self._step(x_adv, grad, x, v)
             self.v.write_scalars(rows, v)
-        self.delta.write(rows, x_adv - x, transform)
+        delta = x_adv - x
+        self.note_instances(key.index, grad, sizes, delta)
+        self.delta.write(rows, delta, transform)
         return x_adv
 
     def _random_delta(self, like: Tensor, key: Key) -> Tensor:
         return self.threat.uniform(like, key, purpose=Purpose.STORE)
 
-    def _step(self, x_adv: Tensor, grad: Tensor, x: Tensor, v: Tensor) -> None:
-        """Updates v with the gradient, and then x_adv with the step sizes that follow from v, both in place."""
+    def _step(self, x_adv: Tensor, grad: Tensor, x: Tensor, v: Tensor) -> Tensor:
+        """Updates v with the gradient, then x_adv with the step sizes (n,) that follow from v and are returned."""
         if self.threat.norm == "linf":
-            atas_step_(x_adv, grad, x, v, eps=self.threat.eps, **self.rule)
-            return
+            return atas_step_(x_adv, grad, x, v, eps=self.threat.eps, **self.rule)
         rule = self.rule
         v.mul_(rule["beta"]).add_((1 - rule["beta"]) * row_norms(grad).square())
         sizes = (rule["step_scale"] / (1 + v.sqrt() / rule["c"])).clamp(rule["min_step"], rule["max_step"])
         self.threat.step_(x_adv, grad, x, sizes)
+        return sizes

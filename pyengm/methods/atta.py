@@ -8,18 +8,20 @@ from torch import Tensor, nn
 from pyengm.attacks import PGD
 from pyengm.attacks.logits import logits_of
 from pyengm.attacks.losses import kl_divergence, log_softmax
+from pyengm.attacks.memory_format import empty_dense
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.base import AttackMethod, StepOutput, require_key
 from pyengm.methods.dataset_spec import DatasetSpec
 from pyengm.methods.info import MethodInfo, PassCounts
+from pyengm.methods.instance_log import LogsInstances
 from pyengm.methods.per_example_buffer import BufferSlot, PerExampleBuffer
 from pyengm.methods.registry import register_method
 from pyengm.ops import Key, Purpose, philox_normal
 
 
 @register_method
-class ATTA(AttackMethod):
+class ATTA(LogsInstances, AttackMethod):
     """L_i = CE(f(x'_i), y_i), x' from PGD that starts where the image's last attack ended.
 
     With loss "trades" L_i = CE(f(x_i), y_i) + beta KL(p(x_i) || p(x'_i)), and the attack ascends the divergence. The
@@ -107,8 +109,12 @@ class ATTA(AttackMethod):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         x, rows = x.detach(), self.delta.rows(key.index)
-        x_adv = self.attack(model, x, y, start=x + self.delta.read(rows, transform, x))
-        self.delta.write(rows, x_adv - x, transform)
+        grad = empty_dense(x) if self.logs_instances else None
+        x_adv = self.attack(model, x, y, start=x + self.delta.read(rows, transform, x), gradient=grad)
+        delta = x_adv - x
+        if grad is not None:
+            self.note_instances(key.index, grad, self.attack.step_size, delta)
+        self.delta.write(rows, delta, transform)
         return x_adv
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import ThreatModel
+from pyengm.attacks.fosc import FOSCRecord
 from pyengm.attacks.logits import check_labels, logits_of
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.validation import check_extras
@@ -29,6 +30,7 @@ class StepOutput:
         x_adv: (n, ...) images that the model is trained on.
         logits: (n, k) outputs of the model on x_adv, or None where the losses are no classification losses.
         update: Whether the optimiser steps after the backward pass of these losses; else gradients accumulate.
+        fosc: What an attack that stops by the FOSC did to each of the images, for a log; None for other attacks.
         undo: Reverts what the method did to the parameters (AWP); it is called after the optimiser's step.
     """
 
@@ -37,6 +39,7 @@ class StepOutput:
     logits: Tensor | None
     update: bool = True
     undo: Callable[[], None] | None = None
+    fosc: FOSCRecord | None = None
 
 
 class Method(ABC):

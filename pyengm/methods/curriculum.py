@@ -11,7 +11,7 @@ from pyengm.attacks import PGD
 from pyengm.data import Transform
 from pyengm.errors import CheckpointError, ConfigError
 from pyengm.methods.base import AttackMethod
-from pyengm.methods.dynamic import RECIPE
+from pyengm.methods.dynamic import MNIST_RECIPE, RECIPE
 from pyengm.methods.info import MethodInfo, PassCounts
 from pyengm.methods.registry import register_method
 from pyengm.ops import Key, Purpose, philox_uniform
@@ -56,6 +56,7 @@ class Curriculum(AttackMethod):
         passes=PassCounts(1, 1, 1, per_step=True, steps=4, remark="at k = 4: {}"),
         recipe=RECIPE,  # its authors use Adam; this is of the paper that it was compared in
         short_recipe=lambda run: {"method_options": (f"patience={max(run.epochs // 12, 1)}", "accuracy=0.9")},
+        mnist_recipe=lambda run: {**MNIST_RECIPE, "attack_steps": 40},
         epoch_options={"patience": 1},
         uses_val_metrics=True,
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import FGSM, ThreatModel, attack_mode
-from pyengm.attacks.fosc import FOSCPGD, fosc_of
+from pyengm.attacks.fosc import FOSCPGD, FOSCRecord, fosc_of
 from pyengm.attacks.logits import logits_of
 from pyengm.attacks.losses import cross_entropy
 from pyengm.data import Transform
@@ -21,6 +21,7 @@ from pyengm.ops import Key
 
 # Of Wang et al. 2019, for CIFAR-10
 RECIPE = {"lr": 0.01, "weight_decay": 1e-4, "epochs": 120, "milestones": (60, 100)}
+MNIST_RECIPE = {"weight_decay": 1e-4}  # for MNIST
 
 
 class EpochAttack(AttackMethod):
@@ -64,8 +65,8 @@ class Dynamic(EpochAttack):
         bn: Batch-norm mode of the attack: "eval" as in the authors' code, "train" or "batch_stats"; in the other modes
             stopped examples stay in the batch.
         c_max: First threshold, in units of the loss; `c_max_from` estimates it.
-        decay_epochs: Epochs until the threshold is 0; 5/6 of the run unless given (the paper's 100 of 120; 40 of 50 on
-            MNIST).
+        decay_epochs: Epochs until the threshold is 0; 5/6 of the run unless given (the paper's 100 of 120). The recipe
+            for MNIST has the paper's 40 of 50.
         as_published: As in the authors' code, the FOSC measures displacements from the random start, not from the
             image, the start is not clipped to [0, 1], and from epoch 1 on L_i = sg(l_i) CE(f(x'_i), y_i), with l_i the
             cross-entropy of x'_i in the mode bn and sg no gradient, at the price of one more forward pass.
@@ -83,6 +84,7 @@ class Dynamic(EpochAttack):
         reference="Wang et al. 2019",
         passes=PassCounts(1, 1, 1, per_step=True, remark="at most {}"),
         recipe=RECIPE,
+        mnist_recipe=lambda run: {**MNIST_RECIPE, "method_options": (f"decay_epochs={run.epochs * 40 / 50:g}",)},
         epoch_options={"decay_epochs": 1},
     )
 
@@ -107,6 +109,7 @@ class Dynamic(EpochAttack):
         self.attack = FOSCPGD(eps, eps / 4 if step_size is None else step_size, steps, norm=norm, bn=bn)
         self.threat, self.as_published = self.attack.threat, as_published
         self.c_max, self.decay_epochs = c_max, decay_epochs
+        self._record: FOSCRecord | None = None  # of the last attack, until its outcome
 
     def threshold(self, epoch: int) -> float:
         """c_t of epoch t, counted from 0."""
@@ -114,17 +117,19 @@ class Dynamic(EpochAttack):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         start = x + self.threat.uniform(x, key) if self.as_published else None
-        return self.attack(model, x, y, threshold=self.threshold(key.epoch), start=start, origin=start, key=key)
+        record = self._record = FOSCRecord.zeros(x)
+        threshold = self.threshold(key.epoch)
+        return self.attack(model, x, y, threshold=threshold, start=start, origin=start, key=key, record=record)
 
     def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
-        weights = None
+        weights, record, self._record = None, self._record, None
         if self.as_published and self.epoch > 0:
             with attack_mode(model, self.attack.bn), torch.no_grad():
                 weights = cross_entropy(logits_of(model, x_adv, y), y)
         x_adv = self.as_input(x_adv)
         logits = logits_of(model, x_adv)
         losses = self.cross_entropy(logits, y)
-        return StepOutput(losses if weights is None else weights * losses, x_adv, logits)
+        return StepOutput(losses if weights is None else weights * losses, x_adv, logits, fosc=record)
 
 
 def c_max_from(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str = "linf", bn: str = "eval") -> float:

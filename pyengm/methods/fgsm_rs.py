@@ -16,6 +16,7 @@ from pyengm.data import Transform
 from pyengm.methods.base import AttackMethod, require_key
 from pyengm.methods.dataset_spec import DatasetSpec
 from pyengm.methods.info import MethodInfo, PassCounts
+from pyengm.methods.instance_log import LogsInstances
 from pyengm.methods.per_example_buffer import BufferSlot, PerExampleBuffer
 from pyengm.methods.registry import register_method
 from pyengm.ops import Key, atas_step_
@@ -24,7 +25,7 @@ C = 1.28  # the published 0.01 belongs to gradients of the mean over 128 example
 
 
 @register_method
-class FGSMRS(AttackMethod):
+class FGSMRS(LogsInstances, AttackMethod):
     """L_i = CE(f(x'_i), y_i), x' one step along the cross-entropy's gradient from a uniform point of the ball.
 
     Args:
@@ -34,7 +35,8 @@ class FGSMRS(AttackMethod):
         bn: Batch-norm mode of the attack: "train" as in the authors' code, "eval" or "batch_stats".
         adaptive: Give every image a step size of its own by the rule of `ATAS`, a_i = step_size / (1 + sqrt(v_i) /
             1.28), clipped to [step_size / 4, 7/8 step_size], where v_i <- v_i / 2 + ||g_i||^2 / 2 averages over the
-            epochs. That needs `prepare` and keys. There is no authors' code for it.
+            epochs. Eq. 3 and 4 print no bounds, and 0.01 in place of 1.28; these bounds, in proportion those of `ATAS`,
+            always hold. That needs `prepare` and keys. There is no authors' code for it.
 
     Raises:
         ConfigError: A value or name is out of range, or an image comes without a key or before `prepare` for adaptive
@@ -80,7 +82,11 @@ class FGSMRS(AttackMethod):
 
     def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
         if not self.adaptive:
-            return self.attack(model, x, y, key=key)
+            grad = empty_dense(x) if self.logs_instances else None
+            x_adv = self.attack(model, x, y, key=key, gradient=grad)
+            if grad is not None:
+                self.note_instances(key.index, grad, self.attack.step_size, x_adv - x)
+            return x_adv
         check_batch(x, y, soft=True)
         check_extras(x, None, key, None)
         x = x.detach()
@@ -90,12 +96,14 @@ class FGSMRS(AttackMethod):
         check_finite(losses, grad)
         rows = self.v.rows(key.index)
         v = self.v.read_scalars(rows, x)
-        self._step(x_adv, grad, x, v)
+        sizes = self._step(x_adv, grad, x, v)
         self.v.write_scalars(rows, v)
+        if self.logs_instances:
+            self.note_instances(key.index, grad, sizes, x_adv - x)
         return x_adv
 
-    def _step(self, x_adv: Tensor, grad: Tensor, x: Tensor, v: Tensor) -> None:
-        """Updates v (n,) with the gradient, and x_adv (n, ...) with its steps, in place."""
+    def _step(self, x_adv: Tensor, grad: Tensor, x: Tensor, v: Tensor) -> Tensor:
+        """Updates v (n,) with the gradient, and x_adv (n, ...) with its steps, in place; returns the sizes (n,)."""
         eps, step_size = self.threat.eps, max(self.attack.step_size, torch.finfo(torch.float32).tiny)
         linf = self.threat.norm == "linf"
         stepped = x_adv if linf else x_adv.clone()
@@ -104,3 +112,4 @@ class FGSMRS(AttackMethod):
         )
         if not linf:
             self.threat.step_(x_adv, grad, x, sizes)
+        return sizes

@@ -46,7 +46,7 @@ class PassCounts:
 
 @dataclass(frozen=True)
 class ShortRun:
-    """A run of few epochs on small images with a large ball, to which a method's published options are scaled.
+    """A run on small images with a large ball, to which a method's published options are scaled.
 
     Args:
         lr: The learning rate of the data set's recipe.
@@ -76,6 +76,7 @@ class MethodInfo:
         recipe: The authors' options for CIFAR-10; milestones count epochs from 0.
         large_recipe: The authors' options for images of 64 pixels and more; empty where `recipe` holds for them too.
         short_recipe: The options of a short run on the embedded digits, as a function of that run.
+        mnist_recipe: The authors' options for MNIST, as a function of the run, for MNIST and FashionMNIST.
         epoch_options: The constructor's arguments that count epochs, and the least value of each.
         pixel_options: The arguments besides eps and step_size that are in pixel units and follow the radius.
         is_pgd: Whether the whole attack is one call of `PGD`, which can be compiled, captured in a CUDA graph, and
@@ -95,6 +96,7 @@ class MethodInfo:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     large_recipe: Mapping[str, Any] = field(default_factory=dict)
     short_recipe: Callable[[ShortRun], Mapping[str, Any]] = lambda run: {}
+    mnist_recipe: Callable[[ShortRun], Mapping[str, Any]] = lambda run: {}
     epoch_options: Mapping[str, int] = field(default_factory=dict)
     pixel_options: tuple[str, ...] = ()
     is_pgd: bool = False

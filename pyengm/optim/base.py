@@ -14,7 +14,7 @@ from pyengm.optim.hyperparameter import hyperparameters_of
 from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.saved_state import check_state, merge_state, split_state
 from pyengm.optim.statistics import noise_scale, summarize
-from pyengm.pergrad import NormEstimator, PerExampleStats, check_losses, whole_params
+from pyengm.pergrad import NormEstimator, PerExampleStats, any_sharded, check_losses, whole_params
 from pyengm.pergrad.loss_scale import refuse_scaled
 from pyengm.pergrad.validation import Params, named_params
 from pyengm.utils.distributed import full_tensor, prepare_reducer, world_size
@@ -44,7 +44,8 @@ class _Calls:
     origin: GradOrigin = field(default_factory=GradOrigin)
     used: tuple[PerExampleStats, ...] = ()  # since the last step
     last: tuple[PerExampleStats, ...] = ()  # of the last step
-    grad_square: Tensor | None = None  # of the last step, where the norms of all its examples are known
+    grad_square: Tensor | None = None  # of the last step
+    squares: Tensor | None = None  # (2,) the sum of |gradient|^2 since `take_grad_squares`, their number
     checked: frozenset[int] = frozenset()  # parameters that were compared with a graph
     total_norm: Tensor | None = None  # of the last step's gradient, where it was needed
 
@@ -159,9 +160,7 @@ class PerExampleSGD(torch.optim.SGD):
             with torch.enable_grad():
                 result = closure()
         self._check_grads()
-        used = self._calls.used
-        norms_known = bool(used) and all(one.norms is not None for one in used)
-        self._calls.grad_square = self._square_of_grads() if norms_known else None
+        self._calls.grad_square = self._count_grads()
         self._transform_grads()
         self._torch_step()
         self._calls.last, self._calls.used = self._calls.used, ()
@@ -181,12 +180,26 @@ class PerExampleSGD(torch.optim.SGD):
             weights are 1.
         """
         found = summarize(self._calls.used or self._calls.last)
-        if not self._calls.used and self._calls.grad_square is not None:
+        norms_known = bool(self._calls.last) and all(one.norms is not None for one in self._calls.last)
+        if not self._calls.used and norms_known and self._calls.grad_square is not None:
             found |= noise_scale(self._calls.last, self._calls.grad_square, world_size())
         norms = getattr(self, "norms", None)
         if isinstance(norms, NormEstimator) and norms.running_error is not None:
             found["norm_error"] = norms.running_error
         return found
+
+    def take_grad_squares(self) -> Tensor | None:
+        """The sizes of the gradients that the steps since the last call were made of, for a log.
+
+        A gradient is the (weighted) mean over a batch as `step` found it in .grad; in the inner loops of Entropy-SGD,
+        as the closure left it. Steps are not counted within a fused step of a GradScaler, whose gradients are scaled,
+        and where no norms of examples are known of parameters that are sharded over processes.
+
+        Returns:
+            (2,) float64, the sum of the |g|^2 over all parameters and the number of gradients; None without any.
+        """
+        squares, self._calls.squares = self._calls.squares, None
+        return squares
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
@@ -207,10 +220,24 @@ class PerExampleSGD(torch.optim.SGD):
         step = torch.optim.SGD.step  # torch wraps it with the step hooks, which must run once, around ours
         (step.__wrapped__ if getattr(step, "hooked", False) else step)(self)
 
+    def _count_grads(self) -> Tensor | None:
+        """|.grad|^2, which is added to those that `take_grad_squares` returns."""
+        used = self._calls.used
+        norms_known = bool(used) and all(one.norms is not None for one in used)
+        square = self._square_of_grads() if norms_known or not any_sharded(self._parameters()) else None
+        if square is not None:
+            counted, before = torch.stack([square, torch.ones_like(square)]), self._calls.squares
+            self._calls.squares = counted if before is None else before + counted
+        return square
+
     def _square_of_grads(self) -> Tensor | None:
-        """|.grad|^2; None within a fused step of a GradScaler, which leaves gradients scaled."""
+        """|.grad|^2; None without gradients, and within a fused step of a GradScaler, which leaves them scaled."""
         grads = [p.grad for p in self._parameters() if p.grad is not None]
-        if getattr(self, "grad_scale", None) is not None or any(g.is_sparse or g.is_complex() for g in grads):
+        if (
+            not grads
+            or getattr(self, "grad_scale", None) is not None
+            or any(g.is_sparse or g.is_complex() for g in grads)
+        ):
             return None
         return full_tensor(torch.nn.utils.get_total_norm(grads)).double().square()
 

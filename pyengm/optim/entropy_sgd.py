@@ -252,6 +252,7 @@ class EntropySGD(PerExampleSGD):
                 self.backward(losses)
             finally:
                 restore()
+        self._count_grads()
         return losses.detach().mean()
 
     def _open(self, closure: Closure) -> Tensor:

@@ -33,6 +33,7 @@ OF_THE_RECIPE = (
     *("precision", "cuda_graphs", "compile", "cpu_threads", "method_options"),
 )
 KEPT_OPTIONS = ("weight",)
+SMOKE_BATCHES, PAPER_BATCHES = 60, 391  # of an epoch on the digits, and on 50,000 images, 128 at a time
 IN_EPOCHS = {"warmup_epochs": 1, "swa_start": 0, "patience": 1}  # options that count epochs, with their least values
 
 
@@ -59,7 +60,7 @@ def short(paper: TrainConfig, train: ImageDataset, indices: Path) -> TrainConfig
         epochs=epochs,
         autoattack_examples=min(SHORT_AUTOATTACK, paper.evaluation.autoattack_examples or SHORT_AUTOATTACK),
         precision="bf16" if paper.machine.precision == "float32" else paper.machine.precision,
-        **shorter(paper, epochs),
+        **shorter(paper, epochs, images / len(train)),
     ).resolve()
 
 
@@ -81,7 +82,7 @@ def smoke(options: Mapping[str, Any], paper: TrainConfig) -> TrainConfig:
     larger = recipe["radii"][paper.attack.threat] / recipe_for(paper.data.name)["radii"][paper.attack.threat]
     kept = {name: paper.get(name) for name in options if name not in OF_THE_RECIPE}
     kept |= {name: larger * kept[name] for name in ("eps", "step_size") if kept.get(name) is not None}
-    changes = shorter(paper, epochs)
+    changes = shorter(paper, epochs, SMOKE_BATCHES / PAPER_BATCHES)
     changes.pop("milestones")  # the digits' schedule has none
     set_by_recipe = [word.partition("=")[0] for word in recipe["method_options"]]
     words = []
@@ -94,14 +95,20 @@ def smoke(options: Mapping[str, Any], paper: TrainConfig) -> TrainConfig:
     return TrainConfig.from_flat(data=SMOKE_DATA, epochs=epochs, **kept).drop_idle(keep=()).resolve()
 
 
-def shorter(paper: TrainConfig, epochs: int) -> dict[str, Any]:
-    """Returns the options that count epochs, scaled to a run of so many epochs."""
+def shorter(paper: TrainConfig, epochs: int, batches: float = 1.0) -> dict[str, Any]:
+    """Returns the options that count epochs or batches, scaled to a shorter run.
+
+    Args:
+        paper: The run as `full` returns it.
+        epochs: The number of epochs of the shorter run.
+        batches: The number of its batches in an epoch, as a share of the paper's.
+    """
     share = epochs / paper.schedule.epochs
     milestones = paper.schedule.milestones  # None without a piecewise schedule
     changes: dict[str, Any] = {
         "milestones": None if milestones is None else scale_milestones(milestones, share),
         "method_options": _shorter_method(paper, share, epochs),
-        "optimizer_options": _shorter_optimizer(paper, share, epochs),
+        "optimizer_options": _shorter_optimizer(paper, share, epochs, batches),
     }
     for name, least in IN_EPOCHS.items():
         if paper.get(name):
@@ -121,12 +128,19 @@ def _shorter_method(paper: TrainConfig, share: float, epochs: int) -> tuple[str,
     return tuple(words.values())
 
 
-def _shorter_optimizer(paper: TrainConfig, share: float, epochs: int) -> tuple[str, ...]:
-    """The optimiser's options; the span of epochs that they name keeps at least one."""
+def _shorter_optimizer(paper: TrainConfig, share: float, epochs: int, batches: float) -> tuple[str, ...]:
+    """The optimiser's options; the span of epochs that they name keeps at least one.
+
+    An epoch keeps its number of outer steps: with the paper's 20 batches to each, one of 60 batches would have three.
+    """
+    known = own_arguments(ALL_OPTIMIZERS[paper.optimizer.name])
     options = dict(word.split("=", 1) for word in paper.optimizer.options if word.lower() != "until_epoch=none")
     for name, least in ALL_OPTIMIZERS[paper.optimizer.name].info.epoch_options.items():
         if name in options:
             options[name] = str(_shorter(int(options[name]), share, least))
+    if "inner_steps" in known and batches < 1:
+        inner = int(options.get("inner_steps", known["inner_steps"].default))
+        options["inner_steps"] = str(max(min(inner, 2), round(batches * inner)))
     first = min(int(options.get("from_epoch", 0)), epochs - 1)
     if "from_epoch" in options:
         options["from_epoch"] = str(first)

@@ -23,7 +23,7 @@ from pyengm.data import (
     user_data,
 )
 from pyengm.errors import ConfigError
-from pyengm.methods import AWP, METHODS, DatasetSpec, Method
+from pyengm.methods import AWP, METHODS, DatasetSpec, LogsInstances, Method
 from pyengm.models import build, load_weights, memory_format_of, to_fast_memory_format
 from pyengm.optim import CLOSURE_OPTIMIZERS, PerExampleSGD, hyperparameters_of
 from pyengm.training.averaging import Averaging, build_averaging
@@ -60,6 +60,7 @@ class TrainComponents:
         scaler: Scales the losses in fp16, None in other precisions.
         step: Updates the weights from the batches of one update.
         averaging: Has the model that is evaluated and saved.
+        probe: The images whose gradients are measured after each epoch, None where they are not.
     """
 
     device: torch.device
@@ -75,6 +76,7 @@ class TrainComponents:
     scaler: torch.amp.GradScaler | None
     step: Step
     averaging: Averaging
+    probe: ImageDataset | None
 
 
 def build_components(config: TrainConfig) -> TrainComponents:
@@ -129,7 +131,24 @@ def build_components(config: TrainConfig) -> TrainComponents:
         averaging=build_averaging(
             config.weights.average, model, decay=config.weights.ema_decay, start=config.weights.swa_start
         ),
+        probe=None if config.record.probe is None else probe_images(train, config.record.probe, side),
     )
+
+
+def probe_images(train: ImageDataset, images: int, side: int) -> ImageDataset:
+    """The images of the probe: spread evenly over the training images, and never augmented.
+
+    Args:
+        train: The training images.
+        images: The number of images of the probe.
+        side: The height and width that the model takes, of which the middle is shown.
+
+    Raises:
+        ConfigError: There are fewer training images.
+    """
+    if images > len(train):
+        raise ConfigError(f"probe is {images}; expected at most {len(train)}, the number of training images")
+    return train.subset(torch.arange(images) * len(train) // images).center_crop(side)
 
 
 def load_images(config: TrainConfig) -> tuple[ImageDataset, ImageDataset | None, ImageDataset, int]:
@@ -198,16 +217,17 @@ def build_loader(config: TrainConfig, train: ImageDataset, side: int, model: nn.
 def prepare_method(config: TrainConfig, method: Method, optimizer: PerExampleSGD, batches: Loader) -> None:
     """Gives the method the training images and the needs of the optimiser; warns of phases that fill the run."""
     method.needs_input_grad |= optimizer.info.needs_inputs
-    method.prepare(
-        DatasetSpec(
-            batches.local_index(0),
-            batches.shape,
-            padding=batches.padding,
-            batches=len(batches),
-            seed=config.run.seed,
-            device=batches.device,
-        )
+    dataset = DatasetSpec(
+        batches.local_index(0),
+        batches.shape,
+        padding=batches.padding,
+        batches=len(batches),
+        seed=config.run.seed,
+        device=batches.device,
     )
+    method.prepare(dataset)
+    if config.record.instance_log and isinstance(method, LogsInstances):  # `resolve` refuses it for other methods
+        method.log_instances(dataset)
     for name in ("warmup", "fgsm_epochs"):
         if getattr(method, name, 0) >= config.schedule.epochs:
             warnings.warn(

@@ -22,6 +22,7 @@ from pyengm.training.config_groups import (
     MethodConfig,
     ModelConfig,
     OptimizerConfig,
+    RecordConfig,
     RunConfig,
     ScheduleConfig,
     WeightsConfig,
@@ -31,6 +32,7 @@ from pyengm.training.option_parsing import arguments_of, merge_options, parse_op
 from pyengm.training.option_types import Option, OptionGroup, options_of
 from pyengm.training.recipes import recipe_for
 from pyengm.training.schedule import scale_milestones
+from pyengm.training.snapshots import snapshot_epochs
 from pyengm.utils.did_you_mean import did_you_mean
 from pyengm.utils.import_object import is_object_spec
 
@@ -52,6 +54,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
     machine: MachineConfig = field(default_factory=MachineConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -112,8 +115,6 @@ class TrainConfig:
             if given[name] != self._default(name):
                 raise ConfigError(f"{name} has no effect: {reason}; leave {name} out")
         defaults = {name: argument.default for name, argument in arguments_of(METHODS[self.method.name]).items()}
-        if defaults.get("steps") != 10:  # the recipe's number is for attacks of many steps
-            recipe["attack_steps"] = defaults.get("steps")
         if self.attack.steps is not None:
             recipe["step_size"] = None  # the recipe's belongs to its own number of steps
         recipe["attack_bn"] = defaults.get("bn")
@@ -121,6 +122,7 @@ class TrainConfig:
             recipe.pop("width", None)  # the recipe's is one of our models
         recipe |= defaults_of(ALL_OPTIMIZERS[self.optimizer.name or recipe["optimizer"]])
         epochs = self.schedule.epochs or recipe["epochs"]
+        snapshot_epochs(self.record.snapshots, epochs)
         recipe["milestones"] = scale_milestones(recipe["milestones"], epochs / recipe["epochs"])
         if self.weights.average == "swa":
             recipe["swa_start"] = epochs * 3 // 4

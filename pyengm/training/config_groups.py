@@ -33,7 +33,9 @@ from pyengm.training.option_types import (
 )
 from pyengm.training.precision import PRECISIONS
 from pyengm.training.schedule import SCHEDULES
+from pyengm.training.snapshots import check_snapshots
 
+TRAIN_ATTACKS = tuple(name for name, info in ATTACKS.items() if not info.is_distance)
 ALL_OPTIMIZERS: Mapping[str, type[PerExampleSGD]] = ChainMap(CLOSURE_OPTIMIZERS, OPTIMIZERS)
 
 
@@ -226,6 +228,10 @@ class EvaluationConfig(OptionGroup):
     """Stop after this many epochs in a row without improvement on the images of --select-on."""
     attacks: Annotated[tuple[str, ...], Choice(ATTACKS), Unset("none")] = ()
     """Further attacks of the final evaluation: fgsm, pgd10, pgd50, cw, deepfool, apgd_ce, apgd_t, fab_t, square."""
+    train_attack: Annotated[str | None, Choice(TRAIN_ATTACKS), Unset("PGD-5")] = None
+    """Attack of the accuracy on training images after each epoch, such as pgd10, in adversarial training."""
+    train_attack_examples: Count = 128
+    """Number of these images, whole batches of them."""
     eval_both_threats: bool = True
     """Evaluate under the other norm too, with the radius of the recipe."""
     autoattack_examples: Annotated[Count | None, Unset("all")] = None
@@ -237,6 +243,27 @@ class EvaluationConfig(OptionGroup):
             raise ConfigError(
                 "patience counts epochs by held-out accuracy, and select_on is none: give --select-on val"
             )
+
+
+@dataclass(frozen=True)
+class RecordConfig(OptionGroup):
+    """What the run records for analyses, without changing the training."""
+
+    group: ClassVar[str] = "record"
+    snapshots: Annotated[tuple[str, ...], Unset("none")] = ()
+    """Keep the weights after these numbers of epochs, such as 10 60 100, or every=5, in RUN/snapshots."""
+    probe: Annotated[Count | None, Unset("no probe")] = None
+    """Measure the gradients of this many fixed training images after each epoch: mean norm and variance in
+    metrics.jsonl, norms by image in RUN/probe. Under batch norm estimates, exact every tenth epoch."""
+    instance_log: bool = False
+    """Keep the norm of the input gradient, the step size and the norm of the perturbation of every training image in
+    each epoch, in RUN/instances."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.snapshots, (list, tuple)):
+            object.__setattr__(self, "snapshots", tuple(map(str, self.snapshots)))  # numbers of Python and YAML
+        super().__post_init__()
+        check_snapshots(self.snapshots)
 
 
 @dataclass(frozen=True)

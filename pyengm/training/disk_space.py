@@ -9,11 +9,13 @@ from torch import Tensor
 from pyengm.errors import StorageError
 from pyengm.training.builders import TrainComponents
 from pyengm.training.config import TrainConfig
+from pyengm.training.snapshots import snapshot_epochs
 from pyengm.utils.io import format_size
 
 
 def run_size(config: TrainConfig, components: TrainComponents) -> int:
-    """Bytes that the folder of a run takes at most: the best and last weights, and one checkpoint more than are kept.
+    """Bytes that the folder of a run takes at most: the best and last weights, one checkpoint more than are kept, and
+    what is recorded for analyses.
 
     A checkpoint holds the weights, their average, two values of the optimiser for each, and the state of each image.
     """
@@ -21,7 +23,10 @@ def run_size(config: TrainConfig, components: TrainComponents) -> int:
     averaged = weights if components.averaging.evaluated is not components.model else 0
     images = sum(_size(tensor) for one in components.method.buffers().values() for tensor in one.state_dict().values())
     checkpoint = 3 * weights + averaged + images
-    return 2 * weights + (config.run.keep_checkpoints + 1) * checkpoint
+    snapshots = len(snapshot_epochs(config.record.snapshots, config.schedule.epochs))
+    values = (3 * (config.record.probe or 0), 3 * len(components.batches.data) if config.record.instance_log else 0)
+    recorded = snapshots * weights + config.schedule.epochs * 8 * sum(values)  # int64 and float64, pairs of float32
+    return 2 * weights + (config.run.keep_checkpoints + 1) * checkpoint + recorded
 
 
 def check_disk_space(needed: int, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pyengm.methods import METHODS, LogsInstances
 from pyengm.optim import PerExampleSGD, hyperparameters_of
 from pyengm.training.config_groups import ALL_OPTIMIZERS
 
@@ -29,7 +30,11 @@ def idle_options(schedule: str, average: str, optimizer: str, method: str, seeds
         if optimizer not in takers:
             idle[name] = f"it is for optimizer {', '.join(takers)}, not {optimizer}"
     if method == "natural":
-        idle["on_catastrophic_overfitting"] = "it is for adversarial training, not method natural"
+        names = ("on_catastrophic_overfitting", "train_attack", "train_attack_examples")
+        idle |= dict.fromkeys(names, "it is for adversarial training, not method natural")
+    loggers = [known for known, kind in METHODS.items() if issubclass(kind, LogsInstances)]
+    if method not in loggers:
+        idle["instance_log"] = f"it is for method {', '.join(loggers)}, not {method}"
     if seeds:
         idle["seed"] = f"seeds are {' '.join(map(str, seeds))}"
     return idle

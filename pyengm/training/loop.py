@@ -13,15 +13,19 @@ from torch import Tensor, nn
 from pyengm.data import Batch, ImageDataset
 from pyengm.errors import Interrupted, NonFiniteError, StorageError
 from pyengm.evaluation import create_attack, predict
+from pyengm.methods import LogsInstances
 from pyengm.models import CheckpointInfo
 from pyengm.ops import Key
 from pyengm.training.builders import TrainComponents
 from pyengm.training.catastrophic_overfitting import is_catastrophic, training_accuracy
 from pyengm.training.config import TrainConfig
+from pyengm.training.instance_files import save_instances
 from pyengm.training.loggers import Guarded, JsonLines, Logger, Loggers, Terminal, build_logger
 from pyengm.training.metric_sums import means, measure, read_sums
+from pyengm.training.probe import measure_probe
 from pyengm.training.run_folder import RunFolder
 from pyengm.training.signals import StopRequest
+from pyengm.training.snapshots import snapshot_epochs
 from pyengm.training.timing import EpochTimer
 from pyengm.training.train_state import TrainState, restore, save_state
 from pyengm.utils.checks import Checks
@@ -33,6 +37,7 @@ from pyengm.utils.distributed import (
     rank,
     world_size,
 )
+from pyengm.utils.io import make_dirs, write_arrays
 from pyengm.utils.terminal import is_quiet
 
 SYNC_INTERVAL = 20  # batches on a GPU
@@ -144,14 +149,14 @@ def update(config: TrainConfig, components: TrainComponents, batches: list[Batch
         epoch: The epoch, counted from 0.
 
     Returns:
-        The sums over the images of the batches, (9,) float64, see `SUMS`.
+        The sums over the images of the batches, (15,) float64, see `SUMS`.
     """
     stats = components.step(batches, [Key(config.run.seed, epoch, batch.index) for batch in batches])
     average_buffers(components.model)
     for _ in batches:
         components.schedule.step()
     components.averaging.after_step()
-    return measure(stats, torch.cat([batch.y for batch in batches]))
+    return measure(stats, torch.cat([batch.y for batch in batches]), components.optimizer.take_grad_squares())
 
 
 def report_step(
@@ -184,17 +189,25 @@ def finish_epoch(
     if config.method.name != "natural":
         row |= catastrophic_overfitting_metrics(config, components, state)
         if row["catastrophic_overfitting"] and config.method.on_catastrophic_overfitting == "stop":
-            on_rank0(lambda: loggers.epoch(row | {"best": False}, timer.epoch(state.epoch)))
+            on_rank0(
+                lambda: loggers.epoch(
+                    row | {"best": None if components.held_out is None else False}, timer.epoch(state.epoch)
+                )
+            )
             finish_early(config, components, run, state, loggers)
             return
         state.train_pgd = row["train_pgd"]
-    row["best"] = score > state.best or components.held_out is None
+    row |= probe_metrics(config, components, run, state.epoch)
+    is_best = score > state.best or components.held_out is None  # where no images select, the last weights are the best
+    row["best"] = None if components.held_out is None else is_best
     on_rank0(lambda: loggers.epoch(row, timer.epoch(state.epoch)))
-    save_weights(config, components, run, model, state.epoch, is_best=row["best"])
+    save_weights(config, components, run, model, state.epoch, is_best=is_best)
+    if config.record.instance_log and isinstance(components.method, LogsInstances):
+        save_instances(run.instances / f"epoch-{state.epoch + 1:04d}.npz", components.method)
     finish_method_epoch(config, components, model, row, loggers)
     state.advance_epoch()
     state.best = max(state.best, score)
-    state.epochs_without_improvement = 0 if row["best"] else state.epochs_without_improvement + 1
+    state.epochs_without_improvement = 0 if is_best else state.epochs_without_improvement + 1
     state.stopped = (
         config.evaluation.patience is not None and state.epochs_without_improvement >= config.evaluation.patience
     )
@@ -212,15 +225,28 @@ def catastrophic_overfitting_metrics(
     return {"train_pgd": accuracy, "catastrophic_overfitting": is_catastrophic(before, accuracy)}
 
 
+def probe_metrics(config: TrainConfig, components: TrainComponents, run: RunFolder, epoch: int) -> dict[str, Any]:
+    """The gradients of the probe's images under the trained weights, which are written; empty without a probe."""
+    if components.probe is None:
+        return {}
+    found = measure_probe(config, components, components.probe, epoch)
+    on_rank0(lambda: write_arrays(run.probe / f"epoch-{epoch + 1:04d}.npz", found.arrays()))
+    return found.metrics()
+
+
 def save_weights(
     config: TrainConfig, components: TrainComponents, run: RunFolder, model: nn.Module, epoch: int, *, is_best: bool
 ) -> None:
-    """Writes the weights of the epoch as the last ones and, if they are, as the best ones."""
+    """Writes the weights of the epoch as the last ones and, where they are, as the best ones and as a snapshot."""
     test = components.test
     info = CheckpointInfo(
         components.model_options, config.data.name, test.classes, config.attack.threat, config.attack.eps, epoch
     )
-    for path in [run.best, run.last] if is_best else [run.last]:
+    paths = [run.best, run.last] if is_best else [run.last]
+    if epoch + 1 in snapshot_epochs(config.record.snapshots, config.schedule.epochs):
+        make_dirs(run.snapshots)
+        paths.append(run.snapshots / f"epoch-{epoch + 1:04d}.safetensors")
+    for path in paths:
         on_rank0(partial(run.save_weights, path, model, info))
 
 

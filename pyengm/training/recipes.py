@@ -3,6 +3,7 @@
 from typing import Any
 
 from pyengm.methods import METHODS, ShortRun
+from pyengm.training.option_parsing import arguments_of
 from pyengm.training.schedule import scale_milestones
 
 # radii: eps per norm; both norms are evaluated. milestones: epochs at which the learning rate is divided by ten.
@@ -54,7 +55,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 LARGE = 64  # pixels of images that are augmented as ImageNet's are
-GREY_DATA = ("digits", "mnist", "fashionmnist")  # their own recipe holds for every method
+SHORT_DATA = "digits"  # its runs are short: the methods' options are scaled to it
+GREY_DATA = ("mnist", "fashionmnist")  # their own recipe holds for every method
 
 
 def recipe_for(
@@ -81,10 +83,13 @@ def recipe_for(
     """
     recipe, info = dict(RECIPES.get(data, DEFAULT_RECIPE)), METHODS[method].info
     recipe["optimizer"] = info.optimizer or recipe["optimizer"]
-    if data in GREY_DATA:
+    steps = arguments_of(METHODS[method]).get("steps")
+    if steps is None or steps.default != 10:  # the recipe's number is for attacks of many steps
+        recipe["attack_steps"] = None if steps is None else steps.default
+    if data in (SHORT_DATA, *GREY_DATA):
         radius = recipe["radii"][threat] if eps is None else eps
         run = ShortRun(recipe["lr"], recipe["epochs"] if epochs is None else epochs, radius, threat)
-        return {**recipe, **info.short_recipe(run)}
+        return {**recipe, **(info.short_recipe(run) if data == SHORT_DATA else info.mnist_recipe(run))}
     is_large = image_size is not None and image_size >= LARGE
     if is_large:
         recipe["augment"] = "resized"

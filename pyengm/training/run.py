@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from pyengm.data import ImageDataset
 from pyengm.errors import ConfigError, Interrupted, StorageError
 from pyengm.evaluation import check_attacks, evaluate_with_progress, evaluation_tables, final_attacks, plot_curves
-from pyengm.training.builders import build_components
+from pyengm.training.builders import TrainComponents, build_components
 from pyengm.training.config import TrainConfig
 from pyengm.training.disk_space import check_disk_space, run_size
 from pyengm.training.loop import evaluation_hint, fit, resume_hint
@@ -63,7 +64,7 @@ def run_to_results(config: TrainConfig) -> dict[str, Any]:
             log(f"the run is complete; its results are in {run.results}")
             log(f"further attacks: pyengm evaluate {run.path} --attacks ...")
             return run.read_results()
-        on_rank0(run.add_environment)
+        on_rank0(lambda: run.add_environment(images_of(components)))
         with log_warnings():
             fit(config, components, run)
         try:
@@ -83,11 +84,19 @@ def run_to_results(config: TrainConfig) -> dict[str, Any]:
                 )
         except KeyboardInterrupt:
             raise Interrupted(evaluation_hint(run)) from None
+        if components.held_out is None:  # best and last are the same epoch, which says nothing of overfitting
+            results.pop("robust_overfitting", None)
         table = evaluation_tables(results, str(run.path))
         on_rank0(lambda: run.save_results(results, as_text(table)))
         log(table, always=True)
         log(f"weights, results.json and curves.png are in {run.path}")
     return results
+
+
+def images_of(components: TrainComponents) -> dict[str, ImageDataset]:
+    """The images of a run by their use: train, test and, where images select the best weights, held_out."""
+    found = {"train": components.batches.data, "held_out": components.held_out, "test": components.test}
+    return {use: data for use, data in found.items() if data is not None}
 
 
 def check_single_run(config: TrainConfig) -> None:

@@ -4,15 +4,21 @@ config.yaml         all options, resolved
 metrics.jsonl       metrics, one line per epoch, the same for a resumed run (its keys: `Logger`)
 timing.jsonl        wall-clock times, one line per epoch (its keys: `Logger`)
 best.safetensors    weights of the best epoch, last.safetensors those of the last one
+snapshots/          weights after some of the epochs, as epoch-NNNN.safetensors, where the options name them
+probe/              gradients of fixed training images after each epoch, as epoch-NNNN.npz (`ProbeResult`)
+instances/          gradient, step and perturbation of every training image in each epoch, as epoch-NNNN.npz
 checkpoints/        the state to resume from, written after the other files of an epoch
 results.json        the final evaluation; results.txt its table, curves.png the learning curves
-environment.json    versions, machine, git state and command line, of the start and of each resume
+environment.json    versions, machine, git state, command line and digests of the images, of the start and each resume
 autoattack/         partial results of AutoAttack, from which an interrupted evaluation resumes
 evaluations/        the results of pyengm evaluate, by number, as .json and .txt
+
+NNNN counts the epochs that are done, from 1: epoch-0010 is after ten epochs, which the line with epoch 9 in
+metrics.jsonl is of.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -20,10 +26,12 @@ from typing import Any
 
 from torch import nn
 
+from pyengm.data import ImageDataset
 from pyengm.errors import CheckpointError, ConfigError, StorageError
 from pyengm.models import CheckpointInfo, save_checkpoint
 from pyengm.training.checkpoints import Checkpoints
 from pyengm.training.config import TrainConfig
+from pyengm.training.data_facts import describe_images
 from pyengm.training.environment import describe
 from pyengm.training.launcher import job_name
 from pyengm.utils.distributed import on_rank0
@@ -50,6 +58,9 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.job = self.path / ".job"  # the torchrun job that started the run, whose restarts resume it
         self.curves = self.path / "curves.png"
+        self.snapshots = self.path / "snapshots"
+        self.probe = self.path / "probe"
+        self.instances = self.path / "instances"
         self.autoattack = self.path / "autoattack"
 
     @classmethod
@@ -104,16 +115,18 @@ class RunFolder:
     def _lock(self, stack: ExitStack) -> None:
         stack.enter_context(file_lock(self.path, wait=False))
         with suppress(OSError):
-            for partial in self.path.glob(".*.tmp"):
-                partial.unlink(missing_ok=True)
+            for folder in (self.path, self.snapshots, self.probe, self.instances):
+                for partial in folder.glob(".*.tmp"):
+                    partial.unlink(missing_ok=True)
 
-    def add_environment(self) -> None:
-        """Adds the environment of this start, or resume, of the run to its file."""
+    def add_environment(self, data: Mapping[str, ImageDataset]) -> None:
+        """Adds the environment of this start, or resume, of the run to its file, with the images by their use."""
         try:
             starts = list(json.loads(self.environment.read_text()))
         except (OSError, ValueError):  # the first start, or a damaged file that nothing depends on
             starts = []
-        text = json.dumps([*starts, describe()], indent=2) + "\n"
+        images = {use: describe_images(one) for use, one in data.items()}
+        text = json.dumps([*starts, describe() | {"data": images}], indent=2) + "\n"
         atomic_write(self.environment, lambda path: path.write_text(text))
 
     def read_metrics(self) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ class TrainState:
     """The progress of a run.
 
     Attributes:
-        sums: Sums over the batches of the epoch so far, (9,) float64, see `SUMS`.
+        sums: Sums over the batches of the epoch so far, (15,) float64, see `SUMS`.
         epoch: The next epoch, counted from 0.
         batch: The next batch of that epoch.
         best: The best accuracy so far.

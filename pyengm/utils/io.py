@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from torch import Tensor
@@ -39,6 +40,25 @@ def atomic_write(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a file of numpy (.npz), an array by each name, whole or not at all; equal arrays give equal files.
+
+    Args:
+        path: the file; its folder is made.
+        arrays: the arrays by name.
+
+    Raises:
+        StorageError: the disk is full or cannot be written to; the old file is whole then.
+    """
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # given a path, numpy would add a suffix
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+
+    make_dirs(path.parent)
+    atomic_write(path, write)
 
 
 def format_size(size: float) -> str:

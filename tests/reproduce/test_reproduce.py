@@ -298,6 +298,17 @@ def test_the_epochs_of_an_optimizer_shrink_too(epochs, span):
         assert shorter(full(row, "row"), epochs)["optimizer_options"] == kept
 
 
+@pytest.mark.parametrize("optimizer", ["entropy_sgd", "entropy_sgd2"])
+@pytest.mark.parametrize(("given", "batches", "inner_steps"), [(20, 0.2, 4), (20, 0.01, 2), (1, 0.5, 1), (0, 0.5, 0)])
+def test_inner_steps_shrink_with_an_epoch(optimizer, given, batches, inner_steps):
+    """An epoch keeps its number of outer steps, and an outer step two batches where it had as many."""
+    row = PAPER | {"optimizer": optimizer, "optimizer_options": [f"inner_steps={given}"], "alpha": None}
+    assert shorter(full(row, "row"), 5, batches)["optimizer_options"] == (f"inner_steps={inner_steps}",)
+    assert shorter(full(row, "row"), 5)["optimizer_options"] == (f"inner_steps={given}",)
+    row["optimizer_options"] = []
+    assert shorter(full(row, "row"), 5, 0.5)["optimizer_options"] == ("inner_steps=10",)  # of the default
+
+
 class TestSmoke:
     @pytest.mark.parametrize("method", METHODS)
     def test_every_method(self, method):
@@ -320,7 +331,7 @@ class TestSmoke:
         )
         assert config.attack.step_size == pytest.approx(0.05)  # 2/255 of 8/255, of 0.2
         options = PAPER | {"optimizer": "entropy_sgd", "optimizer_options": ["inner_steps=30"], "alpha": None}
-        assert smoke(options, full(options, "row")).optimizer.options == ("inner_steps=30",)
+        assert smoke(options, full(options, "row")).optimizer.options == ("inner_steps=5",)  # 30 of 391 batches, of 60
 
     def test_sizes_keep_their_share_of_eps(self):
         options = {"data": "cifar10", "method": "atas", "eps": "12/255", "epochs": 30}

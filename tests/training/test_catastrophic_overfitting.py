@@ -6,8 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pyengm.errors import ConfigError
+from pyengm.evaluation import create_attack
+from pyengm.ops import Key
 from pyengm.training import RunFolder, TrainConfig, build_components, fit, loop
-from pyengm.training.catastrophic_overfitting import IMAGES, is_catastrophic, training_accuracy
+from pyengm.training.catastrophic_overfitting import is_catastrophic, training_accuracy
 
 
 @pytest.fixture
@@ -34,10 +37,35 @@ def test_accuracy_is_that_of_the_first_images_of_the_epoch(tiny):
     components.model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     share = training_accuracy(config, components, 1)
     images = sum(seen) // 6  # five steps and one look at the result
-    assert IMAGES <= images == 150
+    assert images == 150  # the first whole batches with 128 or more
     assert share == training_accuracy(config, components, 1)
     assert share * images == pytest.approx(round(share * images))
     assert components.model.training
+
+
+@pytest.mark.parametrize("name", ["pgd10", "fgsm", "square"])
+def test_accuracy_under_an_attack_of_the_options(tiny, name):
+    """On as many images, with the images' own random starts where the attack has some."""
+    config = tiny.override(train_attack=name, train_attack_examples=101).resolve()
+    components = build_components(config)
+    attack, correct = create_attack(name, config.threats()[0], config.run.seed), 0
+    components.model.eval()
+    for batch, _ in zip(components.batches.epoch(1), range(3), strict=False):
+        key = {"key": Key(config.run.seed, 1, batch.index)} if name != "square" else {}
+        x_adv = attack(components.model, batch.x, batch.y, **key)
+        correct += (components.model(x_adv).argmax(dim=1) == batch.y).sum().item()
+    assert training_accuracy(config, components, 1) == correct / 150
+
+
+@pytest.mark.parametrize("option", [{"train_attack": "pgd10"}, {"train_attack_examples": 50}])
+def test_natural_training_attacks_no_training_images(tiny, option):
+    with pytest.raises(ConfigError, match="has no effect: it is for adversarial training"):
+        tiny.override(method="natural", attack_steps=None, **option).resolve()
+
+
+def test_a_distance_is_no_accuracy(tiny):
+    with pytest.raises(ConfigError, match="train_attack"):
+        tiny.override(train_attack="deepfool")
 
 
 def run_with(config, monkeypatch, accuracies):

@@ -80,6 +80,8 @@ class TestResolve:
             "swa_start",
             "patience",
             "nproc",
+            "probe",
+            "train_attack",
             "out",
             "config",
             "init",
@@ -233,6 +235,31 @@ class TestRecipes:
         milestones = short.schedule.milestones or ()
         assert all(epoch > 0 for epoch in milestones)
         assert len(set(milestones)) == len(milestones)
+
+    @pytest.mark.parametrize("data", ["mnist", "fashionmnist"])
+    def test_only_the_digits_have_short_runs(self, data):
+        """The authors' options for MNIST where there are some, and the methods' defaults elsewhere."""
+        config = TrainConfig.from_flat(data=data, epochs=50, method="dynamic").resolve()
+        assert (config.optimizer.weight_decay, build_method(config).decay_epochs) == (1e-4, 40)
+        assert build_method(config.override(epochs=25, method_options=()).resolve()).decay_epochs == 20
+        config = TrainConfig.from_flat(data=data, method="curriculum").resolve()
+        built = build_method(config)
+        assert (config.optimizer.weight_decay, built.accuracy, built.patience, built.steps) == (1e-4, 0.95, 10, 40)
+        lr = TrainConfig.from_flat(data=data).resolve().optimizer.lr
+        for method in METHODS:
+            config = TrainConfig.from_flat(data=data, method=method).resolve()
+            assert config.optimizer.lr == lr
+            sizes = METHODS[method].info.pixel_options
+            assert {word.partition("=")[0] for word in config.method.options} <= {*sizes, "decay_epochs"}
+
+    def test_steps_of_atas_are_for_the_radius(self):
+        rule = build_method(TrainConfig.from_flat(data="mnist", method="atas").resolve()).rule
+        assert (rule["step_scale"], rule["min_step"], rule["max_step"]) == pytest.approx((0.6, 0.15, 0.525))
+
+    @pytest.mark.parametrize("model", ["resnet34", "torchvision:resnet34"])
+    def test_the_width_of_the_recipe_is_for_our_models(self, model):
+        assert TrainConfig.from_flat(model=model).resolve().model.width is None
+        assert TrainConfig.from_flat(model="resnet18").resolve().model.width == 16
 
     def test_given_options_leave_the_others_of_the_recipe(self):
         config = TrainConfig.from_flat(method="atas", method_options=("beta=0.9",)).resolve()

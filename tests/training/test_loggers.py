@@ -25,7 +25,7 @@ from pyengm.training.timing import EpochTimer, peak_memory
 
 CPU = torch.device("cpu")
 BATCHES, IMAGES = 4, 108  # of 120 images, in batches of 30, 30, 30 and 18
-MEANS = {"loss", "train_robust", "clipped", "grad_norm_mean", "grad_norm_var", "grad_norm_error"}
+MEANS = {"loss", "train_robust", "clipped", "grad_norm_mean", "grad_norm_var", "grad_norm_error", "batch_grad_square"}
 HELD_OUT = {"natural", "natural_loss", "natural_ece", "robust", "robust_loss", "robust_ece"}
 EPOCH_TIMING = {"images_per_second", "seconds_training", "seconds_evaluation", "seconds_to_finish", "peak_memory_mib"}
 
@@ -145,9 +145,9 @@ class TestInTheLoop:
     def test_gradient_norms_are_those_of_the_optimizer(self, tiny, tmp_path, monkeypatch):
         norms = []
 
-        def spy(used, y):
+        def spy(used, y, grad_squares):
             norms.extend(weights.norms for _, weights in used)
-            return measure(used, y)
+            return measure(used, y, grad_squares)
 
         monkeypatch.setattr(loop, "measure", spy)
         (row,) = train(tmp_path / "run", tiny.override(epochs=1)).read_metrics()

@@ -11,10 +11,13 @@ import torch
 from helpers.runs import always_stop, resume, start, train
 from safetensors.torch import load_file
 
+from pyengm.data import ImageDataset, load
 from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
 from pyengm.models import load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, checkpoints, fit, loop
+from pyengm.training import train as run_training
 from pyengm.training.checkpoints import Checkpoints, find_corruption
+from pyengm.training.data_facts import describe_images
 from pyengm.training.loggers import JsonLines
 from pyengm.training.signals import StopRequest
 
@@ -91,6 +94,8 @@ class TestLoop:
         assert ("robust" in rows[0]) == (select == "test")
         if select == "none":
             assert load_checkpoint(run.best)[1].epoch == 1
+            assert run.best.read_bytes() == run.last.read_bytes()
+        assert [row["best"] for row in rows].count(None) == (2 if select == "none" else 0)
         components = build_components(tiny.override(select_on=select).resolve())
         assert len(components.batches.data) == 120
         assert (components.held_out is components.test) == (select == "test")
@@ -289,3 +294,35 @@ class TestMetricsFile:
     def test_lines_are_json(self, finished):
         lines = finished.metrics.read_text().splitlines()
         assert [json.loads(line) for line in lines] == finished.read_metrics()
+
+
+def test_without_selection_nothing_is_said_of_overfitting(tiny, tmp_path):
+    """Best and last are the same weights there; with selection the figure stays."""
+    for select in ("none", "test"):
+        config = tiny.override(
+            select_on=select, epochs=1, autoattack_examples=2, eval_both_threats=False, out=tmp_path / select
+        )
+        results = run_training(config)
+        assert ("robust_overfitting" in results) == (select == "test")
+        run = RunFolder(tmp_path / select)
+        assert ("overfitting" in run.table.read_text()) == (select == "test")
+        (start_of_run,) = json.loads(run.environment.read_text())
+        images = start_of_run["data"]
+        assert images.keys() == {"train", "test"} | ({"held_out"} if select == "test" else set())
+        assert (images["train"]["name"], images["train"]["split"], images["train"]["images"]) == (
+            "digits",
+            "train",
+            120,
+        )
+        assert images["test"] == describe_images(load("digits", "test"))
+
+
+def test_the_digests_of_images_tell_them_apart():
+    digits = load("digits", "train")
+    other = ImageDataset(digits.images.clone(), digits.labels, digits.classes, digits.name, digits.split)
+    assert describe_images(other) == describe_images(digits)
+    other.images[3, 0, 2, 2] ^= 1
+    assert describe_images(other)["pixels"] != describe_images(digits)["pixels"]
+    other = ImageDataset(digits.images, digits.labels.roll(1), digits.classes, digits.name, digits.split)
+    assert describe_images(other)["labels"] != describe_images(digits)["labels"]
+    assert describe_images(digits.subset([1, 0]))["labels"] != describe_images(digits.subset([0, 1]))["labels"]

@@ -26,6 +26,14 @@ class Logger:
       paper, which is E |g - mean g|^2.
     - grad_norm_error: mean |estimate / exact - 1| of norms that are estimates, over the examples on which their factors
       were fitted again, estimated by the factors before the fit.
+    - batch_grad_square: mean over the batches of |g|^2, where g is the gradient of a batch in all parameters jointly:
+      the weighted mean over its examples, before MGNC or SNGM change its norm. None in a fused step of fp16.
+
+    With Dynamic, over the attacked images:
+
+    - fosc_mean: mean first-order stationary condition where the attack took its last gradient.
+    - attack_steps_mean: mean number of steps that an image took.
+    - stopped: share that was stopped before the last step.
 
     A row of steps covers the training images since the row before. A row of an epoch covers all its images. Where
     images are held out, it also holds:
@@ -36,12 +44,18 @@ class Logger:
 
     In adversarial training it also holds:
 
-    - train_pgd: accuracy under PGD-5 on some training images.
+    - train_pgd: accuracy under PGD-5 on some training images, or under the attack of the option train_attack.
     - catastrophic_overfitting: whether train_pgd fell by more than 20 points since the epoch before.
 
     And always:
 
-    - best: whether the weights of the epoch become the best ones.
+    - best: whether the weights of the epoch become the best ones; None where no images select.
+
+    With a probe (`pyengm.training.probe.ProbeResult`), under the weights after the epoch:
+
+    - probe_mu: mean over fixed training images of the norm of the gradient of their loss, mu of the ENGM paper.
+    - probe_sigma2: the variance E|g - mean g|^2 of these gradients, sigma^2 of the ENGM paper.
+    - probe_exact: whether their norms are exact, and not estimates.
 
     The timing is wall-clock time of this process:
 

@@ -1,0 +1,143 @@
+"""The probe: gradients of fixed training images at the end of an epoch, for every optimiser."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pyengm.attacks import PGD
+from pyengm.attacks.logits import logits_of
+from pyengm.attacks.model_state import running_statistics_kept
+from pyengm.data import Batch, ImageDataset, Loader
+from pyengm.models import memory_format_of
+from pyengm.ops import Key
+from pyengm.pergrad import NormEstimator, check_losses
+from pyengm.pergrad.validation import named_params
+from pyengm.training.builders import TrainComponents, local_batch_size
+from pyengm.training.config import TrainConfig
+from pyengm.utils.distributed import all_reduce_sum, all_reduce_sum_many, rank, world_size
+
+EXACT_EVERY = 10  # epochs between two probes with exact norms, where the others are estimates
+STEPS = 10
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Gradients g_i of the losses of N images, each of the whole batch that an image was in.
+
+    Attributes:
+        index: (N,) int64, positions of the images in the training split.
+        norms: (N,) float64, |g_i| over all parameters jointly.
+        input_norms: (N,) float64, the norm of the gradient in image i of the sum of the losses.
+        mu: E|g_i|, the mean of the norms.
+        sigma2: E|g_i|^2 - |E g_i|^2, the variance of the gradients, which is E|g_i - E g_i|^2.
+        exact: Whether the norms are exact; else they are estimates. |E g_i| always is exact.
+
+    References:
+        Dabouei et al. 2022, Fig. 2 and Table 5.
+    """
+
+    index: np.ndarray
+    norms: np.ndarray
+    input_norms: np.ndarray
+    mu: float
+    sigma2: float
+    exact: bool
+
+    def metrics(self) -> dict[str, float | bool]:
+        """What goes into metrics.jsonl."""
+        return {"probe_mu": self.mu, "probe_sigma2": self.sigma2, "probe_exact": self.exact}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything, by name."""
+        return {name: np.asarray(value) for name, value in vars(self).items()}
+
+
+def measure_probe(config: TrainConfig, components: TrainComponents, data: ImageDataset, epoch: int) -> ProbeResult:
+    """Measures the gradients of the images under the present weights; all processes of a run call this.
+
+    The losses are those of PGD-10 with steps of eps / 4, from the same random start in all epochs, whatever attack the
+    run trains with; those of the images themselves in natural training. The model is in training mode: batch norm has
+    the statistics of a batch, as large as those that this process trains on, and its running ones stay as they are.
+    The run's weights, buffers and random numbers are the same with and without a probe.
+
+    Args:
+        config: Resolved options.
+        components: The components of the run.
+        data: The images, see `builders.probe_images`.
+        epoch: The epoch, counted from 0. Under batch norm the norms of every tenth epoch are exact, and estimates in
+            the others.
+
+    Raises:
+        NonFiniteError: A loss is nan or infinite.
+        UnsupportedOperationError: The gradients of examples cannot be told apart.
+    """
+    model = components.model
+    coupled = any(isinstance(module, _BatchNorm) for module in model.modules())
+    exact = not coupled or (epoch + 1) % EXACT_EVERY == 0
+    estimator = NormEstimator("exact" if coupled and exact else "auto", shared=False)
+    params, names = named_params(model)
+    sums = [torch.zeros_like(p, dtype=torch.float64) for p in params]
+    found = torch.zeros(len(data), 2, dtype=torch.float64, device=components.device)
+    with _own_random_numbers(components.device, config.run.seed):
+        for rows, batch in _batches(config, components, data):
+            losses, x_adv = _losses(config, components, batch)
+            norms = estimator.norms(losses, params, estimator.prepare(losses, list(zip(names, params, strict=True))))
+            estimator.refit_interval = len(data)  # one fit serves all batches, as the weights stay as they are
+            inputs, *grads = torch.autograd.grad(losses.sum(), [x_adv, *params], allow_unused=True)
+            found[rows, 0], found[rows, 1] = norms.double(), inputs.double().flatten(1).norm(dim=1)
+            for total, grad in zip(sums, grads, strict=True):
+                if grad is not None:
+                    total += grad
+    found = all_reduce_sum(found)
+    mean_square = sum((total / len(data)).square().sum() for total in all_reduce_sum_many(sums))
+    norms, input_norms = found.unbind(dim=1)
+    sigma2 = float(norms.square().mean() - mean_square)
+    arrays = (t.cpu().numpy() for t in (data.index, norms, input_norms))
+    return ProbeResult(*arrays, mu=float(norms.mean()), sigma2=sigma2, exact=exact)
+
+
+def _batches(config: TrainConfig, components: TrainComponents, data: ImageDataset) -> Iterator[tuple[Tensor, Batch]]:
+    """The batches of this process, of equal sizes, with their rows in the data."""
+    count = -(-len(data) // local_batch_size(config))
+    size = -(-len(data) // count)
+    loader = Loader(
+        data,
+        size,
+        device=components.device,
+        seed=config.run.seed,
+        augment="none",
+        shuffle=False,
+        memory_format=memory_format_of(components.model),
+    )
+    rows = torch.arange(len(data), device=components.device).split(size)
+    for number, (row, batch) in enumerate(zip(rows, loader.epoch(0), strict=True)):
+        if number % world_size() == rank():
+            yield row, batch
+
+
+def _losses(config: TrainConfig, components: TrainComponents, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The losses (n,) with their graph, and the inputs that they are of."""
+    model, (threat, *_) = components.model, config.threats()
+    x = batch.x
+    if config.method.name != "natural":
+        attack = PGD(threat.eps, threat.eps / 4, STEPS, norm=threat.norm)
+        x = attack(model, x, batch.y, key=Key(config.run.seed, 0, batch.index))
+    x = x.detach().requires_grad_()
+    model.train()
+    with running_statistics_kept(model):
+        losses = components.method.cross_entropy(logits_of(model, x), batch.y)
+    check_losses(losses)
+    return losses, x
+
+
+@contextmanager
+def _own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
+    """Dropout draws the same numbers in every probe, and those of the run are not used up."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
