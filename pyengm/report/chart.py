@@ -67,6 +67,13 @@ class Series:
     markers: bool = False
 
     @property
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Its points as texts: x, y and the interval, which may be empty."""
+        low, high = self.band or ((), ())
+        bands = [f"{a:.1f} to {b:.1f}" for a, b in zip(low, high, strict=True)] or [""] * len(self.x)
+        return [(f"{x:.5g}", f"{y:.4g}", band) for x, y, band in zip(self.x, self.y, bands, strict=True)]
+
+    @property
     def variable(self) -> str:
         """Its colour in the style sheet."""
         return f"var(--series-{self.color % len(SERIES_COLORS)})"
@@ -145,7 +152,7 @@ def _draw(axes: Any, one: Series) -> None:
     dashes = DASHES[one.dash % len(DASHES)]
     style = {"dashes": dashes} if dashes else {}
     marker = {"marker": "o", "markersize": 4} if one.markers or len(one.x) == 1 else {}
-    axes.plot(one.x, one.y, color=_color(one.color), **style, **marker)
+    axes.plot(one.x, one.y, color=_color(one.color), clip_on=False, **style, **marker)
     if one.band is not None:
         axes.fill_between(one.x, *one.band, color=_color(one.color), alpha=0.14, linewidth=0)
 

@@ -1,7 +1,7 @@
 """Accuracy against eps, where it was measured for several radii."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pyengm.evaluation.attack_registry import NATURAL
 from pyengm.report.chart import Chart, Series
@@ -13,11 +13,11 @@ from pyengm.utils.pixels import format_pixels
 NORMS = {"linf": "L-infinity", "l2": "L2"}
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Curve:
     label: str
     norm: str
-    points: dict[float, tuple[float, int]] = field(default_factory=dict)  # accuracy and images by eps
+    points: dict[float, tuple[float, int]]  # accuracy and images by eps
 
 
 def eps_charts(sources: Sequence[Source]) -> list[Chart]:
@@ -51,19 +51,12 @@ def _curves_of(source: Source, *, named: bool) -> Iterator[_Curve]:
 
 
 def _attack_curves(results: Results, model: str, where: str) -> Iterator[_Curve]:
-    found: dict[tuple[str, str], _Curve] = {}
-    measured = results.measured(model)
-    for one in measured:
-        if one.key.own_eps and one.key.threat is not None and one.images is not None:
-            norm = one.key.threat.norm
-            curve = found.setdefault((norm, one.key.title), _Curve(f"{where}, {one.key.title}", norm))
-            curve.points[one.key.threat.eps] = (one.value, one.images)
-    natural = next(one for one in measured if one.key.name == NATURAL)
-    for curve in found.values():
-        if {images for _, images in curve.points.values()} == {natural.images}:  # the same images
-            curve.points.setdefault(0.0, (natural.value, results.all_images))
-        if len(curve.points) > 1:
-            yield curve
+    natural = next(one for one in results.measured(model) if one.key.name == NATURAL)
+    for (norm, title), measured in results.curves(model).items():
+        points = {one.key.threat.eps: (one.value, one.images or 1) for one in measured if one.key.threat is not None}
+        if {one.images for one in measured} == {natural.images}:  # the same images
+            points.setdefault(0.0, (natural.value, results.all_images))
+        yield _Curve(f"{where}, {title}", norm, points)
 
 
 def _trust_curves(results: Results, model: str, where: str) -> Iterator[_Curve]:

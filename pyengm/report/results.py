@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,14 @@ class Results:
         values = self.content[model]
         return [self._measured(model, key, value) for key, value in values.items() if not key.startswith(AFTER)]
 
+    def curves(self, model: str) -> dict[tuple[str, str], list[Measured]]:
+        """The accuracies under attacks that ran with several radii, by norm and title of the attack."""
+        found: dict[tuple[str, str], list[Measured]] = {}
+        for one in self.measured(model):
+            if one.key.own_eps and one.key.threat is not None and one.images is not None:
+                found.setdefault((one.key.threat.norm, one.key.title), []).append(one)
+        return {name: points for name, points in found.items() if len(points) > 1}
+
     def detail(self, name: str) -> Any:
         """One of DETAILS; None in files that lack it."""
         return self.content.get(name)
@@ -71,8 +80,8 @@ class Results:
     def _measured(self, model: str, key: str, value: float) -> Measured:
         read = read_key(key, self.threats)
         error = ((self.content.get("standard_errors") or {}).get(model) or {}).get(key)
-        if read.is_distance or not (read.is_known or error is not None):
-            return Measured(read, value)
+        if read.is_distance or not (read.is_known or read.own_eps or error is not None):
+            return Measured(read, value)  # a distance, or a value of a later version
         images = self.few_images if read.on_few else self.all_images
         if error:  # sqrt(p (1 - p) / n) tells n, also of attacks that ran on other images
             images = max(1, round(value * (1 - value) / error**2))
@@ -110,16 +119,33 @@ def _check(content: Any) -> Results:
     models = tuple(name for name, values in content.items() if name not in DETAILS and _is_model(values))
     if not models:
         raise ValueError("no model in it has a natural accuracy")
+    threats = tuple(ThreatModel(**threat) for threat in content["threats"])
     for model in models:
         for key, value in content[model].items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ValueError(f"{key} of {model} is {value!r}; expected a number")
-            if read_key(key, ()).is_known and not read_key(key, ()).is_distance and not 0 <= value <= 1:
+            read = read_key(key, threats)
+            if (read.is_known or read.own_eps) and not read.is_distance and not 0 <= value <= 1:
                 raise ValueError(f"{key} of {model} is {value!r}; expected an accuracy from 0 to 1")
     for name in ("all", "autoattack"):
         if not isinstance(content["images"][name], int) or content["images"][name] < 1:
             raise ValueError(f"the number of images is {content['images'][name]!r}")
-    return Results(content, models, tuple(ThreatModel(**threat) for threat in content["threats"]))
+    _check_details(content)
+    return Results(content, models, threats)
+
+
+def _check_details(content: dict[str, Any]) -> None:
+    """Reads what a report shows of DETAILS, where they are there."""
+    for block in (block for by_norm in (content.get("trust") or {}).values() for block in by_norm.values()):
+        images, checks = itemgetter("images", "checks")(block)
+        found = [(*map(str, itemgetter("title", "figure")(check)), bool(check["passed"])) for check in checks]
+        if found and not images > 0:
+            raise ValueError(f"checks of trust ran on {images!r} images")
+    for warning in content.get("warnings") or ():
+        itemgetter("model", "attack", "text")(warning)
+        ThreatModel(**warning["threat"])
+    for errors in (content.get("standard_errors") or {}).values():
+        [float(error) for error in errors.values()]
 
 
 def _is_model(values: Any) -> bool:

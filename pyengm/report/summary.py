@@ -20,13 +20,13 @@ class Figure:
         title: What it is.
         value: In per cent, as text.
         interval: Its 95 % interval.
-        remark: The threat model and the number of images.
+        remarks: The threat model, and the number of images.
     """
 
     title: str
     value: str
     interval: str
-    remark: str
+    remarks: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def _main(results: Results, model: str) -> list[Measured]:
 def _figure(one: Measured) -> Figure:
     assert one.interval is not None
     low, high = one.interval
-    remark = f"{one.key.threat}; {one.images} images" if one.key.threat else f"no attack; {one.images} images"
-    return Figure(one.key.title, f"{100 * one.value:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", remark)
+    remarks = str(one.key.threat or "no attack"), f"{one.images} images"
+    return Figure(one.key.title, f"{100 * one.value:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", remarks)
 
 
 def _lead(source: Source) -> str:

@@ -38,6 +38,11 @@ class TrustBlock:
     remark: str
     checks: list[Check]
 
+    @property
+    def passed(self) -> int:
+        """The number of checks that passed."""
+        return sum(check.passed for check in self.checks)
+
 
 @dataclass(frozen=True)
 class Trust:
@@ -56,8 +61,7 @@ class Trust:
     @property
     def count(self) -> tuple[int, int]:
         """The numbers of checks that passed, and of all."""
-        checks = [check for block in self.blocks for check in block.checks]
-        return sum(check.passed for check in checks), len(checks)
+        return sum(block.passed for block in self.blocks), sum(len(block.checks) for block in self.blocks)
 
 
 def trust_of(source: Source) -> Trust:
