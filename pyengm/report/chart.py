@@ -117,7 +117,8 @@ class Chart:
         figure_type = figure_class()
         salt = hashlib.sha256(repr(self).encode()).hexdigest()  # so that no two charts of a page share an id
         file = io.StringIO()
-        with rc_context({**_STYLE, "svg.hashsalt": salt}):
+        style: Any = {**_STYLE, "svg.hashsalt": salt}
+        with rc_context(style):
             figure = figure_type(figsize=(WIDTH, HEIGHT), layout="constrained")
             axes = figure.subplots()
             for position, color in self.marks:
@@ -163,7 +164,8 @@ def _as_element(text: str, label: str) -> Markup:
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     element = re.sub(r"<!--.*?-->", "", element, flags=re.DOTALL)
     element = re.sub(r'<g id="[^"]*"', "<g", element)
-    element = re.sub(r"font: (?:\d+ )?([\d.]+px) [^;\"]*", r"font-size: \1", element)
+    element = re.sub(r"font: (?:\w+ )*([\d.]+px) [^;\"]*", r"font-size: \1", element)  # of matplotlib before 3.11
+    element = re.sub(r" ?font-family: [^;\"]*;?", "", element)
     for color, variable in _VARIABLES.items():
         element = element.replace(color, variable)
     box = re.search(r'viewBox="[^"]*"', element)

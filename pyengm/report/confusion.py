@@ -70,9 +70,7 @@ def _counts(attacked: Attacked, predicted: Tensor) -> Tensor:
 def _confusion(title: str, attacked: Attacked, counts: Tensor) -> Confusion:
     totals = counts.sum(dim=1, keepdim=True)
     shares = (100 * counts / totals.clamp(min=1)).round().int().tolist() if len(counts) <= MAX_CLASSES else None
-    wrong = [
-        (int(counts[i, j]), i, j) for i, j in counts.nonzero().tolist() if i != j
-    ]  # as numbers of classes, so that equal counts have one order
-    frequent = sorted(wrong, key=lambda error: (-error[0], error[1:]))[:MOST_FREQUENT]
+    wrong = [(int(counts[i, j]), i, j) for i, j in map(tuple, counts.nonzero().tolist()) if i != j]
+    frequent = sorted(wrong, key=lambda error: (-error[0], error[1:]))[:MOST_FREQUENT]  # equal ones by class
     names = attacked.classes
-    return Confusion(title, shares, [(names[i], names[j], count, int(totals[i])) for count, i, j in frequent])
+    return Confusion(title, shares, [(str(names[i]), str(names[j]), n, int(totals[i])) for n, i, j in frequent])

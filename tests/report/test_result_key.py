@@ -35,5 +35,7 @@ def test_keys(key, title, threat):
 
 
 def test_which_images():
-    on_few = [key for key in ("natural", "pgd20", "square_l2", "autoattack", "fgsm") if read_key(key, (LINF, L2)).on_few]
+    on_few = [
+        key for key in ("natural", "pgd20", "square_l2", "autoattack", "fgsm") if read_key(key, (LINF, L2)).on_few
+    ]
     assert on_few == ["square_l2", "autoattack"]

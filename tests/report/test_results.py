@@ -49,7 +49,7 @@ def test_results_of_a_later_version(tmp_path, content):
         (lambda c: "{", "cannot read the results"),
         (lambda c: [1], "its content is a list"),
         (lambda c: {}, "no model in it has a natural accuracy"),
-        (lambda c: {"best": {"natural": 0.5}}, "'images' is missing"),
+        (lambda c: {"best": {"natural": 0.5}}, "'threats' is missing"),
         (lambda c: {**c, "images": 3}, "holds no results"),
         (lambda c: {**c, "images": {"all": 0, "autoattack": 0}}, "the number of images is 0"),
         (lambda c: {**c, "threats": [{"norm": "l3", "eps": 1}]}, "known norms"),
