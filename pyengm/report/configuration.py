@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyengm.report.source import Source
+from pyengm.utils.pixels import format_pixels
 
 UNKNOWN = "not recorded"
+IN_PIXELS = ("eps", "step_size")  # options in pixel units
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,10 @@ def _groups(runs: Sequence[Mapping[str, Mapping[str, Any]] | None]) -> list[Grou
 
 
 def _value(run: Mapping[str, Mapping[str, Any]] | None, group: str, key: str) -> str:
-    return UNKNOWN if run is None or key not in run.get(group, {}) else _text(run[group][key])
+    if run is None or key not in run.get(group, {}):
+        return UNKNOWN
+    value = run[group][key]
+    return format_pixels(value) if key in IN_PIXELS and isinstance(value, float) else _text(value)
 
 
 def _text(value: Any) -> str:

@@ -7,6 +7,8 @@ from torch import Tensor
 from pyengm.report.attacked import Attacked, Predicted
 from pyengm.report.png import png_data_uri
 
+CONTRAST = 0.4  # from grey, 0.5
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -46,11 +48,12 @@ def make_strips(attacked: Attacked) -> tuple[list[Strip], float]:
     """The strips of a run.
 
     Returns:
-        The strips, and the factor by which all perturbations are amplified around grey.
+        The strips, and the factor by which all perturbations are amplified around grey, so that the largest change
+        of a pixel is `CONTRAST`.
     """
     changes = attacked.examples.double() - attacked.images.double()
     largest = changes.abs().max().item()
-    factor = 0.5 / largest if largest > 0 else 1.0
+    factor = CONTRAST / largest if largest > 0 else 1.0
     return [
         Strip(
             label=attacked.classes[int(attacked.labels[position])],
@@ -66,5 +69,5 @@ def make_strips(attacked: Attacked) -> tuple[list[Strip], float]:
 
 def _verdict(attacked: Attacked, predicted: Predicted, position: Tensor) -> Verdict:
     label = int(predicted.classes[position])
-    confidence = f"{100 * predicted.confidence[position].item():.0f} %"
+    confidence = f"{100 * predicted.confidence[position].item():.0f}\u00a0%"
     return Verdict(attacked.classes[label], confidence, label == int(attacked.labels[position]))

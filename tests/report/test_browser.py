@@ -1,11 +1,13 @@
 """The report in a real browser: on a desktop and on a phone, in light and dark, and printed."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from helpers.browser import browser, find_chromium
+from helpers.reports import with_details
 
 from pyengm.report import write_report
 
@@ -19,13 +21,23 @@ def page(tmp_path_factory):
         yield page
 
 
-@pytest.fixture
-def file(run, tmp_path, detailed) -> Path:
+@pytest.fixture(scope="module")
+def file(trained, tmp_path_factory) -> Path:
     """A report with every section, on runs with long names."""
-    (run / "evaluations").mkdir()
-    (run / "evaluations/001.json").write_text(json.dumps(detailed))
-    other = shutil.copytree(run, tmp_path / ("a-run-with-a-long-name-" + "x" * 60))
-    return write_report([run, other], tmp_path / "report.html", images=40, device="cpu")
+    folder = tmp_path_factory.mktemp("report")
+    detailed = with_details(json.loads((trained / "results.json").read_text()))
+    runs = [folder / name for name in ("first-run", "a-run-with-a-long-name-" + "x" * 60)]
+    for run in runs:
+        shutil.copytree(trained, run)
+        (run / "evaluations").mkdir()
+        (run / "evaluations/001.json").write_text(json.dumps(detailed))
+    return write_report(runs, folder / "report.html", images=40, device="cpu")
+
+
+# Elements that end beyond the window, but for those that scroll in a box.
+OUTSIDE = """[...document.querySelectorAll('main *')]
+  .filter(one => !one.closest('.scroll') && one.getBoundingClientRect().right > innerWidth + 1)
+  .map(one => one.tagName + ' ' + one.textContent.slice(0, 40))"""
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -42,10 +54,6 @@ def test_it_fits_and_loads_nothing(page, file, tmp_path, device, dark):
     page.screenshot(tmp_path / f"{device}-{'dark' if dark else 'light'}.png")  # to look at, in pytest's folder
 
 
-# Elements that end beyond the window, but for those that scroll in a box.
-OUTSIDE = """[...document.querySelectorAll('main *')]
-  .filter(one => !one.closest('.scroll') && one.getBoundingClientRect().right > innerWidth + 1)
-  .map(one => one.tagName + ' ' + one.textContent.slice(0, 40))"""
 # The contrast of WCAG 2 between every text and what is below it, in the page's own colours.
 CONTRAST = """(() => {
   const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
@@ -97,4 +105,6 @@ def test_wide_tables_scroll_in_their_own_box(page, file):
 def test_it_prints(page, file, tmp_path):
     page.open(file, width=1280)
     page.print(tmp_path / "report.pdf")
-    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+    printed = (tmp_path / "report.pdf").read_bytes()
+    assert printed.startswith(b"%PDF")
+    assert 4 <= len(re.findall(rb"/Type /Page\b", printed)) <= 20

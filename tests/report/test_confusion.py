@@ -54,8 +54,8 @@ def test_many_classes_have_a_list_of_errors():
 
 def test_strips():
     (strip,), factor = make_strips(make([1], [1], [0], 2))
-    assert factor == pytest.approx(5)
-    assert (strip.before.name, strip.before.confidence, strip.before.correct) == ("class 1", "75 %", True)
+    assert factor == pytest.approx(4)
+    assert (strip.before.name, strip.before.confidence, strip.before.correct) == ("class 1", "75\u00a0%", True)
     assert (strip.label, strip.after.name, strip.after.correct) == ("class 1", "class 0", False)
 
 
