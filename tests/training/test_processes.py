@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -211,6 +212,48 @@ def test_constants_stay_what_they_are(monkeypatch):
     average_buffers(torch.nn.Linear(2, 2))  # which has none
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
+@pytest.mark.parametrize("holder", ["imported = importlib.import_module('torch.distributed.nn.functional')", "cycle()"])
+def test_no_thread_of_a_group_outlives_it(holder):
+    """One that still has a tensor when the interpreter ends would abort the process after all was done."""
+    code = f"""
+import importlib, os, torch
+from pathlib import Path
+from torch import distributed
+from pyengm.training.launcher import process_group
+
+def cycle():
+    group = [distributed.group.WORLD]
+    group.append(group)
+
+def threads():
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+with process_group():
+    {holder}
+    distributed.all_reduce(torch.ones(3))
+    assert any("gloo" in name for name in threads()), threads()
+assert not any("gloo" in name for name in threads()), threads()
+"""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    environment = os.environ | place | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment | {"RANK": number, "LOCAL_RANK": number},
+            cwd=ELSEWHERE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in "01"
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+
+
 class TestCommand:
     TINY = (
         "--model",
@@ -242,7 +285,7 @@ class TestCommand:
         assert len(list((tmp_path / "run" / "autoattack").iterdir())) >= 4  # of both processes, for two threat models
         assert len(RunFolder(tmp_path / "run").read_metrics()) == 2
         again = self.pyengm("train", "--out", str(tmp_path / "run"), "--resume", "--nproc", "2")
-        assert again.returncode == 0
+        assert again.returncode == 0, again.stderr
         assert "the run is complete" in again.stdout
 
     def test_a_mistake_is_reported_once(self, tmp_path):
