@@ -172,7 +172,7 @@ if find_nvcc():
 
 setup(
     packages=find_packages(include=["pyengm", "pyengm.*"]),
-    package_data={"pyengm": ["py.typed", "paper_tables/*.yaml", "examples/*.sbatch"]},
+    package_data={"pyengm": ["py.typed", "paper_tables/*.yaml", "examples/*.sbatch", "report/templates/*"]},
     ext_modules=extensions,
     cmdclass={"build_ext": NinjaBuild, "build_py": FreshBuild},
 )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what `_HOMES` imports
         ops,
         optim,
         pergrad,
+        report,
         training,
     )
     from pyengm.optim import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, EntropySGD2, scale_alpha
@@ -56,6 +57,7 @@ __all__ = [
     "optim",
     "per_example_grad_norms",
     "pergrad",
+    "report",
     "scale_alpha",
     "train_step",
     "training",
@@ -64,7 +66,7 @@ __all__ = [
 
 _PARTS = (
     *("analysis", "attacks", "data", "evaluation", "kernels", "methods", "models", "ops", "optim"),
-    *("pergrad", "training"),
+    *("pergrad", "report", "training"),
 )
 _HOMES = {"train_step": "training.steps.train_step"}
 _HOMES |= dict.fromkeys(("clipped_backward", "per_example_grad_norms", "weighted_backward"), "pergrad")

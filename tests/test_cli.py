@@ -261,7 +261,7 @@ class TestUsage:
         assert cli.main(args) == 0
         text = capsys.readouterr().out
         assert "pyengm COMMAND --help" in text
-        assert all(f"  {command} " in text for command in ("train", "evaluate", "reproduce", "completion"))
+        assert all(f"  {command} " in text for command in ("train", "evaluate", "report", "reproduce", "completion"))
 
     @pytest.mark.parametrize("flag", ["--version", "-V"])
     def test_version(self, flag, capsys):
@@ -327,12 +327,12 @@ class TestHelp:
     def wide(self, monkeypatch):
         monkeypatch.setenv("COLUMNS", "100")
 
-    @pytest.mark.parametrize("command", ["train", "evaluate", "reproduce", "completion"])
+    @pytest.mark.parametrize("command", ["train", "evaluate", "report", "reproduce", "completion"])
     def test_of_every_command(self, command, capsys):
         text = help_of(capsys, command, "-h")
         assert text == help_of(capsys, command, "--help")
         assert text.startswith(f"usage: pyengm {command} [-h]")
-        assert re.search(r"\n(Train|Attack|Print) ", text)
+        assert re.search(r"\n(Train|Attack|Write|Print) ", text)
         assert "None" not in text
 
     def test_groups_flags_and_choices(self, capsys):
@@ -425,6 +425,8 @@ class TestCompletion:
             (["train", "--threat", "l"], "linf l2"),
             (["train", "--method", "at"], "atas atta"),
             (["evaluate", "--surr"], "--surrogate"),
+            (["rep"], "report reproduce"),
+            (["report", "--im"], "--images"),
         ],
     )
     def test_in_bash(self, words, expected, tmp_path, capsys):

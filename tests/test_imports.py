@@ -31,11 +31,12 @@ ALLOWED = {
     "methods": COMPONENTS,
     "training": TRAINING,
     "reproduce": TRAINING | {"training"},
-    "cli": TRAINING | {"training", "reproduce", "pyengm"},
+    "report": TRAINING | {"training"},
+    "cli": TRAINING | {"training", "report", "reproduce", "pyengm"},
     "__main__": {"cli"},
     "integrations": ENGINE | {"optim"},
     "examples": {"pyengm", "integrations"},
-    "pyengm": COMPONENTS | {"analysis", "evaluation", "methods", "training"},
+    "pyengm": COMPONENTS | {"analysis", "evaluation", "methods", "report", "training"},
 }
 
 # (importing module, imported part), with the reason.

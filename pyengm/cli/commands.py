@@ -6,6 +6,7 @@ from pyengm.cli.completion import CompletionConfig, completion_command
 from pyengm.cli.evaluate import evaluate_command
 from pyengm.cli.evaluate_options import EvaluateConfig
 from pyengm.cli.parser import parse
+from pyengm.cli.report import ReportConfig, report_command
 from pyengm.cli.reproduce import reproduce_command
 from pyengm.cli.train import parse_train, train_command
 from pyengm.reproduce import ReproduceConfig
@@ -34,6 +35,8 @@ def run(command: str, words: list[str]) -> int:
     if command == "evaluate":
         evaluation = parse(EvaluateConfig, "pyengm evaluate", words)
         return _in_processes(None, args, lambda: evaluate_command(evaluation))
+    if command == "report":
+        return report_command(parse(ReportConfig, "pyengm report", words))
     if command == "reproduce":
         reproduction = parse(ReproduceConfig, "pyengm reproduce", words)
         return _in_processes(reproduction.nproc, args, lambda: reproduce_command(reproduction))

@@ -7,6 +7,7 @@ import tyro
 
 from pyengm.cli.evaluate_options import EvaluateConfig
 from pyengm.cli.parser import print_completion
+from pyengm.cli.report import ReportConfig
 from pyengm.reproduce import ReproduceConfig
 from pyengm.training import TrainConfig
 from pyengm.training.option_types import Choice, OptionGroup
@@ -26,6 +27,7 @@ def completion_command(options: CompletionConfig) -> int:
     commands = {
         "train": TrainConfig,
         "evaluate": EvaluateConfig,
+        "report": ReportConfig,
         "reproduce": ReproduceConfig,
         "completion": CompletionConfig,
     }

@@ -70,7 +70,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     installed = {name for name in files if ".dist-info/" not in name}
     data = {
         p.relative_to(ROOT).as_posix()
-        for kind in ("paper_tables/*.yaml", "examples/*.sbatch")
+        for kind in ("paper_tables/*.yaml", "examples/*.sbatch", "report/templates/*")
         for p in ROOT.glob(f"pyengm/{kind}")
     }
     assert installed == {*modules, *data, native, "pyengm/py.typed"}  # so no csrc, no tests and no libgomp either
