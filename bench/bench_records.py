@@ -2,14 +2,15 @@
 
 ResNet-18 of width 16 with batch norm, PGD-10, 50,000 images of 3 x 32 x 32, a probe of 1,000. The log of the images
 belongs to methods that keep something for every image, so ATTA takes the ten steps. An epoch is made of its parts:
-steps with and without the log take turns, half of them before the probe and half after it; then come a snapshot and
-the file of the log for 50,000 images. A probe with exact norms, every tenth epoch, takes a backward pass for each
-image; with --exact it is timed on 128 images and scaled.
+steps, half of them before the probe and half after it; what a step does for the log, which is far below the noise of a
+step, by itself; a snapshot; and the file of the log for 50,000 images. A probe with exact norms, every tenth epoch,
+takes a backward pass for each image; with --exact it is timed on 128 images and scaled.
 """
 
 import argparse
 import tempfile
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -44,33 +45,23 @@ def seconds(function: Callable[[], object]) -> float:
     return perf_counter() - begin
 
 
-class Steps:
-    """Times of steps without and with the log of the images, which take turns.
+def times_of_steps(config: TrainConfig, components: TrainComponents, first: int, count: int) -> list[float]:
+    """Seconds of the steps on so many batches of an epoch from number `first` on, after one that is not timed."""
+    components.network.train()
+    batches = islice(components.batches.epoch(0), first, first + count + 1)
+    return [seconds(lambda batch=batch: update(config, components, [batch], 0)) for batch in batches][1:]
 
-    Args:
-        config: Resolved options.
-        components: The components of the run, whose method logs.
-    """
 
-    def __init__(self, config: TrainConfig, components: TrainComponents):
-        self.config, self.components = config, components
-        self.method = cast(LogsInstances, components.method)
-        self.log = self.method.instances
-        self.batches = iter(components.batches.epoch(0))
-        self.times: dict[bool, list[float]] = {False: [], True: []}
+def time_of_log(components: TrainComponents, n: int) -> float:
+    """Median seconds of what a step of n images does for the log alone."""
+    method = cast(LogsInstances, components.method)
+    index, x = components.batches.data.index[:n], torch.rand(n, *components.batches.shape)
+    grad = torch.rand_like(x)
 
-    def take(self, rounds: int) -> None:
-        """Takes a step that is not timed, then pairs of steps, each on one batch."""
-        self.components.network.train()
-        update(self.config, self.components, [next(self.batches)], 0)
-        for number in range(rounds):
-            batch = next(self.batches)
-            for logs in (False, True) if number % 2 else (True, False):
-                vars(self.method).pop("instances", None)
-                if logs:
-                    self.method.instances = self.log
-                self.times[logs].append(seconds(lambda batch=batch: update(self.config, self.components, [batch], 0)))
-        self.method.instances = self.log
+    def log() -> None:
+        method.note_instances(index, torch.empty_like(x).copy_(grad), 0.1, x)
+
+    return median(seconds(log) for _ in range(50))
 
 
 def main() -> None:
@@ -99,12 +90,10 @@ def main() -> None:
     ).resolve()
     components = build_components(config)
     assert components.probe is not None
-    steps = Steps(config, components)
-    steps.take(options.rounds)
+    steps = times_of_steps(config, components, 0, options.rounds)
     probe = seconds(lambda: measure_probe(config, components, components.probe, 0))
-    steps.take(options.rounds)
-    plain = median(steps.times[False])
-    difference = median(b - a for a, b in zip(*steps.times.values(), strict=True))
+    plain = median(steps + times_of_steps(config, components, 0, options.rounds))
+    difference = time_of_log(components, config.schedule.batch_size)
     epoch = plain * IMAGES / config.schedule.batch_size
     spec = DatasetSpec(torch.arange(IMAGES), components.batches.shape)
     whole = type("Whole", (LogsInstances,), {})()
