@@ -49,7 +49,7 @@ def environments_of_runs(sources: Sequence[Source]) -> list[Group]:
 
 
 def descriptions(sources: Sequence[Source]) -> list[Group]:
-    """What `pyengm evaluate` says of its evaluations."""
+    """The descriptions that `pyengm evaluate` adds to its results."""
     found = {
         f"{source.label} {number}".strip(): results.content["evaluation"]
         for source in sources

@@ -83,7 +83,7 @@ class Results:
         if read.is_distance or not (read.is_known or read.own_eps or error is not None):
             return Measured(read, value)  # a distance, or a value of a later version
         images = self.few_images if read.on_few else self.all_images
-        if error:  # sqrt(p (1 - p) / n) tells n, also of attacks that ran on other images
+        if error:  # sqrt(p (1 - p) / n), which gives n also for attacks on other images
             images = max(1, round(value * (1 - value) / error**2))
         return Measured(read, value, wilson_interval(value, images), images)
 

@@ -97,7 +97,7 @@ def _read_run(path: Path, label: str) -> Source:
             f"the run {path} is not finished: it has no {run.results.name}; pyengm train --out {path} --resume "
             "completes it"
         )
-    run.read_results()  # its error tells how a damaged file is made again
+    run.read_results()  # its error names the command that makes a damaged file again
     config = TrainConfig.load(run.config)
     return Source(
         label=label,

@@ -12,7 +12,7 @@ CONTRAST = 0.4  # from grey, 0.5
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the model says of an image.
+    """The prediction for an image.
 
     Args:
         name: The class.
@@ -32,8 +32,8 @@ class Strip:
     Args:
         label: The true class.
         clean, perturbation, adversarial: Data URIs.
-        before: What the model says of the clean image.
-        after: What it says of the adversarial one.
+        before: The prediction for the clean image.
+        after: The prediction for the adversarial one.
     """
 
     label: str

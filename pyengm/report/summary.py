@@ -99,7 +99,7 @@ def _sentence(config: TrainConfig, data: str) -> str:
 
 def _trust_text(trust: Trust) -> tuple[str, str]:
     passed, total = trust.count
-    warned = f"; AutoAttack gives {len(trust.warnings)} warnings" if trust.warnings else ""
+    warned = f"; warnings of AutoAttack: {len(trust.warnings)}" if trust.warnings else ""
     if not total:
         return f"not checked whether these figures can be trusted{warned}", "warn" if trust.warnings else "unknown"
     state = "pass" if passed == total and not trust.warnings else "warn"

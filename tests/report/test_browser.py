@@ -98,7 +98,7 @@ def test_wide_tables_scroll_in_their_own_box(page, file):
     page.open(file, width=390, mobile=True)
     wide = "[...document.querySelectorAll('.scroll')].filter(one => one.scrollWidth > one.clientWidth)"
     assert page.evaluate(f"{wide}.length") > 0
-    assert page.evaluate(f"{wide}.every(one => {{ one.scrollLeft = 10; return one.scrollLeft === 10; }})")
+    assert page.evaluate(f"{wide}.every(one => {{ one.scrollLeft = 9999; return one.scrollLeft > 0; }})")
     assert page.evaluate("[...document.querySelectorAll('.scroll')].every(one => one.tabIndex === 0 && one.ariaLabel)")
 
 
