@@ -141,7 +141,7 @@ def _shorter_optimizer(paper: TrainConfig, share: float, epochs: int, batches: f
         if name in options:
             options[name] = str(_shorter(int(options[name]), share, least))
     if "inner_steps" in known and batches < 1:
-        inner = int(options.get("inner_steps", known["inner_steps"].default))
+        inner = int(options.get("inner_steps", known["inner_steps"].default or 1))
         options["inner_steps"] = str(max(min(inner, 2), round(batches * inner)))
     first = min(int(options.get("from_epoch", 0)), epochs - 1)
     if "from_epoch" in options:

@@ -74,7 +74,7 @@ def test_a_run(run, tmp_path):
         assert section in page.text
     assert f"{100 * results['best']['autoattack']:.2f}" in page.text
     assert f"{100 * results['last']['pgd20_l2']:.2f}" in page.text
-    assert "not checked: AutoAttack has 4 images here" in page.text
+    assert "Not checked: AutoAttack has 4 images here" in page.text
     assert len(page.all("img")) == 30
     assert {"Accuracy", "Loss", "Clipped examples"} <= set(re.findall(r"<figcaption>(.*?)</figcaption>", text))
     assert "weight_decay" in page.text
