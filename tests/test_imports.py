@@ -26,7 +26,7 @@ ALLOWED = {
     "data": BASE | {"ops"},
     "models": BASE | {"ops"},
     "attacks": BASE | {"ops"},
-    "analysis": ENGINE | {"attacks", "optim"},
+    "analysis": ENGINE,
     "evaluation": BASE | {"ops", "attacks", "data", "models"},
     "methods": COMPONENTS,
     "training": TRAINING,

@@ -29,7 +29,6 @@ class Purpose(IntEnum):
     STEP = 10  # step size of an attack
     TARGET = 11  # class that a targeted attack aims at
     DIVERSITY = 12  # size and place of an image before a gradient
-    DIRECTION = 13  # random direction of an analysis, in the space of images
 
 
 @dataclass(frozen=True)
