@@ -7,7 +7,6 @@ import torch
 
 from pyengm.attacks import PGD, attack_mode
 from pyengm.evaluation import create_attack
-from pyengm.evaluation.attack_registry import Attack
 from pyengm.ops import Key
 from pyengm.training.builders import TrainComponents
 from pyengm.training.config import TrainConfig
@@ -31,7 +30,7 @@ def training_accuracy(config: TrainConfig, components: TrainComponents, epoch: i
     threat = config.threats()[0]
     name, seed = config.evaluation.train_attack, config.run.seed
     pgd = PGD(threat.eps, threat.eps / 4, STEPS, norm=threat.norm)
-    attack: Attack = pgd if name is None else create_attack(name, threat, seed)
+    attack = pgd if name is None else create_attack(name, threat, seed)
     correct = seen = 0
     for batch in components.batches.epoch(epoch):
         options: dict[str, Any] = {"key": Key(seed, epoch, batch.index)} if getattr(attack, "keyed", False) else {}
