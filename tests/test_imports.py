@@ -26,7 +26,7 @@ ALLOWED = {
     "data": BASE | {"ops"},
     "models": BASE | {"ops"},
     "attacks": BASE | {"ops"},
-    "analysis": ENGINE,
+    "analysis": ENGINE | {"attacks"},
     "evaluation": BASE | {"ops", "attacks", "data", "models"},
     "methods": COMPONENTS,
     "training": TRAINING,

@@ -1,16 +1,11 @@
 """The figure of a run: accuracy and loss by epoch."""
 
-import os
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pyengm.utils.figures import figure_class
 from pyengm.utils.io import atomic_write
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SERIES = {
     "train_robust": ("training, attacked", "tab:blue", "--"),
@@ -30,7 +25,7 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    figure = _figure_class()(figsize=(9, 4), dpi=120, layout="constrained")
+    figure = figure_class()(figsize=(9, 4), dpi=120, layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
     epochs = [row["epoch"] + 1 for row in rows]
     for key, (label, color, style) in SERIES.items():
@@ -53,21 +48,3 @@ def plot_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     loss.set(xlabel="epoch", ylabel="loss")
     loss.legend()
     atomic_write(path, lambda new: figure.savefig(new, format="png"))
-
-
-def _figure_class() -> "type[Figure]":
-    """Imports matplotlib, which takes half a second, and without the backend of the environment.
-
-    The kernel of a notebook may name one that is not installed here, which matplotlib refuses on import.
-    """
-    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
-    try:
-        from matplotlib import rcParams
-        from matplotlib.figure import Figure
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
-    if backend is not None:
-        with suppress(ValueError):
-            rcParams["backend"] = backend
-    return Figure

@@ -1,0 +1,116 @@
+"""Errors of the weights that A-ENGM gives to examples, against those of ENGM."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pyengm.errors import ConfigError
+from pyengm.ops import clip_weights, regression_weights
+from pyengm.utils.figures import COLORS, axes_or_new
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class WeightErrors:
+    """Errors of estimated weights v_i against w_i = min(alpha / |g_i|, 1), means over the examples of an epoch.
+
+    Attributes:
+        epochs: (E,) epochs.
+        alphas: (A,) largest norms of an example's gradient.
+        taus: (T,) steps from one fit of the line to the next.
+        absolute: (E, A, T) means of |v_i - w_i|.
+        relative: (E, A, T) means of |v_i - w_i| / w_i.
+    """
+
+    epochs: np.ndarray
+    alphas: np.ndarray
+    taus: np.ndarray
+    absolute: np.ndarray
+    relative: np.ndarray
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Both errors in per cent: by epoch, or for one epoch by alpha."""
+        ax = axes_or_new(ax)
+        single = len(self.epochs) == 1
+        lines = [(None, k) for k in range(len(self.taus))] if single else list(np.ndindex(self.absolute.shape[1:]))
+        for number, (row, k) in enumerate(lines):
+            color, tau = COLORS[number % len(COLORS)], f"$\\tau$ = {self.taus[k]:g}"
+            label = tau if row is None else f"$\\alpha$ = {self.alphas[row]:g}, {tau}"
+            chosen = (0, slice(None), k) if row is None else (slice(None), row, k)
+            x = self.alphas if single else self.epochs
+            ax.plot(x, 100 * self.absolute[chosen], "o-", color=color, label=f"{label}, absolute")
+            ax.plot(x, 100 * self.relative[chosen], "s:", color=color, label=f"{label}, relative")
+        ax.set(xlabel=r"$\alpha$" if single else "epoch", ylabel="error of the weights (%)", ylim=(0, None))
+        ax.legend(fontsize="small")
+        return ax
+
+
+def weight_errors(
+    norms: np.ndarray,
+    input_norms: np.ndarray,
+    alphas: Sequence[float],
+    taus: Sequence[int],
+    *,
+    epochs: Sequence[int] | None = None,
+    gamma_momentum: float = 0.7,
+    batch_size: int = 128,
+) -> WeightErrors:
+    """Replays A-ENGM's average of lines on the norms of an epoch's batches, and compares its weights with exact ones.
+
+    Args:
+        norms: (E, n) norms of the gradients of examples, in epochs that follow each other, such as those of
+            `gradient_statistics`.
+        input_norms: (E, n) norms of the gradients in their inputs.
+        alphas: (A,) largest norms of an example's gradient.
+        taus: (T,) steps from one fit to the next; a batch is one step.
+        epochs: (E,) their numbers; None for 0, ..., E - 1.
+        gamma_momentum: Share of the old line in a new one.
+        batch_size: Examples of a step, at most.
+
+    Returns:
+        The errors, absolute and relative.
+
+    Raises:
+        ConfigError: Norms, alphas or taus do not fit.
+
+    References:
+        Dabouei et al. 2022, "Revisiting Outer Optimization in Adversarial Training", Fig. 3c and d, Eqs. 6 and 7.
+    """
+    if norms.ndim != 2 or norms.shape != input_norms.shape or norms.size == 0:
+        raise ConfigError(f"expected norms and input norms (E, n), got {norms.shape} and {input_norms.shape}")
+    if not (min(alphas, default=0) > 0 and min(taus, default=0) >= 1 and batch_size >= 2):
+        raise ConfigError(
+            f"expected alphas > 0, taus of 1 or more and a batch_size of 2 or more, got {list(alphas)}, {list(taus)} "
+            f"and {batch_size}"
+        )
+    absolute, relative = np.empty((2, len(norms), len(alphas), len(taus)))
+    for (a, alpha), (t, tau) in product(enumerate(alphas), enumerate(taus)):
+        weights = _replay(norms, input_norms, alpha, tau, gamma_momentum, batch_size)
+        exact = clip_weights(torch.from_numpy(norms).double().flatten(), alpha).numpy().reshape(norms.shape)
+        errors = np.abs(weights - exact)
+        absolute[:, a, t], relative[:, a, t] = errors.mean(1), (errors / exact).mean(1)
+    numbers = np.arange(len(norms)) if epochs is None else np.array(epochs)
+    return WeightErrors(numbers, np.array(alphas, float), np.array(taus), absolute, relative)
+
+
+def _replay(
+    norms: np.ndarray, input_norms: np.ndarray, alpha: float, tau: int, gamma_momentum: float, batch_size: int
+) -> np.ndarray:
+    """The estimated weights (E, n)."""
+    gammas, step, rows = torch.tensor([0.0, 1.0], dtype=torch.float64), 0, []
+    for true, inputs in zip(norms, input_norms, strict=True):
+        count, weights = -(-len(true) // batch_size), []
+        for own, given in zip(np.array_split(true, count), np.array_split(inputs, count), strict=True):
+            fit = torch.from_numpy(own).double() if step % tau == 0 else None
+            given = torch.from_numpy(given).double()
+            found, gammas = regression_weights(given, fit, gammas, alpha, keep=gamma_momentum)
+            weights.append(found.numpy())
+            step += 1
+        rows.append(np.concatenate(weights))
+    return np.stack(rows)
