@@ -31,7 +31,7 @@ ALLOWED = {
     "methods": COMPONENTS,
     "training": TRAINING,
     "reproduce": TRAINING | {"training"},
-    "cli": TRAINING | {"training", "reproduce", "pyengm"},
+    "cli": TRAINING | {"analysis", "training", "reproduce", "pyengm"},
     "__main__": {"cli"},
     "integrations": ENGINE | {"optim"},
     "examples": {"pyengm", "integrations"},

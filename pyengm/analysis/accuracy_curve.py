@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OVER = ("eps", "steps", "step_size", "restarts")
+Check = tuple[str, float, float, bool]
+"""A name, two shares, and whether the check passed."""
 LARGE = {"linf": 0.5, "l2": 16.0}  # radii at which a grey image, or one near it, is within reach
 
 
@@ -123,18 +125,22 @@ def accuracy_curve(
     batches, parts = Batches(images, labels, batch_size, seed), parts or Parts()
     attacks = [_pgd(threat.norm, loss, bn, **{**base, over: value}) for value in values]
     verdicts = np.stack([verdicts_under(model, attack, batches, bn, parts) for attack in attacks])
-    accuracy = verdicts.mean(axis=1)
-    error = np.sqrt(accuracy * (1 - accuracy) / verdicts.shape[1])
-    found: list[tuple[str, float, float, bool]] = []
+    found: list[Check] = []
     if checks:
         look = _Checks(model, batches, threat, _pgd(threat.norm, loss, bn, **base), bn, parts)
         # A larger radius, more steps and more restarts never hurt an attack; a larger step may.
         found = look.falls(verdicts, over) if over != "step_size" else []
         found += look.all(surrogate, square_examples)
-    names, left, right, passed = (np.array([row[k] for row in found]) for k in range(4))
-    compared = np.stack([left, right], axis=1) if found else np.empty((0, 2))
-    numbers = np.array(values, float)
-    return AccuracyCurve(over, numbers, accuracy, error, verdicts, names.astype(str), passed.astype(bool), compared)
+    return _curve(over, values, verdicts, found)
+
+
+def _curve(over: str, values: Sequence[float], verdicts: np.ndarray, checks: Sequence[Check]) -> AccuracyCurve:
+    accuracy = verdicts.mean(axis=1)
+    error = np.sqrt(accuracy * (1 - accuracy) / verdicts.shape[1])
+    names = np.array([check[0] for check in checks], str)
+    compared = np.array([check[1:3] for check in checks], float).reshape(-1, 2)
+    passed = np.array([check[3] for check in checks], bool)
+    return AccuracyCurve(over, np.array(values, float), accuracy, error, verdicts, names, passed, compared)
 
 
 def _pgd(norm: str, loss: str, bn: str, *, eps: float, steps: float, step_size: float | None, restarts: float) -> PGD:
@@ -153,7 +159,7 @@ class _Checks:
     def __init__(self, model: nn.Module, batches: Batches, threat: ThreatModel, pgd: PGD, bn: str, parts: Parts):
         self.model, self.batches, self.threat, self.bn, self.parts, self.pgd = model, batches, threat, bn, parts, pgd
 
-    def falls(self, verdicts: np.ndarray, over: str) -> list[tuple[str, float, float, bool]]:
+    def falls(self, verdicts: np.ndarray, over: str) -> list[Check]:
         """The accuracy never rises along the curve; the values are those of the largest rise."""
         if len(verdicts) < 2:
             return []
@@ -161,7 +167,7 @@ class _Checks:
         rises = [_not_above(f"accuracy does not rise with {over}", *pair) for pair in pairs]
         return [max(rises, key=lambda row: (not row[3], row[1] - row[2]))]
 
-    def all(self, surrogate: nn.Module | None, square_examples: int) -> list[tuple[str, float, float, bool]]:
+    def all(self, surrogate: nn.Module | None, square_examples: int) -> list[Check]:
         """All checks at one radius, and at a large one."""
         threat, mode, pgd = self.threat, self.pgd.bn, self._under(self.pgd)
         few = self._under(PGD(threat.eps, threat.eps, 1, norm=threat.norm, bn=mode))
@@ -193,7 +199,7 @@ class _Checks:
         eps = LARGE[self.threat.norm]
         return PGD(eps, eps / 10, 50, norm=self.threat.norm, bn=self.pgd.bn)
 
-    def _square(self, pgd: np.ndarray, count: int) -> tuple[str, float, float, bool]:
+    def _square(self, pgd: np.ndarray, count: int) -> Check:
         some = Batches(self.batches.images[:count], self.batches.labels[:count], 250, self.batches.seed)
         square = AutoAttack(self.threat.eps, norm=self.threat.norm, attacks=("square",), seed=self.batches.seed)
         found = verdicts_under(self.model, square, some, self.bn, self.parts)
@@ -212,7 +218,7 @@ class _Checks:
         return float(np.concatenate([part["zero"] for part in self.parts.run(len(batches), zero)]).mean())
 
 
-def _not_above(name: str, strong: np.ndarray, weak: np.ndarray) -> tuple[str, float, float, bool]:
+def _not_above(name: str, strong: np.ndarray, weak: np.ndarray) -> Check:
     """The accuracy under the strong attack is at most that under the weak one, up to chance: verdicts (n,) each."""
     difference = strong.astype(float) - weak.astype(float)
     error = difference.std() / np.sqrt(len(difference))

@@ -1,6 +1,6 @@
 """The largest eigenvalues of the Hessian of the loss in the weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -102,8 +102,13 @@ def hessian_top(
     def product(_: int) -> Arrays:
         return {"product": _hessian_times(model, params, inputs, vectors[-1], bn, seed).cpu().numpy()}
 
+    return _lanczos(vectors, (parts or Parts()).run(min(max_iterations, size), product), k, tolerance, seed)
+
+
+def _lanczos(vectors: list[Tensor], products: Iterator[Arrays], k: int, tolerance: float, seed: int) -> HessianTop:
+    """The Lanczos method, from products of the matrix and the last of the vectors, a list that grows."""
     diagonal, beside = [], []
-    for part in (parts or Parts()).run(min(max_iterations, size), product):
+    for part in products:
         w = torch.from_numpy(part["product"]).to(vectors[0].device)
         diagonal.append(float(w @ vectors[-1]))
         basis = torch.stack(vectors)

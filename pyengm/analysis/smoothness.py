@@ -74,7 +74,7 @@ def smoothness(
 ) -> Smoothness:
     """Lower bounds of the Lipschitz constants of adversarial examples and of the gradient of the adversarial loss.
 
-    The examples are those of PGD on the cross-entropy without a random start, with steps of 2.5 eps / steps: a function
+    The attack sees running statistics. The examples are those of PGD on the cross-entropy without a random start, with steps of 2.5 eps / steps: a function
     of the weights. PGD finds a local maximum, so that a jump may also be one from a maximum to another.
 
     Args:
@@ -106,31 +106,39 @@ def smoothness(
             f"expected a threat model, 1 direction and a radius > 0, or more; got {len(threats)}, {directions} and "
             f"{list(radii)}"
         )
-    batches, params = Batches(images, labels, batch_size, seed), trained_params(model)
+    batches = Batches(images, labels, batch_size, seed)
 
     def of_threat(number: int) -> Arrays:
-        threat = threats[number]
-        # As in evaluations, the attack sees running statistics.
-        attack = (
-            None
-            if threat is None
-            else PGD(threat.eps, 2.5 * threat.eps / steps, steps, norm=threat.norm, random_start=False)
-        )
-        here = _look(model, params, batches, attack, bn)
-        found = np.empty((2, len(radii), directions))
-        for d in range(directions):
-            direction = gaussian_like(params, seed + d)
-            length = sum(t.square().sum() for t in direction).sqrt().item()
-            for r, radius in enumerate(radii):
-                with moved(params, (radius / length, direction)):
-                    there = _look(model, params, batches, attack, bn)
-                found[:, r, d] = [change / radius for change in _changes(here, there)]
-        return {"gradient": found[0], "examples": found[1]}
+        found = _quotients(model, batches, _attack(threats[number], steps), radii, directions, bn)
+        return dict(zip(("gradient", "examples"), found, strict=True))
 
     rows = list((parts or Parts()).run(len(threats), of_threat))
     names = [CLEAN if threat is None else str(threat) for threat in threats]
     gradient, examples = (np.stack([row[name] for row in rows]) for name in ("gradient", "examples"))
     return Smoothness(np.array(names), np.array(radii, float), gradient, examples)
+
+
+def _attack(threat: ThreatModel | None, steps: int) -> PGD | None:
+    if threat is None:
+        return None
+    return PGD(threat.eps, 2.5 * threat.eps / steps, steps, norm=threat.norm, random_start=False)
+
+
+def _quotients(
+    model: nn.Module, batches: Batches, attack: PGD | None, radii: Sequence[float], directions: int, bn: str
+) -> np.ndarray:
+    """Quotients of the gradient and of the examples, (2, R, D)."""
+    params = trained_params(model)
+    here = _look(model, params, batches, attack, bn)
+    found = np.empty((2, len(radii), directions))
+    for d in range(directions):
+        direction = gaussian_like(params, batches.seed + d)
+        length = sum(t.square().sum() for t in direction).sqrt().item()
+        for r, radius in enumerate(radii):
+            with moved(params, (radius / length, direction)):
+                there = _look(model, params, batches, attack, bn)
+            found[:, r, d] = [change / radius for change in _changes(here, there)]
+    return found
 
 
 def _look(

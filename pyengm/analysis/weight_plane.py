@@ -91,12 +91,7 @@ def weight_plane(
         Kanai et al. 2023, "Relationship between Nonsmoothness in Adversarial Training, Constraints of Attacks, and
         Flatness in the Input Space", Fig. 7; Li et al. 2018, "Visualizing the Loss Landscape of Neural Nets", Sec. 4.
     """
-    if dims not in (1, 2) or len(seeds) < 1 or (dims == 2 and len(seeds) != 2):
-        raise ConfigError(f"expected dims=1 with 1 seed or more, or dims=2 with 2, got {dims} with {list(seeds)}")
-    if resolution < 3 or resolution % 2 == 0 or not extent > 0:
-        raise ConfigError(f"expected an odd resolution >= 3 and an extent > 0, got {resolution} and {extent}")
-    if dims == 1 and len(seeds) == resolution:
-        raise ConfigError(f"{resolution} seeds with a resolution of {resolution} would look like a plane")
+    _check(dims, seeds, resolution, extent)
     batches, params = Batches(images, labels, batch_size, seed), trained_params(model)
     directions = [filter_normalised(gaussian_like(params, one), params) for one in seeds]
     grid = np.linspace(-extent, extent, resolution)
@@ -142,3 +137,12 @@ def _mean_loss(model: nn.Module, batches: Batches, attack: Attack | None, bn: st
         with analysis_mode(model, bn, batches.seed + number):
             total += losses_at(model, x, y)[0].double().sum().item()
     return total / len(batches.images)
+
+
+def _check(dims: int, seeds: Sequence[int], resolution: int, extent: float) -> None:
+    if dims not in (1, 2) or len(seeds) < 1 or (dims == 2 and len(seeds) != 2):
+        raise ConfigError(f"expected dims=1 with 1 seed or more, or dims=2 with 2, got {dims} with {list(seeds)}")
+    if resolution < 3 or resolution % 2 == 0 or not extent > 0:
+        raise ConfigError(f"expected an odd resolution >= 3 and an extent > 0, got {resolution} and {extent}")
+    if dims == 1 and len(seeds) == resolution:
+        raise ConfigError(f"{resolution} seeds with a resolution of {resolution} would look like a plane")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from pyengm.cli.analyze import AnalyzeConfig, analyze_command
 from pyengm.cli.completion import CompletionConfig, completion_command
 from pyengm.cli.evaluate import EvaluateConfig, evaluate_command
 from pyengm.cli.parser import parse
@@ -33,6 +34,8 @@ def run(command: str, words: list[str]) -> int:
     if command == "evaluate":
         evaluation = parse(EvaluateConfig, "pyengm evaluate", words)
         return _in_processes(None, args, lambda: evaluate_command(evaluation))
+    if command == "analyze":
+        return analyze_command(parse(AnalyzeConfig, "pyengm analyze", words))
     if command == "reproduce":
         reproduction = parse(ReproduceConfig, "pyengm reproduce", words)
         return _in_processes(reproduction.nproc, args, lambda: reproduce_command(reproduction))

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from pyengm.cli.analyze import AnalyzeConfig
 from pyengm.cli.evaluate import EvaluateConfig
 from pyengm.cli.parser import print_completion
 from pyengm.reproduce import ReproduceConfig
@@ -26,6 +27,7 @@ def completion_command(options: CompletionConfig) -> int:
     commands = {
         "train": TrainConfig,
         "evaluate": EvaluateConfig,
+        "analyze": AnalyzeConfig,
         "reproduce": ReproduceConfig,
         "completion": CompletionConfig,
     }

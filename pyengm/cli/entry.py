@@ -21,6 +21,7 @@ from pyengm.utils.launched import is_rank_zero
 COMMANDS = {
     "train": "train a robust classifier and evaluate it",
     "evaluate": "attack a trained model: a run, a checkpoint, or a model from elsewhere",
+    "analyze": "make figures of the papers for runs and checkpoints of your own",
     "reproduce": "train the rows of a table of the papers, and compare",
     "completion": "print a script for completion in bash, zsh or fish",
 }
