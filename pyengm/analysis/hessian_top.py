@@ -165,7 +165,7 @@ def _hessian_times(
             used = [(g, v) for g, v in zip(grads, pieces, strict=True) if g is not None and g.requires_grad]
             found: Sequence[Tensor | None] = [None] * len(params)
             if used:
-                along = sum((g * v).sum() for g, v in used)
+                along = torch.stack([(g * v).sum() for g, v in used]).sum()
                 found = torch.autograd.grad(along, params, allow_unused=True)
         rows = [torch.zeros_like(p) if t is None else t for t, p in zip(found, params, strict=True)]
         total += torch.cat([t.flatten().double() for t in rows]) / count

@@ -175,7 +175,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     ranks = [_average_ranks(values) for values in (a, b)]
     if any(np.ptp(values) == 0 for values in ranks):
         return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(np.stack(ranks))[0, 1])
 
 
 def _average_ranks(values: np.ndarray) -> np.ndarray:

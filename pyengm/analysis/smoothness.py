@@ -74,8 +74,9 @@ def smoothness(
 ) -> Smoothness:
     """Lower bounds of the Lipschitz constants of adversarial examples and of the gradient of the adversarial loss.
 
-    The attack sees running statistics. The examples are those of PGD on the cross-entropy without a random start, with steps of 2.5 eps / steps: a function
-    of the weights. PGD finds a local maximum, so that a jump may also be one from a maximum to another.
+    The examples are those of PGD on the cross-entropy without a random start, with steps of 2.5 eps / steps, on the
+    model with its running statistics: a function of the weights. PGD finds a local maximum, so that a jump may also be
+    one from a maximum to another.
 
     Args:
         model: Classifier of images in [0, 1]; its weights are moved, and put back.
@@ -133,7 +134,7 @@ def _quotients(
     found = np.empty((2, len(radii), directions))
     for d in range(directions):
         direction = gaussian_like(params, batches.seed + d)
-        length = sum(t.square().sum() for t in direction).sqrt().item()
+        length = sum(t.square().sum().item() for t in direction) ** 0.5
         for r, radius in enumerate(radii):
             with moved(params, (radius / length, direction)):
                 there = _look(model, params, batches, attack, bn)

@@ -14,7 +14,7 @@ from pyengm.errors import ConfigError
 
 def trained_params(model: nn.Module) -> list[Tensor]:
     """The parameters that require gradients. Raises ConfigError where there are none."""
-    params = [p for p in model.parameters() if p.requires_grad]
+    params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ConfigError("no parameter of the model requires gradients: call model.requires_grad_() before")
     return params

@@ -148,7 +148,7 @@ def _norm_correlation(of: Subject, parts: Parts) -> Found:
 def _weight_errors(of: Subject, parts: Parts) -> Found:
     """With alphas at the quartiles of all norms, and the taus of ENGM's Fig. 3."""
     found = analysis.gradient_statistics(of.along_run(), *of.images, attack=of.created(), parts=parts, **of.options())
-    alphas = np.quantile(found.norms, [0.25, 0.5, 0.75])
+    alphas = np.quantile(found.norms, [0.25, 0.5, 0.75]).tolist()
     if alphas[0] <= 0:
         raise ConfigError("more than a quarter of the examples have no gradient: choose other examples or an attack")
     sizes = {"epochs": found.epochs, "batch_size": of.batch_size}
@@ -181,10 +181,9 @@ def _fosc_distribution(of: Subject, parts: Parts) -> Found:
 def _input_plane(of: Subject, parts: Parts) -> Found:
     found = analysis.input_plane(of.last(), *of.images, of.needed(), parts=parts, **of.options())
     few = range(min(3, len(found.losses)))
-    panels: dict[str, Panel] = {f"image {of.data.index[row]}": found.mean([row]).plot for row in few}
     # Levels of the mean differ from those of single images; those of the images are equal.
     levels = max((found.mean([row]) for row in few), key=lambda plane: np.ptp(plane.losses)).levels()
-    panels = {title: partial(plot, levels=levels) for title, plot in panels.items()}
+    panels = {f"image {of.data.index[row]}": partial(found.mean([row]).plot, levels=levels) for row in few}
     return Found({"": found}, {f"mean of {len(found.losses)} images": found.plot, **panels})
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from pyengm.attacks import FGSM, PGD, ThreatModel
 from pyengm.errors import ConfigError
+from pyengm.training.option_types import parse_number
 from pyengm.utils.did_you_mean import did_you_mean
-from pyengm.utils.pixels import parse_number
 
 PARSERS: Mapping[str, Callable[[str], Any]] = {
     "eps": parse_number,
