@@ -98,9 +98,8 @@ def accuracy_curve(
         step_size: In pixel units; None for 2.5 eps / steps, which follows eps and steps.
         restarts: Of PGD.
         loss: Of PGD, see `pyengm.attacks.PGD`.
-        checks: Whether to look for masked gradients: the accuracy falls along the curve, is 0 at a large radius, is not
-            lower under FGSM than under PGD, no lower with fewer steps, nor under attacks without gradients; noise does
-            little; few images have no gradient.
+        checks: Whether to look for masked gradients: the accuracy falls along the curve, is 0 at a large radius, and is
+            not lower under weaker attacks; noise does little; few images have no gradient.
         surrogate: Another model, whose adversarial examples take part in the checks.
         square_examples: Images for Square attack, which takes part in the checks; 0 for none.
         bn: "eval", or "train" for statistics of the batch.
@@ -112,8 +111,7 @@ def accuracy_curve(
         Accuracies and checks.
 
     Raises:
-        ConfigError: A name is unknown, or values are missing, do not ascend or are out of range.
-        DataError: Images or labels do not fit.
+        ConfigError, DataError: Values, images or labels do not fit.
 
     References:
         Wang et al. 2019, Fig. 4a; Athalye et al. 2018, "Obfuscated Gradients Give a False Sense of Security", Sec. 3.1;
@@ -125,12 +123,8 @@ def accuracy_curve(
     batches, parts = Batches(images, labels, batch_size, seed), parts or Parts()
     attacks = [_pgd(threat.norm, loss, bn, **{**base, over: value}) for value in values]
     verdicts = np.stack([verdicts_under(model, attack, batches, bn, parts) for attack in attacks])
-    found: list[Check] = []
-    if checks:
-        look = _Checks(model, batches, threat, _pgd(threat.norm, loss, bn, **base), bn, parts)
-        # A larger radius, more steps and more restarts never hurt an attack; a larger step may.
-        found = look.falls(verdicts, over) if over != "step_size" else []
-        found += look.all(surrogate, square_examples)
+    look = _Checks(model, batches, threat, _pgd(threat.norm, loss, bn, **base), bn, parts)
+    found = [*look.falls(verdicts, over), *look.all(surrogate, square_examples)] if checks else []
     return _curve(over, values, verdicts, found)
 
 
@@ -161,7 +155,8 @@ class _Checks:
 
     def falls(self, verdicts: np.ndarray, over: str) -> list[Check]:
         """The accuracy never rises along the curve; the values are those of the largest rise."""
-        if len(verdicts) < 2:
+        # A larger radius, more steps and more restarts never hurt an attack; a larger step may.
+        if len(verdicts) < 2 or over == "step_size":
             return []
         pairs = list(zip(verdicts[1:], verdicts[:-1], strict=True))
         rises = [_not_above(f"accuracy does not rise with {over}", *pair) for pair in pairs]

@@ -57,9 +57,10 @@ def test_the_arrays_are_those_of_the_function(checkpoint):
     images = data.images.float() / 255
     options = {"attack": PGD(0.1, 0.04, 3), "batch_size": 10, "seed": 5}
     expected = gradient_statistics([(5, model)], images, data.labels, **options)
-    np.testing.assert_array_equal(arrays["norms"], expected.norms)
+    # The command takes the faster memory format, whose sums in float32 are in another order.
+    np.testing.assert_allclose(arrays["norms"], expected.norms, rtol=1e-5)
     assert arrays["epochs"].tolist() == [5]
-    assert description["scalars"]["sigma2"] == expected.sigma2[0]
+    assert description["scalars"]["sigma2"] == pytest.approx(expected.sigma2[0], rel=1e-4)
     assert description["data"]["examples"] == 40
     assert description["configuration"]["seed"] == 5
     assert description["environment"]["command"]
