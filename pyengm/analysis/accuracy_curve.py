@@ -114,8 +114,7 @@ def accuracy_curve(
         ConfigError, DataError: Values, images or labels do not fit.
 
     References:
-        Wang et al. 2019, Fig. 4a; Athalye et al. 2018, "Obfuscated Gradients Give a False Sense of Security", Sec. 3.1;
-        Carlini et al. 2019, "On Evaluating Adversarial Robustness", Sec. 5.
+        Wang et al. 2019, Fig. 4a; Athalye et al. 2018, "Obfuscated Gradients", Sec. 3.1; Carlini et al. 2019, Sec. 5.
     """
     if over not in OVER or not values or sorted(set(values)) != list(values):
         raise ConfigError(f"expected over in {', '.join(OVER)} and ascending values, got {over!r} and {list(values)}")
