@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pyengm.analysis.fosc_trajectory import fosc_trajectory
 from pyengm.attacks import ThreatModel
 from pyengm.errors import ConfigError
-from pyengm.utils.figures import COLORS, axes_or_new
+from pyengm.utils.figures import COLORS, axes_or_new, legend_above
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ class FOSCBins:
         ax.plot([], [], "s--", color=COLORS[1], label="loss (right)")
         ax.set(xlabel="FOSC", ylabel="accuracy (%)", ylim=(0, 100))
         right.set(ylabel="cross-entropy loss", ylim=(0, None))
-        ax.legend(fontsize="small")
+        legend_above(ax)
         return ax
 
 

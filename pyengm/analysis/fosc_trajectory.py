@@ -10,7 +10,7 @@ from pyengm.analysis.fosc_values import Ascent, fosc_along
 from pyengm.analysis.images import Batches, device_of, to_array
 from pyengm.analysis.parts import Arrays, Parts
 from pyengm.attacks import ThreatModel
-from pyengm.utils.figures import COLORS, axes_or_new
+from pyengm.utils.figures import COLORS, axes_or_new, legend_above
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ class FOSCTrajectory:
         ax.plot([], [], "s--", color=COLORS[1], label="loss, mean over examples (right)")
         ax.set(xlabel="steps of PGD", ylabel="FOSC")
         right.set(ylabel="cross-entropy loss")
-        ax.legend()
+        legend_above(ax)
         return ax
 
 

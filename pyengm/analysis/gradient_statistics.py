@@ -23,7 +23,7 @@ from pyengm.analysis.parts import Arrays, Parts
 from pyengm.attacks.logits import logits_of
 from pyengm.attacks.losses import cross_entropy
 from pyengm.pergrad import per_example_grad_norms
-from pyengm.utils.figures import COLORS, axes_or_new
+from pyengm.utils.figures import COLORS, axes_or_new, epochs_on_x
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,8 @@ class GradientStatistics:
         else:
             ax.plot(self.epochs, self.mu, "o-", color=COLORS[0], label=r"$\mu$, expected norm")
             ax.plot(self.epochs, self.sigma2, "s--", color=COLORS[1], label=r"$\sigma^2$, variance")
-            ax.set(xlabel="epoch", ylabel="gradients of examples", yscale="log")
+            ax.set(ylabel="gradients of examples", yscale="log")
+            epochs_on_x(ax)
         ax.legend()
         return ax
 

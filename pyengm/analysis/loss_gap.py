@@ -35,7 +35,7 @@ class LossGap:
         ax = axes_or_new(ax)
         ax.hist(self.gap, bins=50, color=COLORS[0])
         ax.axvline(self.gap.mean(), color=COLORS[1], label=f"mean gap {self.gap.mean():.3g}, ratio {self.ratio:.3g}")
-        ax.set(xlabel="loss a - loss b (cross-entropy)", ylabel="number of images", yscale="log")
+        ax.set(xlabel="gap of cross-entropy losses, a less b", ylabel="number of images", yscale="log")
         ax.legend()
         return ax
 

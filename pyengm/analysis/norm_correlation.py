@@ -9,7 +9,7 @@ from torch import Tensor
 from pyengm.analysis.gradient_statistics import gradient_statistics
 from pyengm.analysis.images import ANALYSIS_BN, Attack, Models, along_run
 from pyengm.analysis.parts import Parts
-from pyengm.utils.figures import COLORS, axes_or_new
+from pyengm.utils.figures import COLORS, axes_or_new, epochs_on_x
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,8 @@ class NormCorrelation:
             ends = np.array([x.min(), x.max()])
             ax.plot(ends, self.slope[0, mode] * ends + self.intercept[0, mode], color=color)
         if len(self.epochs) > 1:
-            ax.set(xlabel="epoch", ylabel="Pearson's correlation of norms")
+            ax.set(ylabel="Pearson's correlation of norms")
+            epochs_on_x(ax)
         else:
             ax.set(xlabel="norm of the gradient in the input", ylabel="norm of the gradient in the parameters")
         ax.legend()

@@ -13,7 +13,7 @@ from pyengm.analysis.parts import Arrays, Parts
 from pyengm.analysis.weight_space import adversarial_batches, gaussian_like, mean_gradient, moved, trained_params
 from pyengm.attacks import PGD, ThreatModel
 from pyengm.errors import ConfigError
-from pyengm.utils.figures import COLORS, axes_or_new
+from pyengm.utils.figures import COLORS, axes_or_new, legend_above
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +54,7 @@ class Smoothness:
             ylabel="change of the gradient / norm",
         )
         right.set(ylabel="change of the examples / norm", yscale="log")
-        ax.legend(fontsize="small")
+        legend_above(ax)
         return ax
 
 

@@ -10,7 +10,7 @@ import torch
 
 from pyengm.errors import ConfigError
 from pyengm.ops import clip_weights, regression_weights
-from pyengm.utils.figures import COLORS, axes_or_new
+from pyengm.utils.figures import COLORS, axes_or_new, epochs_on_x, legend_above
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,18 +36,23 @@ class WeightErrors:
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Both errors in per cent: by epoch, or for one epoch by alpha."""
-        ax = axes_or_new(ax)
+        ax = axes_or_new(ax, 7, 5)
         single = len(self.epochs) == 1
-        lines = [(None, k) for k in range(len(self.taus))] if single else list(np.ndindex(self.absolute.shape[1:]))
-        for number, (row, k) in enumerate(lines):
-            color, tau = COLORS[number % len(COLORS)], f"$\\tau$ = {self.taus[k]:g}"
-            label = tau if row is None else f"$\\alpha$ = {self.alphas[row]:g}, {tau}"
-            chosen = (0, slice(None), k) if row is None else (slice(None), row, k)
+        for row, k in product(range(1 if single else len(self.alphas)), range(len(self.taus))):
+            # By epoch, colours are those of alpha and markers those of tau; by alpha, both are those of tau.
+            color, marker = COLORS[(k if single else row) % len(COLORS)], "osv^D*"[k % 6]
+            tau = rf"$\tau$ = {self.taus[k]:g}"
+            label = tau if single else rf"$\alpha$ = {self.alphas[row]:.3g}, {tau}"
+            chosen = (0, slice(None), k) if single else (slice(None), row, k)
             x = self.alphas if single else self.epochs
-            ax.plot(x, 100 * self.absolute[chosen], "o-", color=color, label=f"{label}, absolute")
-            ax.plot(x, 100 * self.relative[chosen], "s:", color=color, label=f"{label}, relative")
-        ax.set(xlabel=r"$\alpha$" if single else "epoch", ylabel="error of the weights (%)", ylim=(0, None))
-        ax.legend(fontsize="small")
+            ax.plot(x, 100 * self.absolute[chosen], marker, color=color, linestyle="-", label=label)
+            ax.plot(x, 100 * self.relative[chosen], marker, color=color, linestyle=":", markerfacecolor="none")
+        ax.plot([], [], "-", color="0.4", label="absolute")
+        ax.plot([], [], ":", color="0.4", label="relative")
+        ax.set(xlabel=r"$\alpha$", ylabel="error of the weights (%)", ylim=(0, None))
+        if not single:
+            epochs_on_x(ax)
+        legend_above(ax, 3)
         return ax
 
 

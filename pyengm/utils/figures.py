@@ -37,3 +37,14 @@ def axes_or_new(ax: "Axes | None", width: float = 6.0, height: float = 4.0) -> "
     if ax is not None:
         return ax
     return figure_class()(figsize=(width, height), dpi=120, layout="constrained").subplots()
+
+
+def legend_above(ax: "Axes", columns: int = 2) -> None:
+    """A legend that covers no data, above the axes."""
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize="small", frameon=False)
+
+
+def epochs_on_x(ax: "Axes") -> None:
+    """An axis of whole numbers of epochs."""
+    ax.set_xlabel("epoch")
+    ax.xaxis.get_major_locator().set_params(integer=True)

@@ -95,4 +95,4 @@ def test_loss_gap(net, two_nets, images, labels, figure_text):
     other = two_nets[1][1]
     found = loss_gap(net, images, labels, None, None, model_b=other)
     np.testing.assert_allclose(found.loss_b, cross_entropy(other(images), labels, reduction="none").detach(), rtol=1e-9)
-    assert "loss a" in figure_text(found.plot())
+    assert "a less b" in figure_text(found.plot())
