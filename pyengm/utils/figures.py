@@ -46,5 +46,7 @@ def legend_above(ax: "Axes", columns: int = 2) -> None:
 
 def epochs_on_x(ax: "Axes") -> None:
     """An axis of whole numbers of epochs."""
+    from matplotlib.ticker import MaxNLocator
+
     ax.set_xlabel("epoch")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
