@@ -101,7 +101,8 @@ def test_what_is_there_is_kept(checkpoint, capsys):
     assert path.stat().st_mtime_ns == before
 
 
-def test_a_killed_analysis_goes_on_to_the_same_arrays(checkpoint, tmp_path):
+@pytest.mark.parametrize("parts", [0, 3, 20])
+def test_a_killed_analysis_goes_on_to_the_same_arrays(checkpoint, tmp_path, parts):
     name = "fosc_distribution"
     whole, _ = made(checkpoint, name, "--examples", "300", out=tmp_path / "whole")
     out = tmp_path / "killed"
@@ -109,11 +110,11 @@ def test_a_killed_analysis_goes_on_to_the_same_arrays(checkpoint, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-m", "pyengm", *words], env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline and len(list(out.glob(".parts/*/part-*.npz"))) < 3:
+    while process.poll() is None and time.monotonic() < deadline and len(list(out.glob(".parts/*/part-*.npz"))) < parts:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list(out.glob(".parts/*/part-*.npz")) or (out / f"{name}.json").exists()
+    assert parts == 0 or list(out.glob(".parts/*/part-*.npz")) or (out / f"{name}.json").exists()
     assert cli.main(words) == 0
     resumed = dict(np.load(out / f"{name}.npz"))
     assert whole.keys() == resumed.keys()
