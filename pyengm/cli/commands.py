@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from pyengm.cli.analyze import AnalyzeConfig, analyze_command
 from pyengm.cli.completion import CompletionConfig, completion_command
 from pyengm.cli.evaluate import evaluate_command
 from pyengm.cli.evaluate_options import EvaluateConfig
@@ -37,6 +38,8 @@ def run(command: str, words: list[str]) -> int:
         return _in_processes(None, args, lambda: evaluate_command(evaluation))
     if command == "report":
         return report_command(parse(ReportConfig, "pyengm report", words))
+    if command == "analyze":
+        return analyze_command(parse(AnalyzeConfig, "pyengm analyze", words))
     if command == "reproduce":
         reproduction = parse(ReproduceConfig, "pyengm reproduce", words)
         return _in_processes(reproduction.nproc, args, lambda: reproduce_command(reproduction))

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from pyengm.cli.analyze import AnalyzeConfig
 from pyengm.cli.evaluate_options import EvaluateConfig
 from pyengm.cli.parser import print_completion
 from pyengm.cli.report import ReportConfig
@@ -28,6 +29,7 @@ def completion_command(options: CompletionConfig) -> int:
         "train": TrainConfig,
         "evaluate": EvaluateConfig,
         "report": ReportConfig,
+        "analyze": AnalyzeConfig,
         "reproduce": ReproduceConfig,
         "completion": CompletionConfig,
     }

@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a robust classifier and evaluate it",
     "evaluate": "attack a trained model: a run, a checkpoint, or a model from elsewhere",
     "report": "write an HTML file about runs and evaluations, side by side",
+    "analyze": "make figures of the papers for runs and checkpoints of your own",
     "reproduce": "train the rows of a table of the papers, and compare",
     "completion": "print a script for completion in bash, zsh or fish",
 }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyengm.utils.figure_class import figure_class
+from pyengm.utils.figures import figure_class
 from pyengm.utils.io import atomic_write
 
 SERIES = {

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     STEP = 10  # step size of an attack
     TARGET = 11  # class that a targeted attack aims at
     DIVERSITY = 12  # size and place of an image before a gradient
+    PLANE = 13  # second direction of a plane through an image
 
 
 @dataclass(frozen=True)

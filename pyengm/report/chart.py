@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pyengm.utils.figure_class import figure_class
+from pyengm.utils.figures import figure_class
 
 WIDTH, HEIGHT = 4.9, 2.9  # inches of 72 units
 # Colours that stand for variables of the page's style sheet.
