@@ -3,8 +3,8 @@
     cd bench && python -m tools.norm_errors --model resnet18 --width 16 --data digits
 
 The model trains with PGD and clipped gradients. "fresh" estimators are fitted on the batch on which their errors are
-measured, and know nothing else. Others start at each stage, are fitted on training batches, and are measured once when
-2 and once when 8 steps have passed since their last fit, right before the next one.
+measured, and know nothing else. Others start at each stage, are fitted on training batches, and are measured when 2, 8
+and 32 steps have passed since their last fit, right before the next one.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from pyengm.ops import clip_weights
 from pyengm.pergrad import NormEstimator
 
 STAGES = (0, 50, 150, 400)  # steps before which errors are measured
-INTERVALS = (2, 8)  # steps from one fit to the next at whose end errors are measured
-MEASURED = 24  # steps from a stage on in which this happens, while intervals grow
+INTERVALS = (2, 8, 32)  # steps from one fit to the next at whose end errors are measured
+MEASURED = 72  # steps from a stage on in which this happens, while intervals grow
 ALPHA = 5.0
 EPS = {"digits": 0.2}  # 8 / 255 for other data
 MODES = ("corrected", "lowrank")
@@ -76,8 +76,8 @@ class MeasuredTraining:
         self.params: list[torch.Tensor] = list(model.parameters())
         self.optimizer = torch.optim.SGD(self.params, lr=0.05, momentum=0.9, weight_decay=5e-4)
         self.norms = NormEstimator()  # of the training
-        self.measured: dict[str, NormEstimator] = {}
-        self.waiting: set[tuple[str, int]] = set()  # modes and intervals that are not measured yet
+        self.measured: dict[tuple[int, str], NormEstimator] = {}  # by stage and mode
+        self.waiting: set[tuple[int, str, int]] = set()  # stages, modes and intervals that are not measured yet
 
     def losses(self, indices: list[int]) -> torch.Tensor:
         """Cross-entropy of the images at these positions under attack, (n,)."""
@@ -91,19 +91,22 @@ class MeasuredTraining:
         if step in STAGES:
             estimators = {mode: NormEstimator(mode) for mode in MODES}
             _print_rows(step, "fresh", norm_errors(self.losses(self.held_out), self.params, estimators))
-            self.measured = {mode: NormEstimator(mode) for mode in MODES}
-            self.waiting = {(mode, interval) for mode in MODES for interval in INTERVALS}
-        for mode, interval in sorted(self.waiting):
-            estimator = self.measured[mode]
+            self.measured |= {(step, mode): NormEstimator(mode) for mode in MODES}
+            self.waiting |= {(step, mode, interval) for mode in MODES for interval in INTERVALS}
+        for stage, mode, interval in sorted(self.waiting):
+            estimator = self.measured[stage, mode]
             if estimator.refit_interval == interval == estimator.steps_since_fit + 1:
-                self.waiting.remove((mode, interval))
+                self.waiting.remove((stage, mode, interval))
                 errors = norm_errors(self.losses(self.held_out), self.params, {mode: copy.deepcopy(estimator)})
                 _print_rows(step, f"{interval} steps", errors)
+        wanted = {waiting[:2] for waiting in self.waiting if step < waiting[0] + MEASURED}
+        self.measured = {key: estimator for key, estimator in self.measured.items() if key in wanted}
+        self.waiting = {waiting for waiting in self.waiting if waiting[:2] in wanted}
 
     def step(self, indices: list[int]) -> None:
         """Takes one training step on the images at these positions."""
         losses = self.losses(indices)
-        for estimator in self.measured.values() if self.waiting else ():
+        for estimator in self.measured.values():
             estimator.norms(losses, self.params, estimator.prepare(losses, self.params))
         norms = self.norms.norms(losses, self.params, self.norms.prepare(losses, self.params))
         self.optimizer.zero_grad()

@@ -38,7 +38,8 @@ def train_step(
         key: Selects the random numbers and identifies the images, as for `Method.passes`.
         transform: How augmentation made x of the stored images, as for `Method.passes`.
         alpha: Largest norm of an example's gradient under an optimiser that is not of pyengm.optim, see
-            `pyengm.clipped_backward`; None takes the mean gradient.
+            `pyengm.clipped_backward`; None takes the mean gradient. What is fitted under batch norm is kept for the
+            optimiser from step to step, outside its state_dict; several processes must call equally often.
         scaler: Scales the losses of mixed precision in fp16.
         average: Called when the gradients of an update are complete, to make them the mean over several processes.
 
