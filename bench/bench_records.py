@@ -89,9 +89,10 @@ def main() -> None:
         device="cpu",
     ).resolve()
     components = build_components(config)
-    assert components.probe is not None
+    images = components.probe
+    assert images is not None
     steps = times_of_steps(config, components, 0, options.rounds)
-    probe = seconds(lambda: measure_probe(config, components, components.probe, 0))
+    probe = seconds(lambda: measure_probe(config, components, images, 0))
     plain = median(steps + times_of_steps(config, components, 0, options.rounds))
     difference = time_of_log(components, config.schedule.batch_size)
     epoch = plain * IMAGES / config.schedule.batch_size

@@ -134,7 +134,9 @@ def _shorter_optimizer(paper: TrainConfig, share: float, epochs: int, batches: f
     An epoch keeps its number of outer steps: with the paper's 20 batches to each, one of 60 batches would have three.
     """
     known = own_arguments(ALL_OPTIMIZERS[paper.optimizer.name])
-    options = dict(word.split("=", 1) for word in paper.optimizer.options if word.lower() != "until_epoch=none")
+    options: dict[str, str] = dict(
+        word.split("=", 1) for word in paper.optimizer.options if word.lower() != "until_epoch=none"
+    )
     for name, least in ALL_OPTIMIZERS[paper.optimizer.name].info.epoch_options.items():
         if name in options:
             options[name] = str(_shorter(int(options[name]), share, least))

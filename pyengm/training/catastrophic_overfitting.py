@@ -1,6 +1,7 @@
 """Catastrophic overfitting: the accuracy under PGD collapses within an epoch, as fast attacks become ineffective."""
 
 import warnings
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ def training_accuracy(config: TrainConfig, components: TrainComponents, epoch: i
     attack: Attack = pgd if name is None else create_attack(name, threat, seed)
     correct = seen = 0
     for batch in components.batches.epoch(epoch):
-        options = {"key": Key(seed, epoch, batch.index)} if getattr(attack, "keyed", False) else {}
+        options: dict[str, Any] = {"key": Key(seed, epoch, batch.index)} if getattr(attack, "keyed", False) else {}
         x_adv = attack(components.model, batch.x, batch.y, **options)
         with attack_mode(components.model, "eval"), torch.no_grad():
             correct += (components.model(x_adv).argmax(dim=1) == batch.y).sum().item()

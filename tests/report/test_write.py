@@ -61,6 +61,12 @@ def report(tmp_path, *runs, **options) -> tuple[str, Checked]:
     return text, Checked(text)
 
 
+def test_results_without_checks(run, content, tmp_path):
+    (run / "results.json").write_text(json.dumps(content))
+    _, page = report(tmp_path, run)
+    assert "No checks of trust were recorded for first-run." in page.text
+
+
 def test_a_run(run, tmp_path):
     text, page = report(tmp_path, run)
     results = json.loads((run / "results.json").read_text())
@@ -68,7 +74,7 @@ def test_a_run(run, tmp_path):
         assert section in page.text
     assert f"{100 * results['best']['autoattack']:.2f}" in page.text
     assert f"{100 * results['last']['pgd20_l2']:.2f}" in page.text
-    assert "No checks of trust were recorded for first-run." in page.text
+    assert "not checked: AutoAttack has 4 images here" in page.text
     assert len(page.all("img")) == 30
     assert {"Accuracy", "Loss", "Clipped examples"} <= set(re.findall(r"<figcaption>(.*?)</figcaption>", text))
     assert "weight_decay" in page.text
