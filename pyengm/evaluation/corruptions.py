@@ -87,7 +87,7 @@ def _load(path: Path) -> np.ndarray:
 
 def _dataset(images: np.ndarray, labels: Any, data: ImageDataset, name: str) -> ImageDataset:
     pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
-    return ImageDataset(pixels, torch.as_tensor(np.asarray(labels)).long(), data.classes, name, "test")
+    return ImageDataset(pixels, torch.as_tensor(np.array(labels)).long(), data.classes, name, "test")
 
 
 def _from_library(data: ImageDataset, seed: int) -> Iterator[tuple[str, list[ImageDataset]]]:

@@ -1,9 +1,13 @@
 """Evaluations that are killed and go on where they stopped, for attacks other than AutoAttack."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from helpers import killed_evaluation
 from helpers.evaluation import CPU, data_for, network
 
 from pyengm.attacks import PGD, ThreatModel
@@ -61,6 +65,19 @@ def test_an_interrupted_attack_goes_on(attack, seconds, tmp_path, monkeypatch):
     finished = Stops(network())
     assert evaluate(finished, data, state=tmp_path, **options) == expected
     assert finished.images == len(data) + 1  # the natural accuracy, and one image that tells the number of classes
+
+
+@pytest.mark.slow
+def test_a_killed_attack_goes_on(tmp_path):
+    wholes = {attack: killed_evaluation.run(attack, None) for attack in ATTACKS}
+    limits = [f"{attack}={images * 3 // 4}" for attack, (_, images) in wholes.items()]
+    tests = Path(killed_evaluation.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
+    subprocess.run([sys.executable, "-m", "helpers.killed_evaluation", tmp_path, *limits], env=environment, check=True)
+    for number, (attack, (expected, images)) in enumerate(wholes.items()):
+        found, again = killed_evaluation.run(attack, tmp_path / str(number))
+        assert found == expected, attack
+        assert again < images, attack
 
 
 def test_what_decides_the_values(tmp_path):
