@@ -15,6 +15,8 @@ from pyengm.errors import ConfigError, DataError
 from pyengm.evaluation.accuracy import accuracy
 
 LIBRARY = "imagecorruptions"  # in place of a folder: the corruptions are made from the test images
+PACKAGE = "imagecorruptions-imaug"  # the one of that module that runs with a scikit-image of today
+SEEDED = ("impulse_noise", "glass_blur")  # the others draw from numpy's generator
 LABELS = "labels.npy"
 SEVERITIES = 5
 
@@ -41,7 +43,7 @@ def evaluate_corruptions(
 
     References:
         Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations";
-        Michaelis et al. 2019 (imagecorruptions).
+        Michaelis et al. 2019 (imagecorruptions); `pip install imagecorruptions-imaug`.
     """
     sets = _from_library(data, seed) if str(source) == LIBRARY else _from_folder(source, data)
     return {
@@ -94,7 +96,7 @@ def _from_library(data: ImageDataset, seed: int) -> Iterator[tuple[str, list[Ima
     try:
         imagecorruptions = import_module(LIBRARY)
     except ImportError as error:
-        raise ConfigError(f"pip install {LIBRARY}, which corrupts the images, or give a folder") from error
+        raise ConfigError(f"pip install {PACKAGE}, which corrupts the images, or give a folder") from error
     if min(data.shape[1:]) < 32 or data.shape[0] not in (1, 3):
         shape = "x".join(map(str, data.shape))
         raise ConfigError(f"{LIBRARY} takes grey or coloured images of 32 pixels and more; got {shape}")
@@ -107,12 +109,14 @@ def _corrupted(corrupt: Any, data: ImageDataset, name: str, severity: int, seed:
     try:
         pixels = []
         for image, index in zip(_as_uint8(data), data.index.tolist(), strict=True):
-            np.random.seed((seed * 1_000_003 + index) % 2**32)  # noqa: NPY002
-            spoiled = corrupt(image, corruption_name=name, severity=severity)
+            own = (seed * 1_000_003 + index) % 2**32
+            np.random.seed(own)  # noqa: NPY002
+            options = {"seed": own} if name in SEEDED else {}
+            spoiled = corrupt(image, corruption_name=name, severity=severity, **options)
             pixels.append(spoiled if spoiled.ndim == 3 else spoiled[..., None])
     finally:
         np.random.set_state(state)  # noqa: NPY002
-    return _dataset(np.stack(pixels)[..., : data.shape[0]], data.labels, data, name)
+    return _dataset(np.stack(pixels)[..., : data.shape[0]], data.labels.numpy(), data, name)
 
 
 def _as_uint8(data: ImageDataset) -> Iterator[np.ndarray]:

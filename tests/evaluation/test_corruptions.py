@@ -81,7 +81,7 @@ def test_a_folder_that_is_none(model, tmp_path):
 
 def test_the_library_is_named_where_it_is_missing(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
-    with pytest.raises(ConfigError, match="pip install imagecorruptions"):
+    with pytest.raises(ConfigError, match="pip install imagecorruptions-imaug"):
         evaluate_corruptions(model, "imagecorruptions", data_for(model), device=CPU)
 
 
