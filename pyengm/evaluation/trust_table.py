@@ -30,21 +30,28 @@ def _warning(warning: dict[str, Any]) -> Text:
 
 
 def trust_table(results: dict[str, Any]) -> Table:
-    """A row per check, which passes or warns, with the numbers that decided.
+    """A row per threat model and models with the same outcome: how many checks pass, and each one that warns.
 
     Args:
-        results: results of `evaluate_checkpoints`.
+        results: results of `evaluate_checkpoints`, whose "trust" has the figures of the checks that pass, too.
     """
     table = Table(title="Can these accuracies be trusted?", title_justify="left", show_lines=False)
-    for column in ("model", "threat model", "check", "", "figures"):
+    for column in ("model", "threat model", "checks"):
         table.add_column(column, overflow="fold")
     threats = {threat["norm"]: str(ThreatModel(**threat)) for threat in results["threats"]}
-    for model, blocks in results["trust"].items():
-        for norm, block in blocks.items():
-            if not block["checks"]:
-                table.add_row(model, threats[norm], "none", "", block["reason"])
-            for i, check in enumerate(block["checks"]):
-                names = ("", "") if i else (model, f"{threats[norm]}, {block['images']} images")
-                table.add_row(*names, check["title"], "passes" if check["passed"] else "WARNS", check["figure"])
-            table.add_section()
+    for norm, threat in threats.items():
+        outcomes: dict[str, list[str]] = {}
+        for model, blocks in results["trust"].items():
+            outcomes.setdefault(_outcome(blocks[norm]), []).append(model)
+        for outcome, models in outcomes.items():
+            table.add_row(", ".join(models), threat, outcome)
     return table
+
+
+def _outcome(block: dict[str, Any]) -> str:
+    checks = block["checks"]
+    if not checks:
+        return f"none: {block['reason']}"
+    warned = [check for check in checks if not check["passed"]]
+    lines = [f"{len(checks) - len(warned)} of {len(checks)} pass, on {block['images']} images"]
+    return "\n".join(lines + [f"fails: {check['title']} ({check['figure']})" for check in warned])

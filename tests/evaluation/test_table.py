@@ -82,6 +82,7 @@ def test_warnings_and_checks_are_in_the_tables():
     }
     results = {
         "one": {"natural": 0.9},
+        "two": {"natural": 0.9},
         "threats": [{"norm": "linf", "eps": 0.05}, {"norm": "l2", "eps": 0.3}],
         "images": {"all": 360, "autoattack": 100},
         "warnings": [warning],
@@ -89,16 +90,22 @@ def test_warnings_and_checks_are_in_the_tables():
             "one": {
                 "linf": {"images": 100, "checks": [check, check | {"passed": True, "title": "other"}], "curve": {}},
                 "l2": {"images": 0, "checks": [], "curve": {}, "reason": "too few images"},
-            }
+            },
+            "two": {
+                "linf": {"images": 100, "checks": [check, check | {"passed": True, "title": "other"}], "curve": {}},
+                "l2": {"images": 20, "checks": [check | {"passed": True}], "curve": {}},
+            },
         },
     }
     console = Console(file=io.StringIO(), width=240)
     console.print(evaluation_tables(results, "one"))
     lines = console.file.getvalue().splitlines()
     assert any("warning: one, APGD-T (L2, eps = 0.3): doubt" in line for line in lines)
-    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.count("│") == 6]
+    lines = lines[next(i for i, line in enumerate(lines) if "trusted" in line) :]
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.count("│") == 4]
     assert cells == [
-        ["one", "L-infinity, eps = 0.05, 100 images", "random noise is harmless", "WARNS", "12.0 % at the worst point"],
-        ["", "", "other", "passes", "12.0 % at the worst point"],
-        ["one", "L2, eps = 0.3", "none", "", "too few images"],
+        ["one, two", "L-infinity, eps = 0.05", "1 of 2 pass, on 100 images"],
+        ["", "", "fails: random noise is harmless (12.0 % at the worst point)"],
+        ["one", "L2, eps = 0.3", "none: too few images"],
+        ["two", "L2, eps = 0.3", "1 of 1 pass, on 20 images"],
     ]

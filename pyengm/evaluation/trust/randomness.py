@@ -15,7 +15,8 @@ def check_outputs_repeat(probe: Probe) -> Check:
     size = first.norm(dim=1).clamp(min=1e-10)
     others = (probe.logits(probe.x).double() for _ in range(CALLS - 1))
     largest = max(((other - first).norm(dim=1) / size).max().item() for other in others)
-    figure = f"they differ by up to {largest:.1e} of their size in {CALLS} calls"
+    differ = f"they differ by up to {largest:.1e} of their size" if largest > 0 else "they are equal"
+    figure = f"{differ} in {CALLS} calls"
     return Check("outputs_repeat", "outputs on the same images are the same", largest <= ALLOWED, figure)
 
 
