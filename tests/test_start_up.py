@@ -61,7 +61,7 @@ def test_what_type_checkers_see_is_what_is_imported():
 def test_ctrl_c_during_the_imports_is_no_traceback(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(pyengm.__file__).parents[1])}
     code = "print('begun', flush=True)\nimport sys\nfrom pyengm.cli import main\nsys.exit(main(['train', '--dry-run']))"
-    for wait in (0.2, 0.7, 1.2, 1.7):
+    for wait in (0.2, 0.5, 0.8, 1.1):
         process = subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )

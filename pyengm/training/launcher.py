@@ -6,7 +6,6 @@ one worker it kills the others within 30 seconds, whatever its shutdown_timeout.
 """
 
 import gc
-import importlib
 import os
 import signal
 import socket
@@ -52,9 +51,6 @@ def process_group() -> Iterator[None]:
         return
     if LAUNCHER in os.environ:
         threading.Thread(target=_stop_with_launcher, args=(int(os.environ[LAUNCHER]),), daemon=True).start()
-    # Imported with a group, these functions keep it as a default argument, and its threads alive until the interpreter
-    # ends; a thread that then still holds a tensor aborts the process.
-    importlib.import_module("torch.distributed.nn.functional")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(backend, timeout=TIMEOUT)
     try:

@@ -1,12 +1,18 @@
 """Collective operations over the processes that train one model; a process alone needs no group."""
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
 T = TypeVar("T")
+
+if distributed.is_available():
+    # Imported when there is a group, these functions keep it as a default argument, and its threads alive until the
+    # interpreter ends; a thread that then still holds a tensor aborts the process.
+    import_module("torch.distributed.nn.functional")
 
 
 def is_initialized() -> bool:

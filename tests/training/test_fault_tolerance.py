@@ -26,6 +26,7 @@ import pytest
 import torch
 from helpers.phase_logger import PHASES, phases_path, read_phases
 from PIL import Image
+from safetensors.torch import load_file
 from torch import distributed
 
 import pyengm
@@ -68,8 +69,10 @@ def check_whole(run: RunFolder) -> None:
         load_checkpoint(path)  # compares with the digest in the header
     for path in run.path.glob("*.jsonl"):
         assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == list(range(count_lines(path)))
-    for path in (*run.path.glob("*.json"), *run.path.glob("autoattack/[!.]*")):
+    for path in (*run.path.glob("*.json"), *run.path.glob("autoattack/*.json")):
         json.loads(path.read_text())
+    for path in run.path.glob("autoattack/*.safetensors"):
+        load_file(path)
     if run.curves.exists():
         Image.open(run.curves).load()
     if run.config.exists():

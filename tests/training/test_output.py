@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyengm import cli
+from pyengm.evaluation import DETAILS
 from pyengm.training import RunFolder, TrainConfig, train
 
 TINY = ["--model", "cnn4", "--width", "2", "--attack-steps", "1", "--batch-size", "30", "--autoattack-examples", "2"]
@@ -93,7 +94,9 @@ def test_a_script_trains_once(first_digits, tmp_path, environment, guard):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines().count("begun") == 1
-    assert done.stdout.splitlines()[-1] == "['best', 'images', 'last', 'robust_overfitting', 'threats']"
+    assert done.stdout.splitlines()[-1] == str(
+        sorted(["best", "images", "last", "robust_overfitting", "threats", *DETAILS])
+    )
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-pgd_at-engm-001"]
 
 
