@@ -1,5 +1,7 @@
 """Collective operations over the processes that train one model; a process alone needs no group."""
 
+import atexit
+import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, TypeVar
@@ -13,6 +15,8 @@ if distributed.is_available():
     # Imported when there is a group, these functions keep it as a default argument, and its threads alive until the
     # interpreter ends; a thread that then still holds a tensor aborts the process.
     import_module("torch.distributed.nn.functional")
+    # A thread that waits for the interpreter to free the tensor of the last collective gets it before the end begins.
+    atexit.register(time.sleep, 0.01)
 
 
 def is_initialized() -> bool:
