@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from pyengm.attacks.keyed import run_attack
 from pyengm.attacks.logits import logits_of
 from pyengm.attacks.losses import cross_entropy
 from pyengm.attacks.model_state import running_statistics_kept
@@ -79,8 +80,7 @@ def attacked(model: nn.Module, batch: ImageBatch, attack: Attack | None) -> Tens
     """Adversarial examples (b, ...) of an attack; the images themselves without one."""
     if attack is None:
         return batch.x
-    options: dict[str, Any] = {"key": batch.key} if getattr(attack, "keyed", False) else {}
-    return attack(model, batch.x, batch.y, **options).detach()
+    return run_attack(attack, model, batch.x, batch.y, batch.key).detach()
 
 
 @contextmanager

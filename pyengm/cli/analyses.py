@@ -106,11 +106,12 @@ class Subject:
         """Keyword arguments of the analyses of FOSC."""
         if self.attack.name != "pgd":
             raise ConfigError("FOSC is that of PGD on the cross-entropy: give --attack pgd:steps=..,step_size=..")
-        if self.attack.options.get("loss", "ce") != "ce" or self.attack.options.get("restarts", 1) != 1:
+        options = self.attack.options
+        if options["loss"] != "ce" or options.get("restarts", 1) != 1:
             raise ConfigError(
                 "FOSC is that of PGD on the cross-entropy without restarts: leave loss= and restarts= out"
             )
-        return {**self.options(), "step_size": self.attack.step_size, "steps": self.attack.steps}
+        return {**self.options(), "step_size": options["step_size"], "steps": options["steps"]}
 
 
 @dataclass(frozen=True)

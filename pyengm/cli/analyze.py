@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -21,6 +20,7 @@ from pyengm.cli.analysis_attacks import parse_attack
 from pyengm.cli.analysis_files import save_analysis
 from pyengm.data import ImageDataset, load
 from pyengm.errors import ConfigError, Interrupted
+from pyengm.evaluation.hashes import hash_of_images
 from pyengm.evaluation.model_sources import CheckpointSource
 from pyengm.evaluation.one_threat import evenly_spread
 from pyengm.models import read_info
@@ -33,8 +33,6 @@ from pyengm.utils.did_you_mean import did_you_mean
 from pyengm.utils.distributed import rank
 from pyengm.utils.import_object import check_trusted, is_object_spec
 from pyengm.utils.terminal import is_quiet, log
-
-SNAPSHOTS = "snapshots"
 
 
 @dataclass(frozen=True)
@@ -158,20 +156,21 @@ def _subject(options: AnalyzeConfig, targets: list[Path]) -> Subject:
 
 def _models(target: Path, options: AnalyzeConfig) -> list[AnalyzedModel]:
     """The checkpoints of a target that the options name, by epoch."""
+    snapshots = RunFolder(target).snapshots
     if not target.is_dir():
         paths = [target]
     elif options.checkpoint in ("best", "last"):
         run = RunFolder.open(target)
         paths = [run.best if options.checkpoint == "best" else run.last]
     elif options.checkpoint == "all":
-        paths = sorted((target / SNAPSHOTS).glob("epoch-*.safetensors"))
+        paths = sorted(snapshots.glob("epoch-*.safetensors"))
     else:
         number = options.checkpoint.removeprefix("epoch-")
         if number == options.checkpoint or not (number.isascii() and number.isdigit()):
             raise ConfigError(f"checkpoint is {options.checkpoint!r}; expected best, last, epoch-N or all")
-        paths = [target / SNAPSHOTS / f"epoch-{int(number):04}.safetensors"]
+        paths = [snapshots / f"epoch-{int(number):04}.safetensors"]
     if not paths or not paths[0].is_file():
-        there = ", ".join(path.stem for path in sorted((target / SNAPSHOTS).glob("epoch-*.safetensors"))) or "none"
+        there = ", ".join(path.stem for path in sorted(snapshots.glob("epoch-*.safetensors"))) or "none"
         raise ConfigError(
             f"{target} has no such weights ({options.checkpoint}); its snapshots: {there} (pyengm train --snapshots)"
         )
@@ -207,16 +206,9 @@ def _describe(options: AnalyzeConfig, subject: Subject) -> dict[str, Any]:
             "name": subject.data.name,
             "split": options.split,
             "examples": len(subject.data),
-            "sha256": _digest_of_data(subject.data),
+            "sha256": hash_of_images(subject.data),
         },
     }
-
-
-def _digest_of_data(data: ImageDataset) -> str:
-    digest = hashlib.sha256()
-    for tensor in (data.images[:], data.labels, data.index):
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _digest(name: str, description: dict[str, Any]) -> str:

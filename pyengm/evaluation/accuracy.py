@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyengm.attacks import attack_mode
+from pyengm.attacks.keyed import run_attack
 from pyengm.attacks.logits import Model, logits_of
 from pyengm.attacks.losses import cross_entropy, log_softmax
 from pyengm.attacks.model_state import module_of
@@ -105,7 +106,7 @@ def predict(
         bn: mode of the model, and of its dropout and norm layers, for the predictions, see `attack_mode`. An attack has
             a mode of its own.
         keep_images: whether the predictions come with the images that the model was given.
-        resumable: where the predictions of each batch are kept, so that a later call goes on from them.
+        resumable: where the predictions of each batch are kept, so that a later call resumes from them.
         on_batch: called after each batch with the number of images done and their total number in this process.
 
     Returns:
@@ -143,9 +144,7 @@ def _predict(
     """Correct or not, confidence and loss, (n, 3), followed by the pixels of the images where these are kept."""
     x = batch.x
     if attack is not None:
-        keyed = getattr(attack, "keyed", False)
-        options = {"key": Key(seed, 0, batch.index)} if keyed else {}
-        x = attack(model, x, batch.y, **options)
+        x = run_attack(attack, model, x, batch.y, Key(seed, 0, batch.index))
     with attack_mode(model, bn), torch.no_grad():
         logits = logits_of(model, x, batch.y)
     if not logits.isfinite().all():

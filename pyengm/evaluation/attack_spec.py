@@ -255,7 +255,7 @@ def _check_transfer(spec: AttackSpec, attack: Any, surrogate: bool) -> None:
 
 
 def _split(text: str, rest: str) -> dict[str, list[str]]:
-    """Values by option; a part without = goes on with the option before it."""
+    """Values by option; a part without = is a further value of the option before it."""
     given: dict[str, list[str]] = {}
     option = ""
     for part in rest.split(","):

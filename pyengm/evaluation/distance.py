@@ -27,7 +27,7 @@ def robustness_distance(
         data: the images.
         attack: DeepFool() by default.
         device: device of the model.
-        resumable: where the distances of each batch are kept, so that a later call goes on from them.
+        resumable: where the distances of each batch are kept, so that a later call resumes from them.
 
     Returns:
         The mean distance in pixel units.

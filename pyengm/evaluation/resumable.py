@@ -1,4 +1,4 @@
-"""Values of every image, computed batch by batch, from which an interrupted evaluation goes on."""
+"""Values of every image, computed batch by batch, from which an interrupted evaluation resumes."""
 
 import hashlib
 import json

@@ -2,29 +2,15 @@
 
 from typing import Any
 
-from pyengm.evaluation.attack_registry import AUTOATTACKS, DISTANCES, NATURAL, SAME_EXAMPLES
-from pyengm.evaluation.attack_spec import parse_spec
+from pyengm.attacks import ThreatModel
+from pyengm.evaluation.attack_registry import NATURAL
 from pyengm.evaluation.one_threat import AFTER
+from pyengm.evaluation.result_key import read_key
 
 
 def standard_error(accuracy: float, images: int) -> float:
     """Standard error sqrt(p (1 - p) / n) of an accuracy p in [0, 1] that was measured on n images."""
     return (accuracy * (1 - accuracy) / images) ** 0.5
-
-
-def image_count(key: str, results: dict[str, Any]) -> int:
-    """The number of images that a result was measured on.
-
-    Args:
-        key: its name among the results of a model.
-        results: results of `evaluate_checkpoints`.
-    """
-    if ":" in key:
-        return results["images"]["autoattack" if parse_spec(key).name in AUTOATTACKS else "all"]
-    name = key.removeprefix(AFTER)
-    for threat in results["threats"][1:]:
-        name = name.removesuffix(f"_{threat['norm']}")
-    return results["images"]["autoattack" if name in (*AUTOATTACKS, SAME_EXAMPLES) else "all"]
 
 
 def standard_errors(results: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -34,11 +20,15 @@ def standard_errors(results: dict[str, Any]) -> dict[str, dict[str, float]]:
         results: results of `evaluate_checkpoints`.
     """
     models = {name: values for name, values in results.items() if isinstance(values, dict) and NATURAL in values}
-    return {
-        model: {
-            key: standard_error(value, image_count(key, results))
+    threats = [ThreatModel(**threat) for threat in results["threats"]]
+    all_images, few = results["images"]["all"], results["images"]["autoattack"]
+
+    def errors(values: dict[str, float]) -> dict[str, float]:
+        read = {key: read_key(key.removeprefix(AFTER), threats) for key in values}
+        return {
+            key: standard_error(value, few if key.startswith(AFTER) or read[key].on_few else all_images)
             for key, value in values.items()
-            if key.partition(":")[0] not in DISTANCES
+            if not read[key].is_distance
         }
-        for model, values in models.items()
-    }
+
+    return {model: errors(values) for model, values in models.items()}

@@ -6,9 +6,9 @@ from rich.table import Table
 
 from pyengm.attacks import ThreatModel
 from pyengm.attacks.autoattack import MEMBERS
-from pyengm.evaluation.attack_registry import DISTANCES, NATURAL, TITLES, member_key
-from pyengm.evaluation.attack_spec import AttackSpec, parse_spec
+from pyengm.evaluation.attack_registry import NATURAL, TITLES, member_key
 from pyengm.evaluation.one_threat import AFTER
+from pyengm.evaluation.result_key import read_key
 from pyengm.evaluation.standard_errors import standard_errors
 
 
@@ -38,9 +38,9 @@ def results_table(results: dict[str, Any], title: str, spread: dict[str, Any] | 
     threats = [ThreatModel(**threat) for threat in results["threats"]]
     for key in results[columns[0]]:
         if not key.startswith(AFTER):
-            attack, threat = _parse(key, threats)
-            cells = (_cell(key, results[name][key], spread.get(name, {}).get(key)) for name in columns)
-            table.add_row(attack, threat, *cells)
+            read = read_key(key, threats)
+            cells = (_cell(read.is_distance, results[name][key], spread.get(name, {}).get(key)) for name in columns)
+            table.add_row(read.title, "" if key == NATURAL else read.threat_text(), *cells)
     return table
 
 
@@ -48,31 +48,8 @@ def _checkpoints(results: dict[str, Any]) -> list[str]:
     return [name for name, value in results.items() if isinstance(value, dict) and NATURAL in value]
 
 
-def _parse(key: str, threats: list[ThreatModel]) -> tuple[str, str]:
-    """Titles of the attack and the threat model of a result."""
-    if key == NATURAL:
-        return TITLES[key], ""
-    if ":" in key:
-        return _parse_spec(parse_spec(key), threats)
-    if key in DISTANCES:
-        return TITLES[key], "mean distance in L2"
-    threat = next((t for t in threats[1:] if key.endswith(f"_{t.norm}")), threats[0])
-    return TITLES[key if key in TITLES else key.removesuffix(f"_{threat.norm}")], str(threat)
-
-
-def _parse_spec(spec: AttackSpec, threats: list[ThreatModel]) -> tuple[str, str]:
-    if spec.info.is_distance:
-        return spec.title(), "mean distance in L2"
-    threat = next((t for t in threats if t.norm == spec.norm), None) or next(t for t in threats if spec.applies_to(t))
-    return spec.title(), str(ThreatModel(threat.norm, spec.eps[0]) if spec.eps else threat)
-
-
-def _is_distance(key: str) -> bool:
-    return key.partition(":")[0] in DISTANCES
-
-
-def _cell(key: str, value: float, spread: float | None) -> str:
-    if _is_distance(key):
+def _cell(is_distance: bool, value: float, spread: float | None) -> str:
+    if is_distance:
         return f"rho = {value:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
     return f"{100 * value:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from pyengm.attacks import AutoAttack, ThreatModel
 from pyengm.evaluation.attack_spec import parse_spec
+from pyengm.evaluation.trust.probe import MAX_IMAGES
 
 STEP = 3  # forward passes that a step with an input gradient takes as long as
 MEMBERS = {"apgd-ce": 300, "apgd-t": 1350, "fab-t": 1350, "square": 2500}  # half of the images resist the first one
 DISTANCE = 500
+CHECKS = 1300  # of the block of checks, for an image: 250 steps, 500 queries and some predictions
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Work:
 
 
 def parts_of(attacks: Sequence[str], threat: ThreatModel, images: int, few: int, *, transfer: bool) -> list[Part]:
-    """The parts of `evaluate_one_threat`, in their order.
+    """The parts of `evaluate_source`, in their order: those of `evaluate_one_threat`, and the checks of the results.
 
     Args:
         attacks: names or specs of attacks.
@@ -83,4 +85,4 @@ def parts_of(attacks: Sequence[str], threat: ThreatModel, images: int, few: int,
         else:
             passes = getattr(attack, "steps", DISTANCE) * getattr(attack, "restarts", 1)
             parts.append(Part(images * STEP * float(passes)))
-    return parts
+    return [*parts, Part(CHECKS * min(few, MAX_IMAGES))]

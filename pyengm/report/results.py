@@ -12,8 +12,8 @@ from pyengm.attacks import ThreatModel
 from pyengm.errors import ConfigError, DataError
 from pyengm.evaluation.attack_registry import NATURAL
 from pyengm.evaluation.one_threat import AFTER
+from pyengm.evaluation.result_key import ResultKey, read_key
 from pyengm.report.interval import wilson_interval
-from pyengm.report.result_key import ResultKey, read_key
 from pyengm.report.scrub import scrub
 
 DETAILS = ("standard_errors", "warnings", "trust")  # results about results, which older files lack

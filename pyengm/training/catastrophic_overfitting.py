@@ -1,11 +1,11 @@
 """Catastrophic overfitting: the accuracy under PGD collapses within an epoch, as fast attacks become ineffective."""
 
 import warnings
-from typing import Any
 
 import torch
 
 from pyengm.attacks import PGD, attack_mode
+from pyengm.attacks.keyed import run_attack
 from pyengm.evaluation import create_attack
 from pyengm.ops import Key
 from pyengm.training.builders import TrainComponents
@@ -33,8 +33,7 @@ def training_accuracy(config: TrainConfig, components: TrainComponents, epoch: i
     attack = pgd if name is None else create_attack(name, threat, seed)
     correct = seen = 0
     for batch in components.batches.epoch(epoch):
-        options: dict[str, Any] = {"key": Key(seed, epoch, batch.index)} if getattr(attack, "keyed", False) else {}
-        x_adv = attack(components.model, batch.x, batch.y, **options)
+        x_adv = run_attack(attack, components.model, batch.x, batch.y, Key(seed, epoch, batch.index))
         with attack_mode(components.model, "eval"), torch.no_grad():
             correct += (components.model(x_adv).argmax(dim=1) == batch.y).sum().item()
         seen += batch.size

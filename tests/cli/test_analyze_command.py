@@ -127,15 +127,18 @@ def test_attacks_as_texts():
     pgd = parse_attack("pgd:eps=8/255,step_size=2/255,steps=7,loss=margin", trained).create("train")
     assert (pgd.threat.eps, pgd.step_size, pgd.steps, pgd.bn) == (8 / 255, 2 / 255, 7, "batch_stats")
     assert parse_attack("none", trained).create("eval") is None
-    assert parse_attack("pgd", trained).step_size == 0.025
+    assert parse_attack("pgd", trained).options["step_size"] == 0.025
     for text, message in {
         "pdg": "did you mean",
         "pgd:step=2": "unknown option",
         "fgsm:steps=2": "those of fgsm",
-        "pgd:steps=two": "expected a number",
+        "pgd:steps=two": "expected an integer",
         "pgd:steps=0": "steps",
         "pgd:norm=l2": "eps beside norm",
         "pgd:steps=1,steps=2": "twice",
+        "pgd:eps=0.1,0.2": "one radius",
+        "pgd:on=surrogate": "on the model itself",
+        "cw": "expected none, fgsm, pgd",
     }.items():
         with pytest.raises(ConfigError, match=message):
             parse_attack(text, trained)

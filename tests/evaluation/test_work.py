@@ -3,7 +3,7 @@
 import pytest
 
 from pyengm.attacks import ThreatModel
-from pyengm.evaluation.work import MEMBERS, STEP, Part, Work, parts_of
+from pyengm.evaluation.work import CHECKS, MEMBERS, STEP, Part, Work, parts_of
 
 LINF = ThreatModel("linf", 0.1)
 
@@ -30,8 +30,10 @@ def test_passes_that_are_not_those_expected():
 
 
 def test_parts_of_an_evaluation():
-    natural, pgd, autoattack, deepfool = parts_of(["pgd20", "autoattack", "deepfool"], LINF, 100, 10, transfer=False)
+    attacks = ["pgd20", "autoattack", "deepfool"]
+    natural, pgd, autoattack, deepfool, checks = parts_of(attacks, LINF, 100, 10, transfer=False)
     assert (natural.cost, pgd.cost) == (100, 100 * 20 * STEP)
     assert autoattack.cost == 10 * sum(MEMBERS.values())
     assert deepfool.cost > 0
-    assert len(parts_of(["pgd20"], LINF, 100, 10, transfer=True)) == 3
+    assert checks.cost == 10 * CHECKS
+    assert len(parts_of(["pgd20"], LINF, 100, 10, transfer=True)) == 4

@@ -32,7 +32,7 @@ def test_accuracy_against_eps(tmp_path, detailed):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(detailed))
     (chart,) = eps_charts(find_sources([path]))
-    attack, trust = (next(line for line in chart.series if text in line.label) for text in ("steps 5", "checks"))
+    attack, trust = (next(line for line in chart.series if text in line.label) for text in ("steps=5", "checks"))
     natural = detailed["best"]["natural"]
     assert len(chart.series) == 3  # the attack on best and last, and the checks of best
     assert attack.x == [0.05, 0.1, 0.15]  # natural accuracies are of other images, as the standard error says

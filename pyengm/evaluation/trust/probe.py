@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import PGD, ThreatModel, attack_mode
+from pyengm.attacks.keyed import run_attack
 from pyengm.attacks.logits import logits_of
 from pyengm.attacks.validation import finite_logits
 from pyengm.data import ImageDataset, Loader
@@ -60,8 +60,7 @@ class Probe:
 
     def attacked(self, attack: Callable[..., Tensor]) -> Tensor:
         """Adversarial examples (n, c, h, w) of an attack."""
-        options: dict[str, Any] = {"key": self.key} if getattr(attack, "keyed", False) else {}
-        return attack(self.model, self.x, self.y, **options)
+        return run_attack(attack, self.model, self.x, self.y, self.key)
 
     def pgd(self, steps: int, eps: float | None = None) -> PGD:
         """PGD on the margin as the evaluations have it: steps of eps / 10, finer ones where there are more than 20."""

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyengm.attacks import ThreatModel
-from pyengm.attacks.autoattack import MEMBERS
 from pyengm.errors import ConfigError
-from pyengm.evaluation.attack_registry import DISTANCES, NATURAL, SAME_EXAMPLES, TITLES, member_key
-from pyengm.training.option_types import parse_number
+from pyengm.evaluation.attack_registry import AUTOATTACKS, DISTANCES, NATURAL, SAME_EXAMPLES, TITLES
+from pyengm.evaluation.attack_spec import parse_spec
 
-ON_FEW = frozenset({"autoattack", SAME_EXAMPLES, *map(member_key, MEMBERS)})  # run on AutoAttack's images
+ON_FEW = frozenset({SAME_EXAMPLES, *AUTOATTACKS})  # run on AutoAttack's images
 
 
 @dataclass(frozen=True)
@@ -76,22 +75,13 @@ def read_key(key: str, threats: Sequence[ThreatModel]) -> ResultKey:
 
 
 def _read_spec(key: str, threats: Sequence[ThreatModel]) -> ResultKey:
-    """NAME:OPTION=VALUE,..., whose options norm and eps are those of the threat model."""
-    name, _, rest = key.partition(":")
-    options = dict(part.split("=", 1) for part in rest.split(",") if "=" in part)
-    norm, eps = options.pop("norm", None), options.pop("eps", None)
-    by_transfer = ", by transfer" if options.pop("on", None) == "surrogate" else ""
-    threat = next((one for one in threats if one.norm == norm), threats[0] if threats else None)
-    threat = _with_radius(threat, norm, eps)
-    shown = ", ".join(f"{option} {value}" for option, value in options.items())
-    title = TITLES.get(name, name) + (f" ({shown})" if shown else "") + by_transfer
-    return ResultKey(name, title, threat, eps is not None and threat is not None)
-
-
-def _with_radius(threat: ThreatModel | None, norm: str | None, eps: str | None) -> ThreatModel | None:
-    if eps is None or (threat is None and norm is None):
-        return threat
+    """The spec of an attack, whose options norm and eps are those of the threat model."""
     try:
-        return ThreatModel(norm or (threat.norm if threat else ""), parse_number(eps))
-    except (ConfigError, ValueError, ZeroDivisionError):  # of a later version of pyengm
-        return None
+        spec = parse_spec(key)
+    except ConfigError:  # of a later version of pyengm
+        return ResultKey(key, key, None)
+    applicable = [threat for threat in threats if spec.applies_to(threat)]
+    threat = applicable[0] if applicable else None
+    if spec.eps and (norm := spec.norm or (threat.norm if threat else None)):
+        threat = ThreatModel(norm, spec.eps[0])
+    return ResultKey(spec.name, spec.title(), threat, bool(spec.eps) and threat is not None)

@@ -3,7 +3,7 @@
 import pytest
 
 from pyengm.attacks import ThreatModel
-from pyengm.report.result_key import read_key
+from pyengm.evaluation.result_key import read_key
 
 LINF, L2 = ThreatModel("linf", 8 / 255), ThreatModel("l2", 0.5)
 
@@ -22,10 +22,10 @@ LINF, L2 = ThreatModel("linf", 8 / 255), ThreatModel("l2", 0.5)
         ("fgsm:norm=l2,eps=0.25", "FGSM", "L2, eps = 0.25"),
         ("fgsm:norm=l2", "FGSM", str(L2)),
         ("cw:on=surrogate", "C&W, by transfer", str(LINF)),
-        ("cw:steps=3,restarts=2,eps=1/255", "C&W (steps 3, restarts 2)", "L-infinity, eps = 1/255"),
+        ("pgd:steps=3,restarts=2,eps=1/255", "PGD (steps=3, restarts=2)", "L-infinity, eps = 1/255"),
         ("tomorrow", "tomorrow", str(LINF)),
         ("tomorrow_l2", "tomorrow", str(L2)),
-        ("tomorrow:eps=many", "tomorrow", ""),
+        ("tomorrow:eps=many", "tomorrow:eps=many", ""),
     ],
 )
 def test_keys(key, title, threat):
