@@ -45,12 +45,12 @@ DEFENCES = {"rounded": RoundedInput, "saturated": SaturatedSoftmax, "noisy": Noi
 
 
 @cache
-def honest_model(adversarial: bool) -> nn.Module:
+def honest_model(adversarial: bool, norm_layer: str = "bn") -> nn.Module:
     """A small network, trained on digits for a few seconds, with PGD or without an attack."""
     torch.manual_seed(0)
     data = load("digits", "train")
     images, labels = data.images.float() / 255, data.labels
-    model = build("cnn4", num_classes=10, in_channels=1, image_size=8, width=8)
+    model = build("cnn4", num_classes=10, in_channels=1, image_size=8, width=8, norm_layer=norm_layer)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     attack = PGD(THREAT.eps, THREAT.eps / 2, 3, norm=THREAT.norm)
     for _ in range(8):

@@ -31,9 +31,10 @@ def flagged(model, threat=THREAT, **options):
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize("norm_layer", ["bn", "gn"])
 @pytest.mark.parametrize("adversarial", [True, False])
-def test_no_check_warns_of_an_honest_model(adversarial, threat):
-    assert flagged(honest_model(adversarial), threat, warnings=[]) == set()
+def test_no_check_warns_of_an_honest_model(adversarial, norm_layer, threat):
+    assert flagged(honest_model(adversarial, norm_layer), threat, warnings=[]) == set()
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
