@@ -1,8 +1,9 @@
-"""Native build of pyengm: pyengm._C (C++, always) and pyengm._cuda (when nvcc is found); torch is not needed.
+"""Native build of pyengm: pyengm._C (C++, always) and a module for each release of CUDA; torch is not needed.
 
-PYENGM_CUDA=auto|0|1    auto: build pyengm._cuda when nvcc is found; 0: never; 1: fail without nvcc
+PYENGM_CUDA=auto|0|1    auto: build pyengm._cuda13 when an nvcc of CUDA 13 is found; 0: never; 1: fail without nvcc
 PYENGM_CUDA_ARCHS       "80,90+PTX" (the default): machine code per entry, +PTX adds code for later GPUs
-CXX, CXXFLAGS, LDFLAGS, CUDA_HOME, MAX_JOBS are read as usual.
+CUDA_HOME               a CUDA toolkit, or several, separated by ":", for a module of each
+CXX, CXXFLAGS, LDFLAGS, MAX_JOBS are read as usual.
 """
 
 import os
@@ -25,26 +26,50 @@ from setuptools.errors import CompileError, OptionError
 
 ROOT = Path(__file__).parent.resolve()
 LINUX = sys.platform.startswith("linux")
-CPU_MODULE, CUDA_MODULE = NATIVE_MODULES = ("pyengm._C", "pyengm._cuda")
+CPU_MODULE, CUDA_MODULE = "pyengm._C", "pyengm._cuda"  # the latter with a release of CUDA: pyengm._cuda13
 
 
-def find_nvcc() -> str | None:
-    """Path of nvcc, or None where the CUDA module is not to be built. No GPU is needed."""
+def find_nvcc() -> list[str]:
+    """Paths of nvcc, one of each toolkit; none where no CUDA module is to be built. No GPU is needed."""
     wish = os.environ.get("PYENGM_CUDA", "auto").lower()
     if wish not in {"auto", "0", "1"}:
         raise OptionError(f"PYENGM_CUDA is {wish!r}; expected auto, 0 or 1")
     if wish == "0":
-        return None
+        return []
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    if homes and os.pathsep in homes[0]:
+        found = [shutil.which("nvcc", path=str(Path(home, "bin"))) for home in homes[0].split(os.pathsep)]
+        if None in found:
+            raise OptionError(
+                f"CUDA_HOME is {homes[0]!r}; expected a CUDA toolkit, with bin/nvcc, in each of its folders"
+            )
+        return [nvcc for nvcc in found if nvcc]
     candidates = [shutil.which("nvcc", path=str(Path(home, "bin"))) for home in homes]
     candidates += [shutil.which("nvcc"), shutil.which("nvcc", path="/usr/local/cuda/bin")]
     nvcc = next(filter(None, candidates), None)
     if nvcc is None and wish == "1":
         raise OptionError(
-            "PYENGM_CUDA=1 requires the CUDA module, but nvcc was not found in CUDA_HOME, on PATH or in "
+            "PYENGM_CUDA=1 requires a CUDA module, but nvcc was not found in CUDA_HOME, on PATH or in "
             "/usr/local/cuda/bin. Install the CUDA toolkit or set CUDA_HOME to it; PYENGM_CUDA=0 builds without CUDA."
         )
-    return nvcc
+    return [nvcc] if nvcc else []
+
+
+def cuda_toolkits() -> dict[str, str]:
+    """Paths of nvcc by the name of the module that each builds: pyengm._cuda13 for CUDA 13."""
+    toolkits = {}
+    for nvcc in find_nvcc():
+        printed = subprocess.run([nvcc, "--version"], stdout=subprocess.PIPE, text=True).stdout
+        release = re.search(r"release (\d+)\.", printed)
+        if release is None:
+            raise OptionError(f"expected '{nvcc} --version' to print its release, got {printed!r}")
+        name = f"{CUDA_MODULE}{release[1]}"
+        if name in toolkits:
+            raise OptionError(
+                f"{toolkits[name]} and {nvcc} are both of CUDA {release[1]}; expected one of each release"
+            )
+        toolkits[name] = nvcc
+    return toolkits
 
 
 def find_ninja() -> str:
@@ -122,28 +147,29 @@ class NinjaBuild(build_ext):
         writer.variable("ldflags", shlex.join(link))
         writer.rule("cxx", "$cxx -MMD -MF $out.d $cxxflags -c $in -o $out", depfile="$out.d", deps="gcc")
         writer.rule("link", "$cxx $in $ldflags -o $out")
-        if nvcc := find_nvcc():
-            self.write_cuda_rules(writer, nvcc, host=["-ccbin", cxx[0]] if env("CXX") else [], include=include[:1])
+        if toolkits := cuda_toolkits():
+            self.write_cuda_rules(writer, host=["-ccbin", cxx[0]] if env("CXX") else [], include=include[:1])
         for extension in self.extensions:
-            self.write_extension(writer, extension)
+            self.write_extension(writer, extension, toolkits.get(extension.name))
 
-    def write_cuda_rules(self, writer: Writer, nvcc: str, host: list[str], include: list[str]) -> None:
+    def write_cuda_rules(self, writer: Writer, host: list[str], include: list[str]) -> None:
         flags = ["-O3", "-std=c++17", "-fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden", *host, *include]
         flags += cuda_arch_flags(os.environ.get("PYENGM_CUDA_ARCHS", "80,90+PTX"))
-        writer.variable("nvcc", shlex.quote(nvcc))
         writer.variable("cudaflags", shlex.join(flags))
         writer.rule("nvcc", "$nvcc -MMD -MF $out.d $cudaflags -c $in -o $out", depfile="$out.d", deps="gcc")
         writer.rule("nvlink", f"$nvcc {shlex.join(host)} -shared -cudart static $in -o $out")
 
-    def write_extension(self, writer: Writer, extension: Extension) -> None:
-        objects = [f"{source}.o" for source in extension.sources]
+    def write_extension(self, writer: Writer, extension: Extension, nvcc: str | None) -> None:
+        """nvcc: of the toolkit of a CUDA module."""
+        name = extension.name.rpartition(".")[2]
+        objects = [f"{name}/{source}.o" for source in extension.sources]
+        variables = {"cxxflags": f"$cxxflags -DPYENGM_CUDA_MODULE={name}", "nvcc": shlex.quote(nvcc)} if nvcc else {}
         for source, compiled in zip(extension.sources, objects, strict=True):
             # Matrix products want fused multiply-adds, and no other backend repeats their bits.
-            fused = {"cxxflags": "$cxxflags -ffp-contract=fast"} if "/conv_" in source else None
+            fused = {"cxxflags": "$cxxflags -ffp-contract=fast"} if "/conv_" in source else variables
             rule = "nvcc" if source.endswith(".cu") else "cxx"
             writer.build([compiled], rule, [str(ROOT / source)], variables=fused)
-        link = "nvlink" if extension.name == CUDA_MODULE else "link"
-        writer.build([str(self.built(extension))], link, objects)
+        writer.build([str(self.built(extension))], "nvlink" if nvcc else "link", objects, variables=variables)
 
     def built(self, extension: Extension) -> Path:
         return Path(self.get_ext_fullpath(extension.name)).resolve()
@@ -156,23 +182,28 @@ class NinjaBuild(build_ext):
                 unfinished = path.with_suffix(".tmp")  # a running process keeps the file that it has mapped
                 shutil.copyfile(built, unfinished)
                 unfinished.replace(path)
-        for name in NATIVE_MODULES:  # one that an earlier build left for this Python, and this build does not have
-            path = ROOT / self.get_ext_filename(name)
+        # What an earlier build left for this Python, and this build does not have.
+        for path in ROOT.glob(self.get_ext_filename(f"{CUDA_MODULE}*")):
             if path not in beside:
-                path.unlink(missing_ok=True)
+                path.unlink()
 
 
 def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
+cuda_sources = sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")
 extensions = [Extension(CPU_MODULE, sources("csrc/cpu/*.cpp"))]
-if find_nvcc():
-    extensions.append(Extension(CUDA_MODULE, sources("csrc/cuda/*.cpp", "csrc/cuda/*.cu")))
+extensions += [Extension(name, cuda_sources) for name in cuda_toolkits()]
 
 setup(
     packages=find_packages(include=["pyengm", "pyengm.*"]),
-    package_data={"pyengm": ["py.typed", "paper_tables/*.yaml", "examples/*.sbatch", "report/templates/*"]},
+    package_data={
+        "pyengm": [
+            *("py.typed", "examples/*.sbatch", "report/templates/*"),
+            *("paper_tables/*.yaml", "paper_figures/*.yaml", "paper_sweeps/*.yaml"),
+        ]
+    },
     ext_modules=extensions,
     cmdclass={"build_ext": NinjaBuild, "build_py": FreshBuild},
 )

@@ -3,8 +3,7 @@
 ResNet-18 of width 16 with batch norm, PGD-10, 50,000 images of 3 x 32 x 32, a probe of 1,000. The log of the images
 belongs to methods that keep something for every image, so ATTA takes the ten steps. An epoch is made of its parts:
 steps, half of them before the probe and half after it; what a step does for the log, which is far below the noise of a
-step, by itself; a snapshot; and the file of the log for 50,000 images. A probe with exact norms, every tenth epoch,
-takes a backward pass for each image; with --exact it is timed on 128 images and scaled.
+step, by itself; a snapshot; and the file of the log for 50,000 images. All times are CPU times of the one thread.
 """
 
 import argparse
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 from typing import cast
 
 import torch
@@ -21,12 +20,11 @@ import torch
 from pyengm.data import ImageDataset
 from pyengm.methods import DatasetSpec, LogsInstances
 from pyengm.training import RunFolder, TrainComponents, TrainConfig, build_components
-from pyengm.training.builders import probe_images
 from pyengm.training.instance_files import save_instances
 from pyengm.training.loop import save_weights, update
-from pyengm.training.probe import EXACT_EVERY, measure_probe
+from pyengm.training.probe import measure_probe
 
-IMAGES, PROBE, EXACT = 50_000, 1_000, 128  # images of an epoch, of the probe, of the timed probe with exact norms
+IMAGES, PROBE = 50_000, 1_000  # images of an epoch, and of the probe
 
 
 def random_images() -> tuple[ImageDataset, ImageDataset]:
@@ -39,10 +37,10 @@ def random_images() -> tuple[ImageDataset, ImageDataset]:
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """The time of a call."""
-    begin = perf_counter()
+    """The CPU time of a call, which other processes on the machine change little."""
+    begin = process_time()
     function()
-    return perf_counter() - begin
+    return process_time() - begin
 
 
 def times_of_steps(config: TrainConfig, components: TrainComponents, first: int, count: int) -> list[float]:
@@ -68,7 +66,6 @@ def main() -> None:
     """Prints the times, and their shares of an epoch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--exact", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = TrainConfig.from_flat(
@@ -92,7 +89,7 @@ def main() -> None:
     images = components.probe
     assert images is not None
     steps = times_of_steps(config, components, 0, options.rounds)
-    probe = seconds(lambda: measure_probe(config, components, images, 0))
+    probe = seconds(lambda: measure_probe(config, components, images))
     plain = median(steps + times_of_steps(config, components, 0, options.rounds))
     difference = time_of_log(components, config.schedule.batch_size)
     epoch = plain * IMAGES / config.schedule.batch_size
@@ -117,10 +114,6 @@ def main() -> None:
     for name, taken in extra.items():
         print(f"{name:35s} {taken:9.3f} s  {taken / epoch:8.3%}")
     print(f"{'together':35s} {sum(extra.values()):9.3f} s  {sum(extra.values()) / epoch:8.3%}")
-    if options.exact:
-        data = probe_images(components.batches.data, EXACT, 32)
-        taken = PROBE / EXACT * seconds(lambda: measure_probe(config, components, data, EXACT_EVERY - 1))
-        print(f"{'probe with exact norms':35s} {taken:9.3f} s  {taken / epoch:8.3%}, every {EXACT_EVERY}th epoch")
 
 
 if __name__ == "__main__":

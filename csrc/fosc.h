@@ -2,7 +2,7 @@
 #pragma once
 #include <cmath>
 
-#include "host_device.h"
+#include "products.h"
 
 namespace pyengm {
 
@@ -10,9 +10,13 @@ template <bool L2>
 struct FoscTerms {  // |grad|_1 or |grad|_2^2, <grad, x_adv - x>
   static constexpr int count = 2;
   static constexpr bool offset = true;
-  static PYENGM_HD void add(double* sums, double grad, double offset) {
-    sums[0] += L2 ? grad * grad : (grad < 0.0 ? -grad : grad);
-    sums[1] += grad * offset;
+  template <typename Sum, typename G, typename O>
+  static PYENGM_HD void add(Sum* sums, G grad, O offset) {
+    if constexpr (L2)
+      add_product(sums[0], grad, grad);
+    else
+      add_product(sums[0], grad < G(0) ? -grad : grad, G(1));
+    add_product(sums[1], grad, offset);
   }
 };
 

@@ -1,18 +1,20 @@
 // A PGD step in the L2 ball, for host and device. All arithmetic is in double: the elements of a unit vector are small.
+// cuda/pgd_l2_step.cu has the step of an element in pairs of float32.
 #pragma once
 #include <cmath>
 
-#include "host_device.h"
+#include "products.h"
 
 namespace pyengm {
 
 struct L2Terms {  // |grad|^2, <grad, x_adv - x>, |x_adv - x|^2
   static constexpr int count = 3;
   static constexpr bool offset = true;
-  static PYENGM_HD void add(double* sums, double grad, double offset) {
-    sums[0] += grad * grad;
-    sums[1] += grad * offset;
-    sums[2] += offset * offset;
+  template <typename Sum, typename G, typename O>
+  static PYENGM_HD void add(Sum* sums, G grad, O offset) {
+    add_product(sums[0], grad, grad);
+    add_product(sums[1], grad, offset);
+    add_product(sums[2], offset, offset);
   }
 };
 
@@ -27,7 +29,8 @@ PYENGM_HD L2Move l2_move(const double* sums, double step, double eps) {
   const double scale = moves ? step / grad_norm : 0.0;
   const double square = moves ? sums[2] + scale * (2.0 * sums[1] + scale * sums[0]) : sums[2];
   const double norm = sqrt(square < 0.0 ? 0.0 : square);  // rounding may make a vanishing square negative
-  const double shrink = norm > eps ? eps / norm : 1.0;
+  const double into_ball = norm <= eps ? 1.0 : eps / norm;
+  const double shrink = norm - norm == 0.0 ? into_ball : NAN;  // there is no distance: the example becomes nan
   return {shrink, shrink * scale, 1.0 - shrink};
 }
 

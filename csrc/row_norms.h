@@ -1,13 +1,16 @@
 // Squared L2 norm of an example, for host and device.
 #pragma once
-#include "host_device.h"
+#include "products.h"
 
 namespace pyengm {
 
 struct SquareTerms {
   static constexpr int count = 1;
   static constexpr bool offset = false;  // whether x_adv - x is needed
-  static PYENGM_HD void add(double* sums, double grad, double) { sums[0] += grad * grad; }
+  template <typename Sum, typename G, typename O>
+  static PYENGM_HD void add(Sum* sums, G grad, O) {
+    add_product(sums[0], grad, grad);
+  }
 };
 
 }  // namespace pyengm

@@ -17,15 +17,11 @@ from pyengm.kernels.launch import LaunchConfig, launch, sum_of_tiles
 
 
 @triton.jit
-def _square_and_store(acc, o, column, example, sums, means, gradients,
-                      CO: tl.constexpr, COLUMNS: tl.constexpr, RANKS: tl.constexpr, STORE: tl.constexpr):  # fmt: skip
+def _square_and_store(acc, o, column, example, gradients,
+                      CO: tl.constexpr, COLUMNS: tl.constexpr, STORE: tl.constexpr):  # fmt: skip
     """The squares of a tile of the gradient, acc (outputs, columns), which is zero outside the weight."""
-    inside = (o < CO)[:, None] & (column < COLUMNS)[None, :]
-    for r in range(RANKS):
-        s = tl.load(sums + (example * RANKS + r) * CO + o, mask=o < CO, other=0.0)
-        m = tl.load(means + (r * CO + o)[:, None] * COLUMNS + column[None, :], mask=inside, other=0.0)
-        acc -= s[:, None] * m
     if STORE:
+        inside = (o < CO)[:, None] & (column < COLUMNS)[None, :]
         index = example * (CO * COLUMNS) + (o[:, None] * COLUMNS + column[None, :])
         tl.store(gradients + index, acc, mask=inside)
     return acc * acc
@@ -33,19 +29,19 @@ def _square_and_store(acc, o, column, example, sums, means, gradients,
 
 @triton.jit
 def conv_direct_sqnorm_kernel(
-    x, g, out, sums, means, gradients, tiles,
+    x, g, out, gradients, tiles,
     XN: tl.constexpr, XC: tl.constexpr, XH: tl.constexpr, XW: tl.constexpr,
     GN: tl.constexpr, GC: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr,
     C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, CO: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     BO: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr, OFFSETS: tl.constexpr, PATCH: tl.constexpr,
-    RANKS: tl.constexpr, STORE: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    STORE: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """out (n, tiles). A column of the gradient has the index offset * C + channel.
 
-    PATCH: a tile has consecutive columns, of any offsets. RANKS: sum_r sums[i, r, o] means[r, o, column] is subtracted.
-    STORE: the gradients are written too. WIDEN: operands are cast to float32 before the product.
+    PATCH: a tile has consecutive columns, of any offsets. STORE: the gradients are written too. WIDEN: operands are
+    cast to float32 before the product.
     """
     COLUMNS: tl.constexpr = KH * KW * C
     T: tl.constexpr = HO * WO
@@ -91,12 +87,10 @@ def conv_direct_sqnorm_kernel(
                 acc2 = tl.dot(left, x_t, acc2, input_precision=PRECISION)
     # A column beyond the channels of its offset is not a column of the next offset.
     inside = lane if PATCH else tl.where(lane < C, lane, COLUMNS)
-    squares = _square_and_store(acc0, o, first * C + inside, example, sums, means, gradients, CO, COLUMNS, RANKS, STORE)
+    squares = _square_and_store(acc0, o, first * C + inside, example, gradients, CO, COLUMNS, STORE)
     if OFFSETS == 3:
-        squares += _square_and_store(acc1, o, (first + 1) * C + inside, example, sums, means, gradients,
-                                     CO, COLUMNS, RANKS, STORE)  # fmt: skip
-        squares += _square_and_store(acc2, o, (first + 2) * C + inside, example, sums, means, gradients,
-                                     CO, COLUMNS, RANKS, STORE)  # fmt: skip
+        squares += _square_and_store(acc1, o, (first + 1) * C + inside, example, gradients, CO, COLUMNS, STORE)
+        squares += _square_and_store(acc2, o, (first + 2) * C + inside, example, gradients, CO, COLUMNS, STORE)
     tl.store(out + pid, tl.sum(squares))
 
 
@@ -106,14 +100,13 @@ def prepare(
     window: Window,
     tile: DirectTile | None = None,
     precision: str = "tf32x3",
-    ranks: int = 0,
     store: bool = False,
 ) -> LaunchConfig:
-    """The launch of the kernel on these operands; arguments as of `conv_direct_sqnorm`, ranks: R, store: STORE."""
+    """The launch of the kernel on these operands; arguments as of `conv_direct_sqnorm`, store: STORE."""
     shape = ConvShape.of(x, g, *window)
     tile = tile or best_direct_tile(shape)
     constants = {"BO": tile.outputs, "BC": tile.columns, "BT": tile.positions, "OFFSETS": tile.offsets}
-    constants |= {"PATCH": tile.patch, "RANKS": ranks, "STORE": store, "PRECISION": precision}
+    constants |= {"PATCH": tile.patch, "STORE": store, "PRECISION": precision}
     constants |= strides(x, g) | shape.constants()
     return LaunchConfig(conv_direct_sqnorm_kernel, tile.count(shape), constants, tile.warps, tile.stages)
 
@@ -123,8 +116,6 @@ def conv_direct_sqnorm(
     g: Tensor,
     window: Window,
     *,
-    sums: Tensor | None = None,
-    means: Tensor | None = None,
     tile: DirectTile | None = None,
     precision: str = "tf32x3",
 ) -> Tensor:
@@ -134,8 +125,6 @@ def conv_direct_sqnorm(
         x: input (n, C, H, W), float32, bfloat16 or float16; copied unless it is channels_last.
         g: gradient in the output (n, O, Ho, Wo), in the type of x; copied unless it is channels_last.
         window: kernel, stride, padding and dilation, two integers each.
-        sums: (n, R, O), contiguous float32; sum_r sums_ir means_r is subtracted from the gradients.
-        means: (R, O, kh, kw, C), contiguous float32.
         tile: None: the one that `conv_tuning` chooses.
         precision: of products of float32 operands: "tf32x3" (nearly float32), "tf32" (ten bits) or "ieee". All else is
             in float32.
@@ -143,13 +132,10 @@ def conv_direct_sqnorm(
     Returns:
         (n,) float32.
     """
-    n, ranks = len(x), 0 if sums is None else sums.shape[1]
     x, g = channels_innermost(x), channels_innermost(g)
-    config = prepare(x, g, window, tile, precision, ranks)
-    out = torch.empty(n, config.tiles, dtype=torch.float32, device=x.device)
-    launch(
-        config, x, g, out, *(out if t is None else t for t in (sums, means)), out
-    )  # in place of a pointer that is not used
+    config = prepare(x, g, window, tile, precision)
+    out = torch.empty(len(x), config.tiles, dtype=torch.float32, device=x.device)
+    launch(config, x, g, out, out)  # in place of a pointer that is not used
     return sum_of_tiles(out)
 
 
@@ -158,8 +144,6 @@ def conv_gradients(
     g: Tensor,
     window: Window,
     *,
-    sums: Tensor | None = None,
-    means: Tensor | None = None,
     tile: DirectTile | None = None,
     precision: str = "tf32x3",
 ) -> tuple[Tensor, Tensor]:
@@ -169,8 +153,6 @@ def conv_gradients(
         x: input (n, C, H, W), float32, bfloat16 or float16; copied unless it is channels_last.
         g: gradient in the output (n, O, Ho, Wo), in the type of x; copied unless it is channels_last.
         window: kernel, stride, padding and dilation, two integers each.
-        sums: (n, R, O), contiguous float32; sum_r sums_ir means_r is subtracted from the gradients.
-        means: (R, O, kh, kw, C), contiguous float32.
         tile: None: the one that `conv_tuning` chooses.
         precision: of products of float32 operands: "tf32x3" (nearly float32), "tf32" (ten bits) or "ieee". All else is
             in float32.
@@ -178,10 +160,10 @@ def conv_gradients(
     Returns:
         Squared norms (n,) and gradients (n, O, C, kh, kw) in the memory format (n, O, kh, kw, C), both float32.
     """
-    n, (kh, kw), ranks = len(x), window[0], 0 if sums is None else sums.shape[1]
+    n, (kh, kw) = len(x), window[0]
     x, g = channels_innermost(x), channels_innermost(g)
-    config = prepare(x, g, window, tile, precision, ranks, store=True)
+    config = prepare(x, g, window, tile, precision, store=True)
     out = torch.empty(n, config.tiles, dtype=torch.float32, device=x.device)
     gradients = out.new_empty(n, g.shape[1], kh, kw, x.shape[1])
-    launch(config, x, g, out, *(out if t is None else t for t in (sums, means)), gradients)
+    launch(config, x, g, out, gradients)
     return sum_of_tiles(out), gradients.permute(0, 1, 4, 2, 3)

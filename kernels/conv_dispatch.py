@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 
 from pyengm.kernels import HAS_TRITON
-from pyengm.kernels.conv_shape import OPERANDS, ConvShape, Window
+from pyengm.kernels.conv_shape import MAX_ELEMENTS, OPERANDS, ConvShape, Window
 
 if HAS_TRITON:
     from pyengm.kernels.conv_direct_sqnorm import conv_direct_sqnorm, conv_gradients
     from pyengm.kernels.conv_gram_sqnorm import conv_gram_sqnorm
 
 MIN_CAPABILITY = (8, 0)  # tensor cores for bfloat16 and tf32
-MAX_ELEMENTS = 2**31  # kernels index the elements of one example with 32 bits
 
 T = TypeVar("T")
 
-_failed: dict[ConvShape, str] = {}
+_failed: dict[tuple[ConvShape, int], str] = {}  # by the shape of an example and the size of the batch
 _warned: set[str] = set()
 
 
@@ -48,7 +47,10 @@ def gram(x: Tensor, g: Tensor, window: Window) -> Tensor | None:
 
 
 def _attempt(kernel: Callable[[], T], x: Tensor, g: Tensor, window: Window) -> T | None:
-    """A shape that failed is not tried again: there is no C compiler for Triton's launcher, or too little memory."""
+    """What failed is not tried again: there is no C compiler for Triton's launcher, or one launch cannot do the batch.
+
+    A batch of another size is, because one that is too large says nothing about the next.
+    """
     if not supports(x, g, window):
         return None
     try:
@@ -57,7 +59,7 @@ def _attempt(kernel: Callable[[], T], x: Tensor, g: Tensor, window: Window) -> T
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        _failed[ConvShape.of(x, g, *window)] = reason
+        _failed[ConvShape.of(x, g, *window), len(x)] = reason
         _warn_once(reason)
         return None
 
@@ -72,7 +74,7 @@ def _obstacle(x: Tensor, shape: ConvShape) -> str | None:
         return f"they do not support {x.dtype}"
     if max(math.prod(shape.x), math.prod(shape.g), shape.offsets * shape.x[0] * shape.g[0]) >= MAX_ELEMENTS:
         return f"an example of {MAX_ELEMENTS} elements or more is too large for them"
-    return _failed.get(shape)
+    return _failed.get((shape, len(x)))
 
 
 def _warn_once(reason: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 HALF = (torch.bfloat16, torch.float16)
 OPERANDS = (torch.float32, *HALF)
+MAX_ELEMENTS = 2**31  # kernels index the elements of one example with 32 bits
 Pair = tuple[int, int]
 Window = Sequence[Sequence[int]]  # kernel, stride, padding, dilation
 
@@ -73,5 +74,11 @@ def strides(x: Tensor, g: Tensor) -> dict[str, int]:
 
 
 def channels_innermost(t: Tensor) -> Tensor:
-    """t (n, C, H, W) with the channels of a pixel next to each other, as 16-byte copies need it."""
-    return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous(memory_format=torch.channels_last)
+    """t (n, C, H, W) with the channels of a pixel next to each other, as 16-byte copies need it.
+
+    An example whose elements lie too far apart for 32-bit offsets is copied, too: a sequence-first activation, for one.
+    """
+    _, *sizes = t.shape
+    span = sum((size - 1) * step for size, step in zip(sizes, t.stride()[1:], strict=True))
+    neighbours = t.stride(1) == 1 or t.shape[1] == 1
+    return t if neighbours and span < MAX_ELEMENTS else t.contiguous(memory_format=torch.channels_last)

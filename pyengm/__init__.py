@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # what `_HOMES` imports
     from pyengm import (
         analysis,
         attacks,
+        comparison,
         data,
         evaluation,
         kernels,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:  # what `_HOMES` imports
         report,
         training,
     )
-    from pyengm.optim import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, EntropySGD2, scale_alpha
+    from pyengm.optim import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, EntropySGD2, Muon, scale_alpha
     from pyengm.pergrad import clipped_backward, per_example_grad_norms, weighted_backward
     from pyengm.training.steps.train_step import train_step
 
@@ -43,11 +44,13 @@ __all__ = [
     "SNGM",
     "EntropySGD",
     "EntropySGD2",
+    "Muon",
     "PyengmError",
     "UnsupportedOperationError",
     "analysis",
     "attacks",
     "clipped_backward",
+    "comparison",
     "data",
     "evaluation",
     "kernels",
@@ -65,12 +68,12 @@ __all__ = [
 ]
 
 _PARTS = (
-    *("analysis", "attacks", "data", "evaluation", "kernels", "methods", "models", "ops", "optim"),
+    *("analysis", "attacks", "comparison", "data", "evaluation", "kernels", "methods", "models", "ops", "optim"),
     *("pergrad", "report", "training"),
 )
 _HOMES = {"train_step": "training.steps.train_step"}
 _HOMES |= dict.fromkeys(("clipped_backward", "per_example_grad_norms", "weighted_backward"), "pergrad")
-_HOMES |= dict.fromkeys(("AENGM", "ENGM", "FENGM", "MGNC", "MSGD", "NENGM", "SNGM", "scale_alpha"), "optim")
+_HOMES |= dict.fromkeys(("AENGM", "ENGM", "FENGM", "MGNC", "MSGD", "Muon", "NENGM", "SNGM", "scale_alpha"), "optim")
 _HOMES |= dict.fromkeys(("EntropySGD", "EntropySGD2"), "optim")
 
 

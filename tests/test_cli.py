@@ -148,7 +148,7 @@ class TestTrain:
             (["--data", "nowhere"], "unknown data set 'nowhere'"),
             (["--data", "cifar10", "--data-dir", "empty"], "--download"),
             (["--model", "resnet81"], "unknown model 'resnet81'"),
-            (["--method", "pdg_at"], "unknown method 'pdg_at'; known: atas, atta"),
+            (["--method", "pdg_at"], "unknown method 'pdg_at'; known: aaer, atas"),
             (["--optimizer", "adam"], "unknown optimizer 'adam'; known: aengm, engm"),
             (["--eps=-0.1"], "eps is -0.1; expected a finite number >= 0"),
             (["--attacks", "fgms"], "unknown attack 'fgms'; known: fgsm"),
@@ -342,7 +342,7 @@ class TestHelp:
         assert groups == [field.name for field in fields(TrainConfig)]
         flags = re.findall(r"^  (--\w[\w-]*)", text, re.MULTILINE)
         assert flags == [f"--{name.replace('_', '-')}" for name in TrainConfig.options]
-        for choices in ("--threat {linf,l2}", "--norm-layer {bn,gn}", "--average {none,ema,swa}"):
+        for choices in ("--threat {linf,l2}", "--norm-layer {bn,gn}", "--average {none,ema,swa,median}"):
             assert choices in text
         assert f"--method {{{','.join(METHODS)}}}" in "".join(text.split()).replace("--method{", "--method {")
 

@@ -30,13 +30,15 @@ ALLOWED = {
     "evaluation": BASE | {"ops", "attacks", "data", "models"},
     "methods": COMPONENTS,
     "training": TRAINING,
-    "reproduce": TRAINING | {"training"},
     "report": TRAINING | {"training"},
-    "cli": TRAINING | {"analysis", "training", "report", "reproduce", "pyengm"},
+    "comparison": TRAINING | {"training", "report"},
+    "sweep": TRAINING | {"training", "comparison"},
+    "reproduce": TRAINING | {"analysis", "training", "comparison", "sweep"},
+    "cli": TRAINING | {"analysis", "training", "report", "comparison", "sweep", "reproduce", "pyengm"},
     "__main__": {"cli"},
     "integrations": ENGINE | {"optim"},
     "examples": {"pyengm", "integrations"},
-    "pyengm": COMPONENTS | {"analysis", "evaluation", "methods", "report", "training"},
+    "pyengm": COMPONENTS | {"analysis", "comparison", "evaluation", "methods", "report", "training"},
 }
 
 # (importing module, imported part), with the reason.

@@ -6,7 +6,8 @@
 # PYENGM_WHEELS    folder with wheels of packages that this Python lacks, or has in an older version
 # PYENGM_COMMIT    commit for the results where git cannot find it
 # SITE             folder for the build, which later runs with the same tree and SITE use (a temporary folder)
-# REHEARSE         1: rehearse all steps on the CPU, without a GPU: build without CUDA, tests without the gpu tests
+# REHEARSE         1: rehearse all steps on the CPU, without a GPU: build without CUDA, tests without the gpu tests, the
+#                  emulator of tests/cuda_on_cpu in place of compute-sanitizer
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python3}
@@ -22,9 +23,11 @@ refuse() {
   exit 2
 }
 
-# begin: finds the GPUs and changes to a temporary folder, as Python imports from the folder where it starts, and the tree
-# has no native modules. It sets target, archs (such as 90,100) and backend for the build, and marker for the tests.
+# begin KIND: finds the GPUs and changes to a temporary folder, as Python imports from the folder where it starts, and the
+# tree has no native modules. It sets target, archs (such as 90,100) and backend for the build, and marker for the tests.
+# From here on every step writes gpu_KIND_<gpu>.json and .md anew: a call that is cut off leaves what it had.
 begin() {
+  kind=$1
   if ((rehearse)); then
     target=cpu archs="" backend=cpu marker="not gpu and not slow"
   else
@@ -36,10 +39,10 @@ begin() {
   site=${site:-$work/site}
   mkdir -p "$site" "$work/report" "$out"
   cd "$work" || exit
-  export PYTHONPATH="$site:$repo/bench${PYTHONPATH:+:$PYTHONPATH}"
+  export PYTHONPATH="$site:$repo/bench:$repo/tests${PYTHONPATH:+:$PYTHONPATH}"
   export PATH="$PATH:${CUDA_HOME:-/usr/local/cuda}/bin"
-  export -f build install_missing pip_into_site
-  export repo python archs backend work site wheels
+  export -f build install_missing pip_into_site build_planted expect_planted every_kernel_under
+  export repo python archs backend work site wheels rehearse
 }
 
 # find_gpus: the compute capabilities of the GPUs, such as 90,100.
@@ -148,12 +151,66 @@ step() {
 note() {
   printf '%s\t%s\t%s\t%s\n' "$1" "$2" "$3" "${4:-}" >>"$work/report/steps.tsv"
   [[ $2 == passed || $2 == skipped ]] || failed=1
+  [[ -z ${kind:-} ]] || "$python" -m tools.gpu_report "$work/report" "$out" "$kind" >"$work/report.log" 2>&1
 }
 
-# finish KIND: writes gpu_KIND_<gpu>.json and .md, prints the latter, and ends with status 0 or 1.
+# finish: prints the report, and ends with status 0 or 1.
 finish() {
-  "$python" -m tools.gpu_report "$work/report" "$out" "$1" || failed=1
+  "$python" -m tools.gpu_report "$work/report" "$out" "$kind" || failed=1
   exit $failed
+}
+
+# sanitizer_here: whether compute-sanitizer, or the emulator in a rehearsal, can run; else sanitizer_missing says why.
+sanitizer_here() {
+  local one_kernel=("$python" -c 'import torch; torch.ones(9, device="cuda").sum().item()')
+  if ((rehearse)); then
+    sanitizer_missing=$("$python" -c 'from cuda_on_cpu.compile_kernels import obstacle; print(obstacle() or "")' 2>&1)
+    [[ -z $sanitizer_missing ]]
+  elif ! command -v compute-sanitizer >/dev/null; then
+    sanitizer_missing="not installed"
+    return 1
+  elif ! timeout 40 compute-sanitizer --error-exitcode 99 "${one_kernel[@]}" >"$work/log" 2>&1; then
+    sanitizer_missing="does not run here: $(grep -m 1 -i error "$work/log")"
+    return 1
+  fi
+}
+
+# build_planted: compiles tools/planted_faults.cu.
+build_planted() {
+  local source="$repo/bench/tools/planted_faults.cu"
+  mkdir -p "$site/planted"
+  if ((rehearse)); then
+    "$python" -m cuda_on_cpu.rehearse program "$source" "$site/planted"
+  else
+    nvcc -O1 -std=c++17 -lineinfo "-arch=sm_${archs%%,*}" "$source" -o "$site/planted/planted_faults"
+  fi
+}
+
+# expect_planted TOOL: the tool reports the planted fault of its kind, and nothing where there is none.
+expect_planted() {
+  local -A faults=([memcheck]=bounds [racecheck]=race [initcheck]=unwritten [synccheck]=barrier)
+  local check=(compute-sanitizer --tool "$1" --error-exitcode 99) fault=${faults[$1]} status
+  ((rehearse)) && check=()
+  "${check[@]}" "$site/planted/planted_faults" none || {
+    echo "$1 reports a fault where there is none" >&2
+    return 1
+  }
+  "${check[@]}" "$site/planted/planted_faults" "$fault"
+  status=$?
+  ((status == 99)) && return
+  echo "$1 does not report '$fault': expected status 99, got $status" >&2
+  return 1
+}
+
+# every_kernel_under TOOL: tools/every_kernel.py under the tool, which looks at our kernels alone. Every tensor is an
+# allocation of its own; otherwise torch's cache would hide accesses beyond the end of a tensor.
+every_kernel_under() {
+  if ((rehearse)); then
+    "$python" -m cuda_on_cpu.rehearse every_kernel "$site/emulator"
+  else
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 99 --kernel-name kns=pyengm \
+      --kernel-name kns=sqnorm "$python" -m tools.every_kernel cuda
+  fi
 }
 
 # data_options PATH: the options of pyengm train, one per line, for CIFAR-10 in a folder or an archive: in the format of

@@ -2,8 +2,9 @@
 
     cd bench && python -m tools.gpu_report FOLDER OUT KIND   # writes OUT/gpu_KIND_<gpu>.json and .md
 
-FOLDER holds the files of a run: steps.tsv (step, how it ended, seconds, remark), tests.xml and sanitizer.xml (JUnit),
-bench_*.json (pytest-benchmark), train_*.json (timed_training.py). Any of them may be missing.
+FOLDER holds the files of a run: steps.tsv (step, how it ended, seconds, remark), tests.xml (JUnit), bench_*.json
+(pytest-benchmark), train_*.json (timed_training.py). Any of them may be missing. machine.json is written on the first
+call, so that reports between two steps take no time.
 """
 
 import csv
@@ -21,21 +22,23 @@ from statistics import median
 from typing import Any
 from xml.etree import ElementTree
 
-import torch
-
-from tools.machine import processor
-
 REPO = Path(__file__).resolve().parents[2]
 QUANTILES = ("p20", "p50", "p80")
 
 
 def main(folder: str, out: str, kind: str) -> None:
-    Path(folder, "machine.json").write_text(json.dumps(machine(), indent=2) + "\n")
+    facts = Path(folder, "machine.json")
+    if not facts.exists():
+        facts.write_text(json.dumps(machine(), indent=2) + "\n")
     write(Path(folder), Path(out), kind)
 
 
 def machine() -> dict[str, Any]:
     """GPU, driver, versions and commit; "unknown" where they cannot be found."""
+    import torch  # seconds, which later calls need not spend
+
+    from tools.machine import processor
+
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
         "gpu": gpu.name if gpu else "none",
@@ -247,7 +250,9 @@ def _output_of(*command: str | Path) -> str:
 
 
 def _nvcc() -> str:
-    return str(Path(os.environ["CUDA_HOME"], "bin/nvcc")) if os.environ.get("CUDA_HOME") else "nvcc"
+    return (
+        str(Path(os.environ["CUDA_HOME"].split(os.pathsep)[-1], "bin/nvcc")) if os.environ.get("CUDA_HOME") else "nvcc"
+    )
 
 
 def _version(package: str) -> str:

@@ -31,7 +31,17 @@ MODES = ("corrected", "lowrank")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    training, order = training_of_options(argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0]))
+    print(f"| {training.name} at step | norms | fit | median error | bias | correlation | error of the update |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(max(STAGES) + MEASURED):
+        training.print_errors(step)
+        training.step([order[k] for k in torch.randperm(len(order), generator=generator)[: len(training.held_out)]])
+
+
+def training_of_options(parser: argparse.ArgumentParser) -> tuple["MeasuredTraining", list[int]]:
+    """Reads the command line; the training, and the positions of its images."""
     parser.add_argument("--data", default="digits", help="a data set of pyengm, or a folder of images")
     parser.add_argument("--model", default="resnet18", help="a model of pyengm, or wrn_16_2")
     parser.add_argument("--width", type=int)
@@ -52,27 +62,22 @@ def main() -> None:
         )
     eps = EPS.get(options.data, 8 / 255)
     attack = PGD(eps=eps, step_size=eps / 4 if options.attack_steps > 3 else eps / 2, steps=options.attack_steps)
-    training = MeasuredTraining(model, data, attack, held_out)
-    print(f"| {options.model} at step | norms | fit | median error | bias | correlation | error of the update |")
-    print("|---|---|---|---|---|---|---|", flush=True)
-    generator = torch.Generator().manual_seed(1)
-    for step in range(max(STAGES) + MEASURED):
-        training.print_errors(step)
-        training.step([order[k] for k in torch.randperm(len(order), generator=generator)[: options.batch_size]])
+    return MeasuredTraining(options.model, model, data, attack, held_out), order
 
 
 class MeasuredTraining:
     """Training of a model under attack with clipped gradients, and the errors of norm estimators meanwhile.
 
     Args:
+        name: Of the model.
         model: The model.
         data: Training images.
         attack: The attack of the training.
         held_out: Positions of the images on which errors are measured.
     """
 
-    def __init__(self, model: nn.Module, data: ImageDataset, attack: PGD, held_out: list[int]):
-        self.model, self.data, self.attack, self.held_out = model, data, attack, held_out
+    def __init__(self, name: str, model: nn.Module, data: ImageDataset, attack: PGD, held_out: list[int]):
+        self.name, self.model, self.data, self.attack, self.held_out = name, model, data, attack, held_out
         self.params: list[torch.Tensor] = list(model.parameters())
         self.optimizer = torch.optim.SGD(self.params, lr=0.05, momentum=0.9, weight_decay=5e-4)
         self.norms = NormEstimator()  # of the training

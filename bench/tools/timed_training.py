@@ -63,9 +63,9 @@ def timed_epochs(loader: Loader) -> Iterator[dict[int, float]]:
     seconds: dict[int, float] = {}
     original_epoch = loader.epoch
 
-    def epoch(epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(epoch: int, start: int = 0, **options: bool) -> Iterator[Batch]:
         begin = _now(loader.device)
-        yield from original_epoch(epoch, start)
+        yield from original_epoch(epoch, start, **options)
         seconds.setdefault(epoch, _now(loader.device) - begin)  # only the first pass of an epoch is training
 
     with mock.patch.object(loader, "epoch", epoch):

@@ -18,7 +18,7 @@ PYENGM_INLINE void sum_row(double* sums, const T* __restrict grad, const T* __re
     double lane[Terms::count];
     for (int k = 0; k < Terms::count; ++k) lane[k] = lanes[k][l];
     const double offset = Terms::offset ? double(widen(x_adv[i + l])) - double(widen(x[i + l])) : 0.0;
-    Terms::add(lane, widen(grad[i + l]), offset);
+    Terms::add(lane, double(widen(grad[i + l])), offset);
     for (int k = 0; k < Terms::count; ++k) lanes[k][l] = lane[k];
   };
   int64_t i = 0;

@@ -22,8 +22,10 @@ struct Atas {
     return step;
   }
   static __device__ bool moves(const AtasStep<R>& step) { return step.moves; }
-  __device__ R element(R x_adv, R grad, R x, const AtasStep<R>& step) const {
-    return pgd_linf_step(x_adv, grad, x, step.size, eps, lo, hi);
+  template <int Width>
+  __device__ void step_elements(R (&x_adv)[Width], const R (&grad)[Width], const R (&x)[Width],
+                                const AtasStep<R>& step) const {
+    pgd_linf_steps(x_adv, grad, x, step.size, eps, lo, hi);
   }
 };
 

@@ -1,4 +1,4 @@
-// pyengm._cuda: as pyengm._C, with the device index and the address of the current stream as first arguments.
+// pyengm._cuda12, _cuda13, ...: as pyengm._C, with device index and address of the current stream as first arguments.
 #include <pybind11/pybind11.h>
 
 #include "ops.h"
@@ -129,7 +129,10 @@ void philox(int device, Address stream, Address out, Address index, int64_t n, i
   m.def(name "_bf16", &(kernel<pyengm::BFloat16>)); \
   m.def(name "_f16", &(kernel<pyengm::Half>))
 
-PYBIND11_MODULE(_cuda, m) {
+#ifndef PYENGM_CUDA_MODULE  // setup.py adds the release of CUDA
+#define PYENGM_CUDA_MODULE _cuda
+#endif
+PYBIND11_MODULE(PYENGM_CUDA_MODULE, m) {
   m.doc() = "CUDA kernels of pyengm on raw addresses; call them through pyengm.ops.";
   PYENGM_DEF_STORAGE("pgd_linf_step", pgd_linf_step_);
   PYENGM_DEF_STORAGE("pgd_l2_step", pgd_l2_step_);

@@ -35,7 +35,10 @@ struct FoscStep {
     return active[row] = active[row] && !(condition <= threshold);
   }
   static __device__ bool moves(bool move) { return move; }
-  __device__ R element(R x_adv, R grad, R x, bool) const { return pgd_linf_step(x_adv, grad, x, step, eps, lo, hi); }
+  template <int Width>
+  __device__ void step_elements(R (&x_adv)[Width], const R (&grad)[Width], const R (&x)[Width], bool) const {
+    pgd_linf_steps(x_adv, grad, x, step, eps, lo, hi);
+  }
 };
 
 }  // namespace

@@ -18,7 +18,8 @@ template <typename T>
 void pgd_linf_step_(Launch launch, T* x_adv, const T* grad, const T* x, int64_t n, int64_t d, Real<T> step, Real<T> eps,
                     Real<T> lo, Real<T> hi, const Real<T>* steps, const bool* mask);
 
-// Bytes of the workspace of the next five ops for n rows of d elements; 0 for short rows. Its content is arbitrary.
+// Bytes of the workspace of the next five ops for n rows of d elements of any type; 0 for short rows. Its content is
+// arbitrary.
 int64_t rows_workspace(int64_t n, int64_t d);
 
 template <typename T>

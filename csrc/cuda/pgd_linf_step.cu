@@ -11,12 +11,12 @@ __global__ void __launch_bounds__(kRowThreads)
                 Cut cut, Real<T> step, Real<T> eps, Real<T> lo, Real<T> hi, const Real<T>* __restrict__ steps,
                 const bool* __restrict__ mask) {
   for (int64_t block = blockIdx.x; block < n * cut.pieces; block += gridDim.x) {
-    const int64_t row = block / cut.pieces, piece = block % cut.pieces;
+    const int64_t row = quotient(block, cut.pieces), piece = block - row * cut.pieces;
     if (mask != nullptr && !mask[row]) continue;
     const int64_t at = row * d + piece * cut.length;
     const Real<T> own = steps != nullptr ? steps[row] : step;
-    step_piece(x_adv + at, grad + at, x + at, cut.size(piece, d), [=](Real<T> from, Real<T> gradient, Real<T> center) {
-      return pgd_linf_step(from, gradient, center, own, eps, lo, hi);
+    step_piece(x_adv + at, grad + at, x + at, cut.size(piece, d), [=](auto& from, auto& gradients, auto& centers) {
+      pgd_linf_steps(from, gradients, centers, own, eps, lo, hi);
     });
   }
 }

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads) fill(int team, float* __restrict__ o
                                                  int64_t n, int64_t count, int64_t parts, bool wide, Stream stream) {
   const int64_t blocks = (count + 3) / 4, teams = kThreads / team;
   for (int64_t unit = blockIdx.x * teams + threadIdx.x / team; unit < n * parts; unit += gridDim.x * teams) {
-    const int64_t i = unit / parts, begin = unit % parts * kPart;
+    const int64_t i = quotient(unit, parts), begin = (unit - i * parts) * kPart;
     const int64_t end = begin + kPart < blocks ? begin + kPart : blocks;
     const uint32_t example = uint32_t(index[i]);
     for (int64_t b = begin + threadIdx.x % team; b < end; b += team) {

@@ -5,7 +5,7 @@
 namespace pyengm::cuda {
 namespace {
 
-// The sums over the whole batch, in thread 0. The order of the additions is fixed, and so are the bits.
+// The sums over the whole batch, in every thread. The order of the additions is fixed, and so are the bits.
 template <typename T>
 __device__ LineSums sum(const T* x, const T* y, int64_t n) {
   __shared__ LineSums parts[kThreads];
@@ -19,6 +19,7 @@ __device__ LineSums sum(const T* x, const T* y, int64_t n) {
       for (int k = 0; k < kLineSums; ++k) parts[thread].v[k] += parts[thread + half].v[k];
     }
   }
+  __syncthreads();  // thread 0 has added the last part
   return parts[0];
 }
 

@@ -19,7 +19,8 @@ struct Norms {
 
 }  // namespace
 
-int64_t rows_workspace(int64_t n, int64_t d) { return d == 0 ? 0 : RowWorkspace::bytes(n, cut_row(d)); }
+// The longest type has the most pieces.
+int64_t rows_workspace(int64_t n, int64_t d) { return d == 0 ? 0 : RowWorkspace::bytes(n, cut_row<double>(d)); }
 
 template <typename T>
 void row_norms(Launch at, Real<T>* out, const T* t, int64_t n, int64_t d, void* workspace) {

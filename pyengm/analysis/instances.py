@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyengm.analysis.rank_correlation import spearman
 from pyengm.errors import ConfigError, DataError
-from pyengm.utils.figures import COLORS, axes_or_new
+from pyengm.utils.figures import COLORS, axes_or_new, epochs_on_x
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +32,8 @@ class Instances:
         deltas: (N, 2) L2 and L-infinity norms of the perturbations in the last epoch, in pixel units.
         ratios: (3,) of the largest norms G_i of the epochs: mean G_i^2 / (mean G_i)^2; its root, which is Eq. 10 with
             beta = 0; and Eq. 10 with the beta that was given.
+        epoch_norms: (E, 10) mean norm of the input gradient in each epoch, by group.
+        epoch_steps: (E, 10) mean step size in each epoch, by group, in pixel units.
         correlation: Spearman's correlation of norms and step sizes in the last epoch; nan for steps of one size.
     """
 
@@ -44,6 +47,8 @@ class Instances:
     step_counts: np.ndarray
     deltas: np.ndarray
     ratios: np.ndarray
+    epoch_norms: np.ndarray
+    epoch_steps: np.ndarray
     correlation: float
 
     def subset(self, first: int, last: int) -> np.ndarray:
@@ -63,26 +68,38 @@ class Instances:
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Step size against gradient norm of every image; a histogram of the norms where all steps are of one size."""
-        ax = axes_or_new(ax)
         if np.isnan(self.correlation):
-            ax.hist(
-                self.grad_norms, bins=50, color=COLORS[0], label=f"mean square / squared mean: {self.ratios[0]:.2f}"
-            )
-            ax.set(xlabel="mean norm of the input gradient", ylabel="number of training images")
-        else:
-            label = f"training images, rank correlation {self.correlation:.2f}"
-            ax.plot(
-                self.grad_norms,
-                255 * self.step_sizes,
-                ".",
-                color=COLORS[0],
-                alpha=0.4,
-                markersize=3,
-                rasterized=True,
-                label=label,
-            )
-            ax.set(xlabel="mean norm of the input gradient", ylabel="step size (1/255)", ylim=(0, None))
+            return self.plot_norms(ax)
+        ax = axes_or_new(ax)
+        style = {"color": COLORS[0], "alpha": 0.4, "markersize": 3, "rasterized": True}
+        label = f"training images, rank correlation {self.correlation:.2f}"
+        ax.plot(self.grad_norms, 255 * self.step_sizes, ".", label=label, **style)
+        ax.set(xlabel="mean norm of the input gradient", ylabel="step size (1/255)", ylim=(0, None))
         ax.legend()
+        return ax
+
+    def plot_norms(self, ax: "Axes | None" = None) -> "Axes":
+        """Histogram of the gradient norms of the images, means over the epochs."""
+        ax = axes_or_new(ax)
+        label = f"mean square / squared mean of the largest: {self.ratios[0]:.2f}"
+        ax.hist(self.grad_norms, bins=50, color=COLORS[0], label=label)
+        ax.set(xlabel="mean norm of the input gradient", ylabel="number of training images")
+        ax.legend()
+        return ax
+
+    def plot_groups(self, ax: "Axes | None" = None) -> "Axes":
+        """Gradient norm and step size by epoch of the groups with the smallest, medium and largest norms."""
+        ax = axes_or_new(ax)
+        right = ax.twinx()
+        epochs = np.arange(1, len(self.epoch_norms) + 1)
+        for color, group in zip(COLORS, (0, 4, 9), strict=False):
+            ax.plot(epochs, self.epoch_norms[:, group], "o-", color=color, label=f"group {group + 1}")
+            right.plot(epochs, 255 * self.epoch_steps[:, group], "s--", color=color, markerfacecolor="none")
+        ax.plot([], [], "s--", color="0.4", markerfacecolor="none", label="step size (right)")
+        ax.set(ylabel="norm of the input gradient", ylim=(0, 1.3 * np.nanmax(self.epoch_norms) or None))
+        right.set(ylabel="step size (1/255)", ylim=(0, 1.3 * 255 * np.nanmax(self.epoch_steps)))
+        epochs_on_x(ax)
+        ax.legend(ncols=2, fontsize="small", loc="upper left")
         return ax
 
     def plot_deltas(self, ax: "Axes | None" = None) -> "Axes":
@@ -126,18 +143,21 @@ def instances(
     ranks = np.searchsorted(np.sort(mean), mean, side="left") / len(mean)
     steps = last["step_size"].astype(float)
     counts, edges = np.histogram(steps, bins)
+    groups = _groups(ranks)
     return Instances(
         index=index,
         labels=own,
         grad_norms=mean,
         ranks=ranks,
-        class_shares=_class_shares(_groups(ranks), own),
+        class_shares=_class_shares(groups, own),
         step_sizes=steps,
         step_edges=edges,
         step_counts=counts,
         deltas=np.stack([last["delta_l2"], last["delta_linf"]], axis=1).astype(float),
         ratios=_ratios(norms.max(axis=0), beta),
-        correlation=_spearman(norms[-1], steps),
+        epoch_norms=np.stack([_group_means(groups, row) for row in norms]),
+        epoch_steps=np.stack([_group_means(groups, log["step_size"].astype(float)) for log in logs]),
+        correlation=spearman(norms[-1], steps),
     )
 
 
@@ -164,20 +184,13 @@ def _class_shares(groups: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
+def _group_means(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(10,) means; nan for a group without images."""
+    sums, counts = (np.bincount(groups, weights, GROUPS) for weights in (values, None))
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
 def _ratios(largest: np.ndarray, beta: float) -> np.ndarray:
     mean = largest.mean()
     ratio = (largest**2).mean() / mean**2 if mean > 0 else np.nan
     return np.array([ratio, ratio**0.5, ratio**0.5 / (1 - beta) ** 0.25])
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's correlation of ranks, those of equal values averaged; nan for constants."""
-    ranks = [_average_ranks(values) for values in (a, b)]
-    if any(np.ptp(values) == 0 for values in ranks):
-        return float("nan")
-    return float(np.corrcoef(np.stack(ranks))[0, 1])
-
-
-def _average_ranks(values: np.ndarray) -> np.ndarray:
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[group]

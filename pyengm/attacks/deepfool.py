@@ -38,6 +38,13 @@ class DeepFool:
 
     References:
         Moosavi-Dezfooli et al. 2016, "DeepFool: a simple and accurate method to fool deep neural networks", Alg. 2.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10))
+        >>> x, y = torch.rand(4, 3, 4, 4), torch.arange(4)
+        >>> x_adv = pyengm.attacks.DeepFool()(model, x, model(x).argmax(dim=1))
+        >>> bool((model(x_adv).argmax(dim=1) != model(x).argmax(dim=1)).all())
+        True
     """
 
     def __init__(self, *, steps: int = 50, overshoot: float = 0.02, classes: int | None = None, bn: str = "eval"):

@@ -212,14 +212,14 @@ class FOSCPGD:
                 record.note(rows, *noted, active)
             if k == 0:
                 continue
-            count = int(active.sum())
-            if count == 0:
+            kept = active.nonzero().flatten()  # the one time in a step that the host waits
+            if len(kept) == 0:
                 break
-            if count < len(active) and self.bn == "eval":
+            if len(kept) < len(active) and self.bn == "eval":
                 if rows is not None:
                     whole.x_adv[rows] = batch.x_adv
-                rows = active.nonzero().flatten() if rows is None else rows[active]
-                batch, active = batch.select(active), active[active]
+                rows = kept if rows is None else rows[kept]
+                batch, active = batch.select(kept), active[kept]
         check_finite(*sums)
         if rows is not None:
             whole.x_adv[rows] = batch.x_adv

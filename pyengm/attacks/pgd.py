@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -89,15 +89,27 @@ class PGD:
             early_stop, which ask whether an example is misclassified.
         runner: Runs the passes, eagerly unless set (see `Runner`). With restarts or early_stop, only its `module_for`
             is used.
+        counts_correct: Whether the attack counts, for every example, the points at which it took a gradient and the
+            example was classified right; not with restarts or early_stop. False unless set.
+        correct: (n,) int64, these numbers, of the last call.
 
     Raises:
         ConfigError: For values and names out of range, and for early_stop where the examples are not independent.
 
     References:
         Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks".
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10))
+        >>> x, y = torch.rand(4, 3, 4, 4), torch.arange(4)
+        >>> x_adv = pyengm.attacks.PGD(eps=8 / 255, step_size=2 / 255, steps=10)(model, x, y)
+        >>> bool((x_adv - x).abs().max() <= 8 / 255 + 1e-6)
+        True
     """
 
     runner: Runner = EAGER
+    counts_correct = False
+    correct: Tensor | None = None
     keyed = True  # takes key=, which selects the random numbers
     samples = 1  # passes for each step, see `EOTPGD`
 
@@ -181,16 +193,23 @@ class PGD:
                 return self._best_of(net, out, x, y, target, key)
             self._initialize(out, x, start, key)
             runner = EAGER if self.early_stop else self.runner  # its batches shrink as the outputs of the model decide
-            settings = id(model), self.threat, self.step_size, self.steps, self.loss, self.bn, self.samples
-            finite, last = runner(partial(self._ascend, net), settings, out, x, y, target)
+            finite, last, correct = runner(partial(self._ascend, net), self._settings(model), out, x, y, target)
+            self.correct = correct.clone() if self.counts_correct else None
             if gradient is not None:
                 gradient.copy_(last)
         check_finite(finite)
         return out
 
+    def _settings(self, model: Model) -> tuple[Any, ...]:
+        """All that `_ascend` depends on besides its tensors."""
+        numbers = (self.step_size, self.steps, self.samples, self.counts_correct)
+        return (id(model), self.threat, self.loss, self.bn, *numbers)
+
     def _check_options(self, x: Tensor, start: Tensor | None, gradient: Tensor | None) -> None:
         if start is not None and self.restarts > 1:
             raise ConfigError("restarts from one given start would all be the same; drop start or set restarts=1")
+        if self.counts_correct and (self.restarts > 1 or self.early_stop):
+            raise ConfigError("counts_correct is for attacks without restarts or early_stop")
         if gradient is not None and (self.restarts > 1 or self.early_stop or gradient.shape != x.shape):
             raise ConfigError(
                 f"gradient is for attacks without restarts or early_stop and has the shape of x, {tuple(x.shape)}; got "
@@ -203,28 +222,34 @@ class PGD:
             return x_adv.copy_(x if start is None else start)
         return self.threat.project_(torch.add(x, self.threat.uniform(x, key, draw=draw), out=x_adv), x)
 
-    def _ascend(self, net: CheckedModel, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Moves x_adv in place; returns a scalar that is finite if all was well, and the gradient of the last step."""
+    def _ascend(self, net: CheckedModel, x_adv: Tensor, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        """Moves x_adv in place.
+
+        Returns a scalar that is finite if all was well, the gradient of the last step, and `correct`, which is 0
+        unless the attack counts.
+        """
         active = x_adv, x, y, target  # tensors of the moving examples, rows `indices` of the batch
         indices = None
-        sums, grad = [], x_adv
+        sums, grad, correct = [], x_adv, torch.zeros(len(y), dtype=torch.int64, device=y.device)
         for _ in range(self.steps):
             grad, losses, logits = self._gradient(net, active[0], active[3])
+            if self.counts_correct:
+                correct += logits.argmax(dim=1) == (y.argmax(dim=1) if y.is_floating_point() else y)
             # The gradient too: a nan in it moves nothing, and the example would pass for a robust one.
             sums.append(losses.sum() + grad.sum())
             if self.early_stop:
-                keep = (logits.argmax(dim=1) == active[2]) != self.targeted
-                if not keep.all():
+                keep = ((logits.argmax(dim=1) == active[2]) != self.targeted).nonzero().flatten()
+                if len(keep) < len(active[0]):  # the one time in a step that the host waits
                     if indices is not None:
                         x_adv[indices] = active[0]
-                    indices = keep.nonzero().flatten() if indices is None else indices[keep]
+                    indices = keep if indices is None else indices[keep]
                     active, grad = tuple(t[keep] for t in active), grad[keep]
                     if len(indices) == 0:
                         break
             self.threat.step_(active[0], grad, active[1], self.step_size)
         if indices is not None:
             x_adv[indices] = active[0]
-        return torch.stack(sums).sum(), grad
+        return torch.stack(sums).sum(), grad, correct
 
     def _gradient(self, net: CheckedModel, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient, the losses and the logits at x; subclasses change it."""
@@ -272,6 +297,12 @@ class FGSM(PGD):
 
     References:
         Goodfellow et al. 2015, "Explaining and Harnessing Adversarial Examples".
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10))
+        >>> x, y = torch.rand(4, 3, 4, 4), torch.arange(4)
+        >>> pyengm.attacks.FGSM(8 / 255)(model, x, y).shape
+        torch.Size([4, 3, 4, 4])
     """
 
     def __init__(self, eps: float, *, norm: str = "linf", loss: str = "ce", bn: str = "eval"):

@@ -24,6 +24,10 @@ class ThreatModel:
 
     Raises:
         ConfigError: the norm is unknown or the radius is out of range.
+
+    Example:
+        >>> print(pyengm.attacks.ThreatModel("linf", 8 / 255))
+        L-infinity, eps = 8/255
     """
 
     norm: str

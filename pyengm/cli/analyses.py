@@ -208,7 +208,9 @@ def _instances(of: Subject, parts: Parts) -> Found:
     logs = [dict(np.load(path, allow_pickle=False)) for path in paths]
     found = analysis.instances(logs, of.labels().numpy())
     files = {f"subset-{i:02}.txt": "".join(f"{row}\n" for row in found.subset(i, i)) for i in range(1, 11)}
-    return Found({"": found}, {"": found.plot, "last epoch": found.plot_deltas}, files)
+    panels = {"last epoch": found.plot, "all epochs": found.plot_norms}
+    panels |= {"by epoch": found.plot_groups, "perturbations, last epoch": found.plot_deltas}
+    return Found({"": found}, panels, files)
 
 
 def _loss_gap(of: Subject, parts: Parts) -> Found:
@@ -233,7 +235,7 @@ def _smoothness(of: Subject, parts: Parts) -> Found:
     return Found({"": analysis.smoothness(of.last(), images, labels, threats, parts=parts, **of.options())})
 
 
-def _toy_surface(of: Subject, parts: Parts) -> Found:
+def _toy_surface(parts: Parts) -> Found:
     results = {
         f"{kind} {constraint}": analysis.toy_surface(kind, constraint)
         for kind, constraint in product(("linear", "swish"), ("nt", "l2", "linf"))
@@ -283,6 +285,8 @@ ANALYSES: Mapping[str, Callable[[Subject, Parts], Found]] = {
     "instances": _instances,
     "loss_gap": _loss_gap,
     "smoothness": _smoothness,
-    "toy_surface": _toy_surface,
+    "toy_surface": lambda of, parts: _toy_surface(parts),
     "hessian_top": _hessian_top,
 }
+ANALYSES_ALONE: Mapping[str, Callable[[Parts], Found]] = {"toy_surface": _toy_surface}
+"""Analyses of no model."""

@@ -66,7 +66,7 @@ def _values(found: Found) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def _figure(found: Found) -> Any:
     panels = found.figure_panels()
-    columns = min(len(panels), 4 if len(panels) > 4 else 2)
+    columns = min(len(panels), 2 if len(panels) in (2, 4) else 3 if len(panels) <= 9 else 4)
     rows = -(-len(panels) // columns)
     figure = figure_class()(figsize=(6 * columns, 4.4 * rows), dpi=120, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +14,9 @@ import tyro
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pyengm import __version__
-from pyengm.analysis import SavedParts
+from pyengm.analysis import Parts, SavedParts
 from pyengm.attacks import ThreatModel
-from pyengm.cli.analyses import ANALYSES, AnalyzedModel, Subject
+from pyengm.cli.analyses import ANALYSES, ANALYSES_ALONE, AnalyzedModel, Found, Subject
 from pyengm.cli.analysis_attacks import parse_attack
 from pyengm.cli.analysis_files import save_analysis
 from pyengm.data import ImageDataset, load
@@ -25,6 +26,7 @@ from pyengm.evaluation.model_sources import CheckpointSource
 from pyengm.evaluation.one_threat import evenly_spread
 from pyengm.models import read_info
 from pyengm.training import RunFolder, TrainConfig
+from pyengm.training.builders import read_indices
 from pyengm.training.environment import describe
 from pyengm.training.option_types import Choice, Count, OptionGroup, Unset
 from pyengm.utils import terminal
@@ -45,13 +47,15 @@ class AnalyzeConfig(OptionGroup):
     """Run folders or checkpoints of pyengm (.safetensors), and names of analyses: gradient_statistics,
     norm_correlation, weight_errors, fosc_trajectory, fosc_bins, fosc_distribution, cross_robustness, accuracy_curve,
     input_plane, weight_plane, instances, loss_gap, smoothness, toy_surface, hessian_top. Without a name,
-    gradient_statistics."""
+    gradient_statistics. toy_surface needs no run."""
     checkpoint: str = "best"
     """Weights of a run folder: best, last, epoch-N of its snapshots, or all snapshots, for analyses along a run."""
     split: Annotated[str, Choice(("train", "test"))] = "test"
     """Split of the images."""
     examples: Annotated[Count | None, Unset("all")] = 1000
     """Number of images, spread evenly over the split."""
+    indices: Annotated[Path | None, Unset("all")] = None
+    """Take the examples from these images of the split only: a .npy file or a text file of integers, counted from 0."""
     attack: str = "pgd"
     """none, fgsm or pgd, with options: pgd:eps=8/255,step_size=2/255,steps=10,loss=ce. Norm and radius are those of the
     training unless they are given."""
@@ -75,26 +79,42 @@ class AnalyzeConfig(OptionGroup):
 def analyze_command(options: AnalyzeConfig) -> int:
     """Runs the analyses that are not there yet, and prints the files; returns 0."""
     targets, names = _sort_words(options.words)
-    subject = _subject(options, targets)
-    out = options.out or (targets[0] if targets[0].is_dir() else targets[0].parent) / "analysis"
-    description = _describe(options, subject)
-    pending = [name for name in names if not _is_there(out, name, description)]
+    if targets:
+        subject = _subject(options, targets)
+        out = options.out or (targets[0] if targets[0].is_dir() else targets[0].parent) / "analysis"
+        description = _describe(options, subject)
+        computations = {name: partial(ANALYSES[name], subject) for name in names}
+    else:
+        out, description = options.out or Path("analysis"), {"configuration": {"version": __version__}}
+        computations = {name: ANALYSES_ALONE[name] for name in names}
+    pending = [name for name in names if not is_there(out, name, description)]
     for name in names:
         if name not in pending:
             log(f"{out / name}.json is there already, made with the same options")
     for name in pending:
-        try:
-            _analyze(name, subject, out, description)
-        except KeyboardInterrupt:
-            raise Interrupted(f"interrupted; the same command resumes {name}") from None
+        run_analysis(name, computations[name], out, description)
         log(f"{name}: {out / name}.npz, .json, .svg, .png")
     return 0
 
 
-def _analyze(name: str, subject: Subject, out: Path, description: dict[str, Any]) -> None:
+def run_analysis(name: str, compute: Callable[[Parts], Found], out: Path, description: dict[str, Any]) -> None:
+    """Computes an analysis and writes its files; the same call resumes it.
+
+    Args:
+        name: Of the files.
+        compute: The analysis.
+        out: The folder of the files.
+        description: All that its arrays depend on, for NAME.json.
+
+    Raises:
+        Interrupted: After Ctrl-C.
+    """
     parts_folder = out / ".parts" / f"{name}-{_digest(name, description)}"
-    with _bar(name) as on_part:
-        found = ANALYSES[name](subject, SavedParts(parts_folder, on_part))
+    try:
+        with _bar(name) as on_part:
+            found = compute(SavedParts(parts_folder, on_part))
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; the same command resumes {name}") from None
     save_analysis(out, name, found, {"analysis": name, **description, "environment": describe()})
     shutil.rmtree(parts_folder, ignore_errors=True)
     if (out / ".parts").is_dir() and not any((out / ".parts").iterdir()):
@@ -126,13 +146,14 @@ def _sort_words(words: tuple[str, ...]) -> tuple[list[Path], list[str]]:
         else:
             known = did_you_mean(word, ANALYSES)
             raise ConfigError(f"{word!r} is no run folder, checkpoint or analysis{known}; known: {', '.join(ANALYSES)}")
-    if not targets:
+    if not targets and not (names and all(name in ANALYSES_ALONE for name in names)):
         raise ConfigError("expected a run folder or a checkpoint: pyengm analyze RUN NAME")
     return targets, list(dict.fromkeys(names)) or ["gradient_statistics"]
 
 
 def _subject(options: AnalyzeConfig, targets: list[Path]) -> Subject:
-    models = tuple(model for target in targets for model in _models(target, options))
+    names = _names(targets)
+    models = tuple(model for target in targets for model in _models(target, names[target], options))
     infos = [read_info(model.source.path) for model in models]
     if len({(info.data, info.classes) for info in infos}) > 1:
         raise ConfigError(
@@ -140,7 +161,7 @@ def _subject(options: AnalyzeConfig, targets: list[Path]) -> Subject:
         )
     if is_object_spec(infos[0].data):
         check_trusted({"data": infos[0].data}, targets[0], options.trust_config)
-    data = _load(options, targets[0], infos[0].data, options.split)
+    data = _load(options, targets[0], infos[0].data, options.split, options.indices)
     return Subject(
         models=models,
         runs=tuple(target for target in targets if target.is_dir()),
@@ -154,7 +175,20 @@ def _subject(options: AnalyzeConfig, targets: list[Path]) -> Subject:
     )
 
 
-def _models(target: Path, options: AnalyzeConfig) -> list[AnalyzedModel]:
+def _names(targets: list[Path]) -> dict[Path, str]:
+    """Names of the targets by the ends of their paths, as long as needed. Raises ConfigError for equal targets."""
+    if len({target.resolve() for target in targets}) < len(targets):
+        raise ConfigError(f"expected different targets, got {', '.join(map(str, targets))}")
+    paths = {target: target.resolve() for target in targets}
+    parts = {target: (path if path.is_dir() else path.with_suffix("")).parts for target, path in paths.items()}
+    for length in range(1, max(map(len, parts.values())) + 1):
+        names = {target: "/".join(own[-length:]) for target, own in parts.items()}
+        if len(set(names.values())) == len(targets):
+            return names
+    return {target: str(path) for target, path in paths.items()}  # a folder and a file that differ in the suffix alone
+
+
+def _models(target: Path, name: str, options: AnalyzeConfig) -> list[AnalyzedModel]:
     """The checkpoints of a target that the options name, by epoch."""
     snapshots = RunFolder(target).snapshots
     if not target.is_dir():
@@ -174,16 +208,21 @@ def _models(target: Path, options: AnalyzeConfig) -> list[AnalyzedModel]:
         raise ConfigError(
             f"{target} has no such weights ({options.checkpoint}); its snapshots: {there} (pyengm train --snapshots)"
         )
-    name = target.name if target.is_dir() else target.stem
     # Checkpoints have the number of the last epoch, from 0.
     return [AnalyzedModel(name, read_info(p).epoch + 1, CheckpointSource(p, options.trust_config)) for p in paths]
 
 
-def _load(options: AnalyzeConfig, target: Path, name: str, split: str) -> ImageDataset:
+def _load(options: AnalyzeConfig, target: Path, name: str, split: str, indices: Path | None = None) -> ImageDataset:
     config = (target if target.is_dir() else target.parent) / "config.yaml"
     trained = TrainConfig.load(config).data if config.is_file() else None
     root = options.data_dir or (trained.data_dir if trained else None)
-    return load(name, split, root=root, image_size=trained.image_size if trained else None)
+    return load(
+        name,
+        split,
+        root=root,
+        image_size=trained.image_size if trained else None,
+        indices=None if indices is None else read_indices(indices),
+    )
 
 
 def _describe(options: AnalyzeConfig, subject: Subject) -> dict[str, Any]:
@@ -215,8 +254,8 @@ def _digest(name: str, description: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([name, description], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _is_there(out: Path, name: str, description: dict[str, Any]) -> bool:
-    """Whether the analysis was made with the same options. Raises ConfigError where it was made with others."""
+def is_there(out: Path, name: str, description: dict[str, Any]) -> bool:
+    """Returns whether the analysis was made with the same options. Raises ConfigError where it was made with others."""
     path = out / f"{name}.json"
     if not path.exists():
         return False

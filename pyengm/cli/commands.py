@@ -3,12 +3,14 @@
 from collections.abc import Callable, Sequence
 
 from pyengm.cli.analyze import AnalyzeConfig, analyze_command
+from pyengm.cli.compare import CompareConfig, compare_command
 from pyengm.cli.completion import CompletionConfig, completion_command
 from pyengm.cli.evaluate import evaluate_command
 from pyengm.cli.evaluate_options import EvaluateConfig
 from pyengm.cli.parser import parse
 from pyengm.cli.report import ReportConfig, report_command
 from pyengm.cli.reproduce import reproduce_command
+from pyengm.cli.sweep import parse_sweep, sweep_command
 from pyengm.cli.train import parse_train, train_command
 from pyengm.reproduce import ReproduceConfig
 from pyengm.training.launcher import launch, process_group
@@ -36,8 +38,13 @@ def run(command: str, words: list[str]) -> int:
     if command == "evaluate":
         evaluation = parse(EvaluateConfig, "pyengm evaluate", words)
         return _in_processes(None, args, lambda: evaluate_command(evaluation))
+    if command == "sweep":
+        sweep, base = parse_sweep(words)
+        return _in_processes(sweep.nproc, args, lambda: sweep_command(sweep, base))
     if command == "report":
         return report_command(parse(ReportConfig, "pyengm report", words))
+    if command == "compare":
+        return compare_command(parse(CompareConfig, "pyengm compare", words))
     if command == "analyze":
         return analyze_command(parse(AnalyzeConfig, "pyengm analyze", words))
     if command == "reproduce":

@@ -20,10 +20,12 @@ from pyengm.utils.launched import is_rank_zero
 
 COMMANDS = {
     "train": "train a robust classifier and evaluate it",
+    "sweep": "train a grid of options times seeds, and compare the runs",
     "evaluate": "attack a trained model: a run, a checkpoint, or a model from elsewhere",
     "report": "write an HTML file about runs and evaluations, side by side",
+    "compare": "compare runs: curves over seeds, overfitting, sensitivity, and a table",
     "analyze": "make figures of the papers for runs and checkpoints of your own",
-    "reproduce": "train the rows of a table of the papers, and compare",
+    "reproduce": "train the rows of a table or the runs of a figure of the papers, and compare",
     "completion": "print a script for completion in bash, zsh or fish",
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it

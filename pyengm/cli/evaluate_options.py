@@ -58,7 +58,7 @@ class EvaluateConfig(OptionGroup):
     attacks: Annotated[tuple[str, ...], Unset("none")] = ()
     """Further attacks: fgsm, pgd10, pgd50, cw, members of AutoAttack (apgd_ce, apgd_t, fab_t, square), deepfool for
     the mean L2 distance to the decision boundary, or specs, such as pgd:steps=50,loss=ce,norm=linf,eps=1/255..16/255
-    (docs/evaluation.md)."""
+    (docs/guides/evaluation.md)."""
     autoattack_examples: Annotated[Count | None, Unset("as many as in the run, else all")] = None
     """Number of test images for AutoAttack, spread evenly over the test set."""
     surrogate: Annotated[Path | None, Unset("none")] = None

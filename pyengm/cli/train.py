@@ -47,6 +47,17 @@ def parse_train(args: Sequence[str]) -> TrainConfig:
     return config.override(resume=files.resume)
 
 
+def parse_base(args: Sequence[str]) -> tuple[TrainConfig, set[str]]:
+    """Parses options that several runs share, and returns them, not resolved, with the flat names of those given.
+
+    Raises:
+        UsageError, ConfigError, SystemExit: As `parse_train`.
+    """
+    saved, _ = _saved_options(_files(args))
+    given = flags_in(args)
+    return parse(TrainConfig, PROG, args, saved).drop_idle(keep=given), given
+
+
 def print_help(args: Sequence[str]) -> None:
     """Prints the help with the values that the recipe of the other options on the command line has.
 

@@ -1,6 +1,7 @@
 """Images and labels, their splits, and augmented batches that depend on the seed, the epoch and each image alone."""
 
 from pyengm.data.crop_flip import CropFlip
+from pyengm.data.extra import load_extra
 from pyengm.data.flip import FLIP_ALLOWED
 from pyengm.data.from_user import load_from_user
 from pyengm.data.image_dataset import ImageDataset
@@ -25,6 +26,7 @@ __all__ = [
     "data_name",
     "data_root",
     "load",
+    "load_extra",
     "load_from_user",
     "margin_for",
     "split_validation",

@@ -64,13 +64,13 @@ def load(
 
     Raises:
         DataError: the name or split is unknown, files are missing or damaged, or indices are out of range.
+
+    Example:
+        >>> test = pyengm.data.load("digits", "test")
+        >>> len(test), test.shape
+        (360, (1, 8, 8))
     """
-    if split not in ("train", "test"):
-        raise DataError(f'expected split "train" or "test", got {split!r}; split_validation makes a validation set')
-    if image_size is not None and image_size < 1:
-        raise DataError(f"expected an image_size of 1 pixel or more, got {image_size}")
-    if margin < 0 or (margin and image_size is None):
-        raise DataError(f"expected a margin of 0 pixels or more around an image_size, got {margin} around {image_size}")
+    _check_request(split, image_size, margin)
     root, name = data_root(root), data_name(name)
     if name == "digits":
         data = load_digits(split)
@@ -91,6 +91,15 @@ def load(
     if sides and data.shape[1:] not in [(side, side) for side in sides]:
         raise DataError(f"image_size resizes folders only: {name} has {data.shape[1]}x{data.shape[2]} images")
     return data if indices is None else data.subset(indices)
+
+
+def _check_request(split: str, image_size: int | None, margin: int) -> None:
+    if split not in ("train", "test"):
+        raise DataError(f'expected split "train" or "test", got {split!r}; split_validation makes a validation set')
+    if image_size is not None and image_size < 1:
+        raise DataError(f"expected an image_size of 1 pixel or more, got {image_size}")
+    if margin < 0 or (margin and image_size is None):
+        raise DataError(f"expected a margin of 0 pixels or more around an image_size, got {margin} around {image_size}")
 
 
 def _load_folder(folder: Path, *arguments: Any) -> ImageDataset:

@@ -45,6 +45,11 @@ def as_dataset(
 
     Raises:
         DataError: data of other kinds, shapes, types or values.
+
+    Example:
+        >>> data = pyengm.data.as_dataset((torch.rand(10, 3, 4, 4), torch.arange(10)))
+        >>> len(data), data.num_classes
+        (10, 10)
     """
     if isinstance(data, ImageDataset):
         return data

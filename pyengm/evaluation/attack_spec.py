@@ -115,6 +115,11 @@ def parse_spec(text: str) -> AttackSpec:
 
     Raises:
         ConfigError: the name or an option is unknown, or a value does not fit.
+
+    Example:
+        >>> spec = pyengm.evaluation.parse_spec("pgd:steps=50,step_size=2/255")
+        >>> spec.title()
+        'PGD (steps=50, step_size=2/255)'
     """
     name, colon, rest = text.strip().partition(":")
     if name not in ATTACKS:

@@ -30,6 +30,7 @@ from pyengm.evaluation.standard_errors import standard_errors
 from pyengm.evaluation.trust import trust_block
 from pyengm.evaluation.work import Work, parts_of
 from pyengm.models import to_fast_memory_format
+from pyengm.utils.file_format import RESULTS_FORMAT
 
 OnShare = Callable[[float], None]  # share of the work that is done
 DETAILS = ("standard_errors", "calibration", "warnings", "trust")  # results about results
@@ -87,9 +88,10 @@ def evaluate_checkpoints(
         on_share: called with the share of all work that is done, in [0, 1], before each attack and after each pass.
 
     Returns:
-        Results of `evaluate` per model; "threats" and "images", which they were measured on; with "best" and "last"
-        and PGD-20 also "robust_overfitting", in per cent; and DETAILS: "standard_errors", "calibration" (by model and
-        name), "warnings" of AutoAttack, with model, threat and attack, and "trust" by model and norm (`trust_block`).
+        "format"; results of `evaluate` per model; "threats" and "images", which they were measured on; with "best" and
+        "last" and PGD-20 also "robust_overfitting", in per cent; and DETAILS: "standard_errors", "calibration" (by
+        model and name), "warnings" of AutoAttack, with model, threat and attack, and "trust" by model and norm
+        (`trust_block`).
 
     Raises:
         PyengmError: a worker process was killed, or for the reasons that `evaluate` lists.
@@ -110,20 +112,22 @@ def evaluate_checkpoints(
     relay = partial(_relay, Work({key: parts[key[1]] for key in jobs}), on_attack, on_pass, on_share)
     evaluated = _run_jobs(jobs, worker_count(len(jobs), device), relay)
     of_models = {name: {one: evaluated[names[key], one] for one in threats} for name, key in contents.items()}
-    counts = {"all": len(data), "autoattack": few}
-    return _merge(of_models, {"threats": [asdict(threat) for threat in threats], "images": counts})
+    return _merge(of_models, threats, {"all": len(data), "autoattack": few})
 
 
-def _merge(of_models: Mapping[str, Mapping[ThreatModel, Evaluated]], shared: dict[str, Any]) -> dict[str, Any]:
+def _merge(
+    of_models: Mapping[str, Mapping[ThreatModel, Evaluated]], threats: Sequence[ThreatModel], images: dict[str, int]
+) -> dict[str, Any]:
     """The results of all models, with what they have in common, the threat models and the numbers of images."""
-    results: dict[str, Any] = {
+    results: dict[str, Any] = {"format": RESULTS_FORMAT}
+    results |= {
         name: merge_threats({threat: one.accuracies for threat, one in by_threat.items()})
         for name, by_threat in of_models.items()
     }
-    curves = _curves(results)
+    curves = _curves({name: results[name] for name in of_models})
     if {"best", "last"} <= results.keys() and "pgd20" in results["best"]:
         results["robust_overfitting"] = robust_overfitting(results["best"]["pgd20"], results["last"]["pgd20"])
-    results |= curves | shared
+    results |= curves | {"threats": [asdict(threat) for threat in threats], "images": images}
     return results | {"standard_errors": standard_errors(results)} | _doubts(of_models)
 
 

@@ -64,6 +64,11 @@ def evaluate(
     Raises:
         ConfigError, CheckpointError, DataError: Options, files or data do not fit.
         ModelError, NonFiniteError: The model returns anything but logits, or values that are not finite.
+
+    Example:
+        >>> x, y, threat = torch.rand(4, 1, 2, 2), torch.arange(4), pyengm.attacks.ThreatModel("linf", 0.1)
+        >>> sorted(pyengm.evaluation.evaluate(torch.nn.Flatten(), (x, y), attacks=["fgsm"], threat=threat))
+        ['fgsm', 'natural']
     """
     images = as_dataset(data)
     threats = [threat] if isinstance(threat, ThreatModel) else list(threat or ())
@@ -71,16 +76,20 @@ def evaluate(
     if isinstance(model, (str, os.PathLike)):
         network, trained_for = _load(model, images, threats, of_name, output=output, trust_config=trust_config)
         threats = threats or trained_for
-        where = pick_device(str(device))
     else:
         network = _wrap(model, output, of_name)
-        where = _device_of(network) if str(device) == "auto" else pick_device(str(device))
-    network = network.to(where)
-    images = match_classes(images, count_classes(network, images, where))
+    where = _device_for(model, network, str(device))
+    images = match_classes(images, count_classes(network.to(where), images, where))
     check_threats(threats)
     check_attacks(attacks, images, threats, surrogate=options.get("surrogate") is not None)
     run = partial(evaluate_one_threat, network, images, device=where, bn=bn, **options)
     return merge_threats({one: run(one, names) for one, names in attacks_by_threat(threats, attacks).items()})
+
+
+def _device_for(model: object, network: nn.Module, device: str) -> torch.device:
+    """The device of that name; "auto" is the network's own, and for names and files a GPU if there is one."""
+    named = isinstance(model, (str, os.PathLike))
+    return _device_of(network) if device == "auto" and not named else pick_device(device)
 
 
 def _load(

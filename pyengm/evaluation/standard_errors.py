@@ -9,7 +9,12 @@ from pyengm.evaluation.result_key import read_key
 
 
 def standard_error(accuracy: float, images: int) -> float:
-    """Standard error sqrt(p (1 - p) / n) of an accuracy p in [0, 1] that was measured on n images."""
+    """Standard error sqrt(p (1 - p) / n) of an accuracy p in [0, 1] that was measured on n images.
+
+    Example:
+        >>> round(pyengm.evaluation.standard_error(0.5, 100), 6)
+        0.05
+    """
     return (accuracy * (1 - accuracy) / images) ** 0.5
 
 

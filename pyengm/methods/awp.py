@@ -1,32 +1,23 @@
 """AWP: adversarial weight perturbation (Wu et al. 2020) on top of a method with an attack."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyengm.attacks.model_state import running_statistics_kept
-from pyengm.data import Transform
-from pyengm.errors import ConfigError, NonFiniteError
-from pyengm.methods.base import AttackMethod, StepOutput
-from pyengm.methods.dataset_spec import DatasetSpec
+from pyengm.attacks import PGD
+from pyengm.errors import ConfigError
+from pyengm.methods.base import AttackMethod, Method
 from pyengm.methods.info import MethodInfo, PassCounts, ShortRun
 from pyengm.methods.mart import MART
-from pyengm.methods.per_example_buffer import PerExampleBuffer
+from pyengm.methods.moved_weights import MovedWeights
 from pyengm.methods.pgd_at import PGDAT
 from pyengm.methods.registry import register_method
 from pyengm.methods.trades import TRADES
-from pyengm.ops import Key
-from pyengm.pergrad import any_sharded
 from pyengm.utils import foreach
-from pyengm.utils.checks import require
-from pyengm.utils.distributed import all_reduce_sum_many
 
 
-class AWP(AttackMethod):
+class AWP(MovedWeights):
     """The losses L_i of `base` at the weights w + v, v an ascent step on their mean with a norm relative to that of w.
 
     The attack of `base` runs at w. Then, with g the gradient of (1/n) sum_i L_i, v = gamma ||w|| g / ||g|| for each
@@ -48,112 +39,40 @@ class AWP(AttackMethod):
         Wu et al. 2020, Sec. 4.
     """
 
+    label = "AWP"
+
     def __init__(self, base: AttackMethod, gamma: float, *, warmup: int = 0):
-        if not isinstance(base, AttackMethod) or isinstance(base, AWP):
-            kind = type(base).__name__
-            raise ConfigError(f"the base of AWP is {kind}; expected a method with an attack, and without AWP")
+        super().__init__(base)
         if not (math.isfinite(gamma) and gamma >= 0):
             raise ConfigError(f"gamma is {gamma}; expected a finite number >= 0, such as 0.01")
         if warmup < 0:
             raise ConfigError(f"warmup is {warmup}; expected a number of epochs >= 0")
-        self.base, self.gamma, self.warmup, self.epoch = base, gamma, warmup, 0
-        self.epoch_is_given = False  # by start_epoch
-        self.threat = base.threat
-        self.info = replace(
-            self.info,
-            is_pgd=base.info.is_pgd,
-            double_backward=base.info.double_backward,
-            modifies_grads=base.info.modifies_grads,
-        )
+        self.gamma, self.warmup = gamma, warmup
 
-    @property
-    def needs_input_grad(self) -> bool:
-        return self.base.needs_input_grad
-
-    @needs_input_grad.setter
-    def needs_input_grad(self, value: bool) -> None:
-        self.base.needs_input_grad = value
-
-    @property
-    def label_smoothing(self) -> float:
-        return self.base.label_smoothing
-
-    @label_smoothing.setter
-    def label_smoothing(self, share: float) -> None:
-        self.base.label_smoothing = share
-
-    def key_for(self, x: Tensor, key: Key | None) -> Key:
-        if key is not None and not self.epoch_is_given:
-            self.epoch = key.epoch
-        return self.base.key_for(x, key)
-
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, key: Key, transform: Transform | None = None) -> Tensor:
-        return self.base.perturb(model, x, y, key, transform)
-
-    def outcome(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> StepOutput:
-        if self.epoch < self.warmup or self.gamma == 0:
-            return self.base.outcome(model, x, x_adv, y)
-        weights, moves = self._ascent(model, x, x_adv, y)
-
-        @torch.no_grad()
-        def undo() -> None:
-            foreach.sub_(weights, moves)
-            torch.clear_autocast_cache()
-
-        with torch.no_grad():
-            foreach.add_(weights, moves)
-        torch.clear_autocast_cache()  # a caller's autocast may hold the previous weights in 16 bits
-        try:
-            return replace(self.base.outcome(model, x, x_adv, y), undo=undo)
-        except BaseException:
-            undo()
-            raise
+    def _moves(self) -> bool:
+        return self.epoch >= self.warmup and self.gamma > 0
 
     def _ascent(self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The weights that change, and v for each."""
+        weights = self._weights(model)
+        grads = self._gradient(model, weights, x, x_adv, y)
+        norms = self._divisor(torch.stack(foreach.norm(grads)))
+        scales = self.gamma * torch.stack(foreach.norm([w.detach() for w in weights])) / norms
+        return weights, [g * scale for g, scale in zip(grads, scales, strict=True)]
+
+    def _weights(self, model: nn.Module) -> list[Tensor]:
+        """The weights that may move. Raises ConfigError where there are none, or they are sharded."""
         weights: list[Tensor] = [
             p for name, p in model.named_parameters() if "weight" in name and p.dim() >= 2 and p.requires_grad
         ]
         if not weights:
             raise ConfigError("AWP found no weights of two or more dimensions that are trained; use its base alone")
-        if any_sharded(weights):
-            raise ConfigError("AWP moves whole weights, and these are sharded; use DistributedDataParallel")
-        with running_statistics_kept(model), torch.enable_grad():
-            # The gradient of the sum has the direction of the mean's, and does not underflow in half precision.
-            total = self.base.outcome(model, x, x_adv, y).losses.sum()
-            grads = all_reduce_sum_many(torch.autograd.grad(total, weights, allow_unused=True, materialize_grads=True))
-        norms = torch.stack(foreach.norm(grads))
-        require(norms.sum().isfinite(), _not_finite)
-        norms = norms.where(norms > 0, 1.0)  # no gradient, no move
-        scales = self.gamma * torch.stack(foreach.norm([w.detach() for w in weights])) / norms
-        return weights, [g * scale for g, scale in zip(grads, scales, strict=True)]
-
-    def prepare(self, dataset: DatasetSpec) -> None:
-        self.base.prepare(dataset)
-
-    def start_epoch(self, model: nn.Module, epoch: int) -> None:
-        self.epoch, self.epoch_is_given = epoch, True
-        self.base.start_epoch(model, epoch)
-
-    def finish_epoch(self, model: nn.Module, metrics: Mapping[str, Any]) -> bool:
-        return self.base.finish_epoch(model, metrics)
-
-    def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.base.before_step(model, optimizer)
-
-    def buffers(self) -> Mapping[str, PerExampleBuffer]:
-        return self.base.buffers()
-
-    def extra_state(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "base": self.base.extra_state()}
-
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        self.epoch, self.epoch_is_given = state["epoch"], True
-        self.base.load_extra_state(state["base"])
+        return self._whole(weights)
 
 
-def _not_finite() -> NonFiniteError:
-    return NonFiniteError("the gradient that AWP follows is nan or infinite; check the outputs of the model")
+def pgd_of(method: Method) -> PGD | None:
+    """The attack of a method whose whole attack is one call of PGD, None for other methods."""
+    attack = getattr(method.base if isinstance(method, MovedWeights) else method, "attack", None)
+    return attack if method.info.is_pgd and isinstance(attack, PGD) else None
 
 
 def _short_warmup(run: ShortRun) -> dict[str, tuple[str, ...]]:

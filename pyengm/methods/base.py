@@ -31,7 +31,9 @@ class StepOutput:
         logits: (n, k) outputs of the model on x_adv, or None where the losses are no classification losses.
         update: Whether the optimiser steps after the backward pass of these losses; else gradients accumulate.
         fosc: What an attack that stops by the FOSC did to each of the images, for a log; None for other attacks.
-        undo: Reverts what the method did to the parameters (AWP); it is called after the optimiser's step.
+        undo: Reverts what the method did to the parameters (AWP, SAM); it is called after the optimiser's step.
+        undo_before_step: Whether `undo` is called before that step, when the gradients are complete (SAM).
+        weighed: (n,) the part of the losses that weightings of examples multiply, see `Reweighted`; None for all.
     """
 
     losses: Tensor
@@ -39,7 +41,9 @@ class StepOutput:
     logits: Tensor | None
     update: bool = True
     undo: Callable[[], None] | None = None
+    undo_before_step: bool = False
     fosc: FOSCRecord | None = None
+    weighed: Tensor | None = None
 
 
 class Method(ABC):

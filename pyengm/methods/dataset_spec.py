@@ -18,6 +18,7 @@ class DatasetSpec:
         batches: The number of batches of an epoch.
         seed: The seed of the run.
         device: The device of what is kept for the images.
+        classes: The number of classes.
     """
 
     index: Tensor
@@ -26,3 +27,4 @@ class DatasetSpec:
     batches: int = 0
     seed: int = 0
     device: torch.device | str = "cpu"
+    classes: int = 10

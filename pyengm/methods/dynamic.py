@@ -56,6 +56,8 @@ class Dynamic(EpochAttack):
     first-order stationary condition (FOSC) eps ||g||_1 - <x' - x, g> takes no pass of its own: the gradient g is that
     of the next step.
 
+    On a GPU the host waits for the device at every step of the attack, to learn which examples are left.
+
     Args:
         eps: Radius of the threat model, in pixel units.
         step_size: Step size of PGD, in pixel units; eps / 4 unless given.

@@ -124,8 +124,10 @@ class FGSMPGI(SinglePassMethod):
         self.delta.write(rows, next_start - x, transform)
         x_adv = self.as_input(self.threat.step_(start.detach().clone(), grad, x, self.step_size))
         logits = logits_of(model, x_adv)
-        drift = (_wide(logits) - _wide(before)).square().mean(dim=1)
-        return StepOutput(self._smoothed(logits, y) + self.reg_weight * drift, x_adv, logits)
+        losses = self._smoothed(logits, y)
+        if self.reg_weight > 0:
+            losses = losses + self.reg_weight * (_wide(logits) - _wide(before)).square().mean(dim=1)
+        return StepOutput(losses, x_adv, logits)
 
     def _random_delta(self, like: Tensor, key: Key) -> Tensor:
         radius = min(self.step_size, self.threat.eps)

@@ -17,7 +17,7 @@ class PassCounts:
         input_grad: Input gradients, those of the attack's steps not counted.
         weight_grad: Weight gradients.
         per_step: Whether the attack takes steps that are counted in addition to the numbers above.
-        steps: The number of steps of the attack that the table of the README and the benchmark assume.
+        steps: The number of steps of the attack that the table of the documentation and the benchmark assume.
         uncounted: An estimate of what the counts leave out, such as a second network, in the same unit.
         remark: A format string for the table, with `{}` where the three numbers go.
     """
@@ -40,7 +40,7 @@ class PassCounts:
         return sum(self.of(steps)) + self.uncounted
 
     def __str__(self) -> str:
-        """The counts as the table of the README has them, such as "11 + 11 + 1"."""
+        """The counts as the table of the documentation has them, such as "11 + 11 + 1"."""
         return self.remark.format(" + ".join(f"{count:g}" for count in self.of()))
 
 
@@ -86,6 +86,7 @@ class MethodInfo:
         uses_val_metrics: Whether `finish_epoch` decides by accuracies on held-out images.
         rank_local_state: Whether `extra_state` differs between the processes of a run.
         own_labels: Why the losses take no smoothed labels; empty where they are made by `Method.cross_entropy`.
+        needs_class: Why every image must have one class, where the losses take smoothed labels; empty for most.
     """
 
     name: str = ""
@@ -105,6 +106,7 @@ class MethodInfo:
     uses_val_metrics: bool = False
     rank_local_state: bool = False
     own_labels: str = ""
+    needs_class: str = ""
 
     @property
     def description(self) -> str:

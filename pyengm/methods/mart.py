@@ -42,6 +42,12 @@ class MART(AttackMethod):
 
     References:
         Wang et al. 2020, Sec. 3.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10))
+        >>> x, y = torch.rand(4, 3, 4, 4), torch.arange(4)
+        >>> opt = pyengm.MSGD(model.parameters(), lr=0.1)
+        >>> steps = pyengm.train_step(pyengm.methods.MART(eps=8 / 255), model, opt, x, y)
     """
 
     info = MethodInfo(
@@ -87,8 +93,9 @@ class MART(AttackMethod):
         natural = log_softmax(logits_of(model, x))
         logits = logits_of(model, x_adv)
         unsure = 1e-7 + complement(natural.gather(1, y[:, None]).squeeze(1))
-        losses = boosted_cross_entropy(log_softmax(logits), y) + self.beta * unsure * kl_divergence(logits, natural)
-        return StepOutput(losses, x_adv, logits)
+        boosted = boosted_cross_entropy(log_softmax(logits), y)
+        losses = boosted + self.beta * unsure * kl_divergence(logits, natural)
+        return StepOutput(losses, x_adv, logits, weighed=boosted)
 
 
 def boosted_cross_entropy(log_p: Tensor, y: Tensor) -> Tensor:

@@ -39,6 +39,12 @@ class PGDAT(AttackMethod):
     References:
         Madry et al. 2018, Eq. 2.1 and 2.2. Targets: Kurakin et al. 2017, Sec. 2 (least likely); Xie et al. 2019,
         "Feature Denoising for Improving Adversarial Robustness", Sec. 5 (random).
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10))
+        >>> x, y = torch.rand(4, 3, 4, 4), torch.arange(4)
+        >>> opt = pyengm.MSGD(model.parameters(), lr=0.1)
+        >>> steps = pyengm.train_step(pyengm.methods.PGDAT(eps=8 / 255, steps=10), model, opt, x, y)
     """
 
     info = MethodInfo(

@@ -27,6 +27,8 @@ class SSAT(AttackMethod):
     is misclassified, and k = c where none is. Where the random start is already misclassified, x'_i = x_i: the authors'
     code takes the logits of the start, which are at hand, not those of the image.
 
+    On a GPU the host waits for the device at every check of a point, to learn which examples are left.
+
     Args:
         eps: Radius of the threat model, in pixel units.
         step_size: Step size, in pixel units; 1.25 eps unless given.
@@ -48,6 +50,7 @@ class SSAT(AttackMethod):
         reference="Kim et al. 2021",
         passes=PassCounts(4, 2, 1, remark="at most {}"),  # reached where every image is classified right
         recipe={"lr": 0.01, "epochs": 200, "milestones": (60, 120, 160)},
+        needs_class="it looks where an image is first classified wrong",
     )
 
     def __init__(
@@ -79,12 +82,15 @@ class SSAT(AttackMethod):
         """The points to train on; right: (n,) bool, whether the start of an example was classified right."""
         delta = x_adv - x
         out = torch.where(right.view(-1, *[1] * (x.dim() - 1)), x_adv, x)
+        right = right.clone()
         for k in range(1, self.checkpoints):
-            rows = (right if self.attack.bn == "eval" else torch.ones_like(right)).nonzero().flatten()
-            if not right.any():
+            rows = right.nonzero().flatten()  # the one time in a step that the host waits
+            if len(rows) == 0:
                 break
+            if self.attack.bn != "eval":
+                rows = torch.arange(len(y), device=y.device)
             point = x[rows] + delta[rows] * (k / self.checkpoints)
             fooled = (logits_of(model, point).argmax(dim=1) != y[rows]) & right[rows]
-            out[rows[fooled]] = point[fooled]
-            right = right.index_fill(0, rows[fooled], False)
+            out[rows] = torch.where(fooled.view(-1, *[1] * (x.dim() - 1)), point, out[rows])
+            right[rows] &= ~fooled
         return out

@@ -39,6 +39,12 @@ class TRADES(AttackMethod):
 
     References:
         Zhang et al. 2019, Eq. 5 and Alg. 1.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10))
+        >>> x, y = torch.rand(4, 3, 4, 4), torch.arange(4)
+        >>> opt = pyengm.MSGD(model.parameters(), lr=0.1)
+        >>> steps = pyengm.train_step(pyengm.methods.TRADES(eps=8 / 255, beta=6.0), model, opt, x, y)
     """
 
     info = MethodInfo(
@@ -76,5 +82,5 @@ class TRADES(AttackMethod):
         if self.as_published:
             with torch.no_grad():
                 logits_of(model, x)
-        robust = kl_divergence(logits, log_softmax(natural))
-        return StepOutput(self.cross_entropy(natural, y) + self.beta * robust, x_adv, logits)
+        robust = self.beta * kl_divergence(logits, log_softmax(natural))
+        return StepOutput(self.cross_entropy(natural, y) + robust, x_adv, logits, weighed=robust)

@@ -19,6 +19,12 @@ class Classifier(nn.Module):
             those of `model`; a function has none, and the modules that it calls keep their mode.
         output: the place of the logits in what the model returns: a key or the name of an attribute, a position, or a
             function of what it returns. None: a tensor is the logits itself, and of anything else it is `logits`.
+
+    Example:
+        >>> network = torch.nn.Linear(4, 3)
+        >>> model = pyengm.models.Classifier(lambda x: {"logits": network(x)}, output="logits")
+        >>> model(torch.rand(2, 4)).shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, model: Callable[..., Any], output: Output | None = None):

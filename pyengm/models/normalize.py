@@ -19,6 +19,11 @@ class Normalize(nn.Module):
     Raises:
         ConfigError: mean and std differ in length, are not finite, or std is not positive.
         DataError: in `forward`, the input has another number of channels or is not floating point.
+
+    Example:
+        >>> first = pyengm.models.Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+        >>> first(torch.full((1, 3, 2, 2), 0.75)).unique()
+        tensor([1.])
     """
 
     mean: Tensor

@@ -69,6 +69,11 @@ def build(
 
     Raises:
         ConfigError: the name is unknown, an option is out of range, or this model does not support it.
+
+    Example:
+        >>> model = pyengm.models.build("cnn4", width=4, image_size=8, in_channels=1, num_classes=10)
+        >>> model(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
     _check(num_classes, in_channels, image_size, norm_layer, width)
     normalize = _normalize(mean, std, in_channels)

@@ -4,11 +4,9 @@ from pyengm.ops._register import BACKENDS, CPU_MODULE, CUDA_MODULE
 from pyengm.ops.atas_step import atas_step_
 from pyengm.ops.clip_weights import clip_weights
 from pyengm.ops.conv_sqnorm import (
-    conv_corrected_sqnorm,
     conv_direct_sqnorm,
     conv_gradients,
     conv_gram_sqnorm,
-    linear_sqnorm,
 )
 from pyengm.ops.crop_flip import crop_flip
 from pyengm.ops.fosc import fosc, fosc_step_
@@ -25,14 +23,12 @@ __all__ = [
     "atas_step_",
     "available_backends",
     "clip_weights",
-    "conv_corrected_sqnorm",
     "conv_direct_sqnorm",
     "conv_gradients",
     "conv_gram_sqnorm",
     "crop_flip",
     "fosc",
     "fosc_step_",
-    "linear_sqnorm",
     "pgd_l2_step_",
     "pgd_linf_step_",
     "philox_normal",
@@ -46,6 +42,6 @@ __all__ = [
 
 
 def available_backends() -> tuple[str, ...]:
-    """The backends that this installation was built with."""
+    """The backends that this installation was built with; cuda where the driver, if there is one, runs its kernels."""
     built = {"reference": True, "cpu": CPU_MODULE is not None, "cuda": CUDA_MODULE is not None}
     return tuple(name for name in BACKENDS if built[name])

@@ -12,6 +12,8 @@ from typing import NoReturn
 
 import torch
 
+from pyengm.ops._cuda_module import load_cuda_module
+
 LIBRARY = torch.library.Library("pyengm", "DEF")
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}  # ends the name of a native kernel
 STORAGE_SUFFIX = SUFFIX | {torch.bfloat16: "bf16", torch.float16: "f16"}  # of ops that accept 16-bit types
@@ -26,7 +28,8 @@ def _native_module(name: str) -> ModuleType | None:
 
 
 CPU_MODULE = _native_module("_C")
-CUDA_MODULE = _native_module("_cuda")
+CUDA_MODULE, CUDA_OBSTACLE = load_cuda_module()
+OBSTACLES = {"cpu": "were not built; see docs/guides/installation.md", "cuda": CUDA_OBSTACLE}  # where there are none
 
 
 def _cpu_caller(module: ModuleType) -> Callable[[torch.device], Callable]:
@@ -95,7 +98,7 @@ class Op:
             self._check(*args)
             return self._reference(*args)
         if backend not in self._kernels:
-            raise RuntimeError(f"the {backend} kernels of pyengm were not built; see PYENGM_CUDA in the README")
+            raise RuntimeError(f"the {backend} kernels of pyengm {OBSTACLES[backend]}")
         device = args[0].device
         if device.type != backend:
             raise ValueError(f"{self.name}: backend={backend!r} needs {backend} tensors, got one on {device}")
@@ -120,9 +123,10 @@ _warned: set[str] = set()
 def _warn_slow(device_type: str) -> None:
     if device_type not in _warned:
         _warned.add(device_type)
+        why = f", as they {OBSTACLES[device_type]}" if device_type in OBSTACLES else ""
         warnings.warn(
-            f"pyengm has no native kernels for {device_type!r} tensors in this installation; "
-            "plain PyTorch runs in their place: correct, but slower",
+            f"pyengm has no native kernels for {device_type!r} tensors in this installation{why}. "
+            "Plain PyTorch runs in their place: correct, but slower",
             stacklevel=3,
         )
 

@@ -7,12 +7,10 @@ runs.
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from pyengm.kernels import conv_dispatch
-from pyengm.kernels.conv_shape import HALF, ConvShape
-from pyengm.kernels.conv_tuning import gram_is_cheaper
+from pyengm.kernels.conv_shape import HALF
 from pyengm.ops import reference
 from pyengm.ops._memory_format import computation_dtype
 from pyengm.ops._register import LIBRARY, SUFFIX, Op, fail, require_no_grad
@@ -50,18 +48,6 @@ def _check(op, x, g, kernel, stride, padding, dilation) -> None:
     require_no_grad(op, x, g)
 
 
-def _check_corrected(op, x, g, sums, means, *window) -> None:
-    _check(op, x, g, *window)
-    ranks = sums.shape[1] if sums.dim() == 3 else 1
-    shapes = {"sums": (x.shape[0], ranks, g.shape[1]), "means": (ranks, g.shape[1], x.shape[1], *window[0])}
-    dtype = computation_dtype(x.dtype)
-    for (name, shape), t in zip(shapes.items(), (sums, means), strict=True):
-        if t.shape != shape or t.dtype != dtype or t.device != x.device:
-            expected = f"{name} of shape {shape} in {dtype} on {x.device}"
-            fail(op, expected, (tuple(t.shape), t.dtype, t.device))
-    require_no_grad(op, sums, means)
-
-
 def _reference(name: str) -> Callable:
     """The reference of that name, with 16-bit operands cast to float32 first."""
     plain = getattr(reference, name)
@@ -70,15 +56,6 @@ def _reference(name: str) -> Callable:
 
 _gram_reference, _direct_reference = _reference("conv_gram_sqnorm"), _reference("conv_direct_sqnorm")
 _gradients_reference = _reference("conv_gradients")
-
-
-def _corrected_reference(x, g, sums, means, *window) -> Tensor:
-    return _corrected_squares(_gradients_reference(x, g, *window)[1], sums, means)
-
-
-def _corrected_squares(gradients: Tensor, sums: Tensor, means: Tensor) -> Tensor:
-    rest = gradients - torch.einsum("nro,rockl->nockl", sums, means)
-    return rest.double().square().sum((1, 2, 3, 4)).to(rest.dtype)
 
 
 def _run(call: Callable, kernel_name: str, outputs: Sequence[int], x: Tensor, g: Tensor, *window: list[int]) -> None:
@@ -117,14 +94,6 @@ def _gradients(call, x, g, *window) -> tuple[Tensor, Tensor]:
     return out, gradients
 
 
-def _corrected(call, x, g, sums, means, *window) -> Tensor:
-    if not x.is_cuda:
-        return _corrected_squares(_gradients(call, x, g, *window)[1], sums, means)
-    ranks = {"sums": sums.contiguous(), "means": means.permute(0, 1, 3, 4, 2).contiguous()}
-    found = conv_dispatch.direct(x, g, window, **ranks)
-    return _corrected_reference(x, g, sums, means, *window) if found is None else found
-
-
 def _empty_sqnorm(x, *rest) -> Tensor:
     return x.new_empty(x.shape[0], dtype=computation_dtype(x.dtype))
 
@@ -149,13 +118,6 @@ _gram_op = _op("conv_gram_sqnorm", "Tensor", fake=_empty_sqnorm, reference=_gram
 _direct_op = _op("conv_direct_sqnorm", "Tensor", fake=_empty_sqnorm, reference=_direct_reference, native=_direct)
 _gradients_op = _op(
     "conv_gradients", "(Tensor, Tensor)", fake=_empty_gradients, reference=_gradients_reference, native=_gradients
-)
-_corrected_op = ConvOp(
-    f"conv_corrected_sqnorm(Tensor x, Tensor g, Tensor sums, Tensor means, {WINDOW}) -> Tensor",
-    check=partial(_check_corrected, "conv_corrected_sqnorm"),
-    fake=_empty_sqnorm,
-    reference=_corrected_reference,
-    native=_corrected,
 )
 
 
@@ -255,64 +217,3 @@ def conv_gradients(
         RuntimeError: a tensor requires grad outside torch.no_grad().
     """
     return _gradients_op(x, g, list(kernel), list(stride), list(padding), list(dilation), backend=backend)
-
-
-def conv_corrected_sqnorm(
-    x: Tensor,
-    g: Tensor,
-    sums: Tensor,
-    means: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-    *,
-    backend: str | None = None,
-) -> Tensor:
-    """Squared norms of the gradients of `conv_gradients` less sum_r sums_ir means_r.
-
-    These terms are the part of a gradient that passes through the statistics of batch norm; see
-    `pyengm.pergrad.batch_norm.corrected`.
-
-    Args:
-        x: input (n, C, H, W), float32 or float64, on a GPU also bfloat16 or float16; any strides.
-        g: gradient in the output (n, O, Ho, Wo), in the type of x; any strides.
-        sums: (n, R, O), in the type of the result.
-        means: (R, O, C, kh, kw), in the type of the result.
-        kernel: height and width of the kernel.
-        stride: as in Conv2d.
-        padding: as in Conv2d, with zeros.
-        dilation: as in Conv2d.
-        backend: None (by device), "reference", "cpu" or "cuda".
-
-    Returns:
-        (n,) in the type of x, float32 for 16-bit types.
-
-    Raises:
-        ValueError: a shape, type or device is not as above.
-        RuntimeError: a tensor requires grad outside torch.no_grad().
-    """
-    window = [list(pair) for pair in (kernel, stride, padding, dilation)]
-    return _corrected_op(x, g, sums, means, *window, backend=backend)
-
-
-def linear_sqnorm(a: Tensor, g: Tensor, *, backend: str | None = None) -> Tensor:
-    """Squared norms of the per-example weight gradients sum_t g_t a_t^T of a linear layer.
-
-    The layer is a convolution of one offset; on a GPU the cheaper form runs.
-
-    Args:
-        a: inputs (n, T, I); types as in `conv_gram_sqnorm`.
-        g: gradient in the outputs (n, T, O), in the type of a.
-        backend: None (by device), "reference", "cpu" or "cuda".
-
-    Returns:
-        (n,) in the type of a, float32 for 16-bit types.
-
-    Raises:
-        ValueError: a shape, type or device is not as above.
-        RuntimeError: a tensor requires grad outside torch.no_grad().
-    """
-    x, g = (t.mT.unsqueeze(3) for t in (a, g))
-    form = conv_gram_sqnorm if gram_is_cheaper(ConvShape.of(x, g, (1, 1))) else conv_direct_sqnorm
-    return form(x, g, (1, 1), backend=backend)

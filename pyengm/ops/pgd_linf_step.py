@@ -21,7 +21,8 @@ def pgd_linf_step_(
 ) -> Tensor:
     """x_adv <- clip(clip(x_adv + step_size * sign(grad), x - eps, x + eps), lo, hi), in place.
 
-    sign(0) = sign(nan) = 0. Arithmetic on 16-bit types is in float32, and the result is rounded once.
+    sign(0) = sign(nan) = 0. An element where x_adv or x is nan becomes nan. Arithmetic on 16-bit types
+    is in float32, and the result is rounded once.
 
     Args:
         x_adv: (n, ...), float32, float64, bfloat16 or float16, contiguous or channels_last; changed in place.

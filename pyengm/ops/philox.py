@@ -30,6 +30,13 @@ class Purpose(IntEnum):
     TARGET = 11  # class that a targeted attack aims at
     DIVERSITY = 12  # size and place of an image before a gradient
     PLANE = 13  # second direction of a plane through an image
+    MIX = 14  # position between two points, or the share of one of two images
+    LOGITS = 15  # noise on the outputs of a model
+    JITTER = 16  # noise after a step of an attack
+    MASK = 17  # pixels of an image that are replaced
+    LABEL = 18  # how a label is smoothed
+    CUTOUT = 19  # square of an image that is erased
+    CUTMIX = 20  # box of an image that shows another
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,12 @@ def philox_uniform(
 
     References:
         Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (Philox 4x32-10).
+
+    Example:
+        >>> index = torch.tensor([3, 7])
+        >>> values = pyengm.ops.philox_uniform(index, (2,), seed=0, purpose=pyengm.ops.Purpose.START)
+        >>> values.shape
+        torch.Size([2, 2])
     """
     return _draw(_uniform, index, shape, seed, purpose, epoch, draw, backend)
 

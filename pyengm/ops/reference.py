@@ -23,7 +23,8 @@ def pgd_linf_step_(
     wide, x = _widened(x_adv), _widened(x)
     size = step_size if step_sizes is None else _per_example(step_sizes, x)
     v = wide + size * _widened(grad).sign().nan_to_num(0.0)  # sign(nan) = 0: such an element does not move
-    v = torch.minimum(torch.maximum(v, x - eps), x + eps).clamp(lo, hi)
+    inside = torch.fmin(torch.fmax(v, x - eps), x + eps).clamp(lo, hi)  # the bound inf - inf does not bind
+    v = torch.where(v.isnan() | x.isnan(), math.nan, inside)
     x_adv.copy_(v if mask is None else torch.where(_per_example(mask, x), v, wide))
 
 
@@ -60,7 +61,8 @@ def pgd_l2_step_(
     v = x_adv.double() + torch.where(moves, size * (grad.double() / grad_norms), 0.0)
     delta = v - x.double()
     norms = _per_example(row_norms(delta), delta)
-    v = torch.where(norms > eps, x.double() + delta * (eps / norms), v).clamp(lo, hi).to(x.dtype)
+    v = torch.where(norms <= eps, v, x.double() + delta * (eps / norms))
+    v = torch.where(norms.isfinite(), v, math.nan).clamp(lo, hi).to(x.dtype)
     x_adv.copy_(v if mask is None else torch.where(_per_example(mask, v), v, x_adv))
 
 

@@ -38,7 +38,9 @@ _op = Op(
 def row_sums(g: Tensor, x: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """(sum_t g, sum_t g x) over the rows of g and x, in one pass over memory.
 
-    On a CPU rows are summed in blocks of 256 in the type of g, blocks in float64; on CUDA all sums are in float64.
+    On a CPU rows are summed in blocks of 256 in the type of g, blocks in float64. On CUDA sums are in float64; of
+    float32 four elements at a time are summed in pairs of float32. Before they are rounded, the error of a sum of g is
+    then below (T + 128) 2^-46 |g|_1, and that of g x below (T + 128) 2^-46 |g|_2 |x|_2 of the row.
 
     Args:
         g: (R, T), float32 or float64.

@@ -13,6 +13,7 @@ from pyengm.optim.hyperparameter import Hyperparameter, defaults_of, hyperparame
 from pyengm.optim.info import OptimizerInfo
 from pyengm.optim.mgnc import MGNC
 from pyengm.optim.msgd import MSGD
+from pyengm.optim.muon import Muon
 from pyengm.optim.nengm import NENGM
 from pyengm.optim.registry import CLOSURE_OPTIMIZERS, OPTIMIZERS, register_optimizer
 from pyengm.optim.scale_alpha import scale_alpha
@@ -38,6 +39,7 @@ __all__ = [
     "EntropySGD",
     "EntropySGD2",
     "Hyperparameter",
+    "Muon",
     "OptimizerInfo",
     "PerExampleSGD",
     "PerExampleStats",

@@ -1,7 +1,7 @@
 """Momentum SGD whose backward pass takes one loss per example: the base of every optimiser of the family."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -133,13 +133,41 @@ class PerExampleSGD(torch.optim.SGD):
             self._calls.used = (*self._calls.used, used)
         return used
 
-    def accept_grads(self) -> None:
+    def accept_grads(self, stats: PerExampleStats | None = None) -> None:
         """Takes the present .grad of all parameters as made by `backward`.
 
         For gradients that `backward` made elsewhere and that were put into .grad, such as those of a CUDA graph that
         replays it. Changes of .grad in place need no such call.
+
+        Args:
+            stats: What that call returned, for `statistics`; None leaves the calls that were noted.
         """
         self._calls.origin.accept(p for group in self.param_groups for p in group["params"])
+        if stats is not None:
+            self._calls.used = (stats,)
+
+    def replay_settings(self) -> Hashable | None:
+        """What the next `backward` depends on besides its losses, for a CUDA graph that is replayed in its place.
+
+        Returns:
+            A value that is equal as long as a recorded call holds, with the contents of memory that stays in place;
+            None where the next call cannot be recorded or replayed, as under batch norm in training mode it fits norms
+            to exact ones (`NormEstimator.is_plain`).
+        """
+        norms = self._estimator()
+        if norms is not None and not norms.is_plain:
+            return None
+        values = tuple(getattr(self, name) for name in hyperparameters_of(type(self)))
+        return values, None if norms is None else norms.memory
+
+    def count_replay(self) -> None:
+        """Changes what `backward` changes of the optimiser, for a CUDA graph that was replayed in its place.
+
+        The gradients and what the call returns are for `accept_grads`.
+        """
+        norms = self._estimator()
+        if norms is not None:
+            norms.count_replay()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -183,8 +211,8 @@ class PerExampleSGD(torch.optim.SGD):
         norms_known = bool(self._calls.last) and all(one.norms is not None for one in self._calls.last)
         if not self._calls.used and norms_known and self._calls.grad_square is not None:
             found |= noise_scale(self._calls.last, self._calls.grad_square, world_size())
-        norms = getattr(self, "norms", None)
-        if isinstance(norms, NormEstimator) and norms.running_error is not None:
+        norms = self._estimator()
+        if norms is not None and norms.running_error is not None:
             found["norm_error"] = norms.running_error
         return found
 
@@ -260,6 +288,10 @@ class PerExampleSGD(torch.optim.SGD):
                 "of loss.backward() call optimizer.backward(losses) with one loss per example; change .grad in place "
                 "afterwards. pyengm.integrations does so for Lightning, Accelerate and Trainer"
             )
+
+    def _estimator(self) -> NormEstimator | None:
+        norms = getattr(self, "norms", None)
+        return norms if isinstance(norms, NormEstimator) else None
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]

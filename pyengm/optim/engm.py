@@ -37,6 +37,16 @@ class ENGM(PerExampleSGD):
 
     References:
         Dabouei et al. 2022, Eq. 5.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> x, y = torch.rand(8, 4), torch.arange(8) % 3
+        >>> losses = torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+        >>> opt = pyengm.ENGM(model.parameters(), lr=0.1, alpha=1.0)
+        >>> stats = opt.backward(losses)
+        >>> opt.step()
+        >>> sorted(opt.statistics())[:2]
+        ['clipped', 'norm_mean']
     """
 
     info = OptimizerInfo(

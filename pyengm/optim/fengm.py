@@ -33,6 +33,14 @@ class FENGM(PerExampleSGD):
 
     References:
         Dabouei et al. 2022, Sec. 3.1 (F-ENGM).
+
+    Example:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> x, y = torch.rand(8, 4), torch.arange(8) % 3
+        >>> losses = torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+        >>> opt = pyengm.FENGM(model.parameters(), lr=0.1, alpha=1.0)
+        >>> stats = opt.backward(losses)
+        >>> opt.step()
     """
 
     info = OptimizerInfo(

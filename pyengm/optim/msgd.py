@@ -18,6 +18,14 @@ class MSGD(PerExampleSGD):
 
     References:
         Dabouei et al. 2022, Eq. 3.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> x, y = torch.rand(8, 4), torch.arange(8) % 3
+        >>> losses = torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+        >>> opt = pyengm.MSGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> stats = opt.backward(losses)
+        >>> opt.step()
     """
 
     info = OptimizerInfo(name="msgd", title="momentum SGD")

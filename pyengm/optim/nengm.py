@@ -34,6 +34,14 @@ class NENGM(InputGradientSGD):
 
     References:
         Dabouei et al. 2022, Sec. 2.5, with min in place of the max in Eq. 7.
+
+    Example:
+        >>> model, y = torch.nn.Linear(4, 3), torch.arange(8) % 3
+        >>> x = torch.rand(8, 4, requires_grad=True)
+        >>> losses = torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+        >>> opt = pyengm.NENGM(model.parameters(), lr=0.1)
+        >>> stats = opt.backward(losses, inputs=x)
+        >>> opt.step()
     """
 
     info = OptimizerInfo(

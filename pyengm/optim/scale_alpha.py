@@ -25,6 +25,10 @@ def scale_alpha(model: nn.Module, alpha: float = 5.0) -> float:
 
     References:
         Dabouei et al. 2022, Sec. 2.4 and 3.3.
+
+    Example:
+        >>> pyengm.scale_alpha(torch.nn.Linear(4, 3)) > 0
+        True
     """
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if not count:

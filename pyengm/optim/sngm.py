@@ -30,6 +30,14 @@ class SNGM(TotalNormSGD):
     References:
         Zhao et al. 2020, "Stochastic Normalized Gradient Descent with Momentum for Large Batch Training"; Dabouei et
         al. 2022, Eq. 4.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> x, y = torch.rand(8, 4), torch.arange(8) % 3
+        >>> losses = torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+        >>> opt = pyengm.SNGM(model.parameters(), lr=0.1)
+        >>> stats = opt.backward(losses)
+        >>> opt.step()
     """
 
     info = OptimizerInfo(

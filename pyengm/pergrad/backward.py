@@ -74,6 +74,14 @@ def clipped_backward(
 
     References:
         Dabouei et al. 2022, Eq. 5.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> x, y = torch.rand(8, 4), torch.arange(8) % 3
+        >>> losses = torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+        >>> stats = pyengm.clipped_backward(losses, model, alpha=0.1)
+        >>> bool(model.weight.grad.norm() <= 0.1)
+        True
     """
     return weighted_backward(
         losses,
@@ -122,6 +130,14 @@ def weighted_backward(
         ValueError: for weights of another shape.
         NonFiniteError: where a norm is not finite.
         Exception: what `per_example_grad_norms` raises.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> x, y = torch.rand(8, 4), torch.arange(8) % 3
+        >>> losses = torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+        >>> stats = pyengm.weighted_backward(losses, model, lambda norms: 1 / (norms + 0.01))
+        >>> stats.weights.shape
+        torch.Size([8])
     """
 
     def weigh(found: Tensor | None, _: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ T positions, I inputs, O outputs, B independent products (groups, heads). Operan
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TypeGuard
 
 import torch
@@ -49,9 +49,12 @@ class PerExampleGrad(ABC):
         return None
 
 
-@lru_cache(maxsize=256)
-def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """Whole numbers, copied to a device once: a copy from the host waits for all that the device has to do."""
+@cache
+def on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Whole numbers, copied to a device once: a copy from the host waits for all that the device has to do.
+
+    They are kept for good: a CUDA graph that was captured reads them where they are.
+    """
     return torch.tensor(numbers, device=device)
 
 
@@ -116,7 +119,7 @@ class StackedGrads:
     def squares(self) -> Tensor:
         """(weights, n) float64."""
         squares = self._values.double().square_()
-        lengths = _on_device(tuple(self._lengths) * len(squares), squares.device)
+        lengths = on_device(tuple(self._lengths) * len(squares), squares.device)
         sums = torch.segment_reduce(
             squares.view(-1), "sum", lengths=lengths, unsafe=True
         )  # else the host reads lengths

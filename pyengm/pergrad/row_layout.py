@@ -1,6 +1,6 @@
 """Which example the rows of a matrix belong to, as the gradients of weights need it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ class RowLayout:
     n: int
     inner: int
     order: Tensor | None = None
+    _moved: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)  # order, by device
 
     @staticmethod
     def of(owners: np.ndarray, n: int) -> "RowLayout":
@@ -42,7 +43,9 @@ class RowLayout:
     def split(self, t: Tensor) -> Tensor:
         """(R, ...) -> (n, T, ...)."""
         if self.order is not None:
-            return torch.cat([t, t.new_zeros(1, *t.shape[1:])])[self.order.to(t.device)]
+            if t.device not in self._moved:  # once, as a copy from the host waits for the device
+                self._moved[t.device] = self.order.to(t.device)
+            return torch.cat([t, t.new_zeros(1, *t.shape[1:])])[self._moved[t.device]]
         if t.shape[0] == self.n * self.inner:
             return t.reshape(self.n, self.inner, *t.shape[1:])
         return t.reshape(-1, self.n, self.inner, *t.shape[1:]).transpose(0, 1).flatten(1, 2)

@@ -15,6 +15,7 @@ from pyengm.evaluation.one_threat import AFTER
 from pyengm.evaluation.result_key import ResultKey, read_key
 from pyengm.report.interval import wilson_interval
 from pyengm.report.scrub import scrub
+from pyengm.utils.file_format import RESULTS_FORMAT, check_format
 
 DETAILS = ("standard_errors", "warnings", "trust")  # results about results, which older files lack
 
@@ -102,6 +103,8 @@ def read_results(path: Path) -> Results:
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"cannot read the results {path}: {reason}; expected JSON of pyengm evaluate --out") from error
+    if isinstance(content, dict):
+        check_format(content.get("format"), RESULTS_FORMAT, path)
     try:
         return _check(scrub(content))
     except (ConfigError, ValueError, TypeError, KeyError, AttributeError) as error:

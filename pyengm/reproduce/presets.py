@@ -13,6 +13,7 @@ from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.option_parsing import own_arguments, parse_options
 from pyengm.training.recipes import recipe_for
 from pyengm.training.schedule import scale_milestones
+from pyengm.training.snapshots import scale_snapshots
 from pyengm.utils.pixels import format_pixels, parse_number
 
 # full: the row as it is. short: 10,000 training images, fewer epochs and AutoAttack on 1,000 images, some minutes on a
@@ -27,13 +28,15 @@ SMOKE_DATA = "digits"
 # KEPT_OPTIONS apart. eps, step_size and the method's other options in pixel units keep their size in units of the usual
 # radius. Every other option of a row stays.
 OF_THE_RECIPE = (
-    *("data", "data_dir", "download", "image_size", "train_indices", "augment", "model", "width", "norm_layer"),
+    *("data", "data_dir", "download", "image_size", "train_indices", "augment", "resolutions", "cutout", "cutmix"),
+    *("model", "width", "norm_layer"),
     *("mean", "std"),
     *("lr", "weight_decay", "batch_size", "epochs", "schedule", "milestones", "pct_start", "autoattack_examples"),
     *("precision", "cuda_graphs", "compile", "cpu_threads", "method_options"),
 )
 KEPT_OPTIONS = ("weight",)
 SMOKE_BATCHES, PAPER_BATCHES = 60, 391  # of an epoch on the digits, and on 50,000 images, 128 at a time
+SMOKE_PROBE = 128
 IN_EPOCHS = {"warmup_epochs": 1, "swa_start": 0, "patience": 1}  # options that count epochs, with their least values
 
 
@@ -92,6 +95,8 @@ def smoke(options: Mapping[str, Any], paper: TrainConfig) -> TrainConfig:
         elif name != "resolution" and (name in KEPT_OPTIONS or name not in set_by_recipe):
             words.append(name + equals + value)
     kept |= changes | {"method_options": tuple(words)}
+    if paper.record.probe is not None:
+        kept["probe"] = min(SMOKE_PROBE, paper.record.probe)
     return TrainConfig.from_flat(data=SMOKE_DATA, epochs=epochs, **kept).drop_idle(keep=()).resolve()
 
 
@@ -109,6 +114,7 @@ def shorter(paper: TrainConfig, epochs: int, batches: float = 1.0) -> dict[str, 
         "milestones": None if milestones is None else scale_milestones(milestones, share),
         "method_options": _shorter_method(paper, share, epochs),
         "optimizer_options": _shorter_optimizer(paper, share, epochs, batches),
+        "snapshots": scale_snapshots(paper.record.snapshots, share),
     }
     for name, least in IN_EPOCHS.items():
         if paper.get(name):

@@ -61,6 +61,9 @@ def remarks(report: dict[str, Any]) -> list[str]:
             f"ours {_ranked(order['ours'])}; "
             f"{order['pairs_in_the_same_order']} of {order['pairs']} pairs in the same order"
         )
+    for name, seeds in report["collapsed"].items():
+        epochs = "; ".join(f"seed {seed}, after epoch {_listed(epochs)}" for seed, epochs in seeds.items())
+        lines.append(f"catastrophic overfitting, by the accuracy under PGD on training images: {name}: {epochs}")
     for name, differences in report["differences"].items():
         lines.append(f"not as in the paper, {name}: {'; '.join(differences)}")
     lines += [f"no figure of ours for {column}: {why}" for column, why in report["missing"].items()]
@@ -70,6 +73,10 @@ def remarks(report: dict[str, Any]) -> list[str]:
 
 def _figure(figure: dict[str, Any]) -> str:
     return f"{figure['value']:.2f}" + ("" if figure["spread"] is None else f" ± {figure['spread']:.2f}")
+
+
+def _listed(epochs: list[int]) -> str:
+    return ", ".join(map(str, epochs))
 
 
 def _ranked(ranks: list[list[str]]) -> str:

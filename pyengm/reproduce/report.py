@@ -18,6 +18,7 @@ def make_report(
     results: Mapping[str, Mapping[int, dict[str, Any]]],
     failed: Mapping[str, str],
     differences: Mapping[str, Sequence[str]],
+    collapsed: Mapping[str, Mapping[int, Sequence[int]]],
 ) -> dict[str, Any]:
     """Makes the content of the results.json of a table. Figures are in the paper's units.
 
@@ -27,6 +28,8 @@ def make_report(
         results: The results.json of each run with its times, by row and seed.
         failed: The reasons of runs that failed, by run.
         differences: The ways in which the runs of a row differ from the paper's, in words, by row.
+        collapsed: The epochs, counted from 1, of catastrophic overfitting by row and seed; rows without it are left
+            out.
     """
     rows = []
     for row in table.rows:
@@ -59,6 +62,9 @@ def make_report(
             if column.ours and any(row["seeds"] and column.name not in row["ours"] for row in rows)
         },
         "notes": list(table.notes),
+        "collapsed": {
+            name: {str(seed): list(epochs) for seed, epochs in seeds.items()} for name, seeds in collapsed.items()
+        },
         "failed": dict(failed),
     }
 
@@ -78,7 +84,7 @@ def look_up(results: dict[str, Any], path: str) -> float | None:
     for group in groups:
         results = results.get(group, {})
     value = results.get(key)
-    is_share = bool(groups) and key not in DISTANCES
+    is_share = path.partition(".")[0] in ("best", "last", "transfer") and key not in DISTANCES
     return value if value is None or not is_share else 100 * value
 
 

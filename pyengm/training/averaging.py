@@ -1,8 +1,8 @@
 """Averages of the weights along a run, which are evaluated and saved in place of the trained weights.
 
-The formulas are those of `torch.optim.swa_utils.AveragedModel`, which keeps the number of updates in a tensor and so
-makes the host wait for a GPU at every update. The classes here keep it on the host. The training, its method and the
-check for catastrophic overfitting use the trained weights.
+The formulas of means are those of `torch.optim.swa_utils.AveragedModel`, which keeps the number of updates in a tensor
+and so makes the host wait for a GPU at every update. The classes here keep it on the host. The training, its method and
+the check for catastrophic overfitting use the trained weights.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyengm.errors import ConfigError
 
-AVERAGES = ("none", "ema", "swa")
+AVERAGES = ("none", "ema", "swa", "median")
 
 
 class Averaging:
@@ -41,6 +41,10 @@ class Averaging:
 
     def restart(self) -> None:
         """Called when the model was given new weights that are unrelated to those averaged so far."""
+
+    def copies(self, epochs: int) -> int:
+        """The number of copies of the weights that the state holds at most in a run of so many epochs."""
+        return 0
 
     def state_dict(self) -> dict[str, Any]:
         """The state to save; empty without an average."""
@@ -90,6 +94,10 @@ class Average(Averaging):
     def restart(self) -> None:
         """Begins a new average."""
         self.count = 0
+
+    def copies(self, epochs: int) -> int:
+        """The average."""
+        return 1
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged tensors and the number of updates."""
@@ -142,6 +150,55 @@ class SWA(Average):
             self.add(1 / (self.count + 1))
 
 
+class Median(Average):
+    """The median of the weights at the ends of the epochs start, start + 1, ..., each number by itself.
+
+    Of an even number it is the mean of the two in the middle. Outliers of single epochs, which a mean keeps, have no
+    part in it. The weights of all these epochs are kept in host memory and in every checkpoint. Running statistics of
+    batch norm are medians too; the authors compute them anew on training images, see `Average`.
+
+    Args:
+        model: The model that is trained.
+        start: The first epoch of the median, counted from 0.
+
+    References:
+        Hu et al. 2024, "MEAT: Median-Ensemble Adversarial Training for Improving Robustness and Generalization".
+    """
+
+    def __init__(self, model: nn.Module, start: int):
+        super().__init__(model)
+        self.start = start
+        self.epochs: list[list[Tensor]] = []  # the tensors of each epoch
+
+    @torch.no_grad()
+    def after_epoch(self, epoch: int) -> None:
+        """Updates the median from epoch `start` on."""
+        if epoch < self.start:
+            return
+        self.epochs.append([value.detach().cpu().clone() for value in _tensors(self.model)])
+        for i, (median, value) in enumerate(zip(_tensors(self.average), _tensors(self.model), strict=True)):
+            median.copy_(_median([kept[i] for kept in self.epochs]) if value.is_floating_point() else value)
+        self.count = len(self.epochs)
+
+    def restart(self) -> None:
+        """Forgets the epochs so far."""
+        super().restart()
+        self.epochs = []
+
+    def copies(self, epochs: int) -> int:
+        """The median and the weights of the epochs."""
+        return 1 + epochs - self.start
+
+    def state_dict(self) -> dict[str, Any]:
+        """The median, and the tensors of every epoch in it."""
+        return {**super().state_dict(), "epochs": self.epochs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.epochs = [[value.cpu() for value in kept] for kept in state["epochs"]]
+
+
 def build_averaging(name: str, model: nn.Module, *, decay: float, start: int | None) -> Averaging:
     """Builds the average of a name.
 
@@ -149,10 +206,10 @@ def build_averaging(name: str, model: nn.Module, *, decay: float, start: int | N
         name: One of `AVERAGES`.
         model: The model that is trained.
         decay: Of "ema".
-        start: The first epoch of "swa", counted from 0.
+        start: The first epoch of "swa" and "median", counted from 0.
 
     Raises:
-        ConfigError: For "swa" without a start.
+        ConfigError: For "swa" and "median" without a start.
     """
     if name == "ema":
         return EMA(model, decay)
@@ -160,7 +217,13 @@ def build_averaging(name: str, model: nn.Module, *, decay: float, start: int | N
         return Averaging(model)
     if start is None:
         raise ConfigError("swa_start is None; expected the first epoch of the average, counted from 0")
-    return SWA(model, start)
+    return Median(model, start) if name == "median" else SWA(model, start)
+
+
+def _median(values: list[Tensor]) -> Tensor:
+    """The median of each element; of an even number the mean of the two in the middle."""
+    ordered, half = torch.stack(values).sort(dim=0).values, len(values) // 2
+    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

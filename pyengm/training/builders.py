@@ -10,20 +10,31 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pyengm.attacks import PGD
 from pyengm.data import (
     DATASETS,
     ImageDataset,
     Loader,
     data_root,
     load,
+    load_extra,
     load_from_user,
     margin_for,
     split_validation,
     user_data,
 )
 from pyengm.errors import ConfigError
-from pyengm.methods import AWP, METHODS, DatasetSpec, LogsInstances, Method
+from pyengm.methods import (
+    EXAMPLE_WEIGHTS,
+    METHODS,
+    SAM,
+    AttackMethod,
+    DatasetSpec,
+    LogsInstances,
+    Method,
+    MovedWeights,
+    Reweighted,
+)
+from pyengm.methods.awp import pgd_of
 from pyengm.models import build, load_weights, memory_format_of, to_fast_memory_format
 from pyengm.optim import CLOSURE_OPTIMIZERS, PerExampleSGD, hyperparameters_of
 from pyengm.training.averaging import Averaging, build_averaging
@@ -35,6 +46,7 @@ from pyengm.training.loggers import logger_factory
 from pyengm.training.option_parsing import parse_options, takes
 from pyengm.training.precision import in_precision, scaler_for
 from pyengm.training.recipes import LARGE
+from pyengm.training.resolutions import check_model, parse_resolutions
 from pyengm.training.schedule import build_schedule
 from pyengm.training.steps import Step, build_runner, build_step
 from pyengm.utils.device import pick_device
@@ -101,6 +113,7 @@ def build_components(config: TrainConfig) -> TrainComponents:
     method = build_method(config)
     set_attack_runner(config, method, network, device)
     optimizer = build_optimizer(config, model, method)
+    check_model(model, (train.channels, side, side), config.data.resolutions)
     batches = build_loader(config, train, side, model, device)
     schedule = build_schedule(
         optimizer,
@@ -112,7 +125,7 @@ def build_components(config: TrainConfig) -> TrainComponents:
         decay=config.schedule.lr_decay,
         warmup_epochs=config.schedule.warmup_epochs,
     )
-    prepare_method(config, method, optimizer, batches)
+    prepare_method(config, method, optimizer, batches, train.num_classes)
     scaler = scaler_for(config.machine.precision, device)
     capture_size = local_batch_size(config) if config.machine.cuda_graphs else None
     return TrainComponents(
@@ -199,7 +212,11 @@ def build_model(config: TrainConfig, options: dict[str, Any], device: torch.devi
 
 
 def build_loader(config: TrainConfig, train: ImageDataset, side: int, model: nn.Module, device: torch.device) -> Loader:
-    """The loader of the training images of this process."""
+    """The loader of the training images of this process, and of the extra ones.
+
+    Raises ConfigError and DataError, also for extra images that do not fit the others.
+    """
+    extra = config.data.extra_data
     return Loader(
         train,
         config.schedule.batch_size,
@@ -209,13 +226,23 @@ def build_loader(config: TrainConfig, train: ImageDataset, side: int, model: nn.
         crop=(side, side) if config.data.augment == "resized" else None,
         shuffle=True,
         memory_format=memory_format_of(model),
+        resolutions=parse_resolutions(config.data.resolutions),
+        cutout=config.data.cutout,
+        cutmix=config.data.cutmix,
+        extra=None if extra is None else load_extra(extra, train),
+        extra_fraction=config.data.extra_fraction,
         rank=rank(),
         world_size=world_size(),
     )
 
 
-def prepare_method(config: TrainConfig, method: Method, optimizer: PerExampleSGD, batches: Loader) -> None:
-    """Gives the method the training images and the needs of the optimiser; warns of phases that fill the run."""
+def prepare_method(
+    config: TrainConfig, method: Method, optimizer: PerExampleSGD, batches: Loader, classes: int
+) -> None:
+    """Gives the method the training images and the needs of the optimiser; warns of phases that fill the run.
+
+    Raises ConfigError where several processes would each have to know what the method keeps for all images.
+    """
     method.needs_input_grad |= optimizer.info.needs_inputs
     dataset = DatasetSpec(
         batches.local_index(0),
@@ -224,10 +251,23 @@ def prepare_method(config: TrainConfig, method: Method, optimizer: PerExampleSGD
         batches=len(batches),
         seed=config.run.seed,
         device=batches.device,
+        classes=classes,
     )
     method.prepare(dataset)
+    method = plain_method(method)
+    check_mixed_labels(config, method)
+    if config.data.resolutions and method.buffers():
+        raise ConfigError(
+            f"resolutions are for methods that keep nothing for each image, and {config.method.name} keeps "
+            f"{', '.join(method.buffers())} at the full size: leave resolutions out"
+        )
     if config.record.instance_log and isinstance(method, LogsInstances):  # `resolve` refuses it for other methods
         method.log_instances(dataset)
+    if batches.mixture is not None and world_size() > 1 and method.buffers():
+        raise ConfigError(
+            f"extra_data gives a process other images in every epoch, and {', '.join(method.buffers())} of "
+            f"{config.method.name} is kept for each image where it was: train in one process, or without extra_data"
+        )
     for name in ("warmup", "fgsm_epochs"):
         if getattr(method, name, 0) >= config.schedule.epochs:
             warnings.warn(
@@ -235,6 +275,17 @@ def prepare_method(config: TrainConfig, method: Method, optimizer: PerExampleSGD
                 f"get beyond it; give --method-options {name}=...",
                 stacklevel=3,
             )
+
+
+def check_mixed_labels(config: TrainConfig, method: Method) -> None:
+    """Raises ConfigError for CutMix with methods that need whole images of one class."""
+    kept = f"it keeps {', '.join(method.buffers())} for each image" if method.buffers() else ""
+    reason = method.info.own_labels or method.info.needs_class or kept
+    if config.data.cutmix and reason:
+        raise ConfigError(
+            f"cutmix is {config.data.cutmix:g}, whose images show two classes, and {config.method.name} cannot take "
+            f"them: {reason}; leave cutmix out"
+        )
 
 
 def with_shared_statistics(config: TrainConfig, model: nn.Module) -> nn.Module:
@@ -268,7 +319,7 @@ def set_attack_runner(config: TrainConfig, method: Method, network: nn.Module, d
 
     Raises ConfigError for options that would have no effect.
     """
-    attack = pgd_of(method)
+    attack = pgd_of(plain_method(method))
     for name in ("compile", "cuda_graphs"):
         if getattr(config.machine, name) and attack is None:
             pgd_methods = ", ".join(name for name, kind in METHODS.items() if kind.info.is_pgd)
@@ -282,10 +333,11 @@ def set_attack_runner(config: TrainConfig, method: Method, network: nn.Module, d
         attack.runner = build_runner(network, compile_model=config.machine.compile, capture_size=capture_size)
 
 
-def pgd_of(method: Method) -> PGD | None:
-    """The attack of a method whose whole attack is one call of PGD, None for other methods."""
-    attack = getattr(method.base if isinstance(method, AWP) else method, "attack", None)
-    return attack if method.info.is_pgd and isinstance(attack, PGD) else None
+def plain_method(method: Method) -> Method:
+    """The method without the weights of examples, and without SAM."""
+    while isinstance(method, (Reweighted, SAM)):
+        method = method.base
+    return method
 
 
 def check_recipe(config: TrainConfig, data: ImageDataset) -> None:
@@ -353,7 +405,30 @@ def build_method(config: TrainConfig) -> Method:
             f"method {config.method.name} has its own way of updating the weights, and optimizer "
             f"{config.optimizer.name} takes several batches per update: choose another of the two"
         )
-    return method
+    return with_example_weights(config, with_sam(config, method))
+
+
+def with_sam(config: TrainConfig, method: Method) -> Method:
+    """The method at the weights that sharpness-aware minimization moves. Raises ConfigError where it has no attack."""
+    if config.optimizer.sam_rho is None:
+        return method
+    if not isinstance(method, AttackMethod) or isinstance(method, MovedWeights):
+        able = [name for name, kind in METHODS.items() if issubclass(kind, AttackMethod)]
+        able = [name for name in able if not issubclass(METHODS[name], MovedWeights)]
+        raise ConfigError(
+            f"sam_rho is for methods that are an attack and then losses, and do not move weights themselves: "
+            f"{', '.join(able)}; {config.method.name} is none"
+        )
+    return SAM(method, config.optimizer.sam_rho)
+
+
+def with_example_weights(config: TrainConfig, method: Method) -> Method:
+    """The method with the weights of examples that the options name. Raises ConfigError where they do not fit it."""
+    if config.method.example_weights == "none":
+        return method
+    kind = EXAMPLE_WEIGHTS[config.method.example_weights]
+    options = parse_options(config.method.weight_options, kind, "weight_options")
+    return Reweighted(method, kind(epochs=config.schedule.epochs, **options))
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module, method: Method) -> PerExampleSGD:

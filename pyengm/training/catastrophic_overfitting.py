@@ -32,7 +32,7 @@ def training_accuracy(config: TrainConfig, components: TrainComponents, epoch: i
     pgd = PGD(threat.eps, threat.eps / 4, STEPS, norm=threat.norm)
     attack = pgd if name is None else create_attack(name, threat, seed)
     correct = seen = 0
-    for batch in components.batches.epoch(epoch):
+    for batch in components.batches.epoch(epoch, mix=False):
         x_adv = run_attack(attack, components.model, batch.x, batch.y, Key(seed, epoch, batch.index))
         with attack_mode(components.model, "eval"), torch.no_grad():
             correct += (components.model(x_adv).argmax(dim=1) == batch.y).sum().item()

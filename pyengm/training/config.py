@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -31,6 +32,7 @@ from pyengm.training.idle_options import idle_options
 from pyengm.training.option_parsing import arguments_of, merge_options, parse_options
 from pyengm.training.option_types import Option, OptionGroup, options_of
 from pyengm.training.recipes import recipe_for
+from pyengm.training.resolutions import check_epochs
 from pyengm.training.schedule import scale_milestones
 from pyengm.training.snapshots import snapshot_epochs
 from pyengm.utils.did_you_mean import did_you_mean
@@ -38,6 +40,8 @@ from pyengm.utils.import_object import is_object_spec
 
 # Options, by flat name, that may change when a run is resumed.
 MAY_CHANGE = ("device", "data_dir", "download", "attacks", "autoattack_examples", "loggers", "keep_checkpoints")
+SWA_STARTS = {"swa": Fraction(3, 4), "median": Fraction(74, 120)}
+"""The default of swa_start as a share of the run; that of "median" is its authors'."""
 PER_CALL = ("seeds", "out", "resume", "config", "nproc", "trust_config", "dry_run", "quiet")
 """Options of one call, which config.yaml does not hold."""
 
@@ -123,9 +127,10 @@ class TrainConfig:
         recipe |= defaults_of(ALL_OPTIMIZERS[self.optimizer.name or recipe["optimizer"]])
         epochs = self.schedule.epochs or recipe["epochs"]
         snapshot_epochs(self.record.snapshots, epochs)
+        check_epochs(self.data.resolutions, epochs)
         recipe["milestones"] = scale_milestones(recipe["milestones"], epochs / recipe["epochs"])
-        if self.weights.average == "swa":
-            recipe["swa_start"] = epochs * 3 // 4
+        if self.weights.average in SWA_STARTS:
+            recipe["swa_start"] = int(epochs * SWA_STARTS[self.weights.average])
         recipe = {"eps": recipe["radii"][self.attack.threat], **recipe}
         recipe = {name: value for name, value in recipe.items() if name not in idle}
         filled = {name: recipe[name] for name in given if given[name] is None and name in recipe}
@@ -228,6 +233,7 @@ class TrainConfig:
             optimizer=self.optimizer.name or recipe["optimizer"],
             method=self.method.name,
             seeds=self.run.seeds,
+            extra_data=self.data.extra_data,
         )
 
     def _default(self, name: str) -> Any:

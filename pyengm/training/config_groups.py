@@ -11,6 +11,7 @@ from pyengm.data import AUGMENTATIONS, data_name
 from pyengm.errors import ConfigError
 from pyengm.evaluation import ATTACKS
 from pyengm.methods import METHODS
+from pyengm.methods.example_weights import EXAMPLE_WEIGHTS
 from pyengm.models import list_models
 from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS, PerExampleSGD
 from pyengm.pergrad import NORMS as GRAD_NORMS
@@ -32,6 +33,7 @@ from pyengm.training.option_types import (
     is_step_size,
 )
 from pyengm.training.precision import PRECISIONS
+from pyengm.training.resolutions import parse_resolutions
 from pyengm.training.schedule import SCHEDULES
 from pyengm.training.snapshots import check_snapshots
 
@@ -55,13 +57,27 @@ class DataConfig(OptionGroup):
     """Height and width in pixels to which the images of a folder are resized."""
     train_indices: Annotated[Path | None, Unset("all")] = None
     """Train on these images of the training split only: a .npy file or a text file of integers, counted from 0."""
+    extra_data: Annotated[Path | None, Unset("no extra images")] = None
+    """Further training images, such as synthetic ones: an .npz file of image (N, H, W, C) uint8 and label (N,). Epochs
+    have as many batches as without them."""
+    extra_fraction: Share = 0.7
+    """Share of the extra images in each batch."""
     augment: Annotated[str, Choice(AUGMENTATIONS)] = FROM_RECIPE
     """Augmentation. shift: random shifts. resized: random resized crops, the default for folders with an image size of
     64 or more. Both flip images at random where a flipped image keeps its class."""
+    resolutions: Annotated[tuple[str, ...], Unset("their own in all epochs")] = ()
+    """Heights and widths in pixels of the training images by epochs, counted from 0, such as 0:128 30:160; images are
+    shrunk to them after their augmentation. Evaluations take the images at their own size, and so does training in
+    epochs before the first."""
+    cutout: Annotated[Count | None, Unset("none")] = None
+    """Side in pixels of a square that is erased from every training image, such as 16 on CIFAR-10."""
+    cutmix: Annotated[float, Expect("a probability from 0 to 1", lambda share: 0 <= share <= 1)] = 0.0
+    """Probability that a box of a training image shows another one; the labels are mixed in proportion to the areas."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "name", data_name(self.name))
+        parse_resolutions(self.resolutions)
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,12 @@ class MethodConfig(OptionGroup):
     options: Annotated[tuple[str, ...], Flag("method_options"), Unset("none")] = ()
     """Other options of the method, such as beta=6. The options of a method are listed by: pyengm train --method NAME
     --help."""
+    example_weights: Annotated[str, Choice(("none", *EXAMPLE_WEIGHTS))] = "none"
+    """Weights of the examples in the losses. gairat: by the steps of PGD that it takes to fool the model, for methods
+    whose attack is PGD alone. mail: by the margin on the adversarial image."""
+    weight_options: Annotated[tuple[str, ...], Unset("none")] = ()
+    """Other options of the weights: lam and begin of gairat; slope, bias and begin of mail, such as slope=2 bias=0 for
+    trades."""
     label_smoothing: Share = 0.0
     """Share of every label that is spread evenly over all classes, in the losses that train the weights. Attacks use
     the plain labels, except those of free_at and yopo, which are part of the training pass."""
@@ -137,6 +159,10 @@ class MethodConfig(OptionGroup):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_options(self.options, METHODS[self.name], "method_options")
+        if self.example_weights != "none":
+            parse_options(self.weight_options, EXAMPLE_WEIGHTS[self.example_weights], "weight_options")
+        elif self.weight_options:
+            raise ConfigError(f"weight_options is {' '.join(self.weight_options)}, and example_weights is none")
 
 
 @dataclass(frozen=True)
@@ -157,6 +183,14 @@ class OptimizerConfig(OptionGroup):
     batch norm."""
     tau: Count = 50
     """Steps between two fits of gradient norms to norms of input gradients (aengm)."""
+    sam_rho: Annotated[
+        float | None,
+        Expect("a finite number >= 0", lambda rho: rho is None or 0 <= rho < float("inf")),
+        Unset("no SAM"),
+    ] = None
+    """Radius of sharpness-aware minimization, such as 0.05: the gradients, of each example too, are those at weights
+    moved so far along the gradient of the batch. It takes one more pass; for methods that are an attack and then
+    losses."""
     max_norm: Positive = 25.0
     """Largest norm of the gradient of a batch (mgnc)."""
     lr: Positive = FROM_RECIPE
@@ -173,7 +207,8 @@ class ScheduleConfig(OptionGroup):
 
     group: ClassVar[str] = "schedule"
     name: Annotated[str, Flag("schedule"), Choice(SCHEDULES)] = FROM_RECIPE
-    """Learning rate. piecewise: multiplied by --lr-decay at the milestones. cyclic: up and down in straight lines."""
+    """Learning rate. piecewise: multiplied by --lr-decay at the milestones. cyclic: up and down in straight lines.
+    one_cycle: up and down along cosines, from 1/25 and to 1/250,000 of the rate (torch's OneCycleLR)."""
     batch_size: Count = FROM_RECIPE
     """Images per step."""
     epochs: Count = FROM_RECIPE
@@ -190,7 +225,7 @@ class ScheduleConfig(OptionGroup):
     """Epochs, or parts of them, of linear warm-up, which multiplies the schedule by a factor that rises from near 0
     to 1."""
     pct_start: Annotated[float, Expect("a share of the run between 0 and 1", lambda share: 0 < share < 1)] = FROM_RECIPE
-    """Share of the run in which the cyclic schedule rises."""
+    """Share of the run in which the schedules cyclic and one_cycle rise."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,11 +244,13 @@ class WeightsConfig(OptionGroup):
     group: ClassVar[str] = "weights"
     average: Annotated[str, Choice(AVERAGES)] = "none"
     """Average of the weights. ema: exponential moving average, updated after every step. swa: equal average, updated
-    after every epoch from --swa-start on."""
+    after every epoch from --swa-start on. median: of each weight over the same epochs, whose weights all stay in memory
+    and in checkpoints."""
     ema_decay: Share = 0.999
     """Weight of the old average in ema; at most (1 + t) / (10 + t) after t steps."""
-    swa_start: Annotated[int | None, Unset("after three quarters of the run")] = None
-    """First epoch, counted from 0, that swa averages; before it the weights themselves are evaluated and saved."""
+    swa_start: Annotated[int | None, Unset("after three quarters of the run, or 74/120 of it for median")] = None
+    """First epoch, counted from 0, that swa and median take; before it the weights themselves are evaluated and
+    saved."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +291,7 @@ class RecordConfig(OptionGroup):
     """Keep the weights after these numbers of epochs, such as 10 60 100, or every=5, in RUN/snapshots."""
     probe: Annotated[Count | None, Unset("no probe")] = None
     """Measure the gradients of this many fixed training images after each epoch: mean norm and variance in
-    metrics.jsonl, norms by image in RUN/probe. Under batch norm estimates, exact every tenth epoch."""
+    metrics.jsonl, norms by image in RUN/probe. Under batch norm most are estimates, with standard errors."""
     instance_log: bool = False
     """Keep the norm of the input gradient, the step size and the norm of the perturbation of every training image in
     each epoch, in RUN/instances."""
@@ -277,8 +314,8 @@ class MachineConfig(OptionGroup):
     """Precision of the model in training; bf16 is faster on GPUs, fp16 is for GPUs without bf16. Parameters, losses,
     optimiser steps and evaluations are float32 in all cases."""
     cuda_graphs: bool = False
-    """Capture the training attack in a CUDA graph, and the pass for the weights too where it is the same for every
-    batch: not with AWP, fp16, or engm with batch norm."""
+    """Capture the training attack in a CUDA graph, and the pass for the weights too, except where it fits gradient
+    norms under batch norm: not with AWP, SAM, fp16, or the norms lowrank and exact."""
     compile: bool = False
     """Compile the training attack with torch.compile, which takes a minute or more at the start."""
     cpu_threads: Annotated[

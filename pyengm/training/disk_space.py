@@ -20,7 +20,7 @@ def run_size(config: TrainConfig, components: TrainComponents) -> int:
     A checkpoint holds the weights, their average, two values of the optimiser for each, and the state of each image.
     """
     weights = sum(_size(tensor) for tensor in components.model.state_dict().values())
-    averaged = weights if components.averaging.evaluated is not components.model else 0
+    averaged = weights * components.averaging.copies(config.schedule.epochs)
     images = sum(_size(tensor) for one in components.method.buffers().values() for tensor in one.state_dict().values())
     checkpoint = 3 * weights + averaged + images
     snapshots = len(snapshot_epochs(config.record.snapshots, config.schedule.epochs))

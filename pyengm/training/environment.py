@@ -12,6 +12,7 @@ import torch
 
 import pyengm
 from pyengm.utils.distributed import world_size
+from pyengm.utils.file_format import RUN_FORMAT
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy")
 TIMEOUT = 10  # seconds, for each command
@@ -25,6 +26,7 @@ def describe() -> dict[str, Any]:
     Returns:
         Plain values for JSON, None for what is missing or unknown:
 
+        - format: of the files of metrics and times, and of this description;
         - versions: of pyengm, python, the packages, cuda, cudnn and the driver;
         - machine: platform, cpu, cores that the process may use, memory_gib, gpus;
         - processes: the number of processes that share the run;
@@ -33,6 +35,7 @@ def describe() -> dict[str, Any]:
         - command: the words of the command line.
     """
     return {
+        "format": RUN_FORMAT,
         "versions": _versions(),
         "machine": {
             "platform": platform.platform(),

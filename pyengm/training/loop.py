@@ -16,7 +16,7 @@ from pyengm.evaluation import create_attack, predict
 from pyengm.methods import LogsInstances
 from pyengm.models import CheckpointInfo
 from pyengm.ops import Key
-from pyengm.training.builders import TrainComponents
+from pyengm.training.builders import TrainComponents, plain_method
 from pyengm.training.catastrophic_overfitting import is_catastrophic, training_accuracy
 from pyengm.training.config import TrainConfig
 from pyengm.training.instance_files import save_instances
@@ -156,7 +156,9 @@ def update(config: TrainConfig, components: TrainComponents, batches: list[Batch
     for _ in batches:
         components.schedule.step()
     components.averaging.after_step()
-    return measure(stats, torch.cat([batch.y for batch in batches]), components.optimizer.take_grad_squares())
+    labels = torch.cat([batch.y for batch in batches])
+    labels = labels.argmax(dim=1) if labels.is_floating_point() else labels  # CutMix: the class of the larger part
+    return measure(stats, labels, components.optimizer.take_grad_squares())
 
 
 def report_step(
@@ -202,8 +204,9 @@ def finish_epoch(
     row["best"] = None if components.held_out is None else is_best
     on_rank0(lambda: loggers.epoch(row, timer.epoch(state.epoch)))
     save_weights(config, components, run, model, state.epoch, is_best=is_best)
-    if config.record.instance_log and isinstance(components.method, LogsInstances):
-        save_instances(run.instances / f"epoch-{state.epoch + 1:04d}.npz", components.method)
+    method = plain_method(components.method)
+    if config.record.instance_log and isinstance(method, LogsInstances):
+        save_instances(run.instances / f"epoch-{state.epoch + 1:04d}.npz", method)
     finish_method_epoch(config, components, model, row, loggers)
     state.advance_epoch()
     state.best = max(state.best, score)
@@ -229,7 +232,7 @@ def probe_metrics(config: TrainConfig, components: TrainComponents, run: RunFold
     """The gradients of the probe's images under the trained weights, which are written; empty without a probe."""
     if components.probe is None:
         return {}
-    found = measure_probe(config, components, components.probe, epoch)
+    found = measure_probe(config, components, components.probe)
     on_rank0(lambda: write_arrays(run.probe / f"epoch-{epoch + 1:04d}.npz", found.arrays()))
     return found.metrics()
 

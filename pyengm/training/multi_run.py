@@ -1,7 +1,7 @@
 """Several runs in one call: each is started, resumed, or, where it is complete, read."""
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyengm.errors import ConfigError, Interrupted, PyengmError
@@ -46,7 +46,11 @@ def stage_of(config: TrainConfig) -> str:
 
 
 def complete_all(
-    configs: Mapping[str, TrainConfig], again: str, *, fatal: tuple[type[PyengmError], ...] = ()
+    configs: Mapping[str, TrainConfig],
+    again: str,
+    *,
+    fatal: tuple[type[PyengmError], ...] = (),
+    after_run: Callable[[Mapping[str, str]], None] = lambda failed: None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Completes several runs.
 
@@ -54,6 +58,7 @@ def complete_all(
         configs: Resolved options of each run, by name.
         again: The advice to the user after Ctrl-C.
         fatal: Errors that end the call, as every run would raise them.
+        after_run: Called after each run with the errors of those that have failed.
 
     Returns:
         The results of the runs that succeed and the errors of those that fail, by name.
@@ -80,4 +85,5 @@ def complete_all(
                 log(traceback.format_exc())
                 failed[name] = f"{type(error).__name__}: {error}"
             log(f"{name} failed: {failed[name]}")
+        after_run(failed)
     return results, failed

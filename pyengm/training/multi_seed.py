@@ -16,6 +16,8 @@ from pyengm.utils import terminal
 from pyengm.utils.distributed import on_rank0
 from pyengm.utils.io import atomic_write
 
+LEFT_OUT = (*DETAILS, "format")
+
 
 def train_seeds(config: TrainConfig) -> dict[str, Any]:
     """Completes a run for each seed in OUT/seed-0, OUT/seed-1, ..., prints a table and writes OUT/summary.json.
@@ -85,7 +87,7 @@ def mean_and_spread(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], 
 
     Args:
         results: The content of results.json of each run. Its values are numbers and dicts of numbers; other values, and
-            the numbers of images, must be the same in all runs. DETAILS are left out.
+            the numbers of images, must be the same in all runs. DETAILS and the format are left out.
 
     Returns:
         The means, with the values that all runs share, and the sample standard deviations, in the shape of the results.
@@ -94,7 +96,7 @@ def mean_and_spread(results: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], 
     Raises:
         ConfigError: For runs that were not evaluated in the same way.
     """
-    results = [{name: value for name, value in result.items() if name not in DETAILS} for result in results]
+    results = [{name: value for name, value in result.items() if name not in LEFT_OUT} for result in results]
     mean: dict[str, Any] = {}
     spread: dict[str, Any] = {}
     for name, first in results[0].items():

@@ -16,12 +16,13 @@ from pyengm.data import Batch, ImageDataset, Loader
 from pyengm.models import memory_format_of
 from pyengm.ops import Key
 from pyengm.pergrad import NormEstimator, check_losses
+from pyengm.pergrad.exact import exact_squares
 from pyengm.pergrad.validation import named_params
 from pyengm.training.builders import TrainComponents, local_batch_size
 from pyengm.training.config import TrainConfig
 from pyengm.utils.distributed import all_reduce_sum, all_reduce_sum_many, rank, world_size
 
-EXACT_EVERY = 10  # epochs between two probes with exact norms, where the others are estimates
+EXACT = 16  # images with exact norms, which correct the estimates of the others; a backward pass of a batch each
 STEPS = 10
 
 
@@ -29,76 +30,113 @@ STEPS = 10
 class ProbeResult:
     """Gradients g_i of the losses of N images, each of the whole batch that an image was in.
 
+    Where norms are estimates, their mean and mean square are corrected by the mean errors at the exact ones (a
+    difference estimate, without bias over the choice of these).
+
     Attributes:
         index: (N,) int64, positions of the images in the training split.
         norms: (N,) float64, |g_i| over all parameters jointly.
+        exact: (N,) bool, which of the norms are exact; the others are estimates.
         input_norms: (N,) float64, the norm of the gradient in image i of the sum of the losses.
         mu: E|g_i|, the mean of the norms.
-        sigma2: E|g_i|^2 - |E g_i|^2, the variance of the gradients, which is E|g_i - E g_i|^2.
-        exact: Whether the norms are exact; else they are estimates. |E g_i| always is exact.
+        mu_error: Its standard error, 0 where all norms are exact.
+        sigma2: E|g_i|^2 - |E g_i|^2, the variance of the gradients, which is E|g_i - E g_i|^2. |E g_i| is exact.
+        sigma2_error: Its standard error, 0 where all norms are exact.
 
     References:
-        Dabouei et al. 2022, Fig. 2 and Table 5.
+        Dabouei et al. 2022, Fig. 2 and Table 5; Cochran 1977, "Sampling Techniques", Sec. 7.9, for the difference
+        estimate.
     """
 
     index: np.ndarray
     norms: np.ndarray
+    exact: np.ndarray
     input_norms: np.ndarray
     mu: float
+    mu_error: float
     sigma2: float
-    exact: bool
+    sigma2_error: float
 
-    def metrics(self) -> dict[str, float | bool]:
+    def metrics(self) -> dict[str, float]:
         """What goes into metrics.jsonl."""
-        return {"probe_mu": self.mu, "probe_sigma2": self.sigma2, "probe_exact": self.exact}
+        return {f"probe_{name}": getattr(self, name) for name in ("mu", "mu_error", "sigma2", "sigma2_error")}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything, by name."""
         return {name: np.asarray(value) for name, value in vars(self).items()}
 
 
-def measure_probe(config: TrainConfig, components: TrainComponents, data: ImageDataset, epoch: int) -> ProbeResult:
+def measure_probe(config: TrainConfig, components: TrainComponents, data: ImageDataset) -> ProbeResult:
     """Measures the gradients of the images under the present weights; all processes of a run call this.
 
     The losses are those of PGD-10 with steps of eps / 4, from the same random start in all epochs, whatever attack the
     run trains with; those of the images themselves in natural training. The model is in training mode: batch norm has
     the statistics of a batch, as large as those that this process trains on, and its running ones stay as they are.
-    The run's weights, buffers and random numbers are the same with and without a probe.
+    Under batch norm the norms are estimates, but for those of 16 images, spread evenly. The run's weights, buffers and
+    random numbers are the same with and without a probe.
 
     Args:
         config: Resolved options.
         components: The components of the run.
         data: The images, see `builders.probe_images`.
-        epoch: The epoch, counted from 0. Under batch norm the norms of every tenth epoch are exact, and estimates in
-            the others.
 
     Raises:
         NonFiniteError: A loss is nan or infinite.
-        UnsupportedOperationError: The gradients of examples cannot be told apart.
+        UnsupportedOperationError: The gradients of examples cannot be separated.
     """
-    model = components.model
+    model, count = components.model, len(data)
     coupled = any(isinstance(module, _BatchNorm) for module in model.modules())
-    exact = not coupled or (epoch + 1) % EXACT_EVERY == 0
-    estimator = NormEstimator("exact" if coupled and exact else "auto", shared=False)
+    sample = torch.ones(count, dtype=torch.bool)
+    if coupled and count > EXACT:
+        sample = torch.zeros(count, dtype=torch.bool).index_fill(0, torch.arange(EXACT) * count // EXACT, 1)
+    estimator = NormEstimator("exact" if coupled and count <= EXACT else "auto", shared=False)
     params, names = named_params(model)
     sums = [torch.zeros_like(p, dtype=torch.float64) for p in params]
-    found = torch.zeros(len(data), 2, dtype=torch.float64, device=components.device)
+    found = torch.zeros(count, 3, dtype=torch.float64, device=components.device)
     with _own_random_numbers(components.device, config.run.seed):
         for rows, batch in _batches(config, components, data):
             losses, x_adv = _losses(config, components, batch)
             norms = estimator.norms(losses, params, estimator.prepare(losses, list(zip(names, params, strict=True))))
-            estimator.refit_interval = len(data)  # one fit serves all batches, as the weights stay as they are
+            estimator.refit_interval = count  # one fit serves all batches, as the weights stay as they are
+            found[rows, 0] = found[rows, 1] = norms.double()
+            if not sample.all():
+                own = sample[rows.cpu()].nonzero().flatten()
+                found[rows[own.to(rows.device)], 1] = exact_squares(losses, [params], own.tolist())[0].sqrt()
             inputs, *grads = torch.autograd.grad(losses.sum(), [x_adv, *params], allow_unused=True)
-            found[rows, 0], found[rows, 1] = norms.double(), inputs.double().flatten(1).norm(dim=1)
+            found[rows, 2] = inputs.double().flatten(1).norm(dim=1)
             for total, grad in zip(sums, grads, strict=True):
                 if grad is not None:
                     total += grad
     found = all_reduce_sum(found)
-    mean_square = sum((total / len(data)).square().sum() for total in all_reduce_sum_many(sums))
-    norms, input_norms = found.unbind(dim=1)
-    sigma2 = float(norms.square().mean() - mean_square)
-    arrays = (t.cpu().numpy() for t in (data.index, norms, input_norms))
-    return ProbeResult(*arrays, mu=float(norms.mean()), sigma2=sigma2, exact=exact)
+    mean_square = sum((total / count).square().sum() for total in all_reduce_sum_many(sums))
+    estimates, norms, input_norms = (column.cpu().numpy() for column in found.unbind(dim=1))
+    exact = sample.numpy()
+    mu, mu_error = corrected_mean(estimates, norms[exact], exact)
+    square, sigma2_error = corrected_mean(estimates**2, norms[exact] ** 2, exact)
+    sigma2 = square - float(mean_square)
+    return ProbeResult(data.index.cpu().numpy(), norms, exact, input_norms, mu, mu_error, sigma2, sigma2_error)
+
+
+def corrected_mean(estimates: np.ndarray, values: np.ndarray, sample: np.ndarray) -> tuple[float, float]:
+    """The mean of N values of which some are known and all are estimated, and its standard error.
+
+    Args:
+        estimates: (N,) of all values.
+        values: (k,) true values of the sample, k of 2 or more, or of all.
+        sample: (N,) bool, which of them are known.
+
+    Returns:
+        The mean of the estimates and of their errors in the sample, and the standard error of the latter, with the
+        correction for a finite population.
+
+    References:
+        Cochran 1977, "Sampling Techniques", Secs. 2.6 and 7.9.
+    """
+    errors, n = values - estimates[sample], len(estimates)
+    k = len(errors)
+    if k == n:
+        return float(values.mean()), 0.0
+    return float(estimates.mean() + errors.mean()), float(errors.std(ddof=1) * np.sqrt((1 - k / n) / k))
 
 
 def _batches(config: TrainConfig, components: TrainComponents, data: ImageDataset) -> Iterator[tuple[Tensor, Batch]]:

@@ -31,10 +31,11 @@ from pyengm.errors import CheckpointError, ConfigError, StorageError
 from pyengm.models import CheckpointInfo, save_checkpoint
 from pyengm.training.checkpoints import Checkpoints
 from pyengm.training.config import TrainConfig
-from pyengm.training.data_facts import describe_images
+from pyengm.training.data_facts import check_same_images, describe_images
 from pyengm.training.environment import describe
 from pyengm.training.launcher import job_name
 from pyengm.utils.distributed import on_rank0
+from pyengm.utils.file_format import RESULTS_FORMAT, RUN_FORMAT, check_format
 from pyengm.utils.io import atomic_write, make_dirs
 from pyengm.utils.locks import file_lock
 
@@ -93,12 +94,21 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """The folder of an earlier run. Raises ConfigError where there is none."""
+        """The folder of an earlier run. Raises ConfigError where there is none, DataError for another format."""
         run = cls(path)
         if not run.config.is_file():
             several = " (it holds the runs of several seeds: give --seeds too)" if any(run.path.glob("seed-*")) else ""
             raise ConfigError(f"{path} is no run folder of pyengm: it has no {run.config.name}{several}")
+        for start in run._starts():
+            check_format(start.get("format"), RUN_FORMAT, run.environment)
         return run
+
+    def _starts(self) -> list[dict[str, Any]]:
+        """The environments so far; none before the first start, or from a damaged file, on which nothing depends."""
+        try:
+            return [dict(start) for start in json.loads(self.environment.read_text())]
+        except (OSError, ValueError, TypeError):
+            return []
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -120,12 +130,14 @@ class RunFolder:
                     partial.unlink(missing_ok=True)
 
     def add_environment(self, data: Mapping[str, ImageDataset]) -> None:
-        """Adds the environment of this start, or resume, of the run to its file, with the images by their use."""
-        try:
-            starts = list(json.loads(self.environment.read_text()))
-        except (OSError, ValueError):  # the first start, or a damaged file that nothing depends on
-            starts = []
+        """Adds the environment of this start, or resume, of the run to its file, with the images by their use.
+
+        Raises ConfigError where the run began with other images.
+        """
+        starts = self._starts()
         images = {use: describe_images(one) for use, one in data.items()}
+        if starts:
+            check_same_images(starts[-1].get("data", {}), images)
         text = json.dumps([*starts, describe() | {"data": images}], indent=2) + "\n"
         atomic_write(self.environment, lambda path: path.write_text(text))
 
@@ -163,13 +175,15 @@ class RunFolder:
         return path
 
     def read_results(self) -> dict[str, Any]:
-        """The final evaluation. Raises CheckpointError for a damaged file."""
+        """The final evaluation. Raises CheckpointError for a damaged file, and DataError for one of another format."""
         try:
-            return json.loads(self.results.read_text())
-        except ValueError as error:
+            results = dict(json.loads(self.results.read_text()))
+        except (ValueError, TypeError) as error:
             raise CheckpointError(
                 f"{self.results} is damaged ({error}); delete it, and --resume evaluates the run again"
             ) from error
+        check_format(results.get("format"), RESULTS_FORMAT, self.results)
+        return {"format": RESULTS_FORMAT, **results}
 
 
 def next_free(config: TrainConfig) -> Path:

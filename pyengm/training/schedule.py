@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from pyengm.errors import ConfigError
 
 T = TypeVar("T")
-SCHEDULES = ("piecewise", "cyclic", "cosine", "constant", "nuat")
+SCHEDULES = ("piecewise", "cyclic", "one_cycle", "cosine", "constant", "nuat")
 
 
 def piecewise(milestones: Sequence[float], steps_per_epoch: int, decay: float = 0.1) -> Callable[[int], float]:
@@ -40,6 +40,26 @@ def cyclic(total_steps: int, pct_start: float) -> Callable[[int], float]:
     """
     top = pct_start * total_steps
     return lambda step: min((step + 1) / max(top, 1), (total_steps - step) / max(total_steps - top, 1), 1.0)
+
+
+def one_cycle(total_steps: int, pct_start: float) -> Callable[[int], float]:
+    """A factor that rises from 1/25 to 1 and falls to 1/250,000, along half cosine waves (torch's OneCycleLR).
+
+    Args:
+        total_steps: Number of steps of the run.
+        pct_start: Share of the steps that the rise takes, in (0, 1).
+
+    Returns:
+        The factor as a function of the step, counted from 0.
+    """
+    first, last = 1 / 25, 1 / 250_000
+    top, end = pct_start * total_steps - 1, total_steps - 1
+
+    def factor(step: int) -> float:
+        start, stop, share = (first, 1.0, step / top) if step < top else (1.0, last, (step - top) / (end - top))
+        return stop + (start - stop) * (1 + math.cos(math.pi * share)) / 2
+
+    return factor
 
 
 def cosine(total_steps: int) -> Callable[[int], float]:
@@ -95,7 +115,7 @@ def build_schedule(
         optimizer: Its learning rate is the highest of the schedule.
         name: One of `SCHEDULES`.
         milestones: Epochs, or fractions of them, at which "piecewise" multiplies the rate by `decay`; None for others.
-        pct_start: Share of the steps in which "cyclic" rises; None for other schedules.
+        pct_start: Share of the steps in which "cyclic" and "one_cycle" rise; None for other schedules.
         epochs: Number of epochs of the run.
         steps_per_epoch: Number of batches of an epoch.
         decay: Of "piecewise".
@@ -105,6 +125,7 @@ def build_schedule(
     factors: dict[str, Callable[[], Callable[[int], float]]] = {
         "piecewise": lambda: piecewise(_given("milestones", milestones), steps_per_epoch, decay),
         "cyclic": lambda: cyclic(total, _given("pct_start", pct_start)),
+        "one_cycle": lambda: one_cycle(total, _given("pct_start", pct_start)),
         "cosine": lambda: cosine(total),
         "constant": lambda: lambda step: 1.0,
         "nuat": lambda: nuat(total),

@@ -39,3 +39,17 @@ def snapshot_epochs(words: Sequence[str], epochs: int) -> set[int]:
             raise ConfigError(f"snapshots has {word!r}, and the run has {epochs} epochs: expected at most {epochs}")
         found |= set(range(number, epochs + 1, number)) if word.startswith(EVERY) else {number}
     return found
+
+
+def scale_snapshots(words: Sequence[str], share: float) -> tuple[str, ...]:
+    """The option `snapshots` of a run that is shorter by a factor; epochs that fall together are one.
+
+    Args:
+        words: As for `check_snapshots`, checked.
+        share: The length of the shorter run as a share of that of the run of the words.
+    """
+    scaled = []
+    for word in words:
+        number = word.removeprefix(EVERY)
+        scaled.append(word[: len(word) - len(number)] + str(max(1, round(share * int(number)))))
+    return tuple(dict.fromkeys(scaled))

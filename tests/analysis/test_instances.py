@@ -30,6 +30,9 @@ def test_instances_are_their_formulas(logs, figure_text):
         assert found.subset(first, first).tolist() == expected
         shares = np.bincount(labels[expected], minlength=4) / len(expected)
         np.testing.assert_allclose(found.class_shares[first - 1], shares)
+        own = [row for row, i in enumerate(logs[0]["index"]) if i in expected]
+        for name, by_epoch in (("grad_norm", found.epoch_norms), ("step_size", found.epoch_steps)):
+            np.testing.assert_allclose(by_epoch[:, first - 1], [log[name][own].astype(float).mean() for log in logs])
     assert len(found.subset(1, 10)) == 50
     g = norms.max(0)
     ratio = (g**2).mean() / g.mean() ** 2
@@ -41,6 +44,8 @@ def test_instances_are_their_formulas(logs, figure_text):
     assert found.correlation == pytest.approx(expected)
     assert "step size" in figure_text(found.plot())
     assert "perturbation" in figure_text(found.plot_deltas())
+    assert "squared mean" in figure_text(found.plot_norms())
+    assert "group 1 group 5 group 10" in figure_text(found.plot_groups())
 
 
 def test_equal_steps_have_no_correlation(logs, figure_text):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,7 +22,8 @@ SCRIPTS = [*BENCH.glob("*.sh"), *BENCH.glob("tools/*.sh"), *REPO.glob(".ci/*")]
 
 
 def bash(*command: str | Path, **variables: str | Path) -> subprocess.CompletedProcess:
-    env = {**os.environ, **{name: str(value) for name, value in variables.items()}}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}  # of these tests
+    env = {**own, **{name: str(value) for name, value in variables.items()}}
     return subprocess.run(["bash", *command], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -52,9 +54,11 @@ class TestWithoutGpu:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """The folder of the one build of all rehearsals."""
-    return tmp_path_factory.mktemp("site")
+def site(tmp_path_factory, emulator) -> Path:
+    """The folder of the one build of all rehearsals, with the emulator in it."""
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copytree(emulator.path.parent, folder / "emulator")
+    return folder
 
 
 class Rehearsal:
@@ -111,16 +115,18 @@ class TestCheck:
         files = f"{BENCH / 'bench_clip_weights.py'} {skipped}"
         drawn = torch.rand((), generator=torch.Generator().manual_seed(2 + 77)).item()
         seeded = write(tmp_path / "test_seed.py", SEED_TEST.format(drawn))
-        tests = f"{REPO / 'tests/ops/test_regression_weights.py'} {seeded}"
-        run = Rehearsal("check", tmp_path, "77", SITE=site, TESTS=tests, BENCHMARKS=files)
+        tests = f"{REPO / 'tests/data/test_resized_crop.py'} {seeded}"
+        run = Rehearsal("check", tmp_path, "77", SITE=site, TESTS=tests, BENCHMARKS=files, SANITIZERS="racecheck")
         assert run.done.returncode == 0, run.done.stdout
         assert [(step["name"], step["ended"]) for step in run.report["steps"]] == [
             ("build for cpu", "passed"),
             ("tests, seed 77", "passed"),
-            ("compute-sanitizer", "skipped"),
             ("bench_clip_weights.py", "passed"),
             ("bench_skipped.py", "passed"),
             ("bench_skipped.py", "skipped"),  # no benchmark ran
+            ("planted faults", "passed"),
+            ("racecheck: planted fault", "passed"),
+            ("racecheck: every kernel", "passed"),
         ]
         counts = run.report["tests"]["tests"]
         assert counts["passed"] > 0
@@ -130,16 +136,25 @@ class TestCheck:
         assert "| test_clip_weights[128-cpu] |" in run.text
         assert run.report["machine"]["pyengm"] != "none"
 
+    @pytest.mark.slow
+    def test_every_tool_of_the_sanitizer_has_its_fault(self, site, tmp_path):
+        tests = write(tmp_path / "test_passing.py", "def test_passes():\n    pass\n")
+        run = Rehearsal("check", tmp_path, SITE=site, TESTS=tests, BENCHMARKS=write(tmp_path / "bench_x.py", ""))
+        tools = ("memcheck", "racecheck", "initcheck", "synccheck")
+        expected = {f"{tool}: {part}": "passed" for tool in tools for part in ("planted fault", "every kernel")}
+        assert {name: ended for name, ended in run.outcomes().items() if ": " in name} == expected
+
     def test_failures_do_not_end_the_run(self, site, tmp_path):
         tests = write(tmp_path / "test_failing.py", FAILING_TEST)
         failing = write(tmp_path / "bench_failing.py", FAILING_BENCHMARK)
         passing = BENCH / "bench_regression_weights.py"
-        run = Rehearsal("check", tmp_path, "5", SITE=site, TESTS=tests, BENCHMARKS=f"{failing} {passing}")
+        run = Rehearsal(
+            "check", tmp_path, "5", SITE=site, TESTS=tests, BENCHMARKS=f"{failing} {passing}", SANITIZERS=""
+        )
         assert run.done.returncode == 1
         assert run.outcomes() == {
             "build for cpu": "passed",
             "tests, seed 5": "failed",
-            "compute-sanitizer": "skipped",
             "bench_failing.py": "failed",
             "bench_regression_weights.py": "passed",
         }
@@ -180,7 +195,8 @@ class TestTrain:
         run = Rehearsal("train", tmp_path, data, "2", *self.OPTIONS, SITE=site)
         assert run.done.returncode == 0, run.done.stdout
         runs = run.report["runs"]
-        names = [f"pgd_at_{optimizer}_{norm}" for optimizer in ("msgd", "engm") for norm in ("bn", "gn")]
+        norms = ("bn_graphs", "bn", "gn")  # the order of the report is that of the names
+        names = [f"pgd_at_{optimizer}_{norm}" for optimizer in ("msgd", "engm") for norm in norms]
         assert {*runs} == {*names, "atas_msgd_bn"}
         assert set(run.outcomes().values()) == {"passed"}
         for name, result in runs.items():
@@ -191,13 +207,15 @@ class TestTrain:
             assert options["precision"] == "float32"  # the last option replaces the bf16 of the script
             assert 0 <= result["pgd20"] <= result["natural"] <= 1
         assert "| pgd_at_engm_bn | 2 |" in run.text
+        assert "| pgd_at_engm_bn_graphs | 2 |" in run.text
 
     def test_a_run_that_is_cut_short_does_not_end_the_others(self, site, data, tmp_path):
-        run = Rehearsal("train", tmp_path, data, *self.OPTIONS, SITE=site, RUN_LIMIT="1")
+        long = "100000"  # epochs: a Ctrl-C that is lost during imports lets no run end within the time to be killed
+        run = Rehearsal("train", tmp_path, data, long, *self.OPTIONS, SITE=site, RUN_LIMIT="1")
         assert run.done.returncode == 1
         outcomes = run.outcomes()
         assert outcomes.pop("build for cpu") == "passed"
-        assert list(outcomes.values()) == 5 * ["cut short"]
+        assert list(outcomes.values()) == 7 * ["cut short"]
         assert run.report["runs"] == {}
 
 
@@ -206,6 +224,39 @@ def library(code: str, folder: Path, **variables: str | Path) -> subprocess.Comp
     (folder / "work/report").mkdir(parents=True)
     start = f"source '{BENCH}/tools/gpu_lib.sh'\nwork='{folder}/work' site='{folder}/work/site'\ndeadline=60\n"
     return bash("-c", start + code, **{"PYTHON": sys.executable} | variables)
+
+
+class TestPlantedFaults:
+    """A tool of compute-sanitizer must report the fault of its kind, and nothing without one."""
+
+    @pytest.mark.parametrize(
+        ("faults", "status", "message"),
+        [
+            ("race", 0, ""),
+            ("", 1, "racecheck does not report 'race': expected status 99, got 0"),
+            ("none race", 1, "racecheck reports a fault where there is none"),
+        ],
+    )
+    def test_what_is_expected(self, tmp_path, faults, status, message):
+        """A stand-in for compute-sanitizer that reports these faults."""
+        tool = tmp_path / "bin/compute-sanitizer"
+        tool.parent.mkdir()
+        tool.write_text(f'#!/bin/bash\nfor fault in {faults}; do [[ ${{!#}} != "$fault" ]] || exit 99; done\n')
+        tool.chmod(0o755)
+        done = library("expect_planted racecheck", tmp_path, PATH=f"{tool.parent}:{os.environ['PATH']}")
+        assert done.returncode == status
+        assert message in done.stdout
+
+
+class TestCutOff:
+    def test_results_are_written_after_every_step(self, tmp_path):
+        """A call that is killed leaves the results of the steps before."""
+        out = tmp_path / "out"
+        code = f"out={out} kind=check; mkdir $out; note first passed 3; kill -9 $$"
+        assert library(code, tmp_path, PYTHONPATH=BENCH).returncode == -9
+        (path,) = out.glob("gpu_check_*.json")
+        assert [step["name"] for step in json.loads(path.read_text())["steps"]] == ["first"]
+        assert "| first | passed | 3 s |" in path.with_suffix(".md").read_text()
 
 
 class TestLibrary:

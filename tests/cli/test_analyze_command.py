@@ -15,7 +15,7 @@ import torch
 from pyengm import cli
 from pyengm.analysis import gradient_statistics
 from pyengm.attacks import PGD, ThreatModel
-from pyengm.cli.analyses import ANALYSES
+from pyengm.cli.analyses import ANALYSES, ANALYSES_ALONE
 from pyengm.cli.analysis_attacks import parse_attack
 from pyengm.data import load
 from pyengm.errors import ConfigError
@@ -71,13 +71,58 @@ def test_the_arrays_are_those_of_the_function(checkpoint):
     assert not (out / ".parts").exists()
 
 
-@pytest.mark.parametrize("name", set(ANALYSES) - {"instances", "weight_plane", "smoothness", "accuracy_curve"})
+@pytest.mark.parametrize(
+    "name", sorted(set(ANALYSES) - {"instances", "weight_plane", "smoothness", "accuracy_curve", *ANALYSES_ALONE})
+)
 @pytest.mark.parametrize("bn", ["eval", "train"])
 def test_every_analysis_runs(checkpoint, name, bn):
     arrays, description = made(checkpoint, name, "--bn", bn, "--examples", "20")
     assert arrays
     assert description["analysis"] == name
     assert description["configuration"]["bn"] == bn
+
+
+def test_an_analysis_of_no_model_needs_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["analyze", "toy_surface"]) == 0
+    assert np.load("analysis/toy_surface.npz")["linear l2/loss"].shape == (161, 161)
+    description = json.loads(Path("analysis/toy_surface.json").read_text())
+    assert description["environment"]["command"]
+    assert "models" not in description
+    assert cli.main(["analyze", "toy_surface", "fosc_bins"]) == 1
+    assert "expected a run folder" in capsys.readouterr().err
+
+
+def test_images_of_given_positions(checkpoint, tmp_path):
+    rows, plain = [3, 5, 8], ["--attack", "none"]  # random starts depend on the place in the analysis
+    (tmp_path / "rows.txt").write_text("".join(f"{row}\n" for row in rows))
+    arrays, description = made(checkpoint, "gradient_statistics", "--indices", str(tmp_path / "rows.txt"), *plain)
+    whole, _ = made(checkpoint, "gradient_statistics", "--examples", "9999", *plain, out=tmp_path / "whole")
+    # Sums in float32 are in another order in batches of other sizes.
+    np.testing.assert_allclose(arrays["norms"][0], whole["norms"][0][rows], rtol=1e-4)
+    assert description["data"]["examples"] == 3
+    assert cli.main(["analyze", str(checkpoint), "--indices", str(tmp_path / "none.txt"), "--device", "cpu"]) == 1
+
+
+def test_targets_of_one_name_are_told_apart(tmp_path):
+    """Runs of several seeds have folders such as a/seed-0 and b/seed-0."""
+    targets = []
+    for seed, folder in enumerate(("a", "b")):
+        save_model(tmp_path / folder / "model.safetensors", seed, 4)
+        targets.append(str(tmp_path / folder / "model.safetensors"))
+    words = [*targets, "cross_robustness", "loss_gap", "--attack", "pgd:steps=2", "--out", str(tmp_path / "out")]
+    assert cli.main(["analyze", *words, *FEW]) == 0
+    found = np.load(tmp_path / "out" / "cross_robustness.npz")
+    assert found["models"].tolist() == ["a/model, epoch 5", "b/model, epoch 5"]
+    gap = np.load(tmp_path / "out" / "loss_gap.npz")
+    assert np.abs(gap["gap"]).max() > 0.01
+    alone, _ = made(Path(targets[0]), "cross_robustness", "--attack", "pgd:steps=2", out=tmp_path / "alone")
+    np.testing.assert_array_equal(found["verdicts"][0, :2], alone["verdicts"][0])
+
+
+def test_a_target_that_comes_twice(checkpoint, capsys):
+    assert cli.main(["analyze", str(checkpoint), str(checkpoint), "cross_robustness", "--device", "cpu"]) == 1
+    assert "expected different targets" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_results_of_checkpoints(files, processes, monkeypatch):
     results = evaluate_checkpoints(files, data, [LINF, L2], ["pgd20"], **options)
     names = ["best", "last", "other"]
     details = ["standard_errors", "calibration", "warnings", "trust"]
-    assert list(results) == [*names, "robust_overfitting", "threats", "images", *details]
+    assert list(results) == ["format", *names, "robust_overfitting", "threats", "images", *details]
     assert [list(results["trust"][name]) for name in names] == [["linf", "l2"]] * 3
     assert "at least 20" in results["trust"]["best"]["linf"]["reason"]
     accuracy = results["best"]["pgd20_l2"]

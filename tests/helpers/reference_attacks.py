@@ -1,12 +1,16 @@
 """Threat models and random starts in plain torch, for tests that write a method down a second time."""
 
+from contextlib import contextmanager
+
 import torch
 from helpers.small_problems import cnn4, images_and_labels
+from torch import nn
 from torch.nn import functional as F
 
 from pyengm.ops import Key, Purpose, philox_normal, philox_uniform
 
 EPS = {"linf": 0.1, "l2": 0.5}
+MODES = {"eval": 0, "train": 1, "batch_stats": 0}  # updates of the running statistics by a forward pass of the attack
 
 
 def network(norm="bn", dtype=torch.float64):
@@ -27,13 +31,13 @@ def norms_of(t):
     return t.flatten(1).norm(dim=1).view(-1, *[1] * (t.dim() - 1))
 
 
-def noise(x, key, norm, purpose=Purpose.START):
+def noise(x, key, norm, purpose=Purpose.START, draw=0):
     """Uniform in the ball of radius EPS[norm]."""
     named = {"seed": key.seed, "epoch": key.epoch}
     if norm == "linf":
-        return EPS[norm] * (2 * philox_uniform(key.index, x.shape[1:], purpose=purpose, **named).to(x) - 1)
-    direction = philox_normal(key.index, x.shape[1:], purpose=purpose, **named).to(x)
-    draw = (purpose - Purpose.START) * 2**12
+        return EPS[norm] * (2 * philox_uniform(key.index, x.shape[1:], purpose=purpose, draw=draw, **named).to(x) - 1)
+    direction = philox_normal(key.index, x.shape[1:], purpose=purpose, draw=draw, **named).to(x)
+    draw += (purpose - Purpose.START) * 2**12
     radius = philox_uniform(key.index, (1, 1, 1), purpose=Purpose.RADIUS, draw=draw, **named).to(x)
     return EPS[norm] * direction / norms_of(direction) * radius ** (1 / x[0].numel())
 
@@ -91,3 +95,19 @@ def check_pass(outcome, expected, x_adv, model, twin):
         torch.testing.assert_close(b, theirs[name], rtol=1e-9, atol=1e-12)
     assert all(module.training for module in model.modules())
     assert all(p.requires_grad for p in model.parameters())
+
+
+@contextmanager
+def mode(twin, bn):
+    """The twin in the mode of an attack, with running statistics that no later pass writes to."""
+    norms = [module for module in twin.modules() if isinstance(module, nn.BatchNorm2d)]
+    kept = [dict(module.named_buffers()) for module in norms]
+    for module, buffers in zip(norms, kept, strict=True):
+        for name, b in buffers.items():
+            setattr(module, name, b.clone())
+    twin.train(bn != "eval")
+    yield
+    twin.train()
+    for module, buffers in zip(norms, kept, strict=True):
+        for name, b in buffers.items():
+            setattr(module, name, getattr(module, name).clone() if bn == "train" else b)

@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 from pyengm import clipped_backward, per_example_grad_norms
 from pyengm.kernels import HAS_TRITON, conv_cost_model, conv_dispatch, conv_tuning
-from pyengm.kernels.conv_shape import ConvShape
-from pyengm.ops import available_backends, conv_direct_sqnorm, conv_gradients, conv_gram_sqnorm
-from pyengm.ops.conv_sqnorm import conv_corrected_sqnorm, linear_sqnorm
+from pyengm.kernels.conv_shape import ConvShape, channels_innermost
+from pyengm.ops import conv_direct_sqnorm, conv_gradients, conv_gram_sqnorm
 from pyengm.pergrad import conv_grad as conv_module
 from pyengm.pergrad.conv_grad import ConvGrad, Geometry
 from pyengm.pergrad.per_example_grad import DenseGrad
@@ -42,6 +41,12 @@ def a100(monkeypatch):
     """Tensors are on the CPU; queries of their GPU return those of an A100."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA A100")
+
+
+NO_CUDA_MODULE = """
+found = pkgutil.iter_modules
+pkgutil.iter_modules = lambda *args, **options: (m for m in found(*args, **options) if not m.name.startswith("_cuda"))
+"""
 
 
 class TestUnsupported:
@@ -89,6 +94,19 @@ class TestUnsupported:
         assert conv_dispatch.supports(*operands(c=7), WINDOW)  # other shapes are tried
 
     @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+    def test_a_batch_that_is_too_large_says_nothing_about_others(self, monkeypatch, a100):
+        def up_to_four(x, g, window):
+            if len(x) > 4:
+                raise ValueError("expected at most 4 tiles in one launch")
+            return x.new_zeros(len(x))
+
+        monkeypatch.setattr(conv_dispatch, "conv_gram_sqnorm", up_to_four)
+        with pytest.warns(UserWarning, match="expected at most 4"):
+            assert conv_dispatch.gram(*operands(n=5), WINDOW) is None
+        for n in (1, 4):
+            assert conv_dispatch.gram(*operands(n=n), WINDOW) is not None
+
+    @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
     def test_out_of_memory_is_raised(self, monkeypatch, a100):
         def greedy(*arguments):
             raise torch.cuda.OutOfMemoryError("no memory")
@@ -97,12 +115,13 @@ class TestUnsupported:
         with pytest.raises(torch.cuda.OutOfMemoryError):
             conv_dispatch.gram(*operands(), WINDOW)
 
-    @pytest.mark.parametrize("missing", ["triton", "pyengm._cuda"])
+    @pytest.mark.parametrize("missing", ["sys.modules['triton'] = None", NO_CUDA_MODULE])
     def test_installation_without(self, missing, tmp_path):
         """The ops work, and on CUDA their kernels do not need nvcc."""
         code = f"""
-import sys; sys.modules[{missing!r}] = None
+import pkgutil, sys
 import torch
+{missing}
 from pyengm.ops import conv_gram_sqnorm
 x = torch.ones(1, 1, 1, 1)
 assert conv_gram_sqnorm(x, x, (1, 1)).item() == 1
@@ -112,6 +131,22 @@ except ValueError as error:
     assert "needs cuda tensors" in str(error)
 """
         subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+class TestOperands:
+    """What the kernels are given: they address the elements of an example with 32 bits."""
+
+    @pytest.mark.parametrize("axis", [1, 2, 3])
+    def test_elements_far_apart_are_copied(self, axis):
+        sizes, steps = [1, 16, 16, 16], [1, 1, 16, 256]
+        steps[axis] = 2**31 // 15 + 1
+        far = torch.empty_strided(sizes, steps, device="meta")
+        assert channels_innermost(far).is_contiguous(memory_format=torch.channels_last)
+
+    def test_elements_side_by_side_are_not(self):
+        """The distance between examples does not count: the kernels have it in 64 bits."""
+        near = torch.empty_strided((3, 16, 5, 7), (2**31, 1, 2**28, 16), device="meta")
+        assert channels_innermost(near) is near
 
 
 class TestModel:
@@ -197,39 +232,6 @@ class TestOps:
                 assert (got.dtype, got.shape, got.device.type) == (torch.float32, (2,), "cuda")
         assert gradients.dtype == torch.float32
         assert gradients.movedim(2, -1).is_contiguous()
-
-    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-    def test_corrected(self, device):
-        x, g = operands(device=device)
-        sums, means = torch.randn(2, 2, 4, device=device), torch.randn(2, 4, 3, 3, 3, device=device)
-        gradients = conv_gradients(x.double(), g.double(), *WINDOW, backend="reference")[1]
-        gradients = gradients - torch.einsum("nro,rockl->nockl", sums.double(), means.double())
-        for backend in {None, "reference", device} & {None, *available_backends()}:
-            got = conv_corrected_sqnorm(x, g, sums, means, *WINDOW, backend=backend)
-            expected = gradients.square().sum((1, 2, 3, 4))
-            torch.testing.assert_close(got.double(), expected, rtol=3e-5, atol=0)  # as in test_conv_sqnorm
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"sums": torch.zeros(2, 4)}, r"sums of shape \(2, 1, 4\)"),
-            ({"sums": torch.zeros(2, 1, 4).double()}, "in torch.float32"),
-            ({"means": torch.zeros(1, 1, 3, 3, 3)}, r"means of shape \(1, 4, 3, 3, 3\)"),
-            ({"x": torch.zeros(2, 3, 5, 5).bfloat16()}, "float32 or float64"),
-        ],
-    )
-    def test_bad_arguments(self, change, message):
-        x, g = operands()
-        good = {"x": x, "g": g, "sums": torch.zeros(2, 1, 4), "means": torch.zeros(1, 4, 3, 3, 3), "kernel": (3, 3)}
-        with pytest.raises(ValueError, match=message):
-            conv_corrected_sqnorm(**(good | {"padding": (1, 1)} | change))
-
-    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-    def test_linear(self, device):
-        for t, i, o in ((7, 5, 3), (3, 40, 50)):  # the first is cheaper by gradients, the other by Gram matrices
-            a, g = (torch.randn(2, t, k, device=device) for k in (i, o))
-            expected = (g.double().mT @ a.double()).square().sum((1, 2))
-            torch.testing.assert_close(linear_sqnorm(a, g).double(), expected, rtol=3e-5, atol=0)
 
     @pytest.mark.gpu
     def test_opcheck(self):

@@ -21,7 +21,6 @@ from pyengm.training import RunFolder, TrainConfig, build_components, fit
 from pyengm.training.builders import build_method
 from pyengm.training.recipes import recipe_for
 
-README = Path(__file__).parents[2] / "README.md"
 MARGIN_AT = '''"""Adversarial training on the margin loss."""
 
 from torch import Tensor, nn
@@ -154,23 +153,6 @@ def test_every_method_is_registered_and_exported():
     assert list(METHODS) == sorted(METHODS)
     assert all(getattr(methods, kind.__name__) is kind for kind in METHODS.values())
     assert Method.info == MethodInfo()
-
-
-def table(header: str) -> dict[str, list[str]]:
-    """The rows of a table of the README, by the name in their first column."""
-    _, _, rest = README.read_text().partition(header)
-    lines = rest.partition("\n\n")[0].splitlines()[2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {cells[0].strip("`"): cells[1:] for cells in rows}
-
-
-def test_the_readmes_table_has_what_the_records_have():
-    rows = table("| `--method` ")
-    assert rows.keys() == METHODS.keys()
-    for name, kind in METHODS.items():
-        title, passes, steps = rows[name]
-        assert (title, passes) == (kind.info.description, str(kind.info.passes))
-        assert float(steps.partition(",")[0]) == pytest.approx(sum(kind.info.passes.of()) / 3, abs=0.005)
 
 
 def test_counts_of_passes():

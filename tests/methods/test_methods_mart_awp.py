@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers.failing_method import Failing
 from helpers.small_problems import buffers, distances, images_and_labels, through_a_file, weights
 from helpers.small_problems import cnn4 as network
 from torch import nn
@@ -13,7 +14,6 @@ from pyengm.attacks import attack_mode
 from pyengm.attacks.model_state import running_statistics_kept
 from pyengm.errors import ConfigError, NonFiniteError
 from pyengm.methods.awp import AWP, MARTAWP, PGDATAWP, TRADESAWP
-from pyengm.methods.base import StepOutput
 from pyengm.methods.mart import MART
 from pyengm.methods.natural import Natural
 from pyengm.methods.pgd_at import PGDAT
@@ -236,23 +236,6 @@ def test_awp_warmup():
     assert fresh(model, x, y, key).undo is None
     fresh.load_state_dict(through_a_file(method.state_dict()))
     assert fresh(model, x, y, key).undo is not None
-
-
-class Failing(PGDAT):
-    """Fails, or gives nan, in one of its outcomes."""
-
-    def __init__(self, fails, how):
-        super().__init__(0.1, 0.03, 1)
-        self.fails, self.how, self.calls = fails, how, 0
-
-    def outcome(self, model, x, x_adv, y):
-        self.calls += 1
-        outcome = super().outcome(model, x, x_adv, y)
-        if self.calls != self.fails:
-            return outcome
-        if self.how == "error":
-            raise RuntimeError("out of memory")
-        return StepOutput(outcome.losses * torch.nan, outcome.x_adv, outcome.logits)
 
 
 @pytest.mark.parametrize(

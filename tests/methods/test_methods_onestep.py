@@ -2,17 +2,18 @@
 
 import io
 import math
-from contextlib import contextmanager
 
 import pytest
 import torch
 from helpers.reference_attacks import (
     EPS,
+    MODES,
     batch,
     check_in_threat_model,
     check_pass,
     gradient_at,
     gradients,
+    mode,
     network,
     noise,
     norms_of,
@@ -33,27 +34,10 @@ from pyengm.ops import Key, Purpose
 from pyengm.training.steps.train_step import train_step
 
 both_norms = pytest.mark.parametrize("norm", EPS)
-MODES = {"eval": 0, "train": 1, "batch_stats": 0}  # updates of the running statistics by a forward pass of the attack
 
 
 def examples(n=6):
     return DatasetSpec(torch.arange(n).flip(0) * 10 + 5, (1, 8, 8))
-
-
-@contextmanager
-def mode(twin, bn):
-    """The twin in the mode of an attack, with running statistics that no later pass writes to."""
-    norms = [module for module in twin.modules() if isinstance(module, nn.BatchNorm2d)]
-    kept = [dict(module.named_buffers()) for module in norms]
-    for module, buffers in zip(norms, kept, strict=True):
-        for name, b in buffers.items():
-            setattr(module, name, b.clone())
-    twin.train(bn != "eval")
-    yield
-    twin.train()
-    for module, buffers in zip(norms, kept, strict=True):
-        for name, b in buffers.items():
-            setattr(module, name, getattr(module, name).clone() if bn == "train" else b)
 
 
 def cross_entropy(model, x_adv, y):

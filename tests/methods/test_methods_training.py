@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from helpers.method_runs import MANY_STEPS, options_for
+from helpers.method_runs import MANY_STEPS, by_kind, options_for
 from safetensors.torch import load_file
 
 from pyengm.errors import ConfigError
@@ -37,7 +37,7 @@ def train(config: TrainConfig, monkeypatch, stops: bool) -> RunFolder:
 
 
 @pytest.mark.filterwarnings("ignore:catastrophic")
-@pytest.mark.parametrize("optimizer", ["engm", "msgd"])
+@pytest.mark.parametrize("optimizer", ["engm", pytest.param("msgd", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS)
 def test_resumes_bitwise_after_a_stop_at_any_batch(method, optimizer, indices, tmp_path, monkeypatch):
     config = options_for(method, optimizer, train_indices=indices)
@@ -53,7 +53,7 @@ def test_resumes_bitwise_after_a_stop_at_any_batch(method, optimizer, indices, t
 
 
 @pytest.mark.filterwarnings("ignore:catastrophic")
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "grad_align"])
+@pytest.mark.parametrize("method", [by_kind(name) for name in METHODS if name != "grad_align"])
 def test_l2(method, indices, tmp_path, monkeypatch):
     run = train(
         options_for(method, "engm", train_indices=indices, threat="l2", out=tmp_path / "run"), monkeypatch, False
@@ -62,10 +62,11 @@ def test_l2(method, indices, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:catastrophic")
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("natural", "sub_at", "nuat")])
+@pytest.mark.parametrize("method", [by_kind(name) for name in METHODS if name not in ("natural", "sub_at", "nuat")])
 def test_learns(method, tmp_path, monkeypatch):
     """Digits, a few hundred images at a time: far better than chance under PGD-20."""
-    config = options_for(method, "msgd", epochs=4, width=6, lr=0.1, augment="none", eps=0.05, norm_layer="bn")
+    lr = 0.05 if method == "mlcat" else 0.1  # it raises small losses up to a million times
+    config = options_for(method, "msgd", epochs=4, width=6, lr=lr, augment="none", eps=0.05, norm_layer="bn")
     run = train(config.override(method_options=config.method.options, out=tmp_path / "run"), monkeypatch, False)
     assert run.read_metrics()[-1]["natural"] > 0.4
 

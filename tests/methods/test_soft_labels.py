@@ -57,7 +57,7 @@ def test_certain_labels_are_labels(name):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", SOFT)
+@pytest.mark.parametrize("name", [name for name in SOFT if name != "lbgat"])  # whose teacher alone has labels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mixed_labels(name, dtype):
     x, y = images_and_labels(N, 1)

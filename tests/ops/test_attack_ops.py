@@ -262,12 +262,30 @@ class TestRowNorms:
         for (row,), norm in zip(rows(t), row_norms(t).tolist(), strict=True):
             assert norm == pytest.approx(math.sqrt(math.fsum(v * v for v in row)), rel=2**-50)
 
-    @pytest.mark.parametrize("kind", ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
     @pytest.mark.parametrize("size", [1e-23, 1e-40, 1e23, 3e38])
-    def test_squares_beyond_float32(self, kind, size):
-        t = torch.full((2, 9), size / 3, device="cuda" if kind == "cuda" else "cpu")
+    def test_squares_beyond_float32(self, any_backend, device, size):
+        t = torch.full((2, 9), size / 3, device=device)
         norm = 3 * t[0, 0].item()
-        torch.testing.assert_close(row_norms(t, backend=kind).tolist(), [norm, norm], rtol=2**-23, atol=0)
+        torch.testing.assert_close(row_norms(t, backend=any_backend).tolist(), [norm, norm], rtol=2**-23, atol=0)
+
+    def test_elements_of_any_size_count(self, backend):
+        """CUDA computes in float32 where the largest of a few elements is from 2^-50 to 2^60, in float64 elsewhere."""
+        largest = [2.0**60, 2.0**60 * (1 + 2**-23), 2.0**-50, 2.0**-50 * (1 - 2**-24), 2.0**-140, 2.0**127, 1.0]
+        t = torch.zeros(3 * len(largest), 16, device=backend)
+        for k, value in enumerate(largest):
+            t[3 * k, 5] = t[3 * k + 1, 2:9] = t[3 * k + 2] = value
+            t[3 * k + 1, 3] = t[3 * k + 2, :8] = value * 2**-12  # squares that are the last digits of the sum
+        expected = row_norms(t.double(), backend="reference").float()
+        torch.testing.assert_close(row_norms(t), expected, rtol=2**-23, atol=0)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("shape", [(40, 16), (40, 123), (5, 3, 32, 32), (2, 40_003)])
+    def test_the_error_is_that_of_one_rounding(self, backend, dtype, shape):
+        t = attack_tensors(shape, dtype, backend)[1]
+        for (row,), norm in zip(rows(t), row_norms(t).tolist(), strict=True):
+            exact = math.sqrt(math.fsum(v * v for v in row))
+            half_a_place = 2.0 ** (math.frexp(exact)[1] - 25)
+            assert abs(norm - exact) <= half_a_place + 2.0**-34 * exact
 
     @pytest.mark.parametrize("d", [1, 7, 8, 31, 33, 3072])
     def test_nan_and_inf_are_kept(self, backend, d):
@@ -335,7 +353,42 @@ class TestPgdL2Step:
             projected = pgd_l2_step_(x_adv.clone(), grad, x, 0.3, 0.5, backend=run)
             close(projected, pgd_l2_step_(x_adv.clone(), torch.ones_like(x), x, 0.0, 0.5, backend=run), 21)
 
-    @pytest.mark.parametrize("size", [1e-40, 1e-23, 1e30])
+    @pytest.mark.parametrize("dtype", STORAGE)
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_an_example_that_is_at_no_distance_becomes_nan(self, any_backend, device, value, dtype):
+        x_adv, grad, x = attack_tensors((4, 21), dtype, device)
+        x[0, 3] = x_adv[1, 20] = x[2, 5] = x_adv[2, 5] = value
+        mask = torch.tensor([True, True, False, True], device=device)
+        for eps in (0.0, 0.7, math.inf):
+            got = pgd_l2_step_(x_adv.clone(), grad, x, 0.3, eps, mask=mask, backend=any_backend)
+            assert got[:2].isnan().all()
+            assert torch.equal(got[2].nan_to_num(), x_adv[2].nan_to_num())
+            assert got[3].isfinite().all()
+
+    @pytest.mark.parametrize("dtype", STORAGE)
+    @pytest.mark.parametrize("digits", [4, 9, 10, 11, 14, 20])
+    def test_small_differences_of_large_terms(self, backend, dtype, digits):
+        """The step takes all but 2^-digits of each element away."""
+        x = attack_tensors((30, 45), dtype, backend)[2]
+        steps = row_norms(x) * (2.0**-digits - 1.0)
+        bounds = {"lo": -math.inf, "hi": math.inf}
+        got = pgd_l2_step_(x.clone(), x, x, steps, math.inf, **bounds)
+        expected = pgd_l2_step_(x.clone(), x, x, steps, math.inf, **bounds, backend="reference")
+        size = row_norms(x).max().item()
+        atol = size * (2.0**-48 if dtype == torch.float64 else 2.0**-31)
+        torch.testing.assert_close(got, expected, rtol=torch.finfo(dtype).eps, atol=atol)
+
+    @pytest.mark.parametrize("step", [1e12, 2.0**110, 2.0**126])
+    def test_a_huge_step_along_a_tiny_gradient(self, backend, step):
+        grad = torch.tensor([[2.0**-149, -(2.0**-149), 0.0, 2.0**-149]], device=backend)
+        x = torch.full_like(grad, 0.5)
+        bounds = {"lo": -math.inf, "hi": math.inf}
+        for eps in (1.0, 2.0**109, math.inf):
+            got = pgd_l2_step_(x.clone(), grad, x, step, eps, **bounds)
+            expected = pgd_l2_step_(x.clone(), grad, x, step, eps, **bounds, backend="reference")
+            torch.testing.assert_close(got, expected, rtol=2**-23, atol=0)
+
+    @pytest.mark.parametrize("size", [1e-40, 1e-23, 1e30, 3e38])
     def test_tiny_and_huge_gradients_have_a_direction(self, backend, size):
         x = torch.full((2, 8), 0.5, device=backend)
         got = pgd_l2_step_(x.clone(), torch.full_like(x, size), x, 0.1, 1.0)
@@ -383,6 +436,15 @@ class TestFosc:
             assert (fosc(best[norm], grad, x, 0.25, norm=norm).abs() <= 4 * bound[norm]).all()
             assert (fosc(x, grad, x, 0.25, norm=norm) > 0).all()
 
+    @pytest.mark.parametrize("dtype", STORAGE)
+    @pytest.mark.parametrize("d", [16, 3072, 40_003])
+    def test_the_error_where_terms_cancel(self, backend, dtype, d):
+        grad = attack_tensors((3, d), dtype, backend)[1]
+        x = torch.zeros_like(grad)
+        x_adv = 0.125 * grad.sign()  # the maximum
+        bound = 2.0**-33 * (0.125 * grad.double().abs().sum(1) + 0.125 * d**0.5 * grad.double().norm(dim=1))
+        assert (fosc(x_adv, grad, x, 0.125).abs() <= bound).all()
+
     def test_nan_is_kept(self, backend):
         x_adv, grad, x = attack_tensors((3, 21), device=backend)
         grad[1, 20] = math.nan
@@ -405,13 +467,11 @@ class TestFoscStep:
             assert torch.equal(remaining, active & ~(condition <= threshold))
             assert torch.equal(moved, pgd_linf_step_(x_adv.clone(), grad, x, 0.03, 0.1, lo=0.1, hi=0.8, mask=remaining))
 
-    @pytest.mark.parametrize("kind", ["reference", "cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
     @pytest.mark.parametrize("value", [0.1, 0.3, 0.7])
-    def test_the_threshold_itself_deactivates(self, kind, value):
+    def test_the_threshold_itself_deactivates(self, any_backend, device, value):
         """0.1 in float32 is above 0.1: the threshold is compared in the dtype of the condition."""
-        device = "cuda" if kind == "cuda" else "cpu"
         x, active = torch.zeros(1, 1, device=device), torch.ones(1, dtype=torch.bool, device=device)
-        condition = fosc_step_(x.clone(), torch.ones_like(x), x, active, 0.1, value, value, backend=kind)
+        condition = fosc_step_(x.clone(), torch.ones_like(x), x, active, 0.1, value, value, backend=any_backend)
         assert condition.item() == torch.tensor(value).item()
         assert not active.item()
 

@@ -80,6 +80,19 @@ class TestPgdLinfStep:
             got = pgd_linf_step_(x.clone(), torch.full_like(x, math.nan), x, 0.1, 0.2, backend=kind)
             assert torch.equal(got, x)
 
+    @pytest.mark.parametrize("dtype", STORAGE)
+    def test_nan_in_x_or_x_adv_is_kept(self, any_backend, device, dtype):
+        x_adv, grad, x = attack_tensors((3, 21), dtype, device)
+        x[0, 3] = x_adv[1, 20] = x[1, 5] = x_adv[1, 5] = math.nan
+        expected = x.isnan() | x_adv.isnan()
+        for eps in (0.0, 0.1, math.inf):
+            got = pgd_linf_step_(x_adv.clone(), grad, x, 0.03, eps, backend=any_backend)
+            assert torch.equal(got.isnan(), expected)
+        mask = torch.tensor([False, True, True], device=device)
+        got = pgd_linf_step_(x_adv.clone(), grad, x, 0.03, 0.1, mask=mask, backend=any_backend)
+        assert torch.equal(got[0], x_adv[0])
+        assert torch.equal(got[1:].isnan(), expected[1:])
+
     def test_channels_last_and_other_strides(self, backend):
         x_adv, grad, x = attack_tensors((3, 4, 6, 5), device=backend)
         expected = pgd_linf_step_(x_adv.clone(), grad, x, 0.03, 0.1, backend="reference")
@@ -164,10 +177,9 @@ class TestClipWeights:
         got = clip_weights(norms, alpha, backend=backend)
         torch.testing.assert_close(got, clip_weights(norms, alpha, backend="reference"), rtol=0, atol=0, equal_nan=True)
 
-    @pytest.mark.parametrize("kind", ["reference", "cpu"])
-    def test_values(self, kind):
-        norms = torch.tensor([0.0, 1e-310, 2.0, 4.0, 8.0, math.inf, math.nan], dtype=torch.float64)
-        got = clip_weights(norms, 4.0, backend=kind).tolist()
+    def test_values(self, any_backend, device):
+        norms = torch.tensor([0.0, 1e-310, 2.0, 4.0, 8.0, math.inf, math.nan], dtype=torch.float64, device=device)
+        got = clip_weights(norms, 4.0, backend=any_backend).tolist()
         assert got[:6] == [1.0, 1.0, 1.0, 1.0, 0.5, 0.0]
         assert math.isnan(got[6])
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pyengm
-from pyengm import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, scale_alpha
+from pyengm import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, Muon, scale_alpha
 from pyengm.errors import ConfigError, NonFiniteError
 from pyengm.models import build
 from pyengm.optim import OPTIMIZERS
@@ -274,7 +274,8 @@ class TestAsAnOptimizer:
         optimizer = kind(model.parameters())
         assert isinstance(optimizer, torch.optim.Optimizer)
         group = optimizer.param_groups[0]
-        assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.9, 5e-4)
+        assert (group["lr"], group["weight_decay"]) == (0.1, 5e-4)
+        assert group["momentum"] == (0.95 if kind is Muon else 0.9)
         before = theta(model)
         step(model, optimizer, *batch())
         assert not theta(model).equal(before)
@@ -381,6 +382,8 @@ class TestAsAnOptimizer:
         before = theta(model)
         optimizer.step()
         length = 1.0 if kind is SNGM else 1e-3  # which is normalised in the step
+        if kind is Muon:  # so are its matrices
+            return
         assert (theta(model) - before).norm().item() == pytest.approx(0.1 * length, rel=1e-2)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -398,7 +401,8 @@ class TestAsAnOptimizer:
             scaler.update()
             step(twin, other, x, y)
         moved = theta(twin) - theta(network(norm))
-        assert (theta(model) - theta(twin)).norm() < 0.1 * moved.norm()  # 8 bits, and batch norm of 7 examples
+        # 8 bits, and batch norm of 7 examples; Muon raises small singular values with their errors, up to 3.4**5-fold
+        assert (theta(model) - theta(twin)).norm() < (0.5 if kind is Muon else 0.1) * moved.norm()
 
     @pytest.mark.parametrize("way", ["inputs", "input_gradient"])
     def test_passes_over_the_graph(self, kind, way):

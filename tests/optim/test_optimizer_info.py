@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,6 @@ from pyengm.errors import ConfigError
 from pyengm.optim import CLOSURE_OPTIMIZERS, MSGD, OPTIMIZERS, OptimizerInfo, PerExampleSGD, register_optimizer
 from pyengm.training import TrainConfig, build_components
 
-README = Path(__file__).parents[2] / "README.md"
 ALL = OPTIMIZERS | CLOSURE_OPTIMIZERS
 
 
@@ -20,16 +18,6 @@ def test_every_optimizer_is_registered_and_exported():
     assert all(getattr(optim, kind.__name__) is kind for kind in ALL.values())
     assert not any(kind.info.takes_closure for kind in OPTIMIZERS.values())
     assert all(kind.info.takes_closure for kind in CLOSURE_OPTIMIZERS.values())
-
-
-def test_the_readmes_table_has_what_the_records_have():
-    _, _, rest = README.read_text().partition("| class | `--optimizer` ")
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in rest.partition("\n\n")[0].splitlines()[2:]
-    ]
-    assert {name.strip("`"): (kind.strip("`"), text) for kind, name, text in rows} == {
-        name: (kind.__name__, kind.info.description) for name, kind in ALL.items()
-    }
 
 
 @pytest.mark.parametrize("name", ALL)

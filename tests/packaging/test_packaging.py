@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pybind11
 import pytest
+from helpers.cuda_driver import fake_driver
 from helpers.packages import QUICK, ROOT, Venv, build_wheel, call, unpack
 from setuptools.errors import OptionError
 
 import pyengm
+
+EXT_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 # The check of every installation; -I keeps the working directory and PYTHONPATH out.
 PROBE = """
@@ -66,27 +69,39 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     files = set(zipfile.ZipFile(wheel).namelist())
     modules = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("pyengm/**/*.py")}
     modules |= {f"pyengm/{p.relative_to(ROOT).as_posix()}" for p in ROOT.glob("kernels/**/*.py")}
-    native = "pyengm/_C" + sysconfig.get_config_var("EXT_SUFFIX")
+    native = f"pyengm/_C{EXT_SUFFIX}"
     installed = {name for name in files if ".dist-info/" not in name}
     data = {
         p.relative_to(ROOT).as_posix()
-        for kind in ("paper_tables/*.yaml", "examples/*.sbatch", "report/templates/*")
+        for kind in ("paper_*/*.yaml", "examples/*.sbatch", "report/templates/*")
         for p in ROOT.glob(f"pyengm/{kind}")
     }
     assert installed == {*modules, *data, native, "pyengm/py.typed"}  # so no csrc, no tests and no libgomp either
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
 
 
+LOADED = (
+    "import pyengm; m = pyengm.ops._register.CUDA_MODULE; print(m and m.__file__, *pyengm.ops.available_backends())"
+)
+
+
 @pytest.mark.slow
-def test_the_cuda_module_works_from_a_wheel(setup_py, sdist, tmp_path):
-    if setup_py.find_nvcc() is None:
+def test_a_wheel_holds_a_module_of_each_toolkit(setup_py, sdist, tmp_path):
+    """The second toolkit, of CUDA 99 by its word, is the first in disguise."""
+    if not setup_py.find_nvcc():
         pytest.skip("nvcc was not found")
+    own, nvcc = next(iter(setup_py.cuda_toolkits().items()))
+    release = own.removeprefix("pyengm._cuda")
+    other = toolkit(tmp_path / "cuda", f'case "$1" in --version) echo "release 99.0" ;; *) exec {nvcc} "$@" ;; esac')
     venv = Venv(tmp_path.resolve())
-    venv.install(build_wheel(sdist, venv.folder, PYENGM_CUDA="1"))
-    probe = "import pyengm, pyengm._cuda; print(pyengm._cuda.__file__, *pyengm.ops.available_backends())"
-    file, *backends = venv.run(probe).splitlines()[-1].split()
-    assert Path(file).parent == venv.site / "pyengm"
-    assert backends == ["reference", "cpu", "cuda"]
+    homes = f"{Path(nvcc).parents[1]}:{other}"
+    venv.install(build_wheel(sdist, venv.folder, PYENGM_CUDA="1", CUDA_HOME=homes, PYENGM_CUDA_ARCHS="90"))
+    for driver, module in ((f"{release}000", release), (f"{release}090", release), ("99000", "99"), ("9000", None)):
+        path = fake_driver(tmp_path, int(driver))["LD_LIBRARY_PATH"]
+        printed = call(venv.python, "-I", "-c", LOADED, cwd=tmp_path, LD_LIBRARY_PATH=path)
+        file, *backends = printed.splitlines()[-1].split()
+        assert file == ("None" if module is None else str(venv.site / "pyengm" / f"_cuda{module}{EXT_SUFFIX}"))
+        assert backends == ["reference", "cpu", *(["cuda"] if module else [])]
 
 
 @pytest.fixture
@@ -103,25 +118,60 @@ def test_cuda_1_fails_without_nvcc(setup_py, no_nvcc, monkeypatch):
 @pytest.mark.parametrize("wish", ["auto", "AUTO", None])
 def test_cuda_auto_goes_without_nvcc(setup_py, no_nvcc, monkeypatch, wish):
     monkeypatch.setenv("PYENGM_CUDA", wish) if wish else monkeypatch.delenv("PYENGM_CUDA", raising=False)
-    assert setup_py.find_nvcc() is None
+    assert setup_py.find_nvcc() == []
+
+
+def toolkit(home: Path, script: str) -> Path:
+    """A CUDA toolkit whose nvcc is this shell script."""
+    nvcc = home / "bin/nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(f"#!/bin/sh\n{script}\n")
+    nvcc.chmod(0o755)
+    return home
 
 
 @pytest.fixture
 def cuda_home(tmp_path) -> Path:
-    """A CUDA toolkit with an nvcc that must not be run."""
-    nvcc = tmp_path / "cuda/bin/nvcc"
-    nvcc.parent.mkdir(parents=True)
-    nvcc.write_text("#!/bin/sh\nexit 1\n")
-    nvcc.chmod(0o755)
-    return tmp_path / "cuda"
+    """A CUDA toolkit with an nvcc that must not be run but for its version."""
+    return toolkit(tmp_path / "cuda", 'echo "Cuda compilation tools, release 12.9, V12.9.86"; [ "$1" = --version ]')
+
+
+def test_a_module_of_each_toolkit(setup_py, cuda_home, tmp_path, monkeypatch):
+    later = toolkit(tmp_path / "later", 'echo "release 13.0"')
+    monkeypatch.setenv("PYENGM_CUDA", "1")
+    monkeypatch.setenv("CUDA_HOME", f"{cuda_home}:{later}")
+    assert setup_py.cuda_toolkits() == {
+        "pyengm._cuda12": f"{cuda_home}/bin/nvcc",
+        "pyengm._cuda13": f"{later}/bin/nvcc",
+    }
+
+
+def test_toolkits_that_cannot_be_built_with(setup_py, cuda_home, tmp_path, monkeypatch):
+    same = toolkit(tmp_path / "same", 'echo "release 12.4"')
+    silent = toolkit(tmp_path / "silent", "true")
+    monkeypatch.setenv("PYENGM_CUDA", "1")
+    for homes, message in (
+        (
+            f"{cuda_home}:{same}",
+            r"cuda/bin/nvcc and \S+same/bin/nvcc are both of CUDA 12; expected one of each release",
+        ),
+        (
+            f"{cuda_home}:{tmp_path / 'none'}",
+            r"CUDA_HOME is '\S+none'; expected a CUDA toolkit, with bin/nvcc, in each",
+        ),
+        (str(silent), r"expected '\S+silent/bin/nvcc --version' to print its release, got ''"),
+    ):
+        monkeypatch.setenv("CUDA_HOME", homes)
+        with pytest.raises(OptionError, match=message):
+            setup_py.cuda_toolkits()
 
 
 def test_cuda_home_comes_first_and_cuda_0_ignores_it(setup_py, cuda_home, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", str(cuda_home))
     monkeypatch.setenv("PYENGM_CUDA", "1")
-    assert setup_py.find_nvcc() == str(cuda_home / "bin/nvcc")
+    assert setup_py.find_nvcc() == [str(cuda_home / "bin/nvcc")]
     monkeypatch.setenv("PYENGM_CUDA", "0")
-    assert setup_py.find_nvcc() is None
+    assert setup_py.find_nvcc() == []
 
 
 @pytest.mark.parametrize(
@@ -209,16 +259,16 @@ print(*{line.split()[-1] for line in lines if "libgomp" in line}, sep=chr(10))
     assert len(runtimes) == 1, f"expected one libgomp, that of torch, got {runtimes}"
 
 
-@pytest.mark.skipif("cuda" not in pyengm.ops.available_backends(), reason="pyengm._cuda was not built")
+@pytest.mark.skipif("cuda" not in pyengm.ops.available_backends(), reason="no CUDA module was built")
 def test_the_cuda_module_without_a_gpu(tmp_path):
     code = """
-import pyengm._cuda
+import pyengm
 try:
-    pyengm._cuda.clip_weights_f32(0, 0, 0, 0, 1, 1.0)  # device 0, default stream, null pointers, one example
+    pyengm.ops._register.CUDA_MODULE.clip_weights_f32(0, 0, 0, 0, 1, 1.0)  # device 0, default stream, one example
 except RuntimeError as error:
     print(error)
 """
-    assert python(code, tmp_path, CUDA_VISIBLE_DEVICES="").splitlines()[-1].startswith("pyengm._cuda: ")
+    assert python(code, tmp_path, CUDA_VISIBLE_DEVICES="").splitlines()[-1].startswith("pyengm on CUDA: ")
 
 
 def test_ninja_is_a_program_and_no_script(setup_py, tmp_path, monkeypatch):

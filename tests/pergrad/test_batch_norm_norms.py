@@ -1,6 +1,7 @@
 """Norms under batch norm in training mode: what is exact is exact, and what is calibrated sums up right."""
 
 import copy
+import dataclasses
 import io
 
 import pytest
@@ -23,6 +24,7 @@ from pyengm.pergrad import (
 )
 from pyengm.pergrad.batch_norm import lowrank, projection, regression
 from pyengm.pergrad.exact import exact_gradients, exact_squares
+from pyengm.pergrad.norm_estimator import _tensors
 
 SQUARES_ROUNDING = 1e-9  # relative, float64: what is subtracted is as large as what is left
 
@@ -419,6 +421,144 @@ class TestEstimator:
         assert {0, interval, 2 * interval} <= set(due)
         assert [k for k in due if k > interval] == [k for k in due if k > interval and k % interval == 0]
 
+    @pytest.mark.parametrize("kind", ["corrected", "lowrank"])
+    def test_every_eighth_call_after_a_fit_updates_it_by_one_example(self, kind, monkeypatch):
+        calls = counted(monkeypatch)
+        model, _ = fresh("conv after conv")
+        params, estimator, ranks = list(model.parameters()), NormEstimator(kind, max_refit_interval=32), set()
+        for losses in batches(model, 32 + 28):  # fits at 0, 1, 3, 7, 15 and 31
+            before, made = copy.deepcopy(estimator), len(calls)
+            norms = run(estimator, losses, params)
+            taken = calls[made:]
+            if before.due:
+                assert taken == [8]
+            elif before.steps_since_fit % 8:
+                assert taken == []
+                assert estimator.fit_errors is None
+            else:
+                assert taken == [1]
+                before.steps_since_fit += 1  # updates nothing
+                estimated, exact = run(before, losses, params), norms_of(losses, params)
+                found = (estimated / exact - 1).abs()
+                example = (found - estimator.fit_errors).abs().argmin()
+                torch.testing.assert_close(found[example], estimator.fit_errors[0], rtol=1e-6, atol=1e-9)
+                assert not norms.equal(estimated)
+                assert estimator.running_error != before.running_error
+                ranks.add(int(estimated.argsort().argsort()[example]))
+        assert len(ranks) >= 3  # small norms and large ones
+
+    @pytest.mark.parametrize("kind", ["corrected", "lowrank"])
+    def test_updates_mend_a_fit_that_has_become_wrong(self, kind, monkeypatch):
+        errors = {}
+        for interval in (norm_estimator.UPDATE_INTERVAL, 10**9):
+            monkeypatch.setattr(norm_estimator, "UPDATE_INTERVAL", interval)
+            model, _ = fresh("conv after conv")
+            params, estimator = list(model.parameters()), NormEstimator(kind)
+            for losses in batches(model, 8):
+                run(estimator, losses, params)
+            of_exact = torch.tensor([1.44, 1, 1, 1, 1, 1, 1.44, 1.44]).double()[:, None]  # a, xa and ta: norms * 1.2
+            estimator._fit = dataclasses.replace(estimator._fit, moments=estimator._fit.moments * of_exact)
+            estimator.refit_interval = 10**9
+            found = [
+                (run(estimator, losses, params) / norms_of(losses, params) - 1).abs().mean()
+                for losses in batches(model, 130)
+            ]
+            errors[interval] = torch.stack(found[-8:]).mean()
+        assert errors[10**9] > 0.15
+        assert errors[8] < 0.05
+
+    def test_fits_and_updates_stay_in_place(self):
+        """All that a plain call reads, from the first fit on."""
+        model, _ = fresh("conv after conv")
+        params, estimator, first = list(model.parameters()), NormEstimator("corrected"), None
+        for losses in batches(model, 26):  # fits at 0, 1, 3, 7 and 15, and an update at 23
+            before = estimator.memory
+            run(estimator, losses, params)
+            assert (estimator.memory is before) == (first is not None)
+            tensors = _tensors(estimator._fit, estimator._bases)
+            first = first or {name: (t.data_ptr(), t.clone()) for name, t in tensors.items()}
+            assert {name: t.data_ptr() for name, t in tensors.items()} == {name: at for name, (at, _) in first.items()}
+        assert not any(t.equal(first[name][1]) for name, t in tensors.items())
+
+    def test_what_changes_the_structure_takes_other_memory(self):
+        model, x = fresh("groups")
+        params, estimator = list(model.parameters()), NormEstimator("corrected", max_refit_interval=1)
+
+        def takes_other_memory(change):
+            before = estimator.memory
+            change()
+            return estimator.memory is not before
+
+        def fit(chosen=params):
+            run(estimator, cross_entropy(model, x), chosen)
+
+        assert takes_other_memory(fit)
+        assert not takes_other_memory(fit)
+        assert takes_other_memory(lambda: fit(params[:2]))  # other parameters
+        assert takes_other_memory(estimator.forget)
+        assert takes_other_memory(fit)
+        assert takes_other_memory(lambda: estimator.load_state_dict(estimator.state_dict()))
+        assert copy.deepcopy(estimator).memory is not estimator.memory
+        with pytest.MonkeyPatch.context() as patch:  # the last fit is taken, where bases of groups turn apart
+            patch.setattr(regression, "held_out_errors", lambda *args: torch.full((8,), torch.inf, dtype=torch.float64))
+            assert not takes_other_memory(fit)
+        (w,) = estimator._fit.maps.values()
+        assert w.equal(torch.eye(8).double().repeat(2, 1))  # it starts anew
+        assert not takes_other_memory(fit)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(estimator, "_refined", lambda found: projection.Bases())
+            assert takes_other_memory(fit)  # the layer has no gradient in this batch
+        assert estimator._fit.maps == estimator._bases == {}
+
+    def test_states_are_copies(self):
+        model, _ = fresh("conv after conv")
+        params, estimators = list(model.parameters()), [NormEstimator("corrected", max_refit_interval=1)]
+        for losses in batches(model, 2):
+            run(estimators[0], losses, params)
+        state = estimators[0].state_dict()
+        before = copy.deepcopy(state)
+        for _ in range(2):
+            estimators.append(NormEstimator("corrected", max_refit_interval=1))
+            estimators[-1].load_state_dict(state)
+        for estimator in estimators:
+            run(estimator, next(batches(model, 1)), params)
+        assert str(state) == str(before)
+        assert str(estimators[1].state_dict()) == str(estimators[2].state_dict()) == str(estimators[0].state_dict())
+        assert str(estimators[0].state_dict()) != str(state)
+
+    def test_plain_calls(self):
+        model, _ = fresh("conv after conv")
+        params = list(model.parameters())
+        for kind in ("corrected", "lowrank", "exact"):
+            estimator, plain = NormEstimator(kind), ""
+            for losses in batches(model, 26):
+                plain += ".p"[estimator.is_plain]
+                run(estimator, losses, params)
+            expected = {"corrected": "p.p.ppp.ppppppp.ppppppp.pp", "lowrank": "p" + 25 * ".", "exact": 26 * "."}
+            assert plain == expected[kind]  # the first call looks at a new graph
+        model.eval()
+        estimator = NormEstimator("corrected")
+        for losses in batches(model, 3):
+            run(estimator, losses, params)
+            assert estimator.is_plain
+            estimator.count_replay()
+        assert estimator.steps_since_fit == 0  # examples are independent
+
+    def test_a_batch_with_nan_updates_no_fit(self):
+        model, x = fresh("conv")
+        estimator, params = NormEstimator("corrected"), list(model.parameters())
+        run(estimator, cross_entropy(model, x), params)
+        estimator.refit_interval, estimator.steps_since_fit = 100, norm_estimator.UPDATE_INTERVAL
+        before = copy.deepcopy(estimator.state_dict())
+        x_inf = x.clone()
+        x_inf[2] = torch.inf
+        losses = model(x_inf).logsumexp(1).nan_to_num(1.0, 1.0, 1.0)
+        assert not run(estimator, losses, params).isfinite().all()
+        after = estimator.state_dict()
+        assert after["fit"]["moments"].equal(before["fit"]["moments"])
+        assert after["running_error"] == before["running_error"]
+        assert estimator.fit_errors is None
+
     def test_nothing_is_calibrated_where_examples_are_independent(self, monkeypatch):
         calls = counted(monkeypatch)
         model, x = fresh("conv")
@@ -655,7 +795,7 @@ class TestRegression:
         model, x = fresh("conv after conv")
         params, estimator = list(model.parameters()), NormEstimator("corrected", max_refit_interval=1)
         run(estimator, cross_entropy(model, x), params)
-        before = estimator._fit.rotated(estimator._bases, estimator._bases)
+        before = copy.deepcopy(estimator._fit)
         fits = []
 
         def spoiled(*args):

@@ -23,8 +23,8 @@ from pyengm.analysis import norm_errors
 from pyengm.attacks import PGD
 from pyengm.attacks.model_state import attack_mode
 from pyengm.errors import ConfigError, UnsupportedOperationError
-from pyengm.methods import AWP, PGDAT
-from pyengm.optim import CLOSURE_OPTIMIZERS, ENGM, OPTIMIZERS
+from pyengm.methods import AWP, PGDAT, SAM
+from pyengm.optim import CLOSURE_OPTIMIZERS, ENGM, OPTIMIZERS, Muon
 from pyengm.pergrad import NORMS, NormEstimator, clipped_backward, exact_norms
 from pyengm.pergrad.autograd_graph import PASSED
 from pyengm.pergrad.fsdp import is_sharded
@@ -311,7 +311,7 @@ def resumed(part: slice, *, sharded: bool) -> Tensor:
 
 
 SCENARIOS = {
-    **{f"optimiser {name}": functools.partial(optimiser, name) for name in sorted(OPTIMIZERS)},
+    **{f"optimiser {name}": functools.partial(optimiser, name) for name in sorted(OPTIMIZERS) if name != "muon"},
     **{
         f.__name__: f
         for f in (
@@ -610,8 +610,18 @@ class TestOneProcess:
     def test_weight_perturbation(self, alone):
         model = fully_shard(network(CASES["conv"], sharded=False), mesh=alone)
         x, y = batch(0, slice(None))
-        with pytest.raises(ConfigError, match="AWP moves whole weights"):
-            AWP(PGDAT(eps=0.1), 0.01).outcome(model, x, x, y)
+        for kind in (AWP, SAM):
+            with pytest.raises(ConfigError, match=f"{kind.__name__} moves whole weights, and these are sharded"):
+                kind(PGDAT(eps=0.1), 0.01).outcome(model, x, x, y)
+
+    @pytest.mark.parametrize("gathered", [False, True], ids=["sharded", "gathered"])
+    def test_muon_takes_whole_matrices(self, alone, gathered):
+        """An error where it is built: neither shards of a matrix nor those that a forward pass has gathered."""
+        model = fully_shard(network(CASES["conv"], sharded=False), mesh=alone)
+        if gathered:
+            model.unshard()
+        with pytest.raises(ConfigError, match="Muon takes whole matrices, and these are sharded; use Distributed"):
+            Muon(model.parameters())
 
     def test_closure_optimisers(self, alone):
         model = fully_shard(network(CASES["conv"], sharded=False), mesh=alone)

@@ -43,6 +43,12 @@ def test_results_of_a_later_version(tmp_path, content):
     assert (one.key.title, one.value, one.interval) == ("tomorrow", 3.5, None)
 
 
+def test_results_of_another_format(tmp_path, content):
+    assert read(tmp_path, {**content, "format": "pyengm results 1"}).models == ("best", "last")
+    with pytest.raises(DataError, match=r"r.json has the format 'pyengm results 2', and this pyengm reads"):
+        read(tmp_path, {**content, "format": "pyengm results 2"})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

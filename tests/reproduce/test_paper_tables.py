@@ -5,11 +5,14 @@ from numbers import Real
 
 import pytest
 import yaml
+from helpers.yaml_files import NoDuplicates
 from torch import nn
 
 from pyengm.errors import ConfigError
 from pyengm.evaluation import final_attacks
 from pyengm.models import list_models
+from pyengm.reproduce.further import OF_A_RUN, OF_TWO_RUNS
+from pyengm.reproduce.tables import TIMES, load_table
 from pyengm.training import TrainConfig
 from pyengm.training.builders import build_method, build_optimizer
 
@@ -30,16 +33,6 @@ PINNED = {
 }
 
 
-class NoDuplicates(yaml.SafeLoader):
-    """YAML in which a key may stand once only."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        twice = {key for key in keys if keys.count(key) > 1}
-        assert not twice, f"{sorted(twice)} stand twice{node.start_mark}"
-        return super().construct_mapping(node, deep)
-
-
 def read(name):
     return yaml.load(FILES[name].read_text(), NoDuplicates)
 
@@ -54,13 +47,18 @@ def configured(table, row):
     return TrainConfig.from_plain({**table["common"], **row["options"]}, "row")
 
 
+def trained(table):
+    """The rows with options, and the other runs."""
+    return [row for row in (*table["rows"], *table.get("others", [])) if "options" in row]
+
+
 def figures(name, column):
     """The figures of the paper in a column by row."""
     return {row["name"]: row["paper"][column] for row in read(name)["rows"] if column in row["paper"]}
 
 
 def test_every_table_has_its_file():
-    assert set(FILES) == {f"{paper}-{part}" for paper, parts in TABLES.items() for part in parts}
+    assert set(FILES) == {f"{paper}-{part}" for paper, parts in TABLES.items() for part in parts} | {"fastat"}
 
 
 def test_a_key_that_stands_twice_is_seen():
@@ -69,22 +67,30 @@ def test_a_key_that_stands_twice_is_seen():
 
 
 def test_schema(table):
-    assert set(table) - {"attacks"} == {"title", "source", "columns", "common", "rows", "notes"}
+    assert set(table) - {"attacks", "others"} == {"title", "source", "columns", "common", "rows", "notes"}
     assert all(isinstance(text, str) and text for text in (table["title"], table["source"], *table["notes"]))
     columns, rows = table["columns"], table["rows"]
     assert all(set(column) - {"ours"} == {"name"} for column in columns)
-    assert all(set(row) - {"options"} == {"name", "paper"} for row in rows)
+    assert all(set(row) - {"options", "beside"} == {"name", "paper"} for row in rows)
     for named in (columns, rows):
         assert len({one["name"] for one in named}) == len(named) > 0
     for row in rows:
         assert set(row["paper"]) <= {column["name"] for column in columns}
-        assert all(isinstance(cell, Real) and not isinstance(cell, bool) for cell in row["paper"].values())
+        cells = [cell if isinstance(cell, dict) else {"value": cell} for cell in row["paper"].values()]
+        cells = [part for cell in cells for part in cell.values()]
+        assert all(isinstance(cell, Real) and not isinstance(cell, bool) for cell in cells)
 
 
 def test_a_run_has_what_columns_show(table):
     needed = {"pgd20", "autoattack"}  # every run has these
     for path in (column["ours"] for column in table["columns"] if "ours" in column):
-        if path not in ("robust_overfitting", "seconds_per_step", "hours"):
+        if path.partition(".")[0] in (OF_A_RUN | OF_TWO_RUNS):
+            group = path.partition(".")[0]
+            record = {"probe": "probe", "instances": "instance_log"}.get(group)
+            for row in (row for row in table["rows"] if "options" in row):
+                assert (record is None) == ("beside" in row and group in OF_TWO_RUNS) or group == "instances"
+                assert record is None or (table["common"] | row["options"])[record]
+        elif path not in ("robust_overfitting", *TIMES):
             weights, attack = path.split(".")
             assert weights in ("best", "last")
             needed |= {attack} - {"natural"}
@@ -92,7 +98,7 @@ def test_a_run_has_what_columns_show(table):
 
 
 def test_every_row_can_be_trained(table):
-    for row in (row for row in table["rows"] if "options" in row):
+    for row in trained(table):
         given = configured(table, row).drop_idle(keep=())
         config = given.resolve()
         method = build_method(config)
@@ -107,11 +113,13 @@ def test_every_row_can_be_trained(table):
 
 
 def test_rows_leave_nothing_to_the_recipes_of_methods(table):
-    for row in (row for row in table["rows"] if "options" in row):
+    for row in trained(table):
         options = table["common"] | row["options"]
         wanted = set(PINNED)
         wanted |= {"eps"} - ({"eps"} if options["method"] == "natural" else set())
-        wanted |= {"piecewise": {"milestones"}, "cyclic": {"pct_start"}, "nuat": set()}[options["schedule"]]
+        rises = {"cyclic", "one_cycle"}
+        wanted |= {"milestones"} if options["schedule"] == "piecewise" else set()
+        wanted |= {"pct_start"} if options["schedule"] in rises else set()
         assert wanted <= set(options), (row["name"], wanted - set(options))
 
 
@@ -211,6 +219,21 @@ class TestDynamic:
         assert behind == but
 
     @pytest.mark.parametrize("data", ["mnist", "cifar10"])
+    def test_black_box_attacks_are_on_the_models_of_table_1(self, data):
+        """Table 2 attacks the defences of Table 1 by a surrogate with the options of Standard (Sec. 5.1)."""
+        first, second = (read(f"dynamic-{number}-{data}") for number in (1, 2))
+        rows = {row["name"]: row for row in first["rows"]}
+        no_attacks = {"autoattack_examples": None}
+        for row in second["rows"]:
+            assert configured(second, row).override(**no_attacks) == configured(first, rows[row["name"]])
+            assert row["beside"] == "Surrogate"
+        (surrogate,) = second["others"]
+        model = {"model": "resnet50" if data == "cifar10" else "cnn4"}
+        expected = configured(first, rows["Standard"]).override(**model)
+        assert configured(second, surrogate).override(**no_attacks) == expected
+        assert surrogate["apart"]
+
+    @pytest.mark.parametrize("data", ["mnist", "cifar10"])
     def test_black_box_attacks_are_weaker(self, data):
         """Sec. 5.1."""
         for column in ("FGSM", "PGD-10", "PGD-20", "C&W"):
@@ -251,6 +274,17 @@ class TestATAS:
                 wins.append(found[name] > found[name.replace("ATAS", "FGSM-SDI")])
         assert (sum(wins), len(wins)) == (13, 16)
 
+    def test_table_3_compares_rows_of_table_2(self):
+        third, second = read("atas-3"), read("atas-2a-cifar10")
+        cells = {row["name"]: row for row in second["rows"]}
+        records = {"instance_log": False, "autoattack_examples": None}
+        for row, eps in zip(third["rows"], (8, 12, 16), strict=True):
+            assert row["name"] == f"eps = {eps}/255"
+            assert row["beside"] == f"ATTA at {eps}/255"
+            (other,) = (one for one in third["others"] if one["name"] == row["beside"])
+            for own, twin in ((row, f"ATAS at {eps}/255"), (other, f"ATTA at {eps}/255")):
+                assert configured(third, own).override(**records) == configured(second, cells[twin])
+
     @pytest.mark.parametrize(("part", "middle"), [("gamma", "gamma / c = 16/255"), ("c", "c = 0.01")])
     def test_the_middle_of_table_4_is_atas(self, part, middle):
         ablation, table = read(f"atas-4-{part}"), read("atas-2a-cifar10")
@@ -261,3 +295,21 @@ class TestATAS:
             row = next(row for row in table["rows"] if row["name"] == f"ATAS at {eps}/255")
             assert cell["paper"] == row["paper"]
             assert configured(ablation, cell) == configured(table, row)
+
+
+class TestFastAT:
+    def test_rows_differ_by_their_method_alone(self):
+        """But FreeAT's passes, the average that PGD-AT lacks, and the labels of methods that have their own."""
+        table = read("fastat")
+        apart = {"method", "method_options", "step_size", "attack_steps", "attack_bn", "label_smoothing"}
+        for row in trained(table):
+            expected = {"Free-AT": {"epochs"}, "PGD-AT": {"average"}}.get(row["name"], set())
+            assert set(row["options"]) - apart == expected, row["name"]
+            unsmoothed = {"FGSM-PGI", "FGSM-MEP-CS", "FGSM-RS-CS", "LIET"}
+            assert (row["options"].get("label_smoothing") == 0) == (row["name"] in unsmoothed)
+        assert len(trained(table)) == 16
+
+    def test_stronger_attacks_leave_less(self):
+        for row in load_table("fastat").rows:
+            cells = [row.paper[column].value for column in ("Clean", "PGD-10", "PGD-50", "AutoAttack")]
+            assert cells == sorted(cells, reverse=True), row.name

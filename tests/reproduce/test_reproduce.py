@@ -6,19 +6,21 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyautoattack
 import pytest
 import torch
 import yaml
-from rich.console import Console
+from torch.nn import functional as F
 
 from pyengm import cli
+from pyengm.attacks import FGSM, PGD
 from pyengm.cli import reproduce as reproduce_command
+from pyengm.comparison.times import times_of
 from pyengm.data import ImageDataset
 from pyengm.errors import ConfigError, DataError
-from pyengm.evaluation import parallel
 from pyengm.methods import METHODS
-from pyengm.reproduce import ReproduceConfig, list_tables, load_table, reproduce, table_names
+from pyengm.models import load_checkpoint
+from pyengm.ops import Key
+from pyengm.reproduce import ReproduceConfig, further, list_tables, load_table, reproduce, table_names
 from pyengm.reproduce.flops import epoch_flops, forward_flops
 from pyengm.reproduce.presets import (
     differences,
@@ -30,29 +32,14 @@ from pyengm.reproduce.presets import (
 )
 from pyengm.reproduce.render import as_markdown
 from pyengm.reproduce.report import compare_orders, look_up, make_report
+from pyengm.reproduce.run import collapses
 from pyengm.reproduce.tables import Column, Figure, PaperTable, Row
-from pyengm.reproduce.timing import times_of
-from pyengm.training import Interrupted, RunFolder, TrainConfig, multi_run, train
+from pyengm.training import Interrupted, RunFolder, TrainConfig, load_split, multi_run, train
 from pyengm.training.builders import build_method
 from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.option_parsing import own_arguments
-from pyengm.utils import terminal
 
 TABLES = Path(__file__).parent / "tables"
-
-
-@pytest.fixture(autouse=True)
-def short_evaluations(monkeypatch):
-    """AutoAttack with few queries, in this process; a terminal wide enough for whole sentences."""
-    init = pyautoattack.AutoAttack.__init__
-
-    def short(package, *args, **options):
-        init(package, *args, **options)
-        package.square.n_queries = 20
-
-    monkeypatch.setattr(pyautoattack.AutoAttack, "__init__", short)
-    monkeypatch.setattr(parallel, "cores", lambda: 1)
-    monkeypatch.setattr(terminal, "console", Console(width=200))
 
 
 @pytest.fixture
@@ -94,10 +81,10 @@ class TestTables:
         assert table.rows[3].options is None
 
     def test_names_and_rows(self):
-        assert table_names(TABLES) == ["toy-1", "toy-2"]
+        assert table_names(TABLES) == ["toy-1", "toy-2", "toy-3"]
         assert [row.name for row in load_table("toy-1", TABLES).pick(("ENGM", "Quoted")).rows] == ["ENGM", "Quoted"]
-        with pytest.raises(ConfigError, match=r"unknown table 'toy-3'; known: toy-1, toy-2 \(did you mean"):
-            load_table("toy-3", TABLES)
+        with pytest.raises(ConfigError, match=r"unknown table 'toy-4'; known: toy-1, toy-2, toy-3 \(did you mean"):
+            load_table("toy-4", TABLES)
         with pytest.raises(ConfigError, match=r"unknown row 'ENMG'; known: MSGD, .* \(did you mean ENGM\?\)"):
             load_table("toy-1", TABLES).pick(("ENMG",))
 
@@ -137,6 +124,9 @@ class TestTables:
             ),
             (lambda t: t["rows"][0]["options"].update(beta=6), "unknown option 'beta'"),
             (lambda t: t["rows"][0]["options"].update(seed=6), "row 'MSGD' has a seed"),
+            (lambda t: t["columns"][0].update(ours="transfer.fgms"), "expected a path such as best"),
+            (lambda t: t["rows"][0].update(beside="ATTA"), "'MSGD' is beside 'ATTA', which is none of the others"),
+            (lambda t: t.update(others=[{"name": "ENGM", "options": {}}]), "two rows have the name 'ENGM'"),
         ],
     )
     def test_files_that_are_wrong(self, change, message, tmp_path):
@@ -245,6 +235,18 @@ NOT_IN_EPOCHS = {
         "decay",
         "smoothing",
         "targets",
+        "noise",
+        "quantile",
+        "ce_weight",
+        "variation_weight",
+        "sensitivity",
+        "l2_weight",
+        "factor",
+        "jitter",
+        "least_loss",
+        "min_share",
+        "max_share",
+        "band",
     ),
     *(
         "step_scale",
@@ -258,8 +260,24 @@ NOT_IN_EPOCHS = {
         "outer",
         "inner",
         "generator_interval",
+        "samples",
+        "kappa",
+        "ascents",
+        "interval",
+        "layers",
     ),
-    *("as_published", "as_printed", "adaptive", "batch_mixing", "random_start", "first_layer", "loss", "generator_lr"),
+    *(
+        "as_published",
+        "as_printed",
+        "adaptive",
+        "batch_mixing",
+        "random_start",
+        "first_layer",
+        "loss",
+        "generator_lr",
+        "projected",
+        "teacher",
+    ),
 }
 
 
@@ -389,7 +407,7 @@ class TestCost:
         [("pgd_at", 23), ("trades", 27), ("mart_awp", 32), ("natural", 3), ("atas", 5), ("nuat", 8.5)],
     )
     def test_passes_of_an_epoch(self, method, passes):
-        """The sums of F + D + W in README's table of methods."""
+        """The sums of F + D + W in the documentation's table of methods."""
         config = TrainConfig.from_flat(data="cifar10", model="cnn4", method=method).resolve()
         data = make_images(10)
         assert epoch_flops(config, data, 100, 0) == passes * 100 * forward_flops(config, data)
@@ -406,7 +424,8 @@ class TestReport:
     def report(self, results, paper, **options):
         rows = tuple(Row(name, {}, {"PGD": Figure(value)}) for name, value in paper.items())
         table = PaperTable("t", "T", "S", self.COLUMNS, (*rows, Row("Quoted", None, {"PGD": Figure(9.0, 0.5)})), ("N",))
-        return make_report(table, "full", results, options.get("failed", {}), options.get("differences", {}))
+        words = (options.get(name, {}) for name in ("failed", "differences", "collapsed"))
+        return make_report(table, "full", results, *words)
 
     def test_figures_differences_and_order(self):
         def run(pgd):
@@ -440,6 +459,16 @@ class TestReport:
         found = self.report({}, {"A": 1.0, "B": 1.0}, differences={"A": ["x", "y"], "B": ["x", "z"]})["differences"]
         assert found == {"all rows": ["x"], "A": ["y"], "B": ["z"]}
 
+    def test_collapses_are_named(self):
+        report = self.report({}, {"A": 1.0, "B": 1.0}, collapsed={"B": {0: [12], 2: [3, 9]}})
+        assert "B: seed 0, after epoch 12; seed 2, after epoch 3, 9" in as_markdown(report)
+        assert json.loads(json.dumps(report)) == report
+
+    def test_collapses_of_a_run(self, tmp_path):
+        rows = [{"epoch": epoch, "catastrophic_overfitting": epoch == 4} for epoch in range(6)]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"epoch": 6}]))
+        assert collapses(RunFolder(tmp_path)) == [5]
+
     def test_look_up(self):
         results = {"best": {"pgd20": 0.5, "deepfool": 0.7}, "robust_overfitting": 3.0, "hours": 1.5}
         found = [look_up(results, path) for path in ("best.pgd20", "best.deepfool", "robust_overfitting", "hours")]
@@ -461,6 +490,7 @@ class TestTimes:
         (tmp_path / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         times = times_of(tmp_path, batch_size=100)
         assert times["seconds_per_step"] == pytest.approx(0.15)  # mean of 0.1 and 0.2
+        assert times["seconds"] == pytest.approx(10 + 20)
         assert times["hours"] == pytest.approx((10 + 20) / 3600)
 
     def test_a_run_that_was_not_timed(self, tmp_path):
@@ -504,6 +534,53 @@ class TestCommand:
         again = json.loads((out / "results.json").read_text())
         assert again["rows"] == [msgd, engm, quoted]
         assert "complete: runs/reproduce/toy-1-full/engm/seed-1" in capsys.readouterr().out
+
+    def test_rows_beside_another_run(self, here, monkeypatch):
+        """Values of two runs against the functions they are of; a second call reads them."""
+        options = ReproduceConfig("toy-3", scale="full", seeds=(3,), device="cpu", out=Path("out"))
+        report = reproduce(options, TABLES)
+        assert report["failed"] == {}
+        (row,) = report["rows"]
+        assert (row["name"], row["seeds"]) == ("ATAS", [3])
+        ours = {name: cell["value"] for name, cell in row["ours"].items()}
+        run, other = RunFolder(Path("out/atas/seed-3")), RunFolder(Path("out/atta/seed-1003"))
+        assert TrainConfig.load(other.config).run.seed == 1003
+        metrics = run.read_metrics()
+        assert ours["mu"] == pytest.approx(np.mean([one["probe_mu"] for one in metrics]))
+        assert ours["sigma^2"] == pytest.approx(np.mean([one["probe_sigma2"] for one in metrics]))
+        largest = np.max([np.load(path)["grad_norm"] for path in run.instances.iterdir()], axis=0).astype(float)
+        assert ours["Ratio"] == pytest.approx(np.mean(largest**2) / np.mean(largest) ** 2)
+
+        config = TrainConfig.load(run.config)
+        model, surrogate = (load_checkpoint(one.last)[0] for one in (run, other))
+        train, test = (load_split(config, split) for split in ("train", "test"))
+        images, key = train.images.float() / 255, Key(0, 0, torch.arange(len(train)))
+        attack = PGD(0.2, 0.05, 10)
+        losses = [
+            F.cross_entropy(net(attack(net, images, train.labels, key=key)), train.labels).item()
+            for net in (surrogate, model)
+        ]
+        # Batches of other sizes in float32.
+        assert ours["Difference"] == pytest.approx(losses[0] - losses[1], abs=1e-4)
+        assert ours["Quotient"] == pytest.approx(losses[0] / losses[1], rel=1e-4)
+        x_adv = FGSM(0.2)(surrogate, test.images.float() / 255, test.labels)
+        with torch.no_grad():
+            right = model(x_adv).argmax(1) == test.labels
+        # One image at the boundary may fall to either side with other batches.
+        assert ours["FGSM"] == pytest.approx(100 * right.double().mean().item(), abs=100 / len(test) + 1e-9)
+        assert ours["C&W"] >= 0
+
+        monkeypatch.setattr(further, "cross_robustness", lambda *args, **options: pytest.fail("the values are there"))
+        assert reproduce(options, TABLES)["rows"] == report["rows"]
+
+    def test_a_row_whose_other_run_fails_has_its_own_values(self, here):
+        shutil.copytree(TABLES, "tables")
+        text = Path("tables/toy-3.yaml").read_text()
+        Path("tables/toy-3.yaml").write_text(text.replace("{method: atta}", "{method: atta, lr: 1.0e+38}"))
+        report = reproduce(ReproduceConfig("toy-3", scale="full", device="cpu", out=Path("out")), Path("tables"))
+        assert list(report["failed"]) == ["ATTA, seed 0"]
+        assert report["rows"][0]["ours"].keys() == {"mu", "sigma^2", "Ratio"}
+        assert report["missing"]["FGSM"] == "the runs have no transfer.fgsm"
 
     def test_short(self, here, capsys):
         options = ["--rows", "MSGD", "--scale", "short", "--out", "short", "--device", "cpu"]

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from helpers.runs import always_stop, start, train
@@ -14,7 +15,7 @@ from pyengm.evaluation import accuracy, create_attack
 from pyengm.methods import Curriculum
 from pyengm.models import build, load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, fit, loop
-from pyengm.training.averaging import EMA, SWA, build_averaging
+from pyengm.training.averaging import EMA, SWA, Median, build_averaging
 
 # Each with its own way of changing the weights: AWP takes moves back, Sub-AT and Curriculum begin again, FreeAT updates
 # several times, Entropy-SGD once for several batches, and the scaler of fp16 skips updates.
@@ -102,7 +103,32 @@ class TestFormulas:
                 torch.testing.assert_close(t, expected[name], rtol=1e-6, atol=1e-6)  # a few roundings
         assert mean.evaluated.block1[1].num_batches_tracked == 6
 
-    @pytest.mark.parametrize("average", ["ema", "swa"])
+    def test_median_is_that_of_numpy_from_its_first_epoch_on(self):
+        model, seen = network(), []
+        median = Median(model, start=2)
+        for epoch in range(6):
+            walk(model, epoch)
+            median.after_epoch(epoch)
+            if epoch < 2:
+                assert median.evaluated is model
+                continue
+            seen.append({name: t.clone() for name, t in model.state_dict().items()})
+            for name, t in median.evaluated.state_dict().items():
+                kept = np.stack([state[name].numpy() for state in seen])
+                assert np.array_equal(t.numpy(), np.median(kept, axis=0) if t.is_floating_point() else kept[-1]), name
+        assert median.count == 4
+
+    def test_median_leaves_out_an_outlier(self):
+        model = network()
+        median, before = Median(model, start=0), deepcopy(model)
+        for epoch in range(3):
+            with torch.no_grad():
+                model.load_state_dict(before.state_dict())
+                next(model.parameters()).add_(1e6 if epoch == 1 else 0)
+            median.after_epoch(epoch)
+        assert_same(median.evaluated.state_dict(), before.state_dict())
+
+    @pytest.mark.parametrize("average", ["ema", "swa", "median"])
     def test_restart_forgets(self, average):
         model = network()
         held = build_averaging(average, model, decay=0.9, start=0)
@@ -195,11 +221,11 @@ class TestSteps:
             assert p.equal(components.averaging.evaluated.get_parameter(name))
 
 
-START = {"ema": {}, "swa": {"swa_start": 1}}
+START = {"ema": {}, "swa": {"swa_start": 1}, "median": {"swa_start": 1}}
 
 
 class TestRuns:
-    @pytest.mark.parametrize("average", ["ema", "swa"])
+    @pytest.mark.parametrize("average", START)
     def test_training_goes_on_with_its_own_weights(self, tiny, tmp_path, average):
         config = tiny.override(attack_steps=2)
         plain = state_of(train(tmp_path / "plain", config))
@@ -208,7 +234,7 @@ class TestRuns:
         torch.testing.assert_close(averaged["optimizer"]["state"], plain["optimizer"]["state"], rtol=0, atol=0)
         assert averaged["optimizer"]["param_groups"] == plain["optimizer"]["param_groups"]
 
-    @pytest.mark.parametrize("average", ["ema", "swa"])
+    @pytest.mark.parametrize("average", START)
     def test_averages_are_what_is_measured_and_saved(self, tiny, tmp_path, average):
         config = tiny.override(attack_steps=2, lr=0.5, average=average, **START[average])
         run = train(tmp_path / "run", config)
@@ -225,10 +251,11 @@ class TestRuns:
             assert accuracy(model, components.held_out, attack, **measured) == rows[info.epoch]["robust"]
 
     @pytest.mark.parametrize(
-        ("average", "way"), [*(("ema", way) for way in WAYS), ("swa", "pgd_at"), ("swa", "sub_at")]
+        ("average", "way"),
+        [*(("ema", way) for way in WAYS), ("swa", "pgd_at"), ("swa", "sub_at"), ("median", "sub_at")],
     )
     def test_goes_on_after_a_stop_at_any_batch(self, tiny, tmp_path, monkeypatch, average, way):
-        start_option = {"swa_start": 0} if average == "swa" else {}
+        start_option = {} if average == "ema" else {"swa_start": 0}
         config = tiny.override(average=average, lr=0.02, **start_option, **WAYS[way])
         whole = train(tmp_path / "whole", config)
         config, run = start(tmp_path / "stopped", config)
@@ -258,7 +285,7 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"average": "mean"}, "unknown average 'mean'; known: none, ema, swa"),
+            ({"average": "mean"}, "unknown average 'mean'; known: none, ema, swa, median"),
             ({"ema_decay": 1.0}, "ema_decay is 1.0; expected a share from 0 to less than 1"),
             ({"ema_decay": float("nan")}, "ema_decay is nan"),
             ({"swa_start": -1}, "swa_start is -1; expected an epoch of the run, counted from 0"),
@@ -273,6 +300,7 @@ class TestOptions:
         assert TrainConfig.from_flat(average="swa").resolve().weights.swa_start == 10  # of 14 epochs
         assert TrainConfig.from_flat(average="swa", epochs=1).resolve().weights.swa_start == 0
         assert TrainConfig.from_flat(average="swa", epochs=40, swa_start=3).resolve().weights.swa_start == 3
+        assert TrainConfig.from_flat(average="median", epochs=120).resolve().weights.swa_start == 74
         assert TrainConfig.from_flat(average="ema").resolve().weights.swa_start is None
         with pytest.raises(ConfigError, match="swa_start is 20 of 14 epochs"):
             TrainConfig.from_flat(average="swa", swa_start=20).resolve()

@@ -72,6 +72,9 @@ class TestResolve:
             "step_size",
             "image_size",
             "train_indices",
+            "extra_data",
+            "cutout",
+            "sam_rho",
             "width",
             "mean",
             "std",
@@ -125,7 +128,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"method": "pgdat"}, r"unknown method 'pgdat'; known: atas, atta, .* \(did you mean pgd_at\?\)"),
+            ({"method": "pgdat"}, r"unknown method 'pgdat'; known: aaer, atas, .* \(did you mean pgd_at\?\)"),
             ({"optimizer": "adam"}, "unknown optimizer 'adam'; known: aengm, engm"),
             ({"norms": "rough"}, "unknown norms 'rough'; known: auto, exact"),
             ({"threat": "l1"}, "unknown threat 'l1'; known: linf, l2"),

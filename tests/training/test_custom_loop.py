@@ -67,7 +67,7 @@ def losses(method, narrow):
     return torch.tensor(found)
 
 
-@pytest.mark.parametrize("make", [lambda: PGDATAWP(0.1, steps=1, gamma=0.3), lambda: FreeAT(0.02, replays=4)])
+@pytest.mark.parametrize("make", [lambda: PGDATAWP(0.1, steps=1, gamma=0.05), lambda: FreeAT(0.02, replays=4)])
 def test_a_callers_autocast_sees_every_change_of_the_weights(make):
     wide, narrow = losses(make(), False), losses(make(), True)
     assert (narrow - wide)[:5].abs().max() < 0.1  # later ones differ by what chaos makes of rounding

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import pyengm
-from pyengm.training import describe, environment
+from pyengm.data import ImageDataset, load
+from pyengm.errors import ConfigError
+from pyengm.training import RunFolder, describe, environment
 from pyengm.training.environment import git_state
 
 
@@ -51,7 +53,7 @@ class TestDescribe:
     def test_versions_and_machine(self, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["/somewhere/bin/pyengm", "train", "--seed", "3"])
         found = json.loads(json.dumps(describe()))
-        assert found.keys() == {"versions", "machine", "processes", "git", "command"}
+        assert found.keys() == {"format", "versions", "machine", "processes", "git", "command"}
         versions, machine = found["versions"], found["machine"]
         assert versions["pyengm"] == pyengm.__version__
         assert versions["python"].split(".")[:2] == [str(number) for number in sys.version_info[:2]]
@@ -145,3 +147,31 @@ class TestGitState:
         monkeypatch.setattr(environment, "TIMEOUT", 0.2)
         executable("git", script)
         assert git_state(checkout) is None
+
+
+class TestImagesOfAResumedRun:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda data: data.subset(range(len(data) - 1)), "other images, labels, pixels"),
+            (lambda data: _with(data, labels=data.labels.flip(0)), r"\(train images: other labels\)"),
+            (lambda data: _with(data, images=255 - data.images), r"\(train images: other pixels\)"),
+        ],
+    )
+    def test_others_are_refused(self, change, message, tmp_path):
+        data, run = load("digits", "train"), RunFolder(tmp_path)
+        run.add_environment({"train": data})
+        run.add_environment({"train": data})
+        with pytest.raises(ConfigError, match=message):
+            run.add_environment({"train": change(data)})
+        assert len(json.loads(run.environment.read_text())) == 2
+
+    @pytest.mark.parametrize("text", ["", "[{}]", "[]", "[1]", "3", '["start"]'])
+    def test_a_file_that_tells_nothing_of_them(self, text, tmp_path):
+        run = RunFolder(tmp_path)
+        run.environment.write_text(text)
+        run.add_environment({"train": load("digits", "test")})
+
+
+def _with(data, **changes):
+    return ImageDataset(**{**vars(data), **changes})

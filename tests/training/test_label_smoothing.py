@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from pyengm.errors import ConfigError
-from pyengm.methods import AWP, MART, METHODS, PGDAT, TRADES, DatasetSpec, Method
+from pyengm.methods import AWP, LBGAT, MART, METHODS, PGDAT, TRADES, DatasetSpec, Method
 from pyengm.models import build
 from pyengm.ops import Key
 from pyengm.training import RunFolder, TrainConfig, build_components, fit
@@ -15,12 +15,23 @@ OWN_LABELS = {
     "mart_awp": "one right class",
     "fgsm_sdi": "its own option, smoothing",
     "fgsm_pgi": "its own option, confidence",
+    "fgsm_rs_cs": "its own option, confidence",
+    "fgsm_mep_cs": "its own option, confidence",
+    "liet": "at random by its own option, smoothing",
+    "self_adaptive": "its labels follow the model",
 }
-ON_CLEAN_IMAGES = ("trades", "trades_awp", "nuat")
+ON_CLEAN_IMAGES = ("trades", "trades_awp", "nuat", "gat", "backward_smoothing")
 OPTIONS = {
     "natural": {},
     "pgd_at_awp": {"gamma": 0.0},  # whose move goes up the smoothed losses
     "trades_awp": {"gamma": 0.0},
+    "mlcat_wp": {"gamma": 0.0},
+    "fat": {"epochs": 4},
+    "gat": {"epochs": 4},
+    "fgsm_rs_cs": {"epochs": 4},
+    "fgsm_mep_cs": {"epochs": 4},
+    "liet": {"epochs": 4},
+    "self_adaptive": {"epochs": 4},
     "dynamic": {"epochs": 4},
     "atas": {"epochs": 4},
     "nuat": {"epochs": 4},
@@ -59,16 +70,26 @@ def outcome_of(name: str, smoothing: float):
     return next(method.passes(network(), x, y, key))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in OWN_LABELS])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in (*OWN_LABELS, "lbgat")])
 def test_losses(name):
     """The share s of CE(y) becomes the mean over all classes; images and all other parts of the losses stay."""
     s, (x, y, _) = 0.2, batch()
     plain, smooth = outcome_of(name, 0.0), outcome_of(name, s)
     assert smooth.x_adv.equal(plain.x_adv)
-    log_p = F.log_softmax(network()(x if name in ON_CLEAN_IMAGES else plain.x_adv), dim=1)
+    logits = network()(x) if name in ON_CLEAN_IMAGES else plain.logits
+    log_p = F.log_softmax(logits, dim=1)
     change = s * (log_p.gather(1, y[:, None]).squeeze(1) - log_p.mean(dim=1))
     assert change.abs().max() > 1e-3
     torch.testing.assert_close(smooth.losses - plain.losses, change, rtol=0, atol=1e-5)  # losses of 3 in float32
+
+
+def test_the_teacher_of_lbgat_has_the_labels():
+    plain, smooth = LBGAT(0.1, steps=1), LBGAT(0.1, steps=1)
+    smooth.label_smoothing = 0.2
+    outcomes = [method(network(), *batch()) for method in (plain, smooth)]
+    assert outcomes[0].losses.equal(outcomes[1].losses)
+    grads = [[p.grad for p in method.teacher.parameters()] for method in (plain, smooth)]
+    assert any(not a.equal(b) for a, b in zip(*grads, strict=True))
 
 
 @pytest.mark.parametrize(("name", "reason"), OWN_LABELS.items())

@@ -95,7 +95,7 @@ def test_a_script_trains_once(first_digits, tmp_path, environment, guard):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines().count("begun") == 1
     assert done.stdout.splitlines()[-1] == str(
-        sorted(["best", "images", "last", "robust_overfitting", "threats", *DETAILS])
+        sorted(["best", "format", "images", "last", "robust_overfitting", "threats", *DETAILS])
     )
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-pgd_at-engm-001"]
 

@@ -1,11 +1,12 @@
 """What a run records for analyses: snapshots, the probe and the log of the training images."""
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.runs import always_stop, resume, start, train
+from helpers.runs import resume, start, stopped_after_every_batch, train
 from torch import distributed
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -19,10 +20,10 @@ from pyengm.methods import ATAS, ATTA, FGSMRS, DatasetSpec
 from pyengm.models import load_checkpoint
 from pyengm.ops import Key
 from pyengm.optim import MSGD
-from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components
+from pyengm.training import RunFolder, TrainConfig, build_components, probe
 from pyengm.training.config_groups import ALL_OPTIMIZERS
 from pyengm.training.disk_space import run_size
-from pyengm.training.probe import EXACT_EVERY, measure_probe
+from pyengm.training.probe import corrected_mean, measure_probe
 from pyengm.training.snapshots import snapshot_epochs
 
 RECORDED = ("snapshots", "probe", "instances")
@@ -71,13 +72,7 @@ class TestRun:
     def test_stopped_and_resumed_after_every_batch(self, recording, tmp_path, monkeypatch, method):
         config = recording.override(method=method, method_options=(), epochs=2)
         whole = train(tmp_path / "whole", config)
-        _, run = start(tmp_path / "stopped", config)
-        always_stop(monkeypatch)
-        for _ in range(2 * 4):
-            with pytest.raises(Interrupted):
-                resume(run)
-        monkeypatch.undo()
-        resume(run)
+        run = stopped_after_every_batch(tmp_path / "stopped", config, monkeypatch, stops=2 * 4)
         assert recorded(run) == recorded(whole)
         assert run.read_metrics() == whole.read_metrics()
 
@@ -101,6 +96,10 @@ class TestRun:
         more = run_size(config, components) - run_size(plain, components)
         weights = sum(t.numel() * t.element_size() for t in components.model.state_dict().values())
         assert more >= 2 * weights + 3 * (50 * 8 * 3 + 108 * (8 + 4 * 4))
+        size, last = run_size(plain, build_components(plain)), plain.schedule.epochs - 1
+        for average, copies in (({"average": "ema"}, 1), ({"average": "median", "swa_start": last - 1}, 3)):
+            averaged = plain.override(**average)  # in three checkpoints
+            assert run_size(averaged, build_components(averaged)) - size == 3 * copies * weights
 
 
 class TestSnapshots:
@@ -138,13 +137,15 @@ class TestSnapshots:
 class TestProbe:
     @pytest.mark.parametrize("method", ["pgd_at", "natural"])
     @pytest.mark.parametrize("norm_layer", ["bn", "gn"])
-    def test_against_one_gradient_at_a_time(self, tiny, method, norm_layer):
+    def test_against_one_gradient_at_a_time(self, tiny, method, norm_layer, monkeypatch):
         """mu and sigma^2 in float64; with batch norm, each gradient is that of the whole batch."""
+        monkeypatch.setattr(probe, "EXACT", 31)
         config = tiny.override(method=method, norm_layer=norm_layer, probe=31, batch_size=16, attack_steps=None)
         config = config.resolve()
         components = build_components(config)
-        found = measure_probe(config, components, components.probe, EXACT_EVERY - 1)
-        assert found.exact
+        found = measure_probe(config, components, components.probe)
+        assert found.exact.all()
+        assert found.mu_error == found.sigma2_error == 0
         model, data = components.model, components.probe
         norms, inputs, total, first = [], [], 0, 0
         for rows in torch.arange(31).split(16):
@@ -173,20 +174,43 @@ class TestProbe:
         components = build_components(config)
         before = {name: t.clone() for name, t in components.model.state_dict().items()}
         generator = torch.get_rng_state()
-        found = [measure_probe(config, components, components.probe, 0) for _ in range(2)]
+        found = [measure_probe(config, components, components.probe) for _ in range(2)]
         assert found[0].norms.tolist() == found[1].norms.tolist()
         assert torch.get_rng_state().equal(generator)
         after = components.model.state_dict()
         assert all(after[name].equal(t) for name, t in before.items())
         assert all(p.grad is None for p in components.model.parameters())
 
-    def test_estimates_between_exact_norms(self, tiny):
+    def test_exact_norms_of_some_correct_the_estimates(self, tiny, monkeypatch):
         config = tiny.override(probe=60, width=8).resolve()
         components = build_components(config)
-        estimated, exact = (measure_probe(config, components, components.probe, epoch) for epoch in (8, 9))
-        assert (estimated.exact, exact.exact) == (False, True)
-        assert estimated.mu == pytest.approx(exact.mu, rel=0.1)
-        assert estimated.sigma2 == pytest.approx(exact.sigma2, rel=0.2)
+        found = measure_probe(config, components, components.probe)
+        monkeypatch.setattr(probe, "EXACT", 60)
+        whole = measure_probe(config, components, components.probe)
+        assert (found.exact.sum(), whole.exact.sum()) == (16, 60)
+        assert np.diff(found.exact.nonzero()[0]).max() <= 4
+        # Rounding of float32 apart, the sample is exact, and the others are not.
+        np.testing.assert_allclose(found.norms[found.exact], whole.norms[found.exact], rtol=1e-4)
+        assert np.abs(found.norms / whole.norms - 1)[~found.exact].max() > 1e-3
+        # Four standard errors: chance exceeds them once in ten thousand samples.
+        assert 0 < abs(found.mu - whole.mu) < 4 * found.mu_error
+        assert 0 < abs(found.sigma2 - whole.sigma2) < 4 * found.sigma2_error
+        assert found.metrics().keys() == {"probe_mu", "probe_mu_error", "probe_sigma2", "probe_sigma2_error"}
+
+    def test_corrected_means_over_all_samples(self):
+        """Over every sample of 3 of 6 values, the mean is right and its squared error is the mean square of errors."""
+        rng = np.random.default_rng(0)
+        truth = rng.gamma(2, 1, 6)
+        estimates = truth * rng.normal(1.2, 0.1, 6)
+        means, variances = [], []
+        for chosen in combinations(range(6), 3):
+            sample = np.isin(np.arange(6), chosen)
+            mean, error = corrected_mean(estimates, truth[sample], sample)
+            means.append(mean)
+            variances.append(error**2)
+        assert np.mean(means) == pytest.approx(truth.mean())
+        assert np.mean(variances) == pytest.approx(np.mean((np.array(means) - truth.mean()) ** 2))
+        assert corrected_mean(estimates, truth, np.ones(6, bool)) == (pytest.approx(truth.mean()), 0.0)
 
     def test_of_any_optimizer(self, tiny, tmp_path):
         for optimizer in ("msgd", "mgnc", "sngm", "nengm", "entropy_sgd"):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR
 
 from pyengm.training import TrainConfig, build_components, loop
 from pyengm.training.schedule import (
@@ -79,6 +79,18 @@ class TestCyclic:
     def test_never_stands_still(self, total):
         factors = [cyclic(total, 0.4)(step) for step in range(total)]
         assert all(0 < factor <= 1 for factor in factors)
+
+
+@pytest.mark.parametrize("steps", [3, 20, 101])
+def test_one_cycle_is_that_of_torch(steps):
+    optimizer = sgd()
+    schedule = OneCycleLR(optimizer, max_lr=0.5, total_steps=steps, pct_start=0.4, cycle_momentum=False)
+    expected = [optimizer.param_groups[0]["lr"]]
+    for _ in range(steps - 1):
+        optimizer.step()
+        schedule.step()
+        expected.append(optimizer.param_groups[0]["lr"])
+    assert built("one_cycle", epochs=1, steps_per_epoch=steps) == pytest.approx(expected)
 
 
 def test_nuat():

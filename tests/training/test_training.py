@@ -12,7 +12,7 @@ from helpers.runs import always_stop, resume, start, train
 from safetensors.torch import load_file
 
 from pyengm.data import ImageDataset, load
-from pyengm.errors import CheckpointError, ConfigError, NonFiniteError
+from pyengm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from pyengm.models import load_checkpoint
 from pyengm.training import Interrupted, RunFolder, TrainConfig, build_components, checkpoints, fit, loop
 from pyengm.training import train as run_training
@@ -176,6 +176,18 @@ class TestResume:
         ):
             resume(run)
         assert load_checkpoint(run.last)[1].epoch == 2
+
+    def test_files_of_another_format(self, finished, tmp_path):
+        run = RunFolder(shutil.copytree(finished.path, tmp_path / "copy"))
+        run.add_environment({})
+        (start,) = json.loads(run.environment.read_text())
+        assert start["format"] == "pyengm run 1"
+        run.environment.write_text(json.dumps([start | {"format": "pyengm run 2"}]))
+        with pytest.raises(DataError, match=r"environment.json has the format 'pyengm run 2'"):
+            RunFolder.open(run.path)
+        run.save_results({"format": "pyengm results 2"}, "")
+        with pytest.raises(DataError, match=r"results.json has the format 'pyengm results 2'"):
+            run.read_results()
 
     def test_checkpoints_that_are_gone(self, finished, tmp_path):
         """A run is not begun anew over what it has left."""

@@ -9,6 +9,7 @@ p_i - sum_jk V_ik V_jk p_j + sum_k V_ik R_k.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -77,8 +78,7 @@ def _add_statistics(found: PerExampleBackward, sketches: Sketches) -> None:
     norms = [norm for norm in found.frozen if norm.index in sketches.sums]
     v = _directions(norms, sketches, max(1, min(n // PART, MAX_RANK)))
     rank = v.shape[1]
-    generator = torch.Generator().manual_seed(n)
-    part = (torch.randperm(n, generator=generator) % rank).to(v.device)
+    part = _parts(n, rank, v.device)
     fields = []
     for norm in norms:
         first, second = (v.mT.to(s) @ s for s in sketches.sums[norm.index])
@@ -105,13 +105,16 @@ def _add_statistics(found: PerExampleBackward, sketches: Sketches) -> None:
 
 def _directions(norms: list[FrozenNorm], sketches: Sketches, rank: int) -> Tensor:
     """The largest left singular vectors of the derivatives in all means and deviations, in units of the deviation."""
-    gram = torch.zeros((), dtype=torch.float64)
-    for norm in norms:
-        deviation = norm.deviation()
-        for s in sketches.sums[norm.index]:
-            u = (s * deviation).double()
-            gram = u @ u.mT + gram.to(u)
-    return torch.linalg.eigh(gram).eigenvectors[:, -rank:]
+    derivatives = ((s * norm.deviation()).double() for norm in norms for s in sketches.sums[norm.index])
+    gram = sum(u @ u.mT for u in derivatives)
+    assert isinstance(gram, Tensor)  # there is a norm, else nothing had to be estimated
+    return torch.linalg.eigh(gram).eigenvectors[:, -rank:]  # here the host waits for a GPU
+
+
+@lru_cache(maxsize=16)
+def _parts(n: int, rank: int, device: torch.device) -> Tensor:
+    """The part of the batch that each example is in, (n,); kept, as a copy from the host waits for the device."""
+    return (torch.randperm(n, generator=torch.Generator().manual_seed(n)) % rank).to(device)
 
 
 def _owners(rows: RowLayout, norm: FrozenNorm) -> Tensor:

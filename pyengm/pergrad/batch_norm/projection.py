@@ -88,13 +88,15 @@ def sketch(
     own = layer.along_features(y)  # (n, O, rank)
     push = torch.zeros_like(own)
     positions = layer.n * y.shape[2]
-    mean = (y.sum((0, 2)) / positions)[:, None]  # (G, 1, rank)
+    mean = y.mean((0, 2))[:, None]  # (G, 1, rank)
     for norm in norms:
         first, second = sums[norm.index]
         x, center, rstd = norm.saved()
         products = (layer.outputs(rows[norm.index].split(x)) @ y).sum(0) / positions  # (G, O / G, rank)
-        means = (products - center.view(len(mean), -1, 1) * mean) * rstd.view(len(mean), -1, 1)
-        push -= first[:, :, None] * mean.expand_as(means).flatten(0, 1) + second[:, :, None] * means.flatten(0, 1)
+        centered = torch.addcmul(products, center.view(len(mean), -1, 1), mean, value=-1)
+        means = centered.mul_(rstd.view(len(mean), -1, 1))
+        push.addcmul_(first[:, :, None], mean.expand_as(means).flatten(0, 1), value=-1)
+        push.addcmul_(second[:, :, None], means.flatten(0, 1), value=-1)
     return LayerSketch(own, push, partial(type(layer).along, basis=basis))
 
 

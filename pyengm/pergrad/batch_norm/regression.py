@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pyengm.pergrad.batch_norm.projection import Bases, LayerSketch
+from pyengm.pergrad.per_example_grad import on_device
 
 RIDGE = 1e-2  # of W, relative to the sums' own diagonal
 MIX_RIDGE = 0.3
@@ -78,27 +79,38 @@ class Fit:
         """The same fit in other bases; layers in several groups of inputs, whose bases turn apart, start anew."""
         maps, products = {}, {}
         for row, w in self.maps.items():
-            if row in new and len(new[row]) == 1 and old[row].shape == new[row].shape:
+            if row not in new:
+                continue
+            if len(new[row]) == 1 and old[row].shape == new[row].shape:
                 turn = (old[row][0].mT @ new[row][0]).to(w)
                 both = torch.block_diag(turn, turn)
                 maps[row] = both.mT @ w @ turn
                 products[row] = both.mT @ self.products[row] @ torch.block_diag(both, turn)
+            else:
+                rank = new[row].shape[2]
+                maps[row], products[row] = first_map(w.new_empty(0, 0, rank)), w.new_zeros(2 * rank, 3 * rank)
         return Fit(maps, products, self.moments)
 
 
 def corrected(maps: dict[int, Tensor], squares: Tensor, sketches: dict[int, LayerSketch]) -> Tensor:
     """Squared norms by group with the parts along Q replaced by predictions, (groups, n)."""
-    found = squares.clone()
+    if not sketches:
+        return squares
+    before, after = [], []
     for row, layer in sketches.items():
-        w = maps[row].to(layer.own) if row in maps else first_map(layer)
-        along = layer.own @ w[: len(w) // 2] + layer.push @ w[len(w) // 2 :]
-        change = along.square().sum((1, 2)) - layer.own.square().sum((1, 2))
-        found[row] = (found[row] + change).clamp(min=0)
-    return found
+        w = maps[row].to(layer.own) if row in maps else first_map(layer.own)
+        own, push = layer.own.flatten(0, 1), layer.push.flatten(0, 1)
+        along = torch.addmm(own @ w[: len(w) // 2], push, w[len(w) // 2 :])
+        after.append(torch.linalg.vector_norm(along.view(len(layer.own), -1), dim=1))
+        before.append(torch.linalg.vector_norm(layer.own.flatten(1), dim=1))
+    rows = on_device(tuple(sketches), squares.device)
+    change = torch.stack(after).square_() - torch.stack(before).square_()  # of all layers at once: each is small
+    return squares.index_copy(0, rows, (squares.index_select(0, rows) + change).clamp_(min=0))
 
 
-def first_map(layer: LayerSketch) -> Tensor:
-    one = torch.eye(layer.own.shape[2], dtype=layer.own.dtype, device=layer.own.device)
+def first_map(own: Tensor) -> Tensor:
+    """W of a layer that was never fitted, for gradients own (n, O, rank)."""
+    one = torch.eye(own.shape[2], dtype=own.dtype, device=own.device)
     return torch.cat([one, one])
 
 
@@ -109,7 +121,7 @@ def fit(examples: FitExamples, last: Fit | None, keep: float, reduce: Reduce) ->
     products = reduce([_products(examples.sketches[row], examples.projected[row], weights) for row in rows])
     maps, sums = {}, {}
     for row, new in zip(rows, products, strict=True):
-        before = first_map(examples.sketches[row]).to(new)
+        before = first_map(examples.sketches[row].own).to(new)
         if last is not None and row in last.maps:
             before, new = last.maps[row], new + keep * last.products[row]
         maps[row], sums[row] = _solved(new, before), new

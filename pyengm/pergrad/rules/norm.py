@@ -81,7 +81,7 @@ def batch_norm(node: Node, slots: Slots, g: Tensor, rows: RowLayout) -> dict[int
         mean, rstd = to_float32(saved(node, "running_mean")), to_float32(saved(node, "running_var"))
         rstd = torch.rsqrt(rstd + saved(node, "eps"))
     total, dot = channel_sums(g, to_float32(saved(node, "input")))
-    return _affine(slots, (dot - total * mean) * rstd, total, rows)
+    return _affine(slots, torch.addcmul(dot, total, mean, value=-1).mul_(rstd), total, rows)
 
 
 def _feature_rows(node: Node, slots: Slots, shape: Shape) -> RowAxes:

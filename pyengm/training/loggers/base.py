@@ -55,7 +55,8 @@ class Logger:
 
     - probe_mu: mean over fixed training images of the norm of the gradient of their loss, mu of the ENGM paper.
     - probe_sigma2: the variance E|g - mean g|^2 of these gradients, sigma^2 of the ENGM paper.
-    - probe_exact: whether their norms are exact, and not estimates.
+    - probe_mu_error, probe_sigma2_error: their standard errors where batch norm makes most of the norms estimates,
+      else 0.
 
     The timing is wall-clock time of this process:
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pyengm.attacks import EagerRunner, Runner
-from pyengm.methods import AWP, AttackMethod, Method
+from pyengm.methods import AttackMethod, Method, MovedWeights
 from pyengm.optim import EntropySGD, PerExampleSGD
 from pyengm.training.steps.base import Step
 from pyengm.training.steps.captured_function import CapturedFunction
@@ -45,8 +45,9 @@ def build_step(
     average = partial(average_gradients, model)
     if isinstance(optimizer, EntropySGD):
         return ClosureStep(method, network, optimizer, average)
-    is_capturable = scaler is None and can_capture_backward(optimizer, model)
-    if capture_size is not None and is_capturable and isinstance(method, AttackMethod) and not isinstance(method, AWP):
+    is_capturable = scaler is None and can_capture_backward(optimizer)
+    moves = isinstance(method, MovedWeights)
+    if capture_size is not None and is_capturable and isinstance(method, AttackMethod) and not moves:
         return CudaGraphStep(method, network, optimizer, average, CapturedFunction(capture_size))
     return EagerStep(method, network, optimizer, average, scaler)
 

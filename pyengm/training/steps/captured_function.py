@@ -1,7 +1,7 @@
 """Functions captured in CUDA graphs: what is the same for every batch is recorded once and then launched as a whole."""
 
 from collections.abc import Callable, Hashable
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,10 +11,11 @@ from pyengm.errors import ConfigError
 WARM_UP = 3  # batches before the capture: libraries choose and load their kernels, the allocator fills its pool
 
 Results = tuple[Tensor, ...]
+F = TypeVar("F", bound=Callable[..., Results])
 
 
 class Graph(Protocol):
-    """A recording of one call. Tests on a CPU use one that calls the function again in place of a replay."""
+    """A recording of one call. Tests on a CPU use one that records torch's operators (`RecordedGraph`)."""
 
     def warm_up(self, function: Callable[[], Results]) -> Results:
         """Calls the function where it will be captured."""
@@ -101,9 +102,18 @@ class CapturedFunction:
         Raises:
             ConfigError: Where the function cannot be captured.
         """
+        return self.run(function, settings, changed, *others)[0]
+
+    def run(self, function: F, settings: Hashable, changed: Tensor, *others: Tensor) -> tuple[Results, F]:
+        """As a call, for a function that notes on the host what its results are.
+
+        Returns:
+            The results, and the function that gave them: in a replay not the given one, which was not called, but the
+            one that was captured, with its notes.
+        """
         tensors = (changed, *others)
         if len(changed) != self.n:
-            return function(*tensors)
+            return function(*tensors), function
         settings = (settings, *((t.shape, t.stride(), t.dtype, t.device) for t in tensors))
         if self.recording is None or settings != self._settings:
             self._settings, self.recording = settings, _Recording(self._new_graph(changed.device))
@@ -116,21 +126,22 @@ class _Recording:
     def __init__(self, graph: Graph):
         self.graph = graph
         self.captured = False
+        self._function: Any = None  # that was captured
         self._warm_ups = 0
         self._inputs: Results = ()  # memory that the graph reads; it writes to the first
         self._results: Results = ()
 
-    def run(self, function: Callable[..., Results], tensors: Results) -> Results:
+    def run(self, function: F, tensors: Results) -> tuple[Results, F]:
         if self._warm_ups < WARM_UP:
             self._warm_ups += 1
-            return self.graph.warm_up(lambda: function(*tensors))
+            return self.graph.warm_up(lambda: function(*tensors)), function
         if not self.captured:
             self._capture(function, tensors)
         for t, new in zip(self._inputs, tensors, strict=True):
             t.copy_(new)
         self.graph.replay()
         tensors[0].copy_(self._inputs[0])
-        return tuple(result.clone() for result in self._results)
+        return tuple(result.clone() for result in self._results), self._function
 
     def _capture(self, function: Callable[..., Results], tensors: Results) -> None:
         inputs = tuple(t.detach().clone() for t in tensors)  # clones of dense tensors keep their strides
@@ -141,4 +152,4 @@ class _Recording:
             raise ConfigError(
                 f"a step of this model cannot be captured in a CUDA graph: {reason}; set cuda_graphs to False"
             ) from error
-        self._inputs, self.captured = inputs, True
+        self._inputs, self._function, self.captured = inputs, function, True

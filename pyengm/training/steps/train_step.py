@@ -1,6 +1,7 @@
 """The eager training step, of any method with any optimiser that takes one batch per update."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,14 @@ def train_step(
     Raises:
         ConfigError: alpha is given to an optimiser of pyengm.optim.
         PyengmError: What the method and the optimiser raise. The parameters are then those of the last update.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10))
+        >>> x, y = torch.rand(4, 3, 4, 4), torch.arange(4)
+        >>> opt = pyengm.ENGM(model.parameters(), lr=0.1, alpha=5.0)
+        >>> ((output, stats),) = pyengm.train_step(pyengm.methods.PGDAT(8 / 255), model, opt, x, y)
+        >>> output.losses.shape
+        torch.Size([4])
     """
     check_alpha(optimizer, alpha)
     step = EagerStep(method, model, optimizer, lambda images: average(), scaler, alpha)
@@ -85,11 +94,14 @@ class EagerStep:
         optimizer.zero_grad()
         for output in method.passes(model, batch.x, batch.y, key, batch.transform):
             inputs = output.x_adv if output.x_adv.requires_grad else None
-            try:
+            with ExitStack() as undo:
+                undo.callback(output.undo or _nothing)
                 weights = backward_for(optimizer, output.losses, alpha=self.alpha, inputs=inputs, scaler=scaler)
                 stats.append((output, weights))
                 if output.update:
                     self.average(len(batch.y))
+                    if output.undo_before_step:
+                        undo.close()
                     method.before_step(model, optimizer)
                     if isinstance(optimizer, PerExampleSGD):
                         optimizer.accept_grads()  # where another process alone had some
@@ -98,10 +110,11 @@ class EagerStep:
                     else:
                         scaler.step(optimizer)
                         scaler.update()
-            finally:
-                if output.undo is not None:
-                    output.undo()
             if output.update:
                 optimizer.zero_grad()
                 torch.clear_autocast_cache()  # it may hold 16-bit casts of the weights before the update
         return stats
+
+
+def _nothing() -> None:
+    """What a method that did nothing to the parameters has to undo."""

@@ -14,10 +14,10 @@ from pyengm.evaluation.autoattack_warnings import AutoAttackWarning
 from pyengm.evaluation.trust import is_stronger, trust_block
 
 THREATS = (THREAT, ThreatModel("l2", 0.5))
-# Checks that each defence fails, whatever it is wrapped around.
+# Checks that each defence fails, whatever it is wrapped around. Square need not beat PGD on saturated logits.
 FAILS = {
     "rounded": {"reaches_zero", "black_box", "gradients"},
-    "saturated": {"reaches_zero", "black_box", "gradients", "resolution"},
+    "saturated": {"reaches_zero", "gradients", "resolution"},
     "noisy": {"noise", "outputs_repeat", "verdicts_repeat"},
 }
 
