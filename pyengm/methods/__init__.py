@@ -5,6 +5,7 @@ import pkgutil
 
 from pyengm.methods.aaer import AAER
 from pyengm.methods.atas import ATAS
+from pyengm.methods.ates import ATES
 from pyengm.methods.atta import ATTA
 from pyengm.methods.awp import AWP, MARTAWP, PGDATAWP, TRADESAWP
 from pyengm.methods.backward_smoothing import BackwardSmoothing
@@ -55,6 +56,7 @@ for _name in sorted(METHODS):
 __all__ = [
     "AAER",
     "ATAS",
+    "ATES",
     "ATTA",
     "AWP",
     "ELLE",

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from pyengm.attacks import PGD, attack_mode
-from pyengm.attacks.input_grad import input_grad
 from pyengm.attacks.logits import CheckedModel
-from pyengm.attacks.losses import log_softmax, loss_named
-from pyengm.attacks.threat_model import unit
-from pyengm.attacks.validation import check_batch, check_finite
+from pyengm.attacks.losses import log_softmax
+from pyengm.attacks.validation import check_batch
 from pyengm.data import Transform
 from pyengm.errors import ConfigError
 from pyengm.methods.attack_step import check_numbers, checked
@@ -21,6 +19,7 @@ from pyengm.methods.mart import MART
 from pyengm.methods.noise import gaussian_start
 from pyengm.methods.pgd_at import PGDAT
 from pyengm.methods.registry import register_method
+from pyengm.methods.stopped_attack import ascend_until_stopped
 from pyengm.methods.trades import TRADES
 from pyengm.ops import Key, Purpose, philox_normal
 
@@ -124,30 +123,17 @@ class FAT(EpochAttack):
         """Moves x_adv in place. target: of the loss that is ascended."""
         own = y.argmax(dim=1) if y.is_floating_point() else y
         left = torch.full_like(own, self.kappa_of(key.epoch))  # misclassifications before an example leaves
-        active = torch.ones_like(own, dtype=torch.bool)
-        rows = torch.arange(len(own), device=own.device)
         index = key.index.to(own.device)
-        loss = loss_named("kl" if self.loss == "trades" else "ce")
-        for k in range(self.attack.steps):
-            if k:
-                staying = active.nonzero().flatten()  # the one time in a step that the host waits
-                if len(staying) == 0:
-                    break
-                rows = staying if self.attack.bn == "eval" else rows
-            grad, losses, logits = input_grad(net, x_adv[rows], loss, target[rows])
-            check_finite(losses, grad)
-            wrong = (logits.argmax(dim=1) != own[rows]) & active[rows]
-            moves = active[rows] & ~(wrong & (left[rows] == 0))
-            left[rows] -= wrong.to(left.dtype)
-            active[rows] = moves
-            point = self._stepped(x_adv[rows], grad, x[rows], replace(key, index=index[rows]), k)
-            x_adv[rows] = torch.where(moves.view(-1, *[1] * (x.dim() - 1)), point, x_adv[rows])
 
-    def _stepped(self, x_adv: Tensor, grad: Tensor, x: Tensor, key: Key, draw: int) -> Tensor:
-        """The points one step on."""
-        direction = grad.sign() if self.threat.norm == "linf" else unit(grad)
-        point = x_adv + self.attack.step_size * direction
-        if self.jitter:
-            named = {"seed": key.seed, "epoch": key.epoch, "purpose": Purpose.JITTER, "draw": draw}
-            point += self.jitter * philox_normal(key.index, x.shape[1:], **named).to(point)
-        return self.threat.project_(point, x)
+        def stops(logits: Tensor, rows: Tensor) -> Tensor:
+            wrong = logits.argmax(dim=1) != own[rows]
+            leaving = wrong & (left[rows] <= 0)
+            left[rows] -= wrong.to(left.dtype)
+            return leaving
+
+        def jitter(rows: Tensor, step: int) -> Tensor:
+            named = {"seed": key.seed, "epoch": key.epoch, "purpose": Purpose.JITTER, "draw": step}
+            return self.jitter * philox_normal(index[rows], x.shape[1:], **named).to(x)
+
+        loss, noise = "kl" if self.loss == "trades" else "ce", jitter if self.jitter else None
+        ascend_until_stopped(self.attack, net, x_adv, x, target, stops, loss=loss, noise=noise)

@@ -8,7 +8,7 @@ from pyengm.training import TrainConfig
 
 MANY_STEPS = (
     *("pgd_at", "trades", "mart", "pgd_at_awp", "trades_awp", "mart_awp", "dynamic", "curriculum"),
-    *("fat", "lbgat", "mlcat", "mlcat_wp", "self_adaptive"),
+    *("ates", "fat", "lbgat", "mlcat", "mlcat_wp", "self_adaptive"),
 )
 OPTIONS = {
     "curriculum": ("accuracy=0.05",),  # a step more after every epoch

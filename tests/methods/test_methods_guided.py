@@ -1,4 +1,4 @@
-"""GAT, backward smoothing, FAT, MLCAT and LBGAT against their formulas, in plain torch and float64."""
+"""GAT, backward smoothing, FAT, ATES, MLCAT and LBGAT against their formulas, in plain torch and float64."""
 
 import copy
 import io
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from pyengm import ENGM, MSGD
 from pyengm.attacks import PGD
 from pyengm.errors import ConfigError
+from pyengm.methods.ates import ATES
 from pyengm.methods.backward_smoothing import BackwardSmoothing
 from pyengm.methods.fat import FAT
 from pyengm.methods.gat import GAT
@@ -164,11 +165,11 @@ def friendly(model, x, y, key, norm, *, loss, kappa, jitter, steps, size):
     return torch.cat(points), taken
 
 
-def trained():
+def trained(steps=20):
     """A network that classifies some images right, and others not."""
     model, (x, y, _) = network(), batch(24)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(20):
+    for _ in range(steps):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
@@ -193,10 +194,11 @@ def test_fat_is_its_algorithm(norm, loss, kappa):
 
 
 @pytest.mark.parametrize("bn", ["train", "batch_stats"])
-def test_fat_with_batch_statistics_keeps_whole_batches(bn):
+@pytest.mark.parametrize("kind", [FAT, ATES])
+def test_attacks_that_stop_keep_whole_batches_with_batch_statistics(kind, bn):
     model, rows, (x, y, key) = trained(), [], batch(12)
     handle = model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    FAT(0.1, steps=6, epochs=20, kappa=0, bn=bn)(model, x, y, key)
+    kind(0.1, steps=6, epochs=20, bn=bn)(model, x, y, key)
     handle.remove()
     assert set(rows) == {12}
 
@@ -210,6 +212,74 @@ def test_kappa_over_the_epochs():
         ]
     assert [FAT(0.1, epochs=12).kappa_of(epoch) for epoch in range(12)] == [0] * 5 + [1] * 4 + [2] * 3
     assert FAT(0.1, epochs=12, kappa=3).kappa_of(0) == 3
+
+
+# ATES
+
+
+def hardened(model, x, y, key, norm, *, gap, steps, size):
+    """The attack of the authors' code, one example after another; returns the steps of each, too."""
+    start = project(x + noise(x, key, norm), x, norm)
+    points, taken = [], []
+    for i in range(len(x)):
+        one, label, point, count = x[i : i + 1], int(y[i]), start[i : i + 1], 0
+        for _ in range(steps):
+            leaf = point.clone().requires_grad_()
+            logits = model(leaf)[0]
+            p = (logits.exp() / logits.exp().sum()).tolist()
+            if max(p[:label] + p[label + 1 :]) - p[label] > gap:
+                break
+            (g,) = torch.autograd.grad(logits.exp().sum().log() - logits[label], leaf)
+            point = project(point + size * direction(g, norm), one, norm)
+            count += 1
+        points.append(point.detach())
+        taken.append(count)
+    return torch.cat(points), taken
+
+
+@both_norms
+@pytest.mark.parametrize("gap", [-0.2, 0.0, 0.3])
+def test_ates_is_its_algorithm(norm, gap):
+    model, twin, base, (x, y, key) = trained(100), trained(100), trained(100), batch(24)
+    size = EPS[norm] / 12
+    outcome = ATES(EPS[norm], size, 8, epochs=20, first_gap=gap, last_gap=gap, norm=norm)(model, x, y, key)
+    with mode(twin, "eval"):
+        x_adv, taken = hardened(twin, x, y, key, norm, gap=gap, steps=8, size=size)
+    assert len(set(taken)) > 2  # else the test shows nothing
+    assert (outcome.x_adv - x_adv).abs().max() < 1e-9
+    check_pass(outcome, ce(base, x_adv, y), x_adv, model, base)
+    check_in_threat_model(outcome.x_adv, x, norm)
+
+
+def test_ates_that_never_stops_is_pgd_adversarial_training():
+    x, y, key = batch(12)
+    never = ATES(0.1, steps=5, epochs=4, first_gap=1, last_gap=1)(trained(), x, y, key)
+    assert torch.equal(never.x_adv, PGDAT(0.1, steps=5)(trained(), x, y, key).x_adv)
+
+
+def test_gap_over_the_epochs():
+    """As the authors' loop has it, which adds to the gap in epochs 30 to 69 of 100, counted from 0."""
+    gap, method = 0.0, ATES(0.1, epochs=100)
+    for epoch in range(100):
+        gap += 0.4 / 40 if 30 <= epoch < 70 else 0
+        assert method.gap(epoch) == pytest.approx(gap, abs=1e-12)
+    short = ATES(0.1, epochs=10, first_gap=-0.2, last_gap=1.0, begin=1, end=3)
+    assert [short.gap(epoch) for epoch in range(4)] == pytest.approx([-0.2, 0.4, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"first_gap": -1.5}, "first_gap is -1.5; expected a difference of probabilities"),
+        ({"last_gap": math.nan}, "last_gap is nan"),
+        ({"begin": 5, "end": 5}, "expected 0 <= begin < end"),
+        ({"end": math.inf}, "expected 0 <= begin < end"),
+        ({"epochs": 0}, "epochs, begin and end are 0"),
+    ],
+)
+def test_ates_refuses(options, message):
+    with pytest.raises(ConfigError, match=message):
+        ATES(0.1, **{"epochs": 10} | options)
 
 
 # MLCAT

@@ -247,6 +247,8 @@ NOT_IN_EPOCHS = {
         "min_share",
         "max_share",
         "band",
+        "first_gap",
+        "last_gap",
     ),
     *(
         "step_scale",

@@ -26,6 +26,7 @@ OPTIONS = {
     "pgd_at_awp": {"gamma": 0.0},  # whose move goes up the smoothed losses
     "trades_awp": {"gamma": 0.0},
     "mlcat_wp": {"gamma": 0.0},
+    "ates": {"epochs": 4},
     "fat": {"epochs": 4},
     "gat": {"epochs": 4},
     "fgsm_rs_cs": {"epochs": 4},

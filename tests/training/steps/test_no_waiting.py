@@ -18,6 +18,7 @@ from pyengm.utils.checks import Checks
 
 SHRINKS = "aten.nonzero.default: its shape depends on values"
 EXPECTED = {  # of a step here, at most: an attack goes on with the examples that are left; singular values
+    "ates": [SHRINKS],
     "dynamic": [SHRINKS],
     "fat": [SHRINKS],
     "ssat": [SHRINKS, SHRINKS],
