@@ -28,7 +28,11 @@ WIDTH, N, EPS, EPOCHS = 16, 64, 8 / 255, 30
 
 
 # The options of a step of the benchmark apart from the defaults, and the epoch at which it is taken.
-OPTIONS: dict[str, dict[str, Any]] = {"dynamic": {"c_max": 0.0}, "fat": {"kappa": 10}, "ates": {"first_gap": 1.0, "last_gap": 1.0}}  # every step is taken
+OPTIONS: dict[str, dict[str, Any]] = {  # every step is taken
+    "ates": {"first_gap": 1.0, "last_gap": 1.0},
+    "dynamic": {"c_max": 0.0},
+    "fat": {"kappa": 10},
+}
 EPOCH = 12
 
 

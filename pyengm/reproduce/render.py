@@ -5,6 +5,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from pyengm.reproduce.report import Collapse
+
 
 def as_table(report: dict[str, Any]) -> Table:
     """Returns the report as a table for the terminal: in each cell our figure, the paper's and the difference."""
@@ -62,8 +64,8 @@ def remarks(report: dict[str, Any]) -> list[str]:
             f"{order['pairs_in_the_same_order']} of {order['pairs']} pairs in the same order"
         )
     for name, seeds in report["collapsed"].items():
-        epochs = "; ".join(f"seed {seed}, after epoch {_listed(epochs)}" for seed, epochs in seeds.items())
-        lines.append(f"catastrophic overfitting, by the accuracy under PGD on training images: {name}: {epochs}")
+        cases = "; ".join(f"seed {seed}, {_falls(falls)}" for seed, falls in seeds.items())
+        lines.append(f"catastrophic overfitting, by the accuracy under PGD on training images: {name}: {cases}")
     for name, differences in report["differences"].items():
         lines.append(f"not as in the paper, {name}: {'; '.join(differences)}")
     lines += [f"no figure of ours for {column}: {why}" for column, why in report["missing"].items()]
@@ -75,8 +77,9 @@ def _figure(figure: dict[str, Any]) -> str:
     return f"{figure['value']:.2f}" + ("" if figure["spread"] is None else f" ± {figure['spread']:.2f}")
 
 
-def _listed(epochs: list[int]) -> str:
-    return ", ".join(map(str, epochs))
+def _falls(falls: list[Collapse]) -> str:
+    epochs = (f"{100 * fall['before']:.1f} to {100 * fall['after']:.1f} % in epoch {fall['epoch']}" for fall in falls)
+    return f"{', '.join(epochs)}, {100 * falls[-1]['last']:.1f} % at the end"
 
 
 def _ranked(ranks: list[list[str]]) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations, groupby
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -12,13 +12,29 @@ from pyengm.reproduce.tables import Column, Figure, PaperTable
 from pyengm.training.multi_seed import sample_deviation
 
 
+class Collapse(TypedDict):
+    """A fall of the accuracy under attack on training images, in [0, 1].
+
+    Attributes:
+        epoch: The epoch, counted from 1, after which it was found.
+        before: The accuracy after the epoch before.
+        after: The accuracy after that epoch.
+        last: The accuracy after the last epoch of the run, which may have recovered.
+    """
+
+    epoch: int
+    before: float
+    after: float
+    last: float
+
+
 def make_report(
     table: PaperTable,
     scale: str,
     results: Mapping[str, Mapping[int, dict[str, Any]]],
     failed: Mapping[str, str],
     differences: Mapping[str, Sequence[str]],
-    collapsed: Mapping[str, Mapping[int, Sequence[int]]],
+    collapsed: Mapping[str, Mapping[int, Sequence[Collapse]]],
 ) -> dict[str, Any]:
     """Makes the content of the results.json of a table. Figures are in the paper's units.
 
@@ -28,8 +44,7 @@ def make_report(
         results: The results.json of each run with its times, by row and seed.
         failed: The reasons of runs that failed, by run.
         differences: The ways in which the runs of a row differ from the paper's, in words, by row.
-        collapsed: The epochs, counted from 1, of catastrophic overfitting by row and seed; rows without it are left
-            out.
+        collapsed: The cases of catastrophic overfitting by row and seed; rows without it are left out.
     """
     rows = []
     for row in table.rows:
@@ -63,7 +78,7 @@ def make_report(
         },
         "notes": list(table.notes),
         "collapsed": {
-            name: {str(seed): list(epochs) for seed, epochs in seeds.items()} for name, seeds in collapsed.items()
+            name: {str(seed): list(falls) for seed, falls in seeds.items()} for name, seeds in collapsed.items()
         },
         "failed": dict(failed),
     }

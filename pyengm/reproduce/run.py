@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pyengm.reproduce.config import ReproduceConfig
 from pyengm.reproduce.further import OF_A_RUN, OF_TWO_RUNS, further_values
 from pyengm.reproduce.plan import plan
 from pyengm.reproduce.render import as_markdown, as_table, heading, remarks
-from pyengm.reproduce.report import make_report
+from pyengm.reproduce.report import Collapse, make_report
 from pyengm.reproduce.tables import PAPER_TABLES, PaperTable, Row, load_table, table_names
 from pyengm.training import RunFolder, TrainConfig
 from pyengm.training.multi_run import complete_all
@@ -136,9 +137,19 @@ def made_by(config: TrainConfig, folder: Path) -> list[str]:
     return sorted(lines, reverse=True)
 
 
-def collapses(run: RunFolder) -> list[int]:
-    """Returns the epochs, counted from 1, after which a run's accuracy under attack had collapsed."""
-    return [row["epoch"] + 1 for row in run.read_metrics() if row.get("catastrophic_overfitting")]
+def collapses(run: RunFolder) -> list[Collapse]:
+    """Returns the falls of a run's accuracy under attack on training images that the detector found."""
+    rows = [row for row in run.read_metrics() if row.get("train_pgd") is not None]
+    return [
+        {
+            "epoch": row["epoch"] + 1,
+            "before": before["train_pgd"],
+            "after": row["train_pgd"],
+            "last": rows[-1]["train_pgd"],
+        }
+        for before, row in pairwise(rows)
+        if row["catastrophic_overfitting"]
+    ]
 
 
 def write_report(report: dict[str, Any], out: Path) -> None:

@@ -7,9 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cuda_on_cpu.compile_kernels import COMMON, RUNTIME, obstacle
+from cuda_on_cpu.compile_kernels import COMMON, CSRC, RUNTIME, obstacle
 from cuda_on_cpu.ptx.compile_ptx import PTX, TRANSLATED
 from cuda_on_cpu.ptx.emission import translate_file
+from helpers.cuobjdump import dump
 
 NAN, INF = float("nan"), float("inf")
 MOST32, MOST64 = 2**32 - 1, 2**64 - 1
@@ -40,6 +41,11 @@ CASES = [
     ("shr.s64 d, a, 1", "s64", (-7,), "s64", -4),
     ("shr.u64 d, a, 63", "u64", (MOST64,), "u64", 1),
     ("shr.u32 d, a, 32", "u32", (MOST32,), "u32", 0),
+    ("bfi.b64 d, a, b, 32, 32", "u64", (2**40 + 5, 2**40 + 7), "u64", 5 * 2**32 + 7),
+    ("bfi.b32 d, a, b, 4, 8", "u32", (0xFFFFF123, 0xABCDE00F), "u32", 0xABCDE23F),
+    ("bfi.b32 d, a, b, 28, 40", "u32", (0xFF, 0), "u32", 0xF0000000),
+    ("bfi.b32 d, a, b, 32, 8", "u32", (0xFF, 7), "u32", 7),
+    ("bfi.b32 d, a, b, 3, 0", "u32", (0xFF, 7), "u32", 7),
     ("clz.b64 d, a", "u64", (1,), "u32", 63),
     ("clz.b64 d, a", "u64", (0,), "u32", 64),
     ("and.b32 d, a, -4", "u32", (7,), "u32", 4),
@@ -62,6 +68,14 @@ CASES = [
     ("sqrt.rn.f32 d, a", "f32", (2.25,), "f32", 1.5),
     ("neg.f64 d, a", "f64", (0.0,), "f64", -0.0),
     ("abs.f32 d, a", "f32", (-INF,), "f32", INF),
+    ("max.f32 d, a, b", "f32", (-3.0, 2.0), "f32", 2.0),
+    ("max.f32 d, a, b", "f32", (NAN, -INF), "f32", -INF),
+    ("max.f32 d, a, b", "f32", (-INF, NAN), "f32", -INF),
+    ("max.f64 d, a, b", "f64", (-0.0, 0.0), "f64", 0.0),
+    ("max.f64 d, a, b", "f64", (0.0, -0.0), "f64", 0.0),
+    ("min.f32 d, a, b", "f32", (-3.0, 2.0), "f32", -3.0),
+    ("min.f64 d, a, b", "f64", (NAN, 2.0), "f64", 2.0),
+    ("min.f32 d, a, b", "f32", (0.0, -0.0), "f32", -0.0),
     ("rcp.approx.ftz.f64 d, a", "f64", (-4.0,), "f64", -0.25),
     ("add.rn.f32 d, a, 0fBF800000", "f32", (3.0,), "f32", 2.0),
     ("add.rn.f64 d, a, 0d3FF0000000000000", "f64", (3.0,), "f64", 4.0),
@@ -221,7 +235,7 @@ def test_what_the_manual_leaves_open_ends_the_launch(library, k):
 @pytest.mark.parametrize(
     "code",
     ["add.f32 d, a, b",  # may be fused
-     "add.rz.f32 d, a, b", "min.f32 d, a, b", "red.global.add.u32 [w], a", "ld.global.ca.u32 d, [w]", "bar.sync 1",
+     "add.rz.f32 d, a, b", "min.NaN.f32 d, a, b", "red.global.add.u32 [w], a", "ld.global.ca.u32 d, [w]", "bar.sync 1",
      "ld.shared.nc.u32 d, [w]", "ld.global.v2.u32 d, [w]", "atom.global.cas.b32 d, [w], a, b", "setp.lt.f32 p|p, a, b",
      "sin.approx.f32 d, a", "shl.b32 d, [a], 1", "cvt.sat.f32.f32 d, a"],
 )  # fmt: skip
@@ -231,6 +245,16 @@ def test_what_is_not_translated_is_named(tmp_path, code):
     opcode = code.split()[0]
     with pytest.raises(ValueError, match=rf"line 16: expected an instruction of instructions.py, got '{opcode}"):
         translate_file(path)
+
+
+def test_every_kernel_is_translated(tmp_path):
+    """The PTX in the module that was built, which the slow tests run."""
+    files = re.findall(r"^\.version.*?(?=^Fatbin|\Z)", dump("-ptx"), re.MULTILINE | re.DOTALL)
+    assert len(files) == len([*(CSRC / "cuda").glob("*.cu")])
+    for k, text in enumerate(files):
+        path = tmp_path / f"{k}.ptx"
+        path.write_text(text)
+        assert translate_file(path).count("static void") >= text.count(".entry")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,10 @@
 """The CUDA module without a GPU: it imports, is complete, fails cleanly and spills no registers."""
 
-import importlib.util
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.cuobjdump import dump
 
 from pyengm.ops import available_backends
 from pyengm.ops._register import CPU_MODULE, CUDA_MODULE
@@ -59,22 +56,11 @@ def test_only_long_rows_need_a_workspace():
         assert n * pieces * 24 <= workspace(n, d) <= n * (pieces * 24 + 40) + 32  # three sums each; counters, a move
 
 
-def cuobjdump() -> str | None:
-    """From a CUDA toolkit, or the one that Triton brings along."""
-    triton = importlib.util.find_spec("triton")
-    beside = [str(Path(triton.origin).parent / "backends/nvidia/bin")] if triton and triton.origin else []
-    return next(filter(None, (shutil.which("cuobjdump", path=path) for path in (None, *beside))), None)
-
-
 @pytest.fixture(scope="module")
 def usage() -> dict[tuple[str, str], dict[str, int]]:
     """Registers, stack and local memory by (architecture, mangled name)."""
-    if cuobjdump() is None:
-        pytest.skip("cuobjdump was not found")
-    command = [cuobjdump(), "-res-usage", CUDA_MODULE.__file__]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found, architecture, name = {}, "", ""
-    for line in printed.splitlines():
+    for line in dump("-res-usage").splitlines():
         if match := re.match(r"arch = (\w+)", line):
             architecture = match[1]
         elif match := re.search(r"Function (\w+):", line):
@@ -100,8 +86,7 @@ def test_two_blocks_of_rows_fit_a_multiprocessor(usage):
 
 def test_every_storage_type_is_read_and_written_in_16_bytes(usage):
     (architecture, _), *_ = usage  # one of those that were built
-    command = [cuobjdump(), "-arch", architecture, "-sass", CUDA_MODULE.__file__]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    printed = dump("-arch", architecture, "-sass")
     kernels = {}
     for function in re.split(r"Function : ", printed)[1:]:
         kernels.setdefault(function.split(maxsplit=1)[0], []).append(function)

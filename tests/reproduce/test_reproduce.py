@@ -462,14 +462,22 @@ class TestReport:
         assert found == {"all rows": ["x"], "A": ["y"], "B": ["z"]}
 
     def test_collapses_are_named(self):
-        report = self.report({}, {"A": 1.0, "B": 1.0}, collapsed={"B": {0: [12], 2: [3, 9]}})
-        assert "B: seed 0, after epoch 12; seed 2, after epoch 3, 9" in as_markdown(report)
+        first, second = ({"epoch": epoch, "before": 0.5, "after": 0.12, "last": 0.6} for epoch in (3, 9))
+        report = self.report({}, {"A": 1.0, "B": 1.0}, collapsed={"B": {0: [first], 2: [first, second]}})
+        assert (
+            "B: seed 0, 50.0 to 12.0 % in epoch 3, 60.0 % at the end; "
+            "seed 2, 50.0 to 12.0 % in epoch 3, 50.0 to 12.0 % in epoch 9, 60.0 % at the end\n"
+        ) in as_markdown(report)
         assert json.loads(json.dumps(report)) == report
 
     def test_collapses_of_a_run(self, tmp_path):
-        rows = [{"epoch": epoch, "catastrophic_overfitting": epoch == 4} for epoch in range(6)]
+        accuracies = (0.1, 0.2, 0.3, 0.5, 0.2, 0.4)
+        rows = [
+            {"epoch": epoch, "train_pgd": accuracy, "catastrophic_overfitting": epoch == 4}
+            for epoch, accuracy in enumerate(accuracies)
+        ]
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"epoch": 6}]))
-        assert collapses(RunFolder(tmp_path)) == [5]
+        assert collapses(RunFolder(tmp_path)) == [{"epoch": 5, "before": 0.5, "after": 0.2, "last": 0.4}]
 
     def test_look_up(self):
         results = {"best": {"pgd20": 0.5, "deepfool": 0.7}, "robust_overfitting": 3.0, "hours": 1.5}

@@ -15,12 +15,13 @@ WORDS, FLOATS = "s32 s64 u32 u64", "f32 f64"
 BITS = "b16 b32 b64 pred"
 # An opcode without its type -> the types that it may have; its operands have that type too.
 PLAIN = {
-    **dict.fromkeys(("add", "sub", "mul.lo", "mad.lo", "div", "rem", "min", "max"), WORDS),
+    **dict.fromkeys(("add", "sub", "mul.lo", "mad.lo", "div", "rem"), WORDS),
+    **dict.fromkeys(("min", "max"), f"{WORDS} {FLOATS}"),
     **dict.fromkeys(("mul.wide", "mul.hi"), "s32 u32"),
     **dict.fromkeys(("neg", "abs"), "s32 s64 f32 f64"),
     **dict.fromkeys(("and", "or", "xor", "not"), BITS),
     **dict.fromkeys(("add.rn", "sub.rn", "mul.rn", "div.rn", "fma.rn", "sqrt.rn"), FLOATS),
-    **{"shl": "b32 b64", "shr": f"{WORDS} b32 b64", "clz": "b32 b64", "rcp.approx.ftz": "f64"},
+    **{"shl": "b32 b64", "bfi": "b32 b64", "shr": f"{WORDS} b32 b64", "clz": "b32 b64", "rcp.approx.ftz": "f64"},
     **dict.fromkeys(("mov", "cvta.to.global", "cvta.local", "cvta.to.local"), f"{BITS} u16 s16 {WORDS} {FLOATS}"),
     "selp": f"b16 b32 b64 u16 s16 {WORDS} {FLOATS}",
     **dict.fromkeys(("setp.eq", "setp.ne"), f"b16 b32 b64 u16 s16 {WORDS} {FLOATS}"),
@@ -28,7 +29,8 @@ PLAIN = {
     **dict.fromkeys(("setp.equ", "setp.neu", "setp.ltu", "setp.leu", "setp.gtu", "setp.geu"), FLOATS),
     **dict.fromkeys(("setp.num", "setp.nan"), FLOATS),
 }
-LAST = {"shl": "u32", "shr": "u32", "selp": "pred"}  # the type of the last operand, where it is another one
+# The types of the last operands, where they are others.
+LAST = {"shl": ("u32",), "shr": ("u32",), "selp": ("pred",), "bfi": ("u32", "u32")}
 CARRY = ("add.cc", "addc", "addc.cc", "sub.cc", "subc", "subc.cc", "mad.lo.cc", "madc.lo", "madc.lo.cc", "madc.hi",
          "madc.hi.cc")  # fmt: skip
 INTEGERS = ("u8", "s8", "u16", "s16", *WORDS.split())
@@ -135,9 +137,8 @@ def compute(stem: str, kind: str, *operands: Operand) -> str:
             return unpack(kind, to, *given)
         if stem == "mov" and isinstance(given[0], Group):
             return assign(to, pack(kind, *given))
-        kinds = [kind] * len(given)
-        if stem in LAST:
-            kinds[-1] = LAST[stem]
+        last = LAST.get(stem, ())
+        kinds = [*[kind] * (len(given) - len(last)), *last]
         values = [value(*pair) for pair in zip(given, kinds, strict=True)]
     else:
         raise Untranslated

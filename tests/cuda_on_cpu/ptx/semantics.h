@@ -96,11 +96,11 @@ T do_rem(T a, T b) {
   return T(a % b);
 }
 template <typename T>
-T do_min(T a, T b) {
+IfInteger<T> do_min(T a, T b) {
   return b < a ? b : a;
 }
 template <typename T>
-T do_max(T a, T b) {
+IfInteger<T> do_max(T a, T b) {
   return a < b ? b : a;
 }
 template <typename T>
@@ -119,6 +119,13 @@ template <typename T>
 T do_shr(T a, uint32_t by) {  // a signed number keeps its sign
   const uint32_t most = 8 * sizeof(T) - 1;
   return by > most ? (std::is_signed_v<T> ? T(a >> most) : T(0)) : T(a >> by);
+}
+template <typename T>
+T do_bfi(T a, T b, uint32_t at, uint32_t length) {  // the lowest bits of a over those of b
+  const uint32_t bits = 8 * sizeof(T), first = at & 0xff, count = length & 0xff;
+  if (first >= bits) return b;
+  const T mask = T((count >= bits ? T(-1) : T((T(1) << count) - 1)) << first);
+  return T((b & ~mask) | (T(a << first) & mask));
 }
 template <typename T>
 uint32_t do_clz(T a) {
@@ -199,6 +206,16 @@ IfFloat<T> do_neg(T a) {
 template <typename T>
 IfFloat<T> do_abs(T a) {
   return std::fabs(a);
+}
+template <typename T>
+IfFloat<T> do_max(T a, T b) {  // the other one, where one is not a number; +0 is above -0
+  if (a != a) return b;
+  if (a == b) return std::signbit(a) ? b : a;
+  return a < b ? b : a;
+}
+template <typename T>
+IfFloat<T> do_min(T a, T b) {
+  return -do_max(-a, -b);
 }
 // Of the upper 32 bits of a; the lower 32 of the result are zero. nvcc refines it by Newton's steps.
 inline double do_rcp_approx_ftz(double a) {
