@@ -42,7 +42,7 @@ class Trainer:
             return {"inner_steps": INNER_STEPS, "inner_lr": 1e-4}  # too small to memorise the one batch
         x = self.x.clone().requires_grad_()
         losses = self._losses(x)
-        if name == "engm":
+        if name in ("engm", "ps_clip_sgd"):
             return {"alpha": per_example_grad_norms(losses, self.model.parameters()).median().item()}
         gradient = torch.autograd.grad(losses.sum(), x)[0].flatten(1).norm(dim=1)
         if name == "nengm":

@@ -25,7 +25,20 @@ if TYPE_CHECKING:  # what `_HOMES` imports
         report,
         training,
     )
-    from pyengm.optim import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, EntropySGD2, Muon, scale_alpha
+    from pyengm.optim import (
+        AENGM,
+        ENGM,
+        FENGM,
+        MGNC,
+        MSGD,
+        NENGM,
+        SNGM,
+        EntropySGD,
+        EntropySGD2,
+        Muon,
+        PSClipSGD,
+        scale_alpha,
+    )
     from pyengm.pergrad import clipped_backward, per_example_grad_norms, weighted_backward
     from pyengm.training.steps.train_step import train_step
 
@@ -45,6 +58,7 @@ __all__ = [
     "EntropySGD",
     "EntropySGD2",
     "Muon",
+    "PSClipSGD",
     "PyengmError",
     "UnsupportedOperationError",
     "analysis",
@@ -74,7 +88,7 @@ _PARTS = (
 _HOMES = {"train_step": "training.steps.train_step"}
 _HOMES |= dict.fromkeys(("clipped_backward", "per_example_grad_norms", "weighted_backward"), "pergrad")
 _HOMES |= dict.fromkeys(("AENGM", "ENGM", "FENGM", "MGNC", "MSGD", "Muon", "NENGM", "SNGM", "scale_alpha"), "optim")
-_HOMES |= dict.fromkeys(("EntropySGD", "EntropySGD2"), "optim")
+_HOMES |= dict.fromkeys(("EntropySGD", "EntropySGD2", "PSClipSGD"), "optim")
 
 
 def __getattr__(name: str) -> Any:

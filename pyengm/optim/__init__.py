@@ -15,6 +15,7 @@ from pyengm.optim.mgnc import MGNC
 from pyengm.optim.msgd import MSGD
 from pyengm.optim.muon import Muon
 from pyengm.optim.nengm import NENGM
+from pyengm.optim.ps_clip_sgd import PSClipSGD
 from pyengm.optim.registry import CLOSURE_OPTIMIZERS, OPTIMIZERS, register_optimizer
 from pyengm.optim.scale_alpha import scale_alpha
 from pyengm.optim.sngm import SNGM
@@ -41,6 +42,7 @@ __all__ = [
     "Hyperparameter",
     "Muon",
     "OptimizerInfo",
+    "PSClipSGD",
     "PerExampleSGD",
     "PerExampleStats",
     "defaults_of",

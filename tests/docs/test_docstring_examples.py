@@ -9,7 +9,7 @@ import torch
 import pyengm
 
 MOST_USED = (
-    *("ENGM", "FENGM", "MSGD", "NENGM", "SNGM", "scale_alpha"),
+    *("ENGM", "FENGM", "MSGD", "NENGM", "PSClipSGD", "SNGM", "scale_alpha"),
     *("clipped_backward", "per_example_grad_norms", "train_step", "weighted_backward"),
     *("attacks.PGD", "attacks.FGSM", "attacks.DeepFool", "attacks.ThreatModel"),
     *("methods.PGDAT", "methods.TRADES", "methods.MART"),

@@ -13,6 +13,7 @@ from pyengm.optim import CLOSURE_OPTIMIZERS, OPTIMIZERS
 WORLD, STEPS, N = 2, 3, 8
 OPTIONS = {
     "engm": {"alpha": 0.5},
+    "ps_clip_sgd": {"alpha": 0.2},
     "mgnc": {"max_norm": 0.1},
     "aengm": {"alpha": 0.5, "tau": 2},
     "nengm": {"alpha": 0.05},

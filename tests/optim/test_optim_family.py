@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pyengm
-from pyengm import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, Muon, scale_alpha
+from pyengm import AENGM, ENGM, FENGM, MGNC, MSGD, NENGM, SNGM, EntropySGD, Muon, PSClipSGD, scale_alpha
 from pyengm.errors import ConfigError, NonFiniteError
 from pyengm.models import build
 from pyengm.optim import OPTIMIZERS
@@ -60,7 +60,7 @@ def kind(request):
 
 
 class TestWithoutWeights:
-    @pytest.mark.parametrize("kind", [ENGM, AENGM, NENGM, MSGD, MGNC])
+    @pytest.mark.parametrize("kind", [ENGM, AENGM, NENGM, PSClipSGD, MSGD, MGNC])
     @pytest.mark.parametrize("norm", ["gn", "bn"])
     def test_an_infinite_bound_is_torch_sgd(self, kind, norm):
         bound = {"MSGD": {}, "MGNC": {"max_norm": math.inf}}.get(kind.__name__, {"alpha": math.inf})
@@ -130,6 +130,43 @@ class TestSNGM:
         optimizer.backward((w * 0.0).sum()[None])
         optimizer.step()
         assert w.equal(torch.ones(3))
+
+
+class TestPSClipSGD:
+    @pytest.mark.parametrize("norm", ["gn", "bn"])
+    @pytest.mark.parametrize("beta", [1.5, 2.0])
+    def test_thresholds_grow_along_the_batch(self, norm, beta):
+        model, (x, y) = network(norm, torch.float64), batch(dtype=torch.float64)
+        g = rows(model, x, y)
+        alpha, n = (g.norm(dim=1) / 2).median().item(), len(x)
+        optimizer = PSClipSGD(model.parameters(), lr=0.1, weight_decay=0.0, alpha=alpha, beta=beta, norms="exact")
+        before = theta(model)
+        stats = step(model, optimizer, x, y)
+        weights = [min(1.0, alpha * (k + 1) ** (1 / beta) / g[k].norm().item()) for k in range(n)]
+        assert 0 < sum(weight < 1 for weight in weights) < n  # else the test shows less
+        assert stats.weights.tolist() == pytest.approx(weights, rel=1e-9)
+        expected = before - 0.1 * sum(weight * row for weight, row in zip(weights, g, strict=True)) / n
+        torch.testing.assert_close(theta(model), expected, rtol=0, atol=1e-10)
+
+    def test_a_step_that_was_left_out_does_not_count(self):
+        """A GradScaler that backs off leaves calls behind that no step has used."""
+        model, (x, y) = network(), batch()
+        optimizer = PSClipSGD(model.parameters(), alpha=0.1)
+        first, second = (optimizer.backward(losses_of(model, x, y)).weights for _ in range(2))
+        assert first.equal(second)
+        halves = [optimizer.backward(losses_of(model, x, y), accumulate=2).weights for _ in range(4)]
+        assert halves[0].equal(first)
+        assert halves[2].equal(first)
+        assert halves[1].equal(halves[3])
+        assert (halves[1] > first).any()
+
+    def test_no_growth_is_engm(self):
+        grown, model = network(), network()
+        optimizers = PSClipSGD(grown.parameters(), alpha=0.5, beta=math.inf), ENGM(model.parameters(), alpha=0.5)
+        for seed in range(3):
+            step(grown, optimizers[0], *batch(seed=seed))
+            step(model, optimizers[1], *batch(seed=seed))
+        assert same_bits(grown, model)
 
 
 class TestFENGM:
@@ -458,6 +495,8 @@ class TestBadUse:
     @pytest.mark.parametrize(
         ("kind", "name", "value"),
         [
+            (PSClipSGD, "alpha", 0.0),
+            (PSClipSGD, "beta", 0.0),
             (MGNC, "max_norm", 0.0),
             (ENGM, "alpha", -1.0),
             (AENGM, "alpha", 0),
@@ -574,6 +613,18 @@ def test_calibration_works_with_batch_norm():
 
 
 def test_every_name_is_exported():
-    for name in ("MSGD", "MGNC", "SNGM", "ENGM", "FENGM", "AENGM", "NENGM", "EntropySGD", "EntropySGD2", "scale_alpha"):
+    for name in (
+        "MSGD",
+        "MGNC",
+        "SNGM",
+        "ENGM",
+        "FENGM",
+        "AENGM",
+        "NENGM",
+        "PSClipSGD",
+        "EntropySGD",
+        "EntropySGD2",
+        "scale_alpha",
+    ):
         assert name in pyengm.__all__
         assert hasattr(pyengm, name)
