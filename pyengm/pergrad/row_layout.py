@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_read_by_graphs: list[Tensor] = []  # orders that CUDA graphs read: a graph keeps no tensor alive
+
 
 @dataclass(frozen=True)
 class RowLayout:
@@ -45,7 +47,10 @@ class RowLayout:
         if self.order is not None:
             if t.device not in self._moved:  # once, as a copy from the host waits for the device
                 self._moved[t.device] = self.order.to(t.device)
-            return torch.cat([t, t.new_zeros(1, *t.shape[1:])])[self._moved[t.device]]
+            order = self._moved[t.device]
+            if torch.cuda.is_current_stream_capturing():
+                _read_by_graphs.append(order)
+            return torch.cat([t, t.new_zeros(1, *t.shape[1:])])[order]
         if t.shape[0] == self.n * self.inner:
             return t.reshape(self.n, self.inner, *t.shape[1:])
         return t.reshape(-1, self.n, self.inner, *t.shape[1:]).transpose(0, 1).flatten(1, 2)
