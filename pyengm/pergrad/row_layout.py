@@ -48,7 +48,7 @@ class RowLayout:
             if t.device not in self._moved:  # once, as a copy from the host waits for the device
                 self._moved[t.device] = self.order.to(t.device)
             order = self._moved[t.device]
-            if torch.cuda.is_current_stream_capturing():
+            if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
                 _read_by_graphs.append(order)
             return torch.cat([t, t.new_zeros(1, *t.shape[1:])])[order]
         if t.shape[0] == self.n * self.inner:
