@@ -423,7 +423,7 @@ class TestCompletion:
             (["tr"], "train"),
             (["train", "--thr"], "--threat"),
             (["train", "--threat", "l"], "linf l2"),
-            (["train", "--method", "at"], "atas atta"),
+            (["train", "--method", "at"], "atas ates atta"),
             (["evaluate", "--surr"], "--surrogate"),
             (["rep"], "report reproduce"),
             (["report", "--im"], "--images"),

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,8 +34,7 @@ def copy_checkout(folder: Path) -> Path:
 
 
 def unpack(sdist: Path, folder: Path) -> Path:
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+    shutil.unpack_archive(sdist, folder)  # without a filter, which Python has from 3.11.4 on
     return folder / sdist.name.removesuffix(".tar.gz")
 
 
