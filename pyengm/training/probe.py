@@ -97,7 +97,7 @@ def measure_probe(config: TrainConfig, components: TrainComponents, data: ImageD
         for rows, batch in _batches(config, components, data):
             losses, x_adv = _losses(config, components, batch)
             norms = estimator.norms(losses, params, estimator.prepare(losses, list(zip(names, params, strict=True))))
-            estimator.refit_interval = count  # one fit serves all batches, as the weights stay as they are
+            estimator.refit_interval = count  # one fit is enough for all batches, as the weights do not change
             found[rows, 0] = found[rows, 1] = norms.double()
             if not sample.all():
                 own = sample[rows.cpu()].nonzero().flatten()

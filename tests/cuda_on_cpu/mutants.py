@@ -130,7 +130,7 @@ SLOW = [
         ROWS,
     ),
     Mutant(
-        "cut_rows: move told without a fence",
+        "cut_rows: move published without a fence",
         "rows.h",
         "        __threadfence();\n        atomicExch",
         "        atomicExch",

@@ -223,7 +223,7 @@ def test_elle_adapts_its_weight():
         weight = 40.0 if jump else 0.5 * weight
         seen.add(jump)
         history.append(now)
-        file = io.BytesIO()  # the state goes on in another object
+        file = io.BytesIO()  # the state is loaded into another object
         torch.save(method.state_dict(), file)
         file.seek(0)
         method = ELLE(0.1, adaptive=True, weight=40.0, decay=0.5, sensitivity=0.5)

@@ -134,7 +134,7 @@ def test_distributed_checkpoints(alone, name, options):
 
     how = StateDictOptions(**options)
     few = {"inner_steps": 2, "noise": 0.1} if name in CLOSURE_OPTIMIZERS else {}
-    few |= {"alpha": 5.0} if name == "muon" else {}  # it clips where it is told to
+    few |= {"alpha": 5.0} if name == "muon" else {}  # it clips by alpha alone
     model, optimizer = trained(name, **few)
     saved = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer, options=how)}
     with warnings.catch_warnings():

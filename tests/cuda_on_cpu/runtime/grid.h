@@ -9,7 +9,7 @@
 
 namespace emu {
 
-// What a thread knows to have happened before in other threads.
+// What has happened in other threads before the present operation of a thread.
 struct History {
   std::map<int, uint32_t> phases;                   // block -> all accesses of its threads before this phase
   std::map<std::pair<int, int>, uint32_t> threads;  // (block, thread) -> its accesses before this fence

@@ -1,7 +1,7 @@
 // Two accesses of different threads, at least one of them a write and one of them weak, race unless one of them happens
 // before the other: a barrier of their block lies between them, or the first thread's fence, a strong access of it
 // (atomic or volatile), a strong access of the second thread that reads it, and a fence of the second thread. Fences
-// are cumulative, as in the memory model of PTX: they pass on what a thread knows of others.
+// are cumulative, as in the memory model of PTX: they pass on what happened before in other threads.
 #include <algorithm>
 #include <cstdio>
 #include <unordered_map>

@@ -17,7 +17,7 @@ from pyengm.training import TrainComponents, TrainConfig, build_components, buil
 from pyengm.utils.checks import Checks
 
 SHRINKS = "aten.nonzero.default: its shape depends on values"
-EXPECTED = {  # of a step here, at most: an attack goes on with the examples that are left; singular values
+EXPECTED = {  # of a step here, at most: later steps of an attack take the remaining examples; singular values
     "ates": [SHRINKS],
     "dynamic": [SHRINKS],
     "fat": [SHRINKS],
